@@ -1,0 +1,81 @@
+"""``dapo-openrlhf train|eval|submit``: parse, validate, then import the rest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dapo_openrlhf.config import ConfigError, load_config, parse_overrides, setting_names
+
+STARTED = time.monotonic()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit status."""
+    options, rest = _parser().parse_known_args(arguments)
+    try:
+        overrides = parse_overrides(rest)
+        config = load_config(options.config, overrides)
+        if options.command == "submit":
+            from dapo_openrlhf.cli.submit import submit
+
+            return submit(options, rest)
+        if options.command == "eval":
+            from dapo_openrlhf.cli.eval import evaluate
+
+            return evaluate(config, json_file=options.json)
+        from dapo_openrlhf.cli.train import train
+
+        return train(config, started=STARTED)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|submit")
+    for name, what in {
+        "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
+        "eval": "measure a model's accuracy on eval.dataset",
+        "submit": "send a training to a Ray cluster through its job API and follow its log",
+    }.items():
+        command = commands.add_parser(
+            name,
+            help=what,
+            description=what,
+            usage=f"dapo-openrlhf {name} --config FILE [options] [--section.key VALUE ...]",
+            epilog=_settings(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file, see configs/")
+        if name == "eval":
+            command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+        if name == "submit":
+            command.add_argument(
+                "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
+            )
+            command.add_argument(
+                "--working-dir",
+                type=Path,
+                metavar="DIR",
+                help="upload this folder to the cluster; without it the job runs in the current folder's path",
+            )
+            command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    return parser
+
+
+def _settings() -> str:
+    lines = ["settings, as --section.key VALUE or section.key=VALUE:"]
+    for name, description in setting_names().items():
+        first_line = description.split(";")[0].split("\n")[0]
+        lines.append(f"  {name:<42} {first_line}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

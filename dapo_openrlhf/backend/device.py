@@ -1,0 +1,94 @@
+"""The one place where a CPU machine and a CUDA machine differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+KV_CACHE_BYTES_ON_CPU = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What trainer and engine processes need to know about the machine they run on."""
+
+    kind: Literal["cpu", "cuda"]
+    threads: int
+    """CPU threads of each trainer and engine process."""
+
+    @classmethod
+    def of(cls, kind: Literal["cpu", "cuda"], *, processes: int) -> Device:
+        """Share the machine's cores among ``processes`` model-holding processes."""
+        return cls(kind=kind, threads=max(1, (os.cpu_count() or 1) // processes) if kind == "cpu" else 1)
+
+    @property
+    def distributed_backend(self) -> str:
+        """torch.distributed backend of the trainer ranks."""
+        return "gloo" if self.kind == "cpu" else "nccl"
+
+    @property
+    def weight_transfer_backend(self) -> str:
+        """Name of the vLLM weight-transfer engine."""
+        return "object_store"
+
+    def actor_options(self) -> dict[str, Any]:
+        """Ray resources of one trainer rank or one engine."""
+        return {"num_cpus": 1} if self.kind == "cpu" else {"num_cpus": 1, "num_gpus": 1}
+
+    def environment(self) -> Mapping[str, str]:
+        """Environment variables that must be set before torch or vLLM are imported in an actor."""
+        common = {
+            "DAPO_OPENRLHF_ACTOR": "1",  # see openrlhf_bases
+            "TOKENIZERS_PARALLELISM": "false",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in its actor's own process
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+            "VLLM_NO_USAGE_STATS": "1",
+            "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
+            "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "DS_ACCELERATOR": self.kind,
+        }
+        if self.kind == "cuda":
+            return common
+        return common | {
+            "OMP_NUM_THREADS": str(self.threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would bind every engine to the same cores
+            "TORCHDYNAMO_DISABLE": "1",  # the sampler's log-prob op would compile for seconds at the first token
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+
+    def engine_settings(self, *, kv_cache_memory_bytes: int | None, gpu_memory_utilization: float) -> dict[str, Any]:
+        """vLLM engine arguments that depend on the machine."""
+        if self.kind == "cpu":
+            return {"kv_cache_memory_bytes": kv_cache_memory_bytes or KV_CACHE_BYTES_ON_CPU, "enforce_eager": True}
+        if kv_cache_memory_bytes is not None:
+            return {"kv_cache_memory_bytes": kv_cache_memory_bytes}
+        return {"gpu_memory_utilization": gpu_memory_utilization}
+
+    def count(self) -> int:
+        """Devices of this kind on this machine: GPUs, or cores."""
+        if self.kind == "cpu":
+            return os.cpu_count() or 1
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return len([device for device in visible.split(",") if device.strip()])
+        driver = Path("/proc/driver/nvidia/gpus")
+        return len(list(driver.iterdir())) if driver.is_dir() else 0
+
+
+def stand_in_for_cuda() -> None:
+    """Let OpenRLHF's unguarded ``torch.cuda`` calls pass in a trainer process without CUDA.
+
+    It calls ``synchronize`` after every barrier and ``set_device`` before every set-up, whatever the backend.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.set_device = lambda device: None
+    torch.cuda.current_device = lambda: torch.device("cpu")
+    torch.cuda.empty_cache = lambda: None

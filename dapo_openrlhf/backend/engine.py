@@ -1,0 +1,119 @@
+"""The generation engine: an actor around one vLLM engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, WeightAck, WeightManifest
+from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
+from dapo_openrlhf.ports import Sampling
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.core_client import InprocClient
+
+
+class PromptTooLong(ValueError):
+    """The prompt leaves no room for a response."""
+
+
+class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
+    """OpenRLHF's rollout actor with its own way to generate and to take weights.
+
+    What stays OpenRLHF's: device and environment set-up, placement. What is replaced: requests (one for a whole group
+    instead of one per response), outputs (arrays instead of an object per token), weights (vLLM's weight-transfer
+    API, acknowledged with version and checksum, instead of a broadcast per parameter).
+
+    Token work is done on the loop's thread; this actor's event loop only ever hands things over, so that a pause,
+    a health check or a publication never queues behind it.
+    """
+
+    async def __init__(
+        self,
+        *,
+        engine_args: Mapping[str, Any],
+        apply_chat_template: bool,
+        max_len: int,
+        num_gpus: float = 0,
+        bundle_indices: list[int] | None = None,
+    ) -> None:
+        import vllm
+        from packaging import version
+        from transformers import AutoTokenizer
+
+        from dapo_openrlhf.backend import weights  # noqa: F401  registers the weight-transfer engine
+        from dapo_openrlhf.backend.engine_loop import EngineLoop
+
+        backend = engine_args.get("distributed_executor_backend", "uni")
+        if os.environ.get("CUDA_VISIBLE_DEVICES"):
+            self._configure_device_env(backend=backend, bundle_indices=bundle_indices, num_gpus=num_gpus)
+        self._configure_vllm_env(version, vllm, full_determinism=False)
+        self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
+        self._apply_chat_template = apply_chat_template
+        self._max_len = max_len
+        self._manifest: WeightManifest | None = None
+        self._loop = EngineLoop(engine_args)
+        await asyncio.wrap_future(self._loop.start())
+
+    async def ready(self) -> int:
+        """The process id; answers once the model is loaded."""
+        return os.getpid()
+
+    async def generate(
+        self, group_id: str, text: str, sampling: Sampling
+    ) -> tuple[GenerationReport, GroupTokens, list[str]]:
+        """Sample a group. Raises :class:`PromptTooLong`."""
+        prompt_ids = self._tokenize(text)
+        if len(prompt_ids) + sampling.max_new_tokens > self._max_len:
+            raise PromptTooLong(
+                f"prompt of {len(prompt_ids)} tokens and rollout.max_new_tokens {sampling.max_new_tokens} exceed "
+                f"data.max_len {self._max_len}"
+            )
+        report, tokens = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
+        responses = [tokens.response(index)[0] for index in range(sampling.n)]
+        return report, tokens, self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+
+    async def abort(self, group_id: str) -> None:
+        """Stop generating a group nobody waits for any more."""
+        self._loop.abort(group_id)
+
+    async def load_weights(
+        self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]
+    ) -> WeightAck:
+        """Replace the weights between two steps; requests go on with the new ones."""
+        return await asyncio.wrap_future(
+            self._loop.between_steps(lambda core: self._replace_weights(core, version, manifest, buffer))
+        )
+
+    def _replace_weights(
+        self, core: InprocClient, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]
+    ) -> WeightAck:
+        import xxhash
+
+        started = time.perf_counter()
+        checksum = xxhash.xxh3_64_intdigest(buffer)
+        if checksum != manifest.checksum:
+            raise ValueError(f"weights of version {version} arrived with checksum {checksum}, not {manifest.checksum}")
+        core.collective_rpc("start_weight_update")
+        core.collective_rpc("update_weights", kwargs={"update_info": {"manifest": manifest, "buffer": buffer}})
+        core.collective_rpc("finish_weight_update")
+        self._loop.set_version(version)
+        return WeightAck(version=version, checksum=checksum, paused_seconds=time.perf_counter() - started)
+
+    async def busy_seconds(self) -> float:
+        """Seconds spent in engine steps so far."""
+        return self._loop.busy_seconds
+
+    def _tokenize(self, text: str) -> list[int]:
+        if self._apply_chat_template:
+            messages = json.loads(text) if text.startswith("[") else [{"role": "user", "content": text}]
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._tokenizer(text)["input_ids"]

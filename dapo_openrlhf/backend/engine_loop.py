@@ -1,0 +1,220 @@
+"""vLLM's engine core, driven step by step on a thread of its own.
+
+The core runs in this process, without vLLM's frontend: no request objects per token, no detokeniser, no second
+process. What it hands out per step, token ids and an array of log-probs, is appended where the group is kept. Between
+two steps nothing is running, so that is where weights are replaced: requests stay, no token is half made, and the
+version of every token is known exactly.
+
+All of vLLM's internals that this project relies on are used in this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest, FinishReason
+from vllm.v1.engine.core_client import InprocClient
+from vllm.v1.executor.abstract import Executor
+
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens
+from dapo_openrlhf.ports import Sampling
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Group:
+    """A group while it is generated."""
+
+    prompt_ids: Sequence[int]
+    done: Future[tuple[GenerationReport, GroupTokens]]
+    ids: list[list[int]]
+    logprobs: list[list[float]]
+    truncated: list[bool]
+    unfinished: int
+    oldest_version: int = -1
+    newest_version: int = -1
+
+
+class EngineLoop:
+    """Thread that owns the engine core. Public methods may be called from any thread."""
+
+    def __init__(self, engine_args: Mapping[str, Any]) -> None:
+        self._engine_args = engine_args
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._groups: dict[str, _Group] = {}  # by request id: G entries a group
+        self._version = 0
+        self.busy_seconds = 0.0
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self._started: Future[None] = Future()
+
+    def start(self) -> Future[None]:
+        """Load the model; the future is done when the engine can generate."""
+        self._thread.start()
+        return self._started
+
+    def generate(
+        self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling
+    ) -> Future[tuple[GenerationReport, GroupTokens]]:
+        """Sample a group; it gets the weights of each step as it goes."""
+        done: Future[tuple[GenerationReport, GroupTokens]] = Future()
+        self._commands.put(lambda: self._add(group_id, prompt_ids, sampling, done))
+        return done
+
+    def abort(self, group_id: str) -> None:
+        """Stop generating a group: its future gets what there is, unfinished responses marked as truncated."""
+        self._commands.put(lambda: self._abort(group_id))
+
+    def between_steps(self, command: Callable[[InprocClient], Result]) -> Future[Result]:
+        """Run ``command`` on the engine's thread while no step is running."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(command(self._core))
+            except Exception as error:  # the caller's to judge: it waits on the future
+                future.set_exception(error)
+
+        self._commands.put(run)
+        return future
+
+    def set_version(self, version: int) -> None:
+        """Tokens of later steps carry ``version``. Call from :meth:`between_steps` only."""
+        self._version = version
+
+    def stop(self) -> None:
+        """End the thread after the running step."""
+        self._commands.put(self._stop)
+        self._thread.join(timeout=30)
+
+    def _stop(self) -> None:
+        self._running = False
+
+    # ------------------------------------------------------------------ on the engine's thread from here on
+
+    def _run(self) -> None:
+        try:
+            config = EngineArgs(**self._engine_args).create_engine_config()
+            self._core = InprocClient(config, Executor.get_class(config), False)
+            self._generation_config = config.model_config.try_get_generation_config()
+            self._started.set_result(None)
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        try:
+            while self._running:
+                self._obey(block=not self._groups)
+                if self._groups:
+                    self._step()
+        except BaseException:
+            # A core that failed in a step has no way back, and callers wait on futures nobody would complete.
+            # Ray tells all of them at once when the process is gone.
+            logger.exception("the engine core failed; ending its process")
+            logging.shutdown()
+            os._exit(1)
+
+    def _obey(self, *, block: bool) -> None:
+        try:
+            while True:
+                self._commands.get(block=block)()
+                block = False
+        except queue.Empty:
+            return
+
+    def _add(
+        self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling, done: Future[Any]
+    ) -> None:
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            logprobs=0,  # of the sampled token only
+            detokenize=False,
+        )
+        params.update_from_generation_config(self._generation_config, None)
+        group = _Group(
+            prompt_ids=prompt_ids,
+            done=done,
+            ids=[[] for _ in range(sampling.n)],
+            logprobs=[[] for _ in range(sampling.n)],
+            truncated=[False] * sampling.n,
+            unfinished=sampling.n,
+        )
+        for index in range(sampling.n):
+            request_id = f"{group_id}/{index}"
+            self._core.add_request(
+                EngineCoreRequest(
+                    request_id=request_id,
+                    prompt_token_ids=list(prompt_ids),
+                    mm_features=None,
+                    sampling_params=params,
+                    pooling_params=None,
+                    arrival_time=time.time(),
+                    lora_request=None,
+                    cache_salt=str(self._version),  # a prefix computed by other weights is another prefix
+                    data_parallel_rank=None,
+                )
+            )
+            self._groups[request_id] = group
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        for output in self._core.get_output().outputs:
+            group = self._groups[output.request_id]
+            index = int(output.request_id.rpartition("/")[2])
+            if group.oldest_version < 0:
+                group.oldest_version = self._version
+            group.newest_version = self._version
+            group.ids[index] += output.new_token_ids
+            if output.new_logprobs is not None:
+                group.logprobs[index] += output.new_logprobs.logprobs[:, 0].tolist()
+            if output.finish_reason is not None:
+                group.truncated[index] = output.finish_reason == FinishReason.LENGTH
+                self._finish(output.request_id, group)
+        self.busy_seconds += time.perf_counter() - started
+
+    def _finish(self, request_id: str, group: _Group) -> None:
+        del self._groups[request_id]
+        group.unfinished -= 1
+        if group.unfinished == 0:
+            group.done.set_result(_result(group))
+
+    def _abort(self, group_id: str) -> None:
+        requests = [request_id for request_id in self._groups if request_id.rpartition("/")[0] == group_id]
+        self._core.abort_requests(requests)
+        for request_id in requests:
+            group = self._groups[request_id]
+            group.truncated[int(request_id.rpartition("/")[2])] = True
+            self._finish(request_id, group)
+
+
+def _result(group: _Group) -> tuple[GenerationReport, GroupTokens]:
+    lengths = tuple(len(ids) for ids in group.ids)
+    report = GenerationReport(
+        prompt_length=len(group.prompt_ids),
+        lengths=lengths,
+        truncated=tuple(group.truncated),
+        oldest_version=group.oldest_version,
+        newest_version=group.newest_version,
+    )
+    tokens = GroupTokens(
+        prompt_ids=np.asarray(group.prompt_ids, np.int32),
+        response_ids=np.concatenate([np.asarray(ids, np.int32) for ids in group.ids]),
+        rollout_logprobs=np.concatenate([np.asarray(values, np.float32) for values in group.logprobs]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+    return report, tokens

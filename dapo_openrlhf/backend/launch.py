@@ -1,0 +1,262 @@
+"""All wiring: from a checked configuration to a running pipeline and its folder."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dapo_openrlhf.backend.cluster import ray_cluster
+from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.engine import EngineActor
+from dapo_openrlhf.backend.policy import LossSettings, PolicyActor
+from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteEngine, RemoteTrainer, all_within
+from dapo_openrlhf.backend.rewards import RewardPool
+from dapo_openrlhf.config import Config
+from dapo_openrlhf.dynamic_sampling import GroupFilter
+from dapo_openrlhf.evaluation import Evaluator
+from dapo_openrlhf.event_log import EventLog
+from dapo_openrlhf.pipeline import Outcome, Pipeline
+from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.prompts import PromptStream, load_prompts
+from dapo_openrlhf.rollout import EnginePool, LengthShaping, RolloutLoop
+from dapo_openrlhf.rollout_queue import RolloutQueue
+from dapo_openrlhf.staleness import StalenessPolicy
+from dapo_openrlhf.types import Prompt
+
+ENGINE_SEQUENCES = 512
+ENGINE_BATCHED_TOKENS = 8192
+
+
+@dataclass(slots=True)
+class Workers:
+    """The run's actors, started."""
+
+    engines: list[RemoteEngine]
+    ranks: list[Any]
+    rewards: RewardPool
+
+
+def train(
+    config: Config,
+    *,
+    log: EventLog,
+    checkpoint_path: Callable[[int], str],
+    say: Callable[[str], None],
+    on_step: Callable[[int], None],
+) -> Outcome:
+    """Run a whole training. ``log``'s clock must be :func:`time.monotonic`."""
+    prompts = read_prompts(config, config.data.prompt_dataset)
+    problems = read_prompts(config, config.eval.dataset) if config.eval.dataset else []
+    processes = config.vllm.num_engines * config.vllm.tensor_parallel_size + config.trainer_ranks
+    device = Device.of(config.device, processes=processes)
+    with ray_cluster(config, device):
+        return asyncio.run(_train(config, device, prompts, problems, log, checkpoint_path, say, on_step))
+
+
+async def _train(
+    config: Config,
+    device: Device,
+    prompts: list[Prompt],
+    problems: list[Prompt],
+    log: EventLog,
+    checkpoint_path: Callable[[int], str],
+    say: Callable[[str], None],
+    on_step: Callable[[int], None],
+) -> Outcome:
+    started = time.monotonic()
+    workers = await start_workers(config, device)
+    say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
+    pipeline = build_pipeline(config, workers, prompts, problems, log, checkpoint_path, on_step)
+    return await pipeline.run()
+
+
+def read_prompts(config: Config, dataset: str) -> list[Prompt]:
+    """The prompts of a data set as the configuration says."""
+    data = config.data
+    return load_prompts(
+        Path(dataset), input_key=data.input_key, label_key=data.label_key, input_template=data.input_template
+    )
+
+
+async def start_workers(config: Config, device: Device) -> Workers:
+    """Start every actor at once and wait until all are ready."""
+    runtime_env = {"env_vars": dict(device.environment())}
+    engine_class = ray.remote(EngineActor)
+    engines = [
+        engine_class.options(**device.actor_options(), runtime_env=runtime_env, max_concurrency=4096).remote(
+            engine_args=engine_args(config, device, index),
+            apply_chat_template=config.data.apply_chat_template,
+            max_len=config.data.max_len,
+        )
+        for index in range(config.vllm.num_engines)
+    ]
+    rank_class = ray.remote(PolicyActor)
+    options = {**device.actor_options(), "runtime_env": runtime_env}
+    master = rank_class.options(**options).remote(config.trainer_ranks, 0, None, None)
+    rewards = RewardPool(workers=config.reward.num_workers, timeout=config.async_.reward_timeout)
+    ranks = [master]
+    if config.trainer_ranks > 1:
+        address, port = await master.get_master_addr_port.remote()
+        ranks += [
+            rank_class.options(**options).remote(config.trainer_ranks, rank, address, port)
+            for rank in range(1, config.trainer_ranks)
+        ]
+    calls = {f"engine {index}": engine.ready.remote() for index, engine in enumerate(engines)}
+    calls |= {f"trainer rank {index}": _start_rank(rank, config, device) for index, rank in enumerate(ranks)}
+    calls |= {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready())}
+    await all_within(
+        [*calls.values()], [*calls], config.async_.start_timeout, "starting the actors", "async.start_timeout"
+    )
+    return Workers([RemoteEngine(engine, index=index) for index, engine in enumerate(engines)], ranks, rewards)
+
+
+def _start_rank(rank: Any, config: Config, device: Device) -> ray.ObjectRef:
+    advantage = config.algo.advantage
+    return rank.start.remote(
+        openrlhf_settings=openrlhf_settings(config),
+        device=device,
+        loss=LossSettings(
+            eps_clip_low_high=config.actor.eps_clip_low_high,
+            dual_clip=config.actor.dual_clip,
+            loss_agg_mode=config.actor.loss_agg_mode,
+            old_logprobs=config.async_.old_logprobs,
+            is_correction_level=advantage.is_correction_level,
+            is_correction_mode=advantage.is_correction_mode,
+            is_correction_threshold=advantage.is_correction_threshold,
+            temperature=config.rollout.temperature,
+        ),
+        total_updates=config.train.max_steps * config.updates_per_step,
+    )
+
+
+def openrlhf_settings(config: Config) -> dict[str, Any]:
+    """What OpenRLHF's classes read, under OpenRLHF's names."""
+    actor, steps = config.actor, config.train.max_steps
+    return {
+        "actor.model_name_or_path": actor.model_name_or_path,
+        "actor.gradient_checkpointing_enable": actor.gradient_checkpointing_enable,
+        "actor.adam.lr": actor.adam.lr,
+        "actor.adam.betas": actor.adam.betas,
+        "actor.adam.eps": actor.adam.eps,
+        "actor.adam.weight_decay": actor.adam.weight_decay,
+        "actor.lr_scheduler": actor.lr_scheduler,
+        # OpenRLHF rounds ratio x updates up; half an update less makes it land on the number of warm-up steps.
+        "actor.lr_warmup_ratio": max(0.0, actor.lr_warmup_steps - 0.5 / config.updates_per_step) / steps,
+        "actor.max_norm": actor.max_norm,
+        "ds.zero_stage": config.ds.zero_stage,
+        "ds.param_dtype": config.ds.param_dtype,
+        "ds.attn_implementation": config.ds.attn_implementation,
+        "ds.adam_offload": config.ds.adam_offload,
+        "train.batch_size": config.train.batch_size,
+        "train.seed": config.train.seed,
+    }
+
+
+def engine_args(config: Config, device: Device, index: int) -> dict[str, Any]:
+    """vLLM's arguments for one engine, sized from the work it will get."""
+    vllm, rollout = config.vllm, config.rollout
+    slots = (config.async_.max_staleness + 1) * rollout.batch_size
+    sequences = -(-slots // vllm.num_engines) * rollout.n_samples_per_prompt
+    dtypes = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    return {
+        "model": config.actor.model_name_or_path,
+        "dtype": dtypes[config.ds.param_dtype],
+        "trust_remote_code": True,
+        "seed": config.train.seed + index,
+        "tensor_parallel_size": vllm.tensor_parallel_size,
+        "max_model_len": config.data.max_len,
+        "max_num_seqs": vllm.max_num_seqs or min(sequences, ENGINE_SEQUENCES),
+        "max_num_batched_tokens": vllm.max_num_batched_tokens or max(ENGINE_BATCHED_TOKENS, config.data.max_len),
+        "enable_prefix_caching": vllm.enable_prefix_caching,
+        "enforce_eager": vllm.enforce_eager,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "weight_transfer_config": {"backend": device.weight_transfer_backend},
+        **device.engine_settings(
+            kv_cache_memory_bytes=vllm.kv_cache_memory_bytes, gpu_memory_utilization=vllm.gpu_memory_utilization
+        ),
+    }
+
+
+def build_pipeline(
+    config: Config,
+    workers: Workers,
+    prompts: list[Prompt],
+    problems: list[Prompt],
+    log: EventLog,
+    checkpoint_path: Callable[[int], str],
+    on_step: Callable[[int], None],
+) -> Pipeline:
+    """Connect the loops to the workers."""
+    rollout, reward, timing = config.rollout, config.reward, config.async_
+    engines = EnginePool(workers.engines)
+    queue = RolloutQueue(
+        policy=StalenessPolicy(batch_size=rollout.batch_size, max_staleness=timing.max_staleness),
+        group_filter=GroupFilter(enabled=config.algo.dynamic_filtering_enable),
+        max_filtered_batches=config.algo.max_filtered_batches,
+        stall_timeout=timing.generate_timeout + timing.reward_timeout,
+    )
+    rollouts = RolloutLoop(
+        prompts=PromptStream(prompts, seed=config.train.seed),
+        engines=engines,
+        scorer=workers.rewards,
+        queue=queue,
+        sampling=Sampling(
+            n=rollout.n_samples_per_prompt,
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+        ),
+        shaping=LengthShaping(
+            max_length=rollout.max_new_tokens,
+            buffer_length=reward.overlong_buffer_len or 0,
+            factor=reward.overlong_penalty_factor,
+        ),
+        generate_timeout=timing.generate_timeout,
+        log=log,
+    )
+    trainer = RemoteTrainer(
+        workers.ranks,
+        train_batch_size=config.train.batch_size,
+        max_epochs=config.train.max_epochs,
+        max_tokens=config.train.max_tokens_per_gpu,
+        overlong_filtering=reward.overlong_filtering_enable,
+        seed=config.train.seed,
+        timeout=timing.train_timeout,
+    )
+    return Pipeline(
+        rollouts=rollouts,
+        queue=queue,
+        trainer=trainer,
+        publisher=ObjectStorePublisher(
+            workers.ranks, [engine.actor for engine in workers.engines], timeout=timing.publish_timeout
+        ),
+        evaluator=_evaluator(config, problems, engines, workers.rewards) if problems else None,
+        log=log,
+        max_steps=config.train.max_steps,
+        eval_steps=config.eval.steps,
+        save_steps=config.ckpt.save_steps,
+        checkpoint_path=checkpoint_path,
+        on_step=on_step,
+    )
+
+
+def _evaluator(config: Config, problems: list[Prompt], engines: EnginePool, rewards: RewardPool) -> Evaluator:
+    return Evaluator(
+        problems=problems,
+        engines=engines,
+        scorer=rewards,
+        sampling=Sampling(
+            n=config.eval.n_samples_per_prompt,
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=config.eval.temperature,
+            top_p=config.eval.top_p,
+        ),
+        generate_timeout=config.async_.generate_timeout,
+    )

@@ -1,0 +1,68 @@
+"""What actors and the controller hand each other beside the pipeline's own messages (numpy and standard library)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTokens:
+    """The tokens of one group, as flat arrays: N is the number of response tokens of all G responses."""
+
+    prompt_ids: NDArray[np.int32]
+    """[prompt_length]"""
+    response_ids: NDArray[np.int32]
+    """[N], response after response."""
+    rollout_logprobs: NDArray[np.float32]
+    """[N], of the sampled tokens under the weights and temperature that sampled them."""
+    offsets: NDArray[np.int64]
+    """[G + 1]: response i is ``[offsets[i], offsets[i + 1])``."""
+
+    def response(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Token ids and log-probs of one response."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.response_ids[span], self.rollout_logprobs[span]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationReport:
+    """An engine's answer about one group, without the tokens; fields as in ``types.Generation``."""
+
+    prompt_length: int
+    lengths: tuple[int, ...]
+    truncated: tuple[bool, ...]
+    oldest_version: int
+    newest_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightManifest:
+    """How a flat buffer of bytes is cut into named tensors."""
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    """Names of torch dtypes, such as ``bfloat16``."""
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
+    """Byte offsets, one more than names; each a multiple of 64."""
+    checksum: int
+    """XXH3-64 of the whole buffer."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the buffer."""
+        return self.offsets[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightAck:
+    """An engine generates with a version now."""
+
+    version: int
+    checksum: int
+    """Of the bytes the engine received."""
+    paused_seconds: float
+    """How long generation stood still."""

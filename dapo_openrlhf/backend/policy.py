@@ -1,0 +1,332 @@
+"""One rank of the trainer: an actor around a DeepSpeed engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
+from dapo_openrlhf.backend.messages import GroupTokens, WeightManifest
+from dapo_openrlhf.backend.openrlhf_bases import policy_actor
+from dapo_openrlhf.batch import MicroBatch, RankPlan, Update
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dapo_openrlhf.backend.collate import Tensors
+
+SampleKey = tuple[int, int]
+"""(group, response) of a sample in the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """What the loss depends on; names and values as in the configuration."""
+
+    eps_clip_low_high: tuple[float, float]
+    dual_clip: float | None
+    loss_agg_mode: Any
+    old_logprobs: str
+    is_correction_level: Any
+    is_correction_mode: Any
+    is_correction_threshold: tuple[float, float]
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """One rank's share of a rollout step."""
+
+    sums: Mapping[str, float]
+    """Sums over this rank's trained tokens; ``tokens`` counts them (each epoch anew)."""
+    values: Mapping[str, float]
+    """Numbers that are the same on every rank."""
+
+
+class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
+    """OpenRLHF's policy actor with a step of its own.
+
+    What stays OpenRLHF's: rendezvous, model loading, DeepSpeed set-up, optimizer and schedule, checkpoint writing.
+    What is replaced: the replay buffer and the training loop. A rollout step is one call per rank, which fetches the
+    tokens it needs from the object store itself.
+    """
+
+    def __init__(self, world_size: int, rank: int, master_addr: str | None, master_port: int | None) -> None:
+        super().__init__(world_size, rank, master_addr, master_port)
+
+    def get_master_addr_port(self) -> tuple[str, int]:
+        """Where the ranks meet, chosen by rank 0."""
+        address: tuple[str, int] = super().get_master_addr_port()
+        return address
+
+    def start(
+        self, *, openrlhf_settings: Mapping[str, Any], device: Device, loss: LossSettings, total_updates: int
+    ) -> int:
+        """Load the model and set up DeepSpeed; returns the number of parameters. Blocks until all ranks have."""
+        stand_in_for_cuda()
+        import torch
+
+        from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
+        from dapo_openrlhf.backend.strategy import Strategy
+
+        torch.set_num_threads(device.threads)
+        self._loss = loss
+        self._device = torch.device(device.kind, 0) if device.kind == "cuda" else torch.device("cpu")
+        args = openrlhf_namespace(openrlhf_settings)
+        self._setup_distributed(Strategy(args, device=device))
+        self._build(args, total_updates)
+        self._engine = self.actor.model
+        self._buffer: Tensor | None = None
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self._engine.module.parameters())
+
+    def _build(self, args: Any, total_updates: int) -> None:
+        from openrlhf.models import Actor
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from dapo_openrlhf.backend import logprobs
+        from dapo_openrlhf.backend.strategy import PARAM_DTYPES
+
+        path = args.actor.model_name_or_path
+        with _zero3_loading(self.strategy, args.ds.zero_stage):
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=PARAM_DTYPES[args.ds.param_dtype],
+                attn_implementation=args.ds.attn_implementation,
+                trust_remote_code=True,
+            )
+        model.config.use_cache = False
+        if args.actor.gradient_checkpointing_enable:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        logprobs.install(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+        settings = {
+            "optim": "adam",
+            "adam": vars(args.actor.adam),
+            "lr_scheduler": args.actor.lr_scheduler,
+            "lr_warmup_ratio": args.actor.lr_warmup_ratio,
+            "max_norm": args.actor.max_norm,
+            "scheduler_steps": total_updates,
+        }
+        self.actor, self._optimizer, self._scheduler = self.strategy.prepare((Actor(model), settings))
+        self.actor.train()
+
+    # ------------------------------------------------------------------ one rollout step
+
+    def train(self, plan: RankPlan, tokens: Sequence[ray.ObjectRef]) -> StepReport:
+        """All updates of one rollout step. ``tokens`` are this rank's groups, in the order of ``plan.groups``."""
+        fetched = dict(zip(plan.groups, ray.get(list(tokens)), strict=True))
+        old = self._old_logprobs(plan, fetched)
+        sums: defaultdict[str, float] = defaultdict(float)
+        grad_norms = []
+        for update in plan.updates:
+            self._update(update, fetched, old, sums)
+            grad_norms.append(float(self.strategy.get_grad_norm(self.actor)))
+        return StepReport(
+            sums=sums,
+            values={"grad_norm": sum(grad_norms) / len(grad_norms), "lr": self._scheduler.get_last_lr()[0]},
+        )
+
+    def _old_logprobs(
+        self, plan: RankPlan, tokens: Mapping[int, GroupTokens]
+    ) -> dict[SampleKey, Tensor]:
+        """Log-probs of the weights at the start of the step, for samples of all updates but the first.
+
+        During the first update the weights still are those of the start, so its own forward pass has them.
+        """
+        import torch
+
+        known: dict[SampleKey, Tensor] = {}
+        if self._loss.old_logprobs != "recompute":
+            return known
+        with torch.no_grad():
+            for update in plan.updates[1:]:
+                for samples in update.micro_batches:
+                    if any((sample.group, sample.index) not in known for sample in samples):
+                        logprobs, _, _ = self._forward(samples, tokens)
+                        _remember(known, samples, logprobs)
+        return known
+
+    def _update(
+        self,
+        update: Update,
+        tokens: Mapping[int, GroupTokens],
+        old: dict[SampleKey, Tensor],
+        sums: defaultdict[str, float],
+    ) -> None:
+        for position, samples in enumerate(update.micro_batches):
+            # DeepSpeed steps once an update, however many micro-batches it took.
+            self._engine.set_gradient_accumulation_boundary(position == len(update.micro_batches) - 1)
+            logprobs, entropies, batch = self._forward(samples, tokens)
+            loss, metrics = self._policy_loss(update, samples, logprobs, entropies, batch, old)
+            self._engine.backward(loss * self.strategy.world_size)  # DeepSpeed averages over the ranks
+            for name, value in metrics.items():
+                sums[name] += float(value)
+        self._engine.step()
+
+    def _forward(self, samples: MicroBatch, tokens: Mapping[int, GroupTokens]) -> tuple[Tensor, Tensor, Tensors]:
+        """Log-probs and entropies [B, T] of a micro-batch's responses, and its tensors."""
+        from dapo_openrlhf.backend.collate import collate
+
+        batch = collate(samples, tokens, device=self._device)
+        logprobs, entropies = self._engine(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            positions=batch.positions,
+            targets=batch.targets,
+            temperature=self._loss.temperature,
+        )
+        return batch.unflatten(logprobs), batch.unflatten(entropies), batch
+
+    def _policy_loss(
+        self,
+        update: Update,
+        samples: MicroBatch,
+        logprobs: Tensor,
+        entropies: Tensor,
+        batch: Tensors,
+        old: dict[SampleKey, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights
+
+        settings = self._loss
+        if settings.old_logprobs == "rollout":
+            old_logprobs = batch.rollout_logprobs
+        elif (samples[0].group, samples[0].index) in old:
+            old_logprobs = _recall(old, samples, like=logprobs)
+        else:
+            old_logprobs = logprobs.detach()
+            _remember(old, samples, old_logprobs)
+        weights, metrics = importance_weights(
+            old_logprobs,
+            batch.rollout_logprobs,
+            batch.mask,
+            level=settings.is_correction_level,
+            mode=settings.is_correction_mode,
+            threshold=settings.is_correction_threshold,
+        )
+        eps_low, eps_high = settings.eps_clip_low_high
+        token_losses, decided = clipped_surrogate(
+            logprobs, old_logprobs, batch.advantages, eps_low=eps_low, eps_high=eps_high, dual_clip=settings.dual_clip
+        )
+        loss = aggregate(
+            token_losses * weights,
+            batch.mask,
+            mode=settings.loss_agg_mode,
+            total_tokens=update.total_tokens,
+            total_responses=update.total_responses,
+        )
+        metrics |= {
+            "tokens": batch.mask.sum(),
+            "loss": loss.detach(),
+            "entropy": (entropies * batch.mask).sum(),
+            "token_probability": (logprobs.detach().exp() * batch.mask).sum(),
+            "clip_fraction": (decided * batch.mask).sum(),
+        }
+        return loss, metrics
+
+    # ------------------------------------------------------------------ weights out
+
+    def export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
+        """All parameters in one flat buffer of bytes. Every rank must call it; rank 0 returns something."""
+        import torch
+        import xxhash
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        named = list(self._engine.module.named_parameters())
+        shapes = [tuple(getattr(parameter, "ds_shape", parameter.shape)) for _, parameter in named]
+        offsets = _offsets([p.element_size() * int(np.prod(s)) for (_, p), s in zip(named, shapes, strict=True)])
+        rank0 = self.strategy.is_rank_0()
+        if rank0 and self._buffer is None:
+            self._buffer = torch.empty(offsets[-1], dtype=torch.uint8)
+        for index, (_, parameter) in enumerate(named):
+            with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                if rank0:
+                    flat = parameter.detach().contiguous().view(-1).view(torch.uint8)
+                    assert self._buffer is not None
+                    self._buffer[offsets[index] : offsets[index] + flat.numel()].copy_(flat)
+        if not rank0 or self._buffer is None:
+            return None, None
+        array = self._buffer.numpy()
+        manifest = WeightManifest(
+            names=tuple(name for name, _ in named),
+            dtypes=tuple(str(parameter.dtype).removeprefix("torch.") for _, parameter in named),
+            shapes=tuple(shapes),
+            offsets=tuple(offsets),
+            checksum=xxhash.xxh3_64_intdigest(array),
+        )
+        return manifest, array
+
+    def score_logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
+        """Log-probs of a response under the current weights, for comparison with an engine's."""
+        import torch
+
+        from dapo_openrlhf.batch import Sample
+
+        sample = Sample(
+            group=0, index=0, prompt_length=len(prompt_ids), length=len(response_ids), advantage=0.0, trained=True
+        )
+        tokens = GroupTokens(
+            prompt_ids=np.asarray(prompt_ids, np.int32),
+            response_ids=np.asarray(response_ids, np.int32),
+            rollout_logprobs=np.zeros(len(response_ids), np.float32),
+            offsets=np.asarray([0, len(response_ids)]),
+        )
+        with torch.no_grad():
+            logprobs, _, _ = self._forward((sample,), {0: tokens})
+        return logprobs[0].tolist()
+
+    def save(self, path: str) -> float:
+        """Write a Hugging Face checkpoint; ``path`` appears only once it is whole. Every rank must call it."""
+        started = time.perf_counter()
+        unfinished = path + ".unfinished"
+        self.strategy.save_model(self.actor, self.tokenizer, unfinished)
+        if self.strategy.is_rank_0():
+            shutil.rmtree(path, ignore_errors=True)
+            os.rename(unfinished, path)
+        return time.perf_counter() - started
+
+
+def _remember(known: dict[SampleKey, Tensor], samples: MicroBatch, logprobs: Tensor) -> None:
+    for row, sample in enumerate(samples):
+        known[sample.group, sample.index] = logprobs[row, : sample.length].detach()
+
+
+def _recall(known: Mapping[SampleKey, Tensor], samples: MicroBatch, *, like: Tensor) -> Tensor:
+    import torch
+
+    rows = torch.zeros_like(like)
+    for row, sample in enumerate(samples):
+        rows[row, : sample.length] = known[sample.group, sample.index]
+    return rows.detach()
+
+
+def _offsets(sizes: Sequence[int], alignment: int = 64) -> list[int]:
+    """Where tensors of these sizes (bytes) begin when each begins on a multiple of ``alignment``, and the end."""
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + -(-size // alignment) * alignment)
+    return offsets
+
+
+@contextmanager
+def _zero3_loading(strategy: Any, stage: int) -> Iterator[None]:
+    """Load a ZeRO-3 model already partitioned, as transformers does while such a configuration is alive."""
+    if stage != 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    alive = HfDeepSpeedConfig(strategy.get_ds_train_config())
+    yield
+    del alive

@@ -1,0 +1,59 @@
+"""OpenRLHF's DeepSpeed strategy on either kind of machine (runs inside the trainer's ranks)."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import deepspeed
+import torch
+import transformers
+from openrlhf.utils.deepspeed import DeepspeedStrategy
+from torch.distributed.device_mesh import init_device_mesh
+
+from dapo_openrlhf.backend.device import Device
+
+PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Strategy(DeepspeedStrategy):
+    """``DeepspeedStrategy`` without its assumption of CUDA and NCCL, and with micro-batches counted by the caller."""
+
+    def __init__(self, args: SimpleNamespace, *, device: Device) -> None:
+        super().__init__(
+            seed=args.train.seed,
+            max_norm=args.actor.max_norm,
+            micro_train_batch_size=1,
+            train_batch_size=args.train.batch_size,
+            zero_stage=args.ds.zero_stage,
+            args=args,
+        )
+        self._device = device
+        self.use_dynamic_batch = True  # DeepSpeed counts no micro-batches: the policy actor does
+
+    def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+        """Join the ranks: as OpenRLHF's, with the device's own backend and mesh."""
+        transformers.set_seed(self.seed)
+        if self._device.kind == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        else:
+            # Otherwise DeepSpeed compiles a shared-memory collective for half a minute at the first start.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend=self._device.distributed_backend, timeout=timeout)
+        self.world_size = torch.distributed.get_world_size()
+        self.ds_device_mesh = init_device_mesh(
+            self._device.kind, (self.world_size, 1, 1), mesh_dim_names=("dp", "sp", "tp")
+        )
+        self.setup_ring_attn(self.ds_device_mesh)
+        self.accumulated_gradient = 1
+
+    def get_ds_train_config(self, optim_dict: dict[str, Any] | None = None, *, max_norm: float | None = None) -> Any:
+        """OpenRLHF's configuration; on a CPU with torch's own Adam, which needs no compiler."""
+        config = super().get_ds_train_config(optim_dict, max_norm=max_norm)
+        if self._device.kind == "cpu":
+            config["zero_optimization"]["offload_optimizer"] = {"device": "none"}
+            if optim_dict is not None:
+                config["optimizer"]["params"]["torch_adam"] = True
+        return config

@@ -1,0 +1,86 @@
+"""Weights from DeepSpeed to vLLM through the object store: vLLM's weight-transfer API on machines without CUDA.
+
+The trainer packs all parameters into one flat buffer, once per publication; every engine on a node reads the same
+shared memory. One call per engine, whatever the number of parameters. Imported in engine processes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from dapo_openrlhf.backend.messages import WeightManifest
+
+
+@dataclass
+class ObjectStoreInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
+    """All weights at once."""
+
+    manifest: WeightManifest
+    buffer: NDArray[np.uint8]
+
+
+class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
+    """Loads a flat buffer of checkpoint-format weights into a vLLM model."""
+
+    init_info_cls = ObjectStoreInitInfo
+    update_info_cls = ObjectStoreUpdateInfo
+
+    def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
+        """No rendezvous."""
+
+    def start_weight_update(self) -> None:
+        """Give every layer its checkpoint-format parameters back: a CPU build packs and drops them at load."""
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load the tensors. Overridden because the base class synchronises an accelerator that may not exist."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
+        """Hand each tensor, a view of the buffer, to the model's own loader."""
+        self.model.load_weights(tensors(update_info.manifest, update_info.buffer))
+
+    def finish_weight_update(self) -> None:
+        """Process layers as after loading a checkpoint."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_head()
+
+    def _repack_tied_head(self) -> None:
+        """A head tied to the embedding has no parameter of its own, so nothing repacked it: it would stay stale."""
+        head = getattr(self.model, "lm_head", None)
+        if head is not None and self.device.type == "cpu" and self.model_config.hf_text_config.tie_word_embeddings:
+            head.quant_method.process_weights_after_loading(head)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def tensors(manifest: WeightManifest, buffer: NDArray[np.uint8]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The named tensors of a flat buffer, as views."""
+    flat = torch.from_numpy(buffer)
+    for index, (name, dtype, shape) in enumerate(zip(manifest.names, manifest.dtypes, manifest.shapes, strict=True)):
+        dtype_ = getattr(torch, dtype)
+        size = dtype_.itemsize * int(np.prod(shape))
+        start = manifest.offsets[index]
+        yield name, flat[start : start + size].view(dtype_).view(shape)
+
+
+WeightTransferEngineFactory.register_engine("object_store", ObjectStoreWeightTransferEngine)

@@ -1,0 +1,157 @@
+"""How one rollout step's batch is cut into updates, ranks and micro-batches (pure Python: it sees lengths only).
+
+Legend: P groups of G responses; U updates of ``train_batch_size`` responses each; R trainer ranks; every rank does
+the same number of micro-batches in an update, because DeepSpeed's collectives run once per micro-batch.
+
+The loss of an update has one denominator, counted here over the whole mini-batch, so the gradient does not depend on
+how the mini-batch is cut.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dapo_openrlhf.advantage import group_norm
+from dapo_openrlhf.types import RolloutGroup, TrainBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One response as the trainer sees it."""
+
+    group: int
+    """Index of the group in the batch, 0 .. P-1."""
+    index: int
+    """Index of the response in the group, 0 .. G-1."""
+    prompt_length: int
+    length: int
+    """Response tokens."""
+    advantage: float
+    trained: bool
+    """False where overlong filtering masks the response: its tokens count in no denominator."""
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and response tokens."""
+        return self.prompt_length + self.length
+
+
+MicroBatch = tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One gradient update on one rank."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    total_tokens: int
+    """Trained response tokens of the whole mini-batch over all ranks: the denominator of eq. 12."""
+    total_responses: int
+    """Trained responses of the whole mini-batch over all ranks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """Everything one rank does in a rollout step."""
+
+    updates: tuple[Update, ...]
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Indices of the groups whose tokens this rank needs, ascending."""
+        return tuple(sorted({s.group for u in self.updates for micro in u.micro_batches for s in micro}))
+
+
+def samples_of(groups: Sequence[RolloutGroup], *, overlong_filtering: bool) -> list[list[Sample]]:
+    """Per group, its G responses with their advantages."""
+    return [
+        [
+            Sample(
+                group=position,
+                index=index,
+                prompt_length=group.prompt_length,
+                length=rollout.length,
+                advantage=advantage,
+                trained=not (overlong_filtering and rollout.truncated),
+            )
+            for index, (rollout, advantage) in enumerate(
+                zip(group.rollouts, group_norm([r.reward for r in group.rollouts]), strict=True)
+            )
+        ]
+        for position, group in enumerate(groups)
+    ]
+
+
+def plan_batch(
+    batch: TrainBatch,
+    *,
+    ranks: int,
+    train_batch_size: int,
+    max_epochs: int,
+    max_tokens: int,
+    overlong_filtering: bool,
+    seed: int,
+) -> tuple[RankPlan, ...]:
+    """Cut a batch into U x max_epochs updates for each of ``ranks`` ranks.
+
+    Groups are shuffled by ``seed`` and the step, so that an update is no better filled with early finishers than
+    another; a group's responses stay together where ``train_batch_size`` allows. ``max_tokens`` bounds a micro-batch,
+    padding included; a single longer sequence goes alone.
+    """
+    groups = samples_of(batch.groups, overlong_filtering=overlong_filtering)
+    plans: list[list[Update]] = [[] for _ in range(ranks)]
+    for epoch in range(max_epochs):
+        random.Random(f"{seed}/{batch.step}/{epoch}").shuffle(groups)
+        samples = [sample for group in groups for sample in group]
+        for start in range(0, len(samples), train_batch_size):
+            mini_batch = samples[start : start + train_batch_size]
+            trained = [sample for sample in mini_batch if sample.trained]
+            for plan, micro_batches in zip(plans, split_mini_batch(mini_batch, ranks, max_tokens), strict=True):
+                plan.append(
+                    Update(
+                        micro_batches=micro_batches,
+                        total_tokens=sum(sample.length for sample in trained),
+                        total_responses=len(trained),
+                    )
+                )
+    return tuple(RankPlan(updates=tuple(updates)) for updates in plans)
+
+
+def split_mini_batch(samples: Sequence[Sample], ranks: int, max_tokens: int) -> list[tuple[MicroBatch, ...]]:
+    """Cut one mini-batch into equally many micro-batches per rank, alike in cost.
+
+    Sequences of like length share a micro-batch (padding is the longest sequence times the count), micro-batches are
+    dealt to ranks from the dearest down, back and forth. The number of samples must be a multiple of ``ranks``.
+    """
+    if not samples or len(samples) % ranks:
+        raise ValueError(f"a mini-batch of {len(samples)} responses cannot be spread over {ranks} trainer ranks")
+    by_length = sorted(samples, key=lambda sample: sample.tokens, reverse=True)
+    micro_batches: list[list[Sample]] = []
+    for sample in by_length:
+        current = micro_batches[-1] if micro_batches else None
+        if current is None or current[0].tokens * (len(current) + 1) > max_tokens:
+            micro_batches.append([sample])
+        else:
+            current.append(sample)
+    while len(micro_batches) % ranks:
+        _halve_dearest(micro_batches)
+    micro_batches.sort(key=_padded_tokens, reverse=True)
+    shares: list[list[MicroBatch]] = [[] for _ in range(ranks)]
+    for position, micro_batch in enumerate(micro_batches):
+        lap, offset = divmod(position, ranks)
+        shares[offset if lap % 2 == 0 else ranks - 1 - offset].append(tuple(micro_batch))
+    return [tuple(share) for share in shares]
+
+
+def _padded_tokens(micro_batch: Sequence[Sample]) -> int:
+    return micro_batch[0].tokens * len(micro_batch)
+
+
+def _halve_dearest(micro_batches: list[list[Sample]]) -> None:
+    """Split the micro-batch with the most padded tokens among those that can be split."""
+    dearest = max((m for m in micro_batches if len(m) > 1), key=_padded_tokens)
+    micro_batches.remove(dearest)
+    middle = len(dearest) // 2
+    micro_batches += [dearest[:middle], dearest[middle:]]

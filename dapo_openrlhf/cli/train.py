@@ -1,0 +1,138 @@
+"""``dapo-openrlhf train``: one run and the folder it leaves."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from dapo_openrlhf.config import Config, ConfigError, dump_config
+from dapo_openrlhf.event_log import EventLog
+from dapo_openrlhf.events import Evaluated, Event, GroupFailed
+from dapo_openrlhf.metrics import Row, StepMetrics
+from dapo_openrlhf.pipeline import Outcome
+from dapo_openrlhf.report.progress import ProgressLine
+from dapo_openrlhf.report.run_folder import RunFolder
+from dapo_openrlhf.report.summary import Summary, closing_words
+
+FAILURES_SHOWN = 5
+
+
+class RunRecorder:
+    """Turns a run's events into rows, progress lines and TensorBoard points as they come."""
+
+    def __init__(self, config: Config, folder: RunFolder, log: EventLog, stream: TextIO) -> None:
+        from dapo_openrlhf.report.tensorboard import TensorBoardSink
+
+        self._log = log
+        self._stream = stream
+        self._metrics = StepMetrics(started=log.now())
+        self._progress = ProgressLine(config.train.max_steps, stream)
+        self._tensorboard = TensorBoardSink(folder.tensorboard)
+        self._failures = 0
+        self._training_since: float | None = None
+        self.rows: list[Row] = []
+        self.evaluations: list[tuple[int, float]] = []
+        log.listen(self._metrics.add)
+        log.listen(self._listen)
+
+    def _listen(self, event: Event) -> None:
+        match event:
+            case Evaluated():
+                self.evaluations.append((event.step, event.accuracy))
+                print(
+                    f"held-out accuracy {event.accuracy:.1%} on {event.problems} problems after {event.step} steps",
+                    file=self._stream,
+                    flush=True,
+                )
+            case GroupFailed() if self._failures < FAILURES_SHOWN:
+                self._failures += 1
+                print(f"group {event.group} failed ({event.reason}): {event.message}", file=self._stream, flush=True)
+
+    def step(self, step: int) -> None:
+        """A rollout step is done."""
+        now = self._log.now()
+        row = self._metrics.row(now=now)
+        if self._training_since is None:
+            self._training_since = now - row["seconds/step"]
+        self.rows.append(row)
+        self._progress.update(step, row, now - self._training_since)
+        self._tensorboard.write(step, row)
+
+    def tokens(self, kind: str) -> int:
+        """Response tokens over all steps: ``generated`` or ``trained``."""
+        return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self.rows))
+
+    def close(self) -> None:
+        """Write out what is left."""
+        self._tensorboard.close()
+
+
+def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int:
+    """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
+    folder = RunFolder.create(Path(config.run.dir), config.run.name)
+    folder.config.write_text(dump_config(config))
+    print(f"run folder {folder.path}; starting Ray, {config.vllm.num_engines} engine(s) and "
+          f"{config.trainer_ranks} trainer rank(s) on {config.device}", file=stream, flush=True)
+    with folder.events.open("w") as events:
+        log = EventLog(events, clock=time.monotonic)
+        recorder = RunRecorder(config, folder, log, stream)
+        head_start = time.monotonic() - started
+        try:
+            outcome = _launch(config, folder, log, recorder, stream)
+        except ConfigError:
+            raise
+        except (ExceptionGroup, RuntimeError) as error:
+            print(f"{_first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
+            return 1
+        finally:
+            recorder.close()
+    summary = _summary(config, outcome, recorder, head_start)
+    folder.write_summary(summary.as_dict())
+    _draw(config, recorder, folder)
+    print(closing_words(summary, folder), file=stream, flush=True)
+    return 0
+
+
+def _launch(config: Config, folder: RunFolder, log: EventLog, recorder: RunRecorder, stream: TextIO) -> Outcome:
+    from dapo_openrlhf.backend import launch
+
+    return launch.train(
+        config,
+        log=log,
+        checkpoint_path=lambda step: str(
+            folder.checkpoint if step == config.train.max_steps else folder.path / f"checkpoint-{step}"
+        ),
+        say=lambda text: print(text, file=stream, flush=True),
+        on_step=recorder.step,
+    )
+
+
+def _summary(config: Config, outcome: Outcome, recorder: RunRecorder, head_start: float) -> Summary:
+    first = outcome.first_step_at
+    return Summary(
+        accuracy_before=outcome.accuracy_before,
+        accuracy_after=outcome.accuracy_after,
+        max_staleness=config.async_.max_staleness,
+        max_policy_age=outcome.max_policy_age,
+        steps=outcome.steps,
+        first_step_seconds=None if first is None else first + head_start,
+        train_seconds=outcome.train_seconds,
+        generated_tokens=recorder.tokens("generated"),
+        trained_tokens=recorder.tokens("trained"),
+        counters=outcome.counters,
+    )
+
+
+def _draw(config: Config, recorder: RunRecorder, folder: RunFolder) -> None:
+    from dapo_openrlhf.report.picture import draw_run
+
+    draw_run(recorder.rows, recorder.evaluations, folder.picture, config.run.name)
+
+
+def _first_words(error: BaseException) -> str:
+    """The first error that is no group, as its user should read it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,410 @@
+"""Every setting, its unit, its range and what it must agree with (layer 0: pydantic and the standard library).
+
+A setting that OpenRLHF has keeps OpenRLHF's dotted name. Files are YAML; ``--rollout.batch_size 64`` on the command
+line overrides ``rollout: {batch_size: ...}`` in the file. Everything is checked here, before anything starts: unknown
+keys, wrong types and impossible combinations are refused in one :class:`ConfigError` that names the key, the value
+and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; the message names key, value and remedy."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings; the docstring below a field becomes its description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    name: str = "dapo"
+    """The run's folder is ``<run.dir>/<run.name>``; a number is appended when it exists."""
+    dir: str = "runs"
+    """Parent folder of all runs, relative to the current folder."""
+
+
+class AdamSection(Section):
+    lr: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay; biases and norms are exempt."""
+
+
+class ActorSection(Section):
+    model_name_or_path: str
+    """Hugging Face name or folder of the model to train."""
+    num_nodes: PositiveInt = 1
+    num_gpus_per_node: PositiveInt = 1
+    """Trainer ranks per node: one GPU each, or one CPU process each with ``device: cpu``."""
+    eps_clip_low_high: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.2, 0.28)
+    """Clip range (eps_low, eps_high) of the ratio, eq. 8; Clip-Higher is eps_high > eps_low (eq. 10)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Dual-clip constant c > 1 for negative advantages, or null for none (the paper has none)."""
+    loss_agg_mode: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
+    """``token-mean`` is DAPO's eq. 12 (one denominator for the whole batch), the other GRPO's eq. 5."""
+    adam: AdamSection = AdamSection()
+    lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    """Schedule over rollout steps (gradient steps within one rollout step share its learning rate)."""
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """Linear warm-up, in rollout steps."""
+    max_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradient norm is clipped to this; 0 switches clipping off."""
+    gradient_checkpointing_enable: bool = False
+
+
+class DsSection(Section):
+    zero_stage: Literal[1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+    param_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Model data type in trainer and engines alike; log-probs and losses are float32 always."""
+    attn_implementation: Literal["flash_attention_2", "sdpa", "eager"] = "flash_attention_2"
+    adam_offload: bool = False
+    """Keep the optimizer's states in host memory."""
+
+
+class VllmSection(Section):
+    num_engines: PositiveInt = 1
+    """Dedicated engines."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs per engine."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of each engine GPU's memory (``device: cuda``)."""
+    kv_cache_memory_bytes: PositiveInt | None = None
+    """KV cache size in bytes; null takes what ``gpu_memory_utilization`` leaves, or 256 MiB on a CPU."""
+    enable_prefix_caching: bool = True
+    """Share the prompt's KV cache among a group's responses; emptied at every publication."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+    max_num_seqs: PositiveInt | None = None
+    """Responses an engine generates at once; null sizes it for all slots' responses, at most 512 per engine."""
+    max_num_batched_tokens: PositiveInt | None = None
+    """Tokens an engine processes in one step; null takes 8192."""
+
+
+class RolloutSection(Section):
+    batch_size: PositiveInt = 512
+    """P: prompts (groups) of one rollout step."""
+    n_samples_per_prompt: PositiveInt = 16
+    """G: responses of one prompt."""
+    max_new_tokens: PositiveInt = 20480
+    """L_max: longest response, in tokens; a longer one is truncated."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; the trainer's log-probs use the same."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling."""
+
+
+class TrainSection(Section):
+    batch_size: PositiveInt = 512
+    """Responses of one gradient update; U = rollout.batch_size * n_samples_per_prompt / batch_size updates a step."""
+    max_tokens_per_gpu: PositiveInt = 32768
+    """Budget of one micro-batch, prompt and response tokens with padding; a longer single sequence goes alone."""
+    max_epochs: PositiveInt = 1
+    """Passes over each rollout step's batch."""
+    max_steps: PositiveInt = 400
+    """Rollout steps of the run."""
+    seed: Annotated[int, Field(ge=0)] = 42
+
+
+class AsyncSection(Section):
+    max_staleness: Annotated[int, Field(ge=0)] = 1
+    """K: largest policy age that is trained; 0 is synchronous, 1 off by one."""
+    old_logprobs: Literal["recompute", "rollout"] = "recompute"
+    """Denominator of the ratio: the trainer's own log-probs, or the engine's (saves one forward pass)."""
+    generate_timeout: PositiveFloat = 3600.0
+    """Seconds one group may take in an engine."""
+    reward_timeout: PositiveFloat = 60.0
+    """Seconds the scoring of one group may take before its worker is replaced."""
+    train_timeout: PositiveFloat = 7200.0
+    """Seconds one trainer step may take."""
+    publish_timeout: PositiveFloat = 600.0
+    """Seconds each phase of a weight publication may take."""
+    start_timeout: PositiveFloat = 1800.0
+    """Seconds all actors may take to start."""
+
+
+class AdvantageSection(Section):
+    estimator: Literal["group_norm"] = "group_norm"
+    """Reward minus the group's mean, over its standard deviation (eq. 9)."""
+    is_correction_level: Literal["off", "token", "seq"] = "token"
+    """Importance weights old/rollout for what engine and trainer, or two versions, disagree on: none, each token's,
+    or each response's (geometric mean)."""
+    is_correction_mode: Literal["clip", "mask"] = "clip"
+    """Outside the threshold: ``clip`` truncates the weight, ``mask`` sets it to zero."""
+    is_correction_threshold: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 2.0)
+    """LOW HIGH bounds of the weight."""
+
+
+class AlgoSection(Section):
+    advantage: AdvantageSection = AdvantageSection()
+    dynamic_filtering_enable: bool = True
+    """Dynamic sampling (eq. 11): train only groups with 0 < accuracy < 1, refill until the batch is full."""
+    max_filtered_batches: PositiveInt = 20
+    """Stop with a diagnosis when this many batches' worth of groups were dropped while one batch was filled."""
+
+
+class RewardSection(Section):
+    num_workers: PositiveInt = 1
+    """Reward worker processes."""
+    overlong_buffer_len: Annotated[int, Field(ge=0)] | None = None
+    """L_cache of the soft overlong punishment (eq. 13), in tokens; null or 0 switches it off."""
+    overlong_penalty_factor: PositiveFloat = 1.0
+    """Scales the soft overlong punishment."""
+    overlong_filtering_enable: bool = True
+    """Overlong filtering: truncated responses carry no loss."""
+
+
+class DataSection(Section):
+    prompt_dataset: str
+    """Prompts to train on: a .jsonl, .json or .parquet file."""
+    input_key: str = "input"
+    """Column with the prompt: text, or a chat list when ``apply_chat_template`` is set."""
+    label_key: str = "label"
+    """Column with the gold answer."""
+    input_template: str | None = None
+    """Text put around each prompt, with ``{}`` where it goes."""
+    apply_chat_template: bool = False
+    """Render prompts with the tokenizer's chat template."""
+    max_len: PositiveInt = 22528
+    """Longest prompt and response together, in tokens; prompts that leave no room are dropped and counted."""
+
+
+class EvalSection(Section):
+    dataset: str | None = None
+    """Held-out problems, same format as the prompts; null switches evaluation off."""
+    steps: int = -1
+    """Evaluate every this many rollout steps too; -1 only before and after training."""
+    n_samples_per_prompt: PositiveInt = 1
+    """Responses of each problem; accuracy is their mean (avg@n)."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class CkptSection(Section):
+    save_steps: int = -1
+    """Save a checkpoint every this many rollout steps; -1 only at the end."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    device: Literal["cpu", "cuda"] = "cuda"
+    """Kind of machine trainer and engines run on."""
+    run: RunSection = RunSection()
+    actor: ActorSection
+    ds: DsSection = DsSection()
+    vllm: VllmSection = VllmSection()
+    rollout: RolloutSection = RolloutSection()
+    train: TrainSection = TrainSection()
+    async_: Annotated[AsyncSection, Field(alias="async")] = AsyncSection()
+    algo: AlgoSection = AlgoSection()
+    reward: RewardSection = RewardSection()
+    data: DataSection
+    eval: EvalSection = EvalSection()
+    ckpt: CkptSection = CkptSection()
+
+    @property
+    def trainer_ranks(self) -> int:
+        """Data-parallel trainer processes."""
+        return self.actor.num_nodes * self.actor.num_gpus_per_node
+
+    @property
+    def updates_per_step(self) -> int:
+        """U: gradient updates of one rollout step, over all epochs."""
+        return self.rollout.batch_size * self.rollout.n_samples_per_prompt // self.train.batch_size * self.train.max_epochs
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        problems = list(_impossible(self))
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return self
+
+
+def _impossible(config: Config) -> Iterator[str]:
+    """Yield a sentence for each combination of settings that cannot run."""
+    rollout, train, reward, data = config.rollout, config.train, config.reward, config.data
+    responses = rollout.batch_size * rollout.n_samples_per_prompt
+    if responses % train.batch_size:
+        yield (
+            f"train.batch_size: {train.batch_size} does not divide a rollout step's responses, rollout.batch_size "
+            f"{rollout.batch_size} x rollout.n_samples_per_prompt {rollout.n_samples_per_prompt} = {responses}; "
+            f"use a divisor of {responses}, such as {_nearest_divisor(responses, train.batch_size)}"
+        )
+    if train.batch_size % config.trainer_ranks:
+        yield (
+            f"train.batch_size: {train.batch_size} is not a multiple of the {config.trainer_ranks} trainer ranks "
+            f"(actor.num_nodes x actor.num_gpus_per_node); use a multiple of {config.trainer_ranks}"
+        )
+    if rollout.n_samples_per_prompt < 2:
+        yield (
+            f"rollout.n_samples_per_prompt: {rollout.n_samples_per_prompt} leaves nothing to compare a response with; "
+            "group-normalised advantages need at least 2"
+        )
+    if reward.overlong_buffer_len and reward.overlong_buffer_len > rollout.max_new_tokens:
+        yield (
+            f"reward.overlong_buffer_len: {reward.overlong_buffer_len} (L_cache) is larger than rollout.max_new_tokens "
+            f"{rollout.max_new_tokens} (L_max); use at most {rollout.max_new_tokens}"
+        )
+    if data.max_len <= rollout.max_new_tokens:
+        yield (
+            f"data.max_len: {data.max_len} leaves no room for a prompt beside rollout.max_new_tokens "
+            f"{rollout.max_new_tokens}; use more than {rollout.max_new_tokens}"
+        )
+    low, high = config.algo.advantage.is_correction_threshold
+    if not 0 <= low < high:
+        yield f"algo.advantage.is_correction_threshold: {low} {high} is not a range; use 0 <= LOW < HIGH"
+    if data.input_template is not None and "{}" not in data.input_template:
+        yield f"data.input_template: {data.input_template!r} has no {{}} where the prompt goes"
+    if config.eval.steps == 0 or config.eval.steps < -1:
+        yield f"eval.steps: {config.eval.steps} is neither -1 nor a positive number of steps"
+    if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
+        yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
+    yield from _impossible_on_device(config)
+
+
+def _impossible_on_device(config: Config) -> Iterator[str]:
+    """Yield a sentence for each setting that the kind of machine cannot serve."""
+    if config.device == "cpu":
+        if config.ds.attn_implementation == "flash_attention_2":
+            yield "ds.attn_implementation: flash_attention_2 needs a GPU; use sdpa with device: cpu"
+        if config.ds.adam_offload:
+            yield "ds.adam_offload: true has nowhere to offload from with device: cpu; use false"
+        if config.ds.param_dtype == "fp16":
+            yield "ds.param_dtype: fp16 has no loss scaling on a CPU; use fp32 or bf16 with device: cpu"
+    elif config.ds.param_dtype == "fp32" and config.ds.attn_implementation == "flash_attention_2":
+        yield "ds.param_dtype: fp32 is not supported by flash_attention_2; use bf16, or sdpa"
+
+
+def _nearest_divisor(number: int, target: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - target))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-6`` as text; everybody who types it means a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file, apply dotted overrides, check everything. Raises :class:`ConfigError`."""
+    try:
+        settings = yaml.load(path.read_text(), Loader=_Loader)  # a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} holds {type(settings).__name__}, not a mapping of sections to settings")
+    for key, value in (overrides or {}).items():
+        _assign(settings, key, value)
+    return build_config(settings, source=str(path))
+
+
+def build_config(settings: Mapping[str, Any], *, source: str) -> Config:
+    """Check a nested mapping of settings. ``source`` names it in errors. Raises :class:`ConfigError`."""
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError("\n".join([f"{source} cannot be run:", *(f"  {line}" for line in lines)])) from None
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Read ``--a.b VALUE``, ``--a.b=VALUE``, ``a.b=VALUE`` and bare ``--a.b`` (true) into dotted overrides.
+
+    Several values after one key make a list: ``--actor.eps_clip_low_high 0.2 0.28``.
+    """
+    overrides: dict[str, Any] = {}
+    values: list[str] = []
+    key = ""
+
+    def finish() -> None:
+        if key:
+            overrides[key] = True if not values else _scalar(values[0]) if len(values) == 1 else [*map(_scalar, values)]
+
+    for argument in arguments:
+        match = re.match(r"^(?:--)?([A-Za-z_][\w.]*)=(.*)$", argument, re.DOTALL)
+        if match or re.match(r"^--[A-Za-z_]", argument):
+            finish()
+            key, values = (match[1], [match[2]]) if match else (argument[2:], [])
+        elif not key:
+            raise ConfigError(f"cannot read the argument {argument!r}; settings are given as --section.key VALUE")
+        else:
+            values.append(argument)
+    finish()
+    return overrides
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that :func:`load_config` reads back to an equal one."""
+    settings = config.model_dump(mode="json", by_alias=True)
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+def setting_names(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
+    """Every dotted name with its description."""
+    names: dict[str, str] = {}
+    for field_name, field in section.model_fields.items():
+        name = prefix + (field.alias or field_name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names |= setting_names(field.annotation, name + ".")
+        else:
+            names[name] = field.description or ""
+    return names
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def _assign(settings: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for name in sections:
+        inner = settings.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{dotted}: {name} is a setting, not a section")
+        settings = inner
+    settings[key] = value
+
+
+def _explain(problem: Any) -> str:
+    """One sentence for one of pydantic's errors: key, value, remedy."""
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return str(cause).replace("\n", "\n  ")
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, setting_names(), n=1, cutoff=0.4)
+        return f"{key}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    if problem["type"] == "missing":
+        return f"{key}: must be set"
+    message = problem["msg"]
+    return f"{key}: {problem['input']!r} is not accepted: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,48 @@
+"""The event log: one JSON line per event (layer 2)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TextIO
+
+from dapo_openrlhf.events import Event
+
+Listener = Callable[[Event], None]
+
+
+class EventLog:
+    """Writes events to a file as they happen and hands them to listeners.
+
+    ``clock`` gives seconds; lines carry ``time`` relative to the log's creation, the event's name as ``event`` and its
+    fields. Lines are written through at once, so that a run that dies leaves its log whole.
+    """
+
+    def __init__(self, file: TextIO | None, *, clock: Callable[[], float]) -> None:
+        self._file = file
+        self._clock = clock
+        self._start = clock()
+        self._listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        """Call ``listener`` with every later event."""
+        self._listeners.append(listener)
+
+    def now(self) -> float:
+        """Seconds since the log's creation."""
+        return self._clock() - self._start
+
+    def emit(self, event: Event) -> None:
+        """Record one event."""
+        if self._file is not None:
+            line = {"time": round(self.now(), 6), "event": _snake(type(event).__name__), **asdict(event)}
+            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._file.flush()
+        for listener in self._listeners:
+            listener(event)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -1,0 +1,107 @@
+"""Everything that happens in a run, as typed events (layer 2): the single source of metrics, logs and traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dapo_openrlhf.types import PolicyVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened. Durations are in seconds, lengths in tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupDispatched(Event):
+    group: int
+    prompt: int
+    version: PolicyVersion
+    """Live version at dispatch."""
+    deadline: int
+    """Last trainer version that may take the group."""
+    engine: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupGenerated(Event):
+    group: int
+    engine: int
+    seconds: float
+    response_tokens: int
+    oldest_version: PolicyVersion
+    newest_version: PolicyVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupJudged(Event):
+    group: int
+    keep: bool
+    reason: str
+    accuracy: float
+    reward: float
+    response_tokens: int
+    seconds: float
+    """Spent scoring."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFailed(Event):
+    group: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTaken(Event):
+    step: int
+    version: PolicyVersion
+    groups: tuple[int, ...]
+    ages: tuple[int, ...]
+    waited: float
+    reward: float
+    """Mean shaped reward."""
+    accuracy: float
+    responses: int
+    response_tokens: int
+    longest_response: int
+    truncated: int
+    """Responses that a limit stopped."""
+    in_flight: int
+    """Groups between dispatch and verdict, after the batch was taken."""
+    ready: int
+    """Kept groups left in the queue."""
+    free_slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTrained(Event):
+    step: int
+    seconds: float
+    statistics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicationLive(Event):
+    version: PolicyVersion
+    seconds: float
+    bytes: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated(Event):
+    step: int
+    version: PolicyVersion
+    accuracy: float
+    problems: int
+    responses: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpointed(Event):
+    step: int
+    path: str
+    seconds: float

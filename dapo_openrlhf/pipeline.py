@@ -1,0 +1,184 @@
+"""The conductor of a run (layer 2: asyncio).
+
+::
+
+    prompts ──▶ rollout loop ──▶ engines ──▶ reward workers ──▶ group filter ──▶ rollout queue
+                    ▲                                                                │ P groups, age ≤ K
+                    │                                                                ▼
+                  slots ◀── live in every engine ◀── deliver ◀── send ◀── trainer (U updates)
+
+* The rollout loop consumes slots and prompts and produces groups; it waits for a slot only.
+* The train loop consumes exact batches and produces weights; it waits for a batch, and before it sends weights for
+  the previous ones to be live. Delivery runs beside the next step's training: the trainer's weights are read in
+  ``send``, and only the engines are involved afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from dapo_openrlhf.evaluation import Evaluator
+from dapo_openrlhf.event_log import EventLog
+from dapo_openrlhf.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepTrained
+from dapo_openrlhf.ports import PolicyTrainer, Publication, WeightPublisher
+from dapo_openrlhf.rollout import RolloutLoop
+from dapo_openrlhf.rollout_queue import RolloutQueue
+from dapo_openrlhf.types import PolicyVersion, TrainBatch
+
+StepDone = Callable[[int], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a run came to. Times are seconds on the event log's clock."""
+
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    max_policy_age: int = 0
+    steps: int = 0
+    first_step_at: float | None = None
+    train_seconds: float = 0.0
+    """From the first dispatch to the last publication, evaluation in between included."""
+    counters: dict[str, int | dict[str, int]] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Runs rollouts and training side by side for ``max_steps`` rollout steps."""
+
+    def __init__(
+        self,
+        *,
+        rollouts: RolloutLoop,
+        queue: RolloutQueue,
+        trainer: PolicyTrainer,
+        publisher: WeightPublisher,
+        evaluator: Evaluator | None,
+        log: EventLog,
+        max_steps: int,
+        eval_steps: int = -1,
+        save_steps: int = -1,
+        checkpoint_path: Callable[[int], str],
+        on_step: StepDone = lambda step: None,
+    ) -> None:
+        self._rollouts = rollouts
+        self._queue = queue
+        self._trainer = trainer
+        self._publisher = publisher
+        self._evaluator = evaluator
+        self._log = log
+        self._max_steps = max_steps
+        self._eval_steps = eval_steps
+        self._save_steps = save_steps
+        self._checkpoint_path = checkpoint_path
+        self._on_step = on_step
+        self._delivery: Awaitable[None] | None = None
+        self.outcome = Outcome()
+
+    async def run(self) -> Outcome:
+        """Train, evaluate, save. Raises the first error of either loop, with the other one stopped."""
+        outcome = self.outcome
+        async with asyncio.TaskGroup() as tasks:
+            before = tasks.create_task(self._evaluate(0))
+            started = self._log.now()
+            rollouts = tasks.create_task(self._rollouts.run())
+            for step in range(self._max_steps):
+                await self._step(tasks, step, before)
+            await self._went_live()
+            outcome.train_seconds = self._log.now() - started
+            outcome.counters = self._queue.counters()
+            rollouts.cancel()
+        outcome.accuracy_before = before.result()
+        outcome.accuracy_after = await self._evaluate(self._max_steps)
+        await self._save(self._max_steps)
+        return outcome
+
+    async def _step(self, tasks: asyncio.TaskGroup, step: int, before: asyncio.Task[float | None]) -> None:
+        waiting = self._log.now()
+        batch = await self._queue.take(step)
+        self._log.emit(self._batch_taken(batch, waited=self._log.now() - waiting))
+        self.outcome.max_policy_age = max(self.outcome.max_policy_age, *batch.ages)
+        started = self._log.now()
+        statistics = await self._trainer.train(batch)
+        self._queue.trained(batch)
+        self._log.emit(StepTrained(step=step, seconds=self._log.now() - started, statistics=statistics))
+        await self._went_live()
+        await before  # the measurement of the initial weights ends before they are replaced
+        started = self._log.now()
+        publication = await self._publisher.send(PolicyVersion(batch.version + 1))
+        self._delivery = tasks.create_task(self._deliver(publication, started))
+        self.outcome.steps = step + 1
+        if self.outcome.first_step_at is None:
+            self.outcome.first_step_at = self._log.now()
+        await self._between_steps(step + 1)
+        self._on_step(step)
+
+    async def _between_steps(self, done: int) -> None:
+        if done == self._max_steps:
+            return  # evaluated and saved at the end anyway
+        if self._eval_steps > 0 and done % self._eval_steps == 0:
+            await self._went_live()
+            await self._evaluate(done)
+        if self._save_steps > 0 and done % self._save_steps == 0:
+            await self._save(done)
+
+    async def _deliver(self, publication: Publication, started: float) -> None:
+        await self._publisher.deliver(publication)
+        self._queue.publication_live(publication.version)
+        self._log.emit(
+            PublicationLive(
+                version=publication.version,
+                seconds=self._log.now() - started,
+                bytes=publication.bytes,
+                checksum=publication.checksum,
+            )
+        )
+
+    async def _went_live(self) -> None:
+        if self._delivery is not None:
+            await self._delivery
+            self._delivery = None
+
+    async def _evaluate(self, step: int) -> float | None:
+        if self._evaluator is None:
+            return None
+        started = self._log.now()
+        version = self._queue.live_version
+        measured = await self._evaluator.measure()
+        self._log.emit(
+            Evaluated(
+                step=step,
+                version=version,
+                accuracy=measured.accuracy,
+                problems=measured.problems,
+                responses=measured.responses,
+                seconds=self._log.now() - started,
+            )
+        )
+        return measured.accuracy
+
+    async def _save(self, step: int) -> None:
+        started = self._log.now()
+        path = self._checkpoint_path(step)
+        await self._trainer.save(path)
+        self._log.emit(Checkpointed(step=step, path=path, seconds=self._log.now() - started))
+
+    def _batch_taken(self, batch: TrainBatch, *, waited: float) -> BatchTaken:
+        rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
+        return BatchTaken(
+            step=batch.step,
+            version=batch.version,
+            groups=tuple(group.id for group in batch.groups),
+            ages=batch.ages,
+            waited=waited,
+            reward=sum(rollout.reward for rollout in rollouts) / len(rollouts),
+            accuracy=sum(rollout.correct for rollout in rollouts) / len(rollouts),
+            responses=len(rollouts),
+            response_tokens=sum(rollout.length for rollout in rollouts),
+            longest_response=max(rollout.length for rollout in rollouts),
+            truncated=sum(rollout.truncated for rollout in rollouts),
+            in_flight=self._queue.in_flight,
+            ready=self._queue.ready,
+            free_slots=self._queue.free_slots,
+        )

@@ -1,0 +1,82 @@
+"""What the pipeline asks of the outside world (layer 2). The real stack is in ``backend``, fakes are in the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch
+
+
+class GroupError(Exception):
+    """One group could not be made; the run goes on.
+
+    ``reason`` names the counter it adds to. The prompt is tried again later, unless the error is ``permanent``.
+    """
+
+    def __init__(self, reason: str, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.permanent = permanent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How responses are sampled."""
+
+    n: int
+    """G: responses of the prompt."""
+    max_new_tokens: int
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+
+
+class GenerationEngine(Protocol):
+    """A dedicated inference engine."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
+        """Sample G responses. Raises :class:`GroupError`."""
+        ...
+
+
+class RewardScorer(Protocol):
+    """Scores a group's responses in other processes."""
+
+    async def score(self, texts: object, label: str) -> tuple[Score, ...]:
+        """Judge the responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """Weights on their way into the engines."""
+
+    version: PolicyVersion
+    bytes: int
+    checksum: int
+
+
+class PolicyTrainer(Protocol):
+    """The trainer's ranks as one."""
+
+    async def train(self, batch: TrainBatch) -> Mapping[str, float]:
+        """Do the U updates of one rollout step; returns statistics under the names of ``metrics.METRICS``."""
+        ...
+
+    async def save(self, path: str) -> None:
+        """Write a checkpoint that transformers and vLLM load."""
+        ...
+
+
+class WeightPublisher(Protocol):
+    """Carries the trainer's weights to every engine."""
+
+    async def send(self, version: PolicyVersion) -> Publication:
+        """Read the trainer's weights; when this returns the trainer may go on."""
+        ...
+
+    async def deliver(self, publication: Publication) -> None:
+        """Return once every engine has acknowledged version and checksum: the version is live."""
+        ...

@@ -1,0 +1,192 @@
+"""One picture of a run: six panels over its rollout steps (layer 4: matplotlib, so import this module late)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+SIZE_INCHES = (13.0, 7.2)
+DOTS_PER_INCH = 125
+
+BLUE, RED, GREEN, INK, GREY, GRID = "#0072B2", "#D55E00", "#009E73", "#222222", "#6B6B6B", "#E6E6E6"
+"""The first three are of Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+PERCENT = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One metric over the run, in the unit in which it is drawn; ``values[i]`` belongs to step ``i + 1``."""
+
+    label: str
+    colour: str
+    values: Sequence[float]
+    """NaN where the step has none."""
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is anything to draw."""
+        return any(map(math.isfinite, self.values))
+
+
+def draw_run(
+    rows: Sequence[Mapping[str, float]],
+    evaluations: Sequence[tuple[int, float]],
+    path: Path,
+    title: str,
+) -> None:
+    """Draw a run's curves into a PNG file, which appears in one piece.
+
+    ``rows`` has one row per rollout step, in order; names that a row lacks, and NaN, leave gaps. ``evaluations`` has
+    (rollout steps done, held-out accuracy 0 to 1); 0 steps done is the initial model.
+    """
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, facecolor="white")
+    FigureCanvasAgg(figure)
+    window = smoothing_window(len(rows))
+    panels = figure.subplots(2, 3, sharex=True)
+    for axes in panels.flat:
+        _style(axes)
+    (reward, accuracy, entropy), (length, probability, age) = panels
+    _draw(reward, "Reward", "mean per response", [_curve(rows, "reward", BLUE)], window)
+    _draw_accuracy(accuracy, rows, evaluations, window)
+    _draw(entropy, "Entropy", "nats per token", [_curve(rows, "entropy", BLUE)], window)
+    _draw_length(length, rows, window)
+    _draw(probability, "Token probability", "mean per token", [_curve(rows, "token_probability", BLUE)], window)
+    _draw_age(age, rows, window)
+    last = max([1, len(rows), *(step for step, _ in evaluations)])
+    reward.set_xlim(-0.02 * last, 1.02 * last)
+    for axes in panels[1]:
+        axes.set_xlabel("rollout step", color=GREY)
+    _caption(figure, title, len(rows), window)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(unfinished, format="png", dpi=DOTS_PER_INCH)
+    unfinished.replace(path)
+
+
+def smoothing_window(steps: int) -> int:
+    """Steps that a moving average covers: odd, about a twelfth of the run, at most 51; 1 for less than 10 steps."""
+    return 1 if steps < 10 else min(2 * (steps // 24) + 3, 51)
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Centred moving average over ``window`` entries (fewer at the ends) that skips NaN; NaN stays NaN."""
+    half = window // 2
+    averages = []
+    for middle, value in enumerate(values):
+        near = [v for v in values[max(middle - half, 0) : middle + half + 1] if math.isfinite(v)]
+        averages.append(sum(near) / len(near) if math.isfinite(value) else math.nan)
+    return averages
+
+
+def _curve(rows: Sequence[Mapping[str, float]], name: str, colour: str, *, label: str = "", unit: float = 1.0) -> Curve:
+    values = [row.get(name, math.nan) * unit for row in rows]
+    return Curve(label=label, colour=colour, values=[v if math.isfinite(v) else math.nan for v in values])
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#B8B8B8")
+    axes.tick_params(color="#B8B8B8", labelcolor=GREY, labelsize=9, labelbottom=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.ticklabel_format(axis="y", useOffset=False, style="plain")
+
+
+def _draw(axes: Axes, title: str, unit: str, curves: Sequence[Curve], window: int) -> None:
+    """Name the panel and draw its curves, each faint as it is and on top of that smoothed."""
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=8)
+    axes.set_ylabel(unit, color=GREY, fontsize=9.5)
+    for curve in curves:
+        _draw_curve(axes, curve, window)
+    if not any(curve.recorded for curve in curves):
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=GREY)
+
+
+def _draw_curve(axes: Axes, curve: Curve, window: int) -> None:
+    if not curve.recorded:
+        return
+    steps = range(1, len(curve.values) + 1)
+    if window > 1:
+        axes.plot(steps, curve.values, color=curve.colour, alpha=0.28, linewidth=1.0)
+    smoothed = smooth(curve.values, window)
+    marker = "o" if window == 1 else ""
+    axes.plot(steps, smoothed, color=curve.colour, linewidth=2.2, marker=marker, markersize=4, label=curve.label)
+
+
+def _draw_accuracy(
+    axes: Axes, rows: Sequence[Mapping[str, float]], evaluations: Sequence[tuple[int, float]], window: int
+) -> None:
+    train = _curve(rows, "accuracy", BLUE, label="training prompts", unit=PERCENT)
+    points = sorted((step, PERCENT * value) for step, value in evaluations if math.isfinite(value))
+    _draw(axes, "Accuracy", "% right", [train] if train.recorded or not points else [], window)
+    for text in axes.texts if points else ():
+        text.remove()
+    if points:
+        steps, values = zip(*points, strict=True)
+        style = {"color": RED, "markeredgecolor": "white", "markersize": 8, "zorder": 4}
+        axes.plot(steps, values, marker="o", linewidth=1.4, linestyle=(0, (4, 2)), label="held-out", **style)
+    if train.recorded or points:
+        axes.set_ylim(bottom=0)
+        _legend(axes)
+
+
+def _draw_length(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> None:
+    length = _curve(rows, "response_length/mean", BLUE, label="mean length")
+    truncated = _curve(rows, "truncated_share", RED, label="truncated (right axis)", unit=PERCENT)
+    _draw(axes, "Response length", "tokens", [length], window)
+    if not (length.recorded and truncated.recorded):
+        return
+    right = axes.twinx()
+    for spine in right.spines.values():
+        spine.set_visible(False)
+    right.tick_params(color="#B8B8B8", labelcolor=RED, labelsize=9)
+    right.set_ylabel("% of responses truncated", color=RED, fontsize=9.5)
+    shares = smooth(truncated.values, window)
+    right.plot(range(1, len(shares) + 1), shares, color=RED, linewidth=1.4, linestyle=(0, (1, 1)), label=truncated.label)
+    right.set_ylim(0, max(2.0, 1.6 * max(filter(math.isfinite, shares))))
+    _legend(axes, right)
+
+
+def _draw_age(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> None:
+    """Mean and maximum; the maximum is drawn as it is, for the average of maxima bounds nothing."""
+    mean = _curve(rows, "policy_age/mean", BLUE, label="mean of the step's groups")
+    largest = _curve(rows, "policy_age/max", GREEN, label="oldest group")
+    steps = range(1, len(rows) + 1)
+    if largest.recorded:
+        axes.step(steps, largest.values, where="mid", color=GREEN, linewidth=1.4, label=largest.label)
+        if window == 1:
+            axes.plot(steps, largest.values, color=GREEN, linestyle="", marker="o", markersize=4)
+    _draw(axes, "Policy age", "versions behind the trainer", [mean], window)
+    if mean.recorded or largest.recorded:
+        top = max(filter(math.isfinite, [1.0, *mean.values, *largest.values]))
+        axes.set_ylim(-0.06 * top, 1.35 * top)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        _legend(axes)
+
+
+def _legend(axes: Axes, *more: Axes) -> None:
+    parts = [part.get_legend_handles_labels() for part in (axes, *more)]
+    handles = [handle for some, _ in parts for handle in some]
+    labels = [label for _, some in parts for label in some]
+    (more[-1] if more else axes).legend(
+        handles, labels, fontsize=8.5, labelcolor=INK, frameon=True, framealpha=0.85, edgecolor="none", loc="best"
+    )
+
+
+def _caption(figure: Figure, title: str, steps: int, window: int) -> None:
+    words = f"{steps:,} rollout step{'' if steps == 1 else 's'}"
+    if window > 1:
+        words += f"   ·   faint line: each step   ·   bold line: moving average over {window} steps, centred"
+    figure.text(0.045, 0.965, title, fontsize=15, fontweight="bold", color=INK, va="center", parse_math=False)
+    figure.text(0.045, 0.93, words, fontsize=9.5, color=GREY, va="center")
+    figure.subplots_adjust(left=0.06, right=0.97, top=0.86, bottom=0.075, wspace=0.30, hspace=0.32)

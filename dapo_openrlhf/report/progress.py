@@ -1,0 +1,93 @@
+"""One aligned line of text per rollout step, with an estimate of the time left (layer 4: standard library only)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from typing import TextIO
+
+LINES_PER_HEADER = 20
+SECONDS_PER_LINE = 2.0
+RECENT_STEPS = 20
+
+_FILTERED = ("groups/all_right", "groups/all_wrong")
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds as ``m:ss`` or, from one hour on, ``h:mm:ss``; rounded to the nearest second."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class ProgressLine:
+    """Prints how a run is going: plain lines in ASCII that scroll, the same on a terminal and in a log file.
+
+    The first and the last step always get a line; the others only when two seconds have passed since the last line.
+    A line shows its own step's numbers. What would be lost between two lines is carried into the next one: the
+    newest held-out accuracy and the number of failed groups.
+    """
+
+    def __init__(self, max_steps: int, stream: TextIO) -> None:
+        """``max_steps`` is the number of rollout steps of the run, at least 1."""
+        self._max_steps = max_steps
+        self._stream = stream
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._lines = 0
+        self._printed_at = -math.inf
+        self._held_out: float | None = None
+        self._failed = 0.0
+
+    def update(self, step: int, row: Mapping[str, float], elapsed: float) -> None:
+        """Take in the row of ``step`` (counted from 0, shown from 1), ``elapsed`` seconds into the run."""
+        if math.isfinite(seconds := row.get("seconds/step", math.nan)):
+            self._recent.append(seconds)
+        self._held_out = row.get("eval/accuracy", self._held_out)
+        self._failed += row.get("groups/failed", 0.0)
+        last = step + 1 >= self._max_steps
+        if last or elapsed - self._printed_at >= SECONDS_PER_LINE:
+            self._print(self._cells(step + 1, row, elapsed))
+            self._printed_at = elapsed
+            self._held_out = None
+            self._failed = 0.0
+
+    def seconds_left(self, done: int) -> float | None:
+        """Steps left times the median of the last 20 steps' seconds; None before any step was timed."""
+        if not self._recent:
+            return None
+        return max(self._max_steps - done, 0) * statistics.median(self._recent)
+
+    def _cells(self, done: int, row: Mapping[str, float], elapsed: float) -> dict[str, str]:
+        """One line: column title to text. Every text is as wide as its column, whatever the step."""
+        left = self.seconds_left(done)
+        digits = len(str(self._max_steps))
+        filtered = sum(row[name] for name in _FILTERED if name in row)
+        return {
+            "step": f"{done:>{digits}}/{self._max_steps}".rjust(5),
+            "reward": _number(row, "reward", "+7.3f"),
+            "accuracy": _number(row, "accuracy", "8.1%"),
+            "held-out": f"{self._held_out:8.1%}" if self._held_out is not None else " " * 8,
+            "groups": f"{_number(row, 'groups/kept', '4.0f')} kept {filtered:4.0f} filtered",
+            "age mean/max": f"{_number(row, 'policy_age/mean', '8.2f')}/{_number(row, 'policy_age/max', '3.0f')}",
+            "trained tok/s": _number(row, "tokens_per_second/trained", "13,.0f"),
+            "s/step": _number(row, "seconds/step", "7.2f"),
+            "elapsed": f"{clock_time(elapsed):>8}",
+            "left": f"{'-' if left is None else clock_time(left):>8}",
+        }
+
+    def _print(self, cells: Mapping[str, str]) -> None:
+        if self._lines % LINES_PER_HEADER == 0:
+            titles = (title.rjust(len(text)) for title, text in cells.items())
+            print("  ".join(titles), file=self._stream)
+        note = f"  {self._failed:.0f} failed" if self._failed else ""
+        print("  ".join(cells.values()) + note, file=self._stream, flush=True)
+        self._lines += 1
+
+
+def _number(row: Mapping[str, float], name: str, spec: str) -> str:
+    """The named number, or a dash of the same width where the row does not have it."""
+    if name in row:
+        return format(row[name], spec)
+    return "-".rjust(len(format(0.0, spec)))

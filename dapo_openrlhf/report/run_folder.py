@@ -1,0 +1,105 @@
+"""The folder of one run and the names of the files in it (layer 4: standard library only)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """One run's folder; the files in it appear as the run writes them."""
+
+    path: Path
+    """``<parent>/<name>``, or with ``-2``, ``-3``, ... appended."""
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> Self:
+        """Make a new folder ``name`` in ``parent``, numbered when it exists, and point ``parent/latest`` to it.
+
+        Two runs that start at once get two folders; ``latest`` then is either of them, and never missing.
+        """
+        if name in ("", ".", "..", LATEST) or Path(name).name != name:
+            raise ValueError(f"run name {name!r}: must be the plain name of a folder, and not {LATEST!r}")
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = cls(path=_make_numbered(parent, name))
+        _point_latest(parent, folder.path.name)
+        return folder
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def events(self) -> Path:
+        """The event log, one JSON object per line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What :meth:`write_summary` writes."""
+        return self.path / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def picture(self) -> Path:
+        """The run's curves, PNG."""
+        return self.path / "curves.png"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the saved model."""
+        return self.path / "checkpoint"
+
+    def write_summary(self, values: Mapping[str, object]) -> None:
+        """Write ``summary.json`` in one piece: a reader sees the old file or the new one. NaN and infinity: null."""
+        text = json.dumps(_without_nan(values), indent=2, sort_keys=True, allow_nan=False)
+        unfinished = self.summary.with_name(f".{self.summary.name}.{os.getpid()}")
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(self.summary)
+
+
+def _make_numbered(parent: Path, name: str) -> Path:
+    """Create the first of ``name``, ``name-2``, ``name-3``, ... that does not exist."""
+    for number in itertools.count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("unreachable: the numbers do not end")
+
+
+def _point_latest(parent: Path, name: str) -> None:
+    """Replace the link in one step; the unfinished link is named after the new folder, which is ours alone."""
+    unfinished = parent / f".{LATEST}-{name}"
+    unfinished.unlink(missing_ok=True)
+    unfinished.symlink_to(name, target_is_directory=True)
+    unfinished.replace(parent / LATEST)
+
+
+def _without_nan(value: object) -> object:
+    """JSON has no number for NaN and infinity."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _without_nan(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_without_nan(entry) for entry in value]
+        case _:
+            return value

@@ -1,0 +1,100 @@
+"""What a run came to, as numbers for ``summary.json`` and as words for its user (layer 4: standard library only)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dapo_openrlhf.report.progress import clock_time
+from dapo_openrlhf.report.run_folder import RunFolder
+
+Counters = Mapping[str, int | Mapping[str, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The result of one run."""
+
+    accuracy_before: float | None
+    """Held-out accuracy of the initial weights, 0 to 1; None where it was not measured."""
+    accuracy_after: float | None
+    """Held-out accuracy of the final weights, 0 to 1; None where it was not measured."""
+    max_staleness: int
+    """K: the largest policy age that was allowed, in versions."""
+    max_policy_age: int
+    """The largest policy age that was trained, in versions."""
+    steps: int
+    """Rollout steps done."""
+    first_step_seconds: float | None
+    """Seconds from the start of the run to the end of its first step; None where no step was done."""
+    train_seconds: float
+    """Seconds of the training loop: evaluation before and after it and start-up are not in it."""
+    generated_tokens: int
+    """Response tokens generated, those of filtered groups included."""
+    trained_tokens: int
+    """Response tokens of trained groups."""
+    counters: Counters
+    """Groups by what became of them, as the ledger counts them."""
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields by name, as they go into ``summary.json``; ``Summary(**...)`` gives the same summary back."""
+        return asdict(self)
+
+
+def closing_words(summary: Summary, folder: RunFolder) -> str:
+    """Several lines of ASCII to end a run with: what came out, and where everything lies.
+
+    Call it when the run's files are written: a file that is not there is called so.
+    """
+    seconds = summary.train_seconds
+    lines = {
+        "held-out accuracy": _accuracy(summary.accuracy_before, summary.accuracy_after),
+        "steps": f"{summary.steps:,} in {seconds:,.1f} s ({clock_time(seconds)}){_first_step(summary)}",
+        "tokens per second": f"{_rate(summary.generated_tokens, seconds)} generated, "
+        f"{_rate(summary.trained_tokens, seconds)} trained",
+        "groups": _groups(summary.counters),
+        "policy age": f"at most {summary.max_policy_age} (max_staleness {summary.max_staleness})",
+        "config": _place(folder.config),
+        "events": _place(folder.events),
+        "summary": _place(folder.summary),
+        "curves": _place(folder.picture),
+        "checkpoint": _place(folder.checkpoint),
+        "TensorBoard": f"tensorboard --logdir {shlex.quote(str(folder.tensorboard))}",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{title:<{width}}  {text}" for title, text in lines.items())
+
+
+def _accuracy(before: float | None, after: float | None) -> str:
+    if before is None and after is None:
+        return "not measured"
+    words = " -> ".join("not measured" if value is None else f"{value:.1%}" for value in (before, after))
+    if before is None or after is None:
+        return words
+    return f"{words} ({100 * (after - before):+.1f} percentage points)"
+
+
+def _first_step(summary: Summary) -> str:
+    return "" if summary.first_step_seconds is None else f", the first after {summary.first_step_seconds:,.1f} s"
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    return f"{tokens / seconds:,.0f}" if seconds > 0 else "-"
+
+
+def _groups(counters: Counters) -> str:
+    """Counters that are not zero; one that is split by reason is shown with its reasons."""
+    words = []
+    for name, count in counters.items():
+        reasons = {key: n for key, n in count.items() if n} if isinstance(count, Mapping) else {}
+        total = sum(reasons.values()) if isinstance(count, Mapping) else count
+        split = ", ".join(f"{n:,} {key.replace('_', ' ')}" for key, n in reasons.items())
+        if total:
+            words.append(f"{total:,} {name.replace('_', ' ')}" + (f" ({split})" if split else ""))
+    return ", ".join(words) or "none"
+
+
+def _place(path: Path) -> str:
+    return str(path) if path.exists() else f"{path} (not written)"

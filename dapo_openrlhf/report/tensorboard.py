@@ -1,0 +1,105 @@
+"""Rows as TensorBoard scalars, written without TensorFlow and without PyTorch (layer 4)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dapo_openrlhf.metrics import METRICS
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+CHARTS = {
+    "Learning": {
+        "accuracy": ("accuracy", "eval/accuracy"),
+        "reward": ("reward",),
+        "entropy (nats per token)": ("entropy",),
+        "response length (tokens)": ("response_length/mean", "response_length/max"),
+    },
+    "Staleness": {
+        "policy age (versions)": ("policy_age/mean", "policy_age/max"),
+        "importance weights": ("is_weight/mean", "is_weight/ess", "is_weight/outside"),
+        "KL(rollout || old) (nats per token)": ("rollout_kl",),
+    },
+    "Throughput": {
+        "tokens per second": (
+            "tokens_per_second/generated",
+            "tokens_per_second/kept",
+            "tokens_per_second/trained",
+        ),
+        "seconds": ("seconds/step", "seconds/wait_batch", "seconds/train", "seconds/publish"),
+        "groups per step": ("groups/kept", "groups/all_right", "groups/all_wrong", "groups/failed"),
+    },
+}
+"""Tab "Custom Scalars": section -> chart -> the rows' names drawn together in it."""
+
+
+class TensorBoardSink:
+    """Writes rows to one event file of its own in a folder.
+
+    Tags are the rows' names as they are, so TensorBoard groups them by the part before the slash; each carries its
+    meaning from :data:`METRICS` as its description. Lines that belong together share a chart in "Custom Scalars".
+    Every row is flushed: a run that dies leaves its curves whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Create ``folder`` where it is missing, and a new event file in it."""
+        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time_ns()
+        path = folder / f"events.out.tfevents.{now // 10**9:010}.{now % 10**9:09}.{os.getpid()}"
+        self._writer = RecordWriter(path.open("xb"))
+        self._event = Event
+        self._described: set[str] = set()
+        self._record(file_version="brain.Event:2")
+        self._record(summary=_layout())
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Add every number of ``row`` at ``step``."""
+        self._record(step=step, summary=self._summary(row))
+
+    def close(self) -> None:
+        """Close the file; nothing may be written afterwards."""
+        self._writer.close()
+
+    def _summary(self, row: Mapping[str, float]) -> Summary:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary()
+        for name, number in row.items():
+            value = summary.value.add(tag=name, simple_value=number)
+            if name in METRICS and name not in self._described:
+                value.metadata.summary_description = METRICS[name]
+                self._described.add(name)
+        return summary
+
+    def _record(self, **fields: object) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._writer.flush()
+
+
+def _layout() -> Summary:
+    """:data:`CHARTS` in the form that TensorBoard's custom scalars plugin reads."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata  # type: ignore[import-untyped]
+    from tensorboard.util.tensor_util import make_tensor_proto  # type: ignore[import-untyped]
+
+    layout = layout_pb2.Layout()
+    for section, charts in CHARTS.items():
+        category = layout.category.add(title=section)
+        for title, names in charts.items():
+            tags = [f"^{name}$" for name in names]
+            category.chart.add(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
+    summary = Summary()
+    summary.value.add(
+        tag=metadata.CONFIG_SUMMARY_TAG,
+        metadata=metadata.create_summary_metadata(),
+        tensor=make_tensor_proto(layout.SerializeToString()),
+    )
+    return summary

@@ -1,0 +1,172 @@
+"""The bounded-staleness queue between rollouts and training (layer 2: asyncio).
+
+It is the only holder of groups: every group between dispatch and training is in ``_in_flight`` or ``_ready``. Which
+groups a batch may hold is decided by :class:`~dapo_openrlhf.staleness.StalenessPolicy`, which groups carry a gradient
+by :class:`~dapo_openrlhf.dynamic_sampling.GroupFilter`, and the :class:`~dapo_openrlhf.ledger.Ledger` is checked
+against what is really here whenever a batch is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, GroupFilter
+from dapo_openrlhf.ledger import Ledger
+from dapo_openrlhf.staleness import StalenessPolicy, Waiting
+from dapo_openrlhf.types import PolicyVersion, RolloutGroup, TrainBatch, Verdict
+
+
+class BatchStarvation(RuntimeError):
+    """No batch can be filled; the message is a diagnosis."""
+
+
+class RolloutQueue:
+    """Slots on one side, exact batches of P groups on the other."""
+
+    def __init__(
+        self, *, policy: StalenessPolicy, group_filter: GroupFilter, max_filtered_batches: int, stall_timeout: float
+    ) -> None:
+        """``stall_timeout``: seconds without any group ending after which a waiting trainer gives up."""
+        self._policy = policy
+        self._filter = group_filter
+        self._max_dropped = max_filtered_batches * policy.batch_size
+        self._stall_timeout = stall_timeout
+        self._ledger = Ledger()
+        self._in_flight: set[int] = set()
+        self._ready: dict[int, RolloutGroup] = {}
+        self._dropped_since_batch: Counter[str] = Counter()
+        self._failures_in_a_row = 0
+        self._slot_freed = asyncio.Event()
+        self._group_ended = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Groups between dispatch and verdict."""
+        return len(self._in_flight)
+
+    @property
+    def ready(self) -> int:
+        """Kept groups that wait for a batch."""
+        return len(self._ready)
+
+    @property
+    def free_slots(self) -> int:
+        """Groups that may be dispatched now."""
+        return self._policy.free_slots
+
+    @property
+    def live_version(self) -> PolicyVersion:
+        """Newest version that every engine has acknowledged."""
+        return self._policy.live_version
+
+    def counters(self) -> dict[str, int | dict[str, int]]:
+        """All counters of the ledger; they balance."""
+        self._ledger.check(in_flight=self.in_flight, ready=self.ready)
+        return self._ledger.snapshot(in_flight=self.in_flight, ready=self.ready)
+
+    async def slot(self) -> None:
+        """Wait until a group may be dispatched."""
+        await _until(self._slot_freed, lambda: self._policy.free_slots > 0)
+
+    def dispatch(self) -> tuple[int, int]:
+        """Use a free slot: the new group's id and its deadline."""
+        group_id = self._ledger.dispatched
+        deadline = self._policy.dispatch(group_id)
+        self._ledger.dispatched += 1
+        self._in_flight.add(group_id)
+        return group_id, deadline
+
+    def offer(self, group: RolloutGroup) -> Verdict:
+        """Take in a scored group: keep it for a batch, or drop it and free its slot at once."""
+        verdict = self._filter.judge(group)
+        self._end(group.id)
+        self._failures_in_a_row = 0
+        if verdict.keep:
+            self._ready[group.id] = group
+        else:
+            self._ledger.dropped[verdict.reason] += 1
+            self._dropped_since_batch[verdict.reason] += 1
+            self._free(group.id)
+        return verdict
+
+    def fail(self, group_id: int, reason: str) -> None:
+        """A group could not be made: count it and free its slot. Its prompt is the caller's to keep."""
+        self._end(group_id)
+        self._failures_in_a_row += 1
+        self._ledger.failed[reason] += 1
+        self._free(group_id)
+
+    async def take(self, step: int) -> TrainBatch:
+        """Wait for exactly P groups that the staleness contract allows, and take them.
+
+        Raises :class:`BatchStarvation` when too many groups were dropped or failed on the way, or when nothing has
+        ended for ``stall_timeout`` seconds.
+        """
+        while isinstance(chosen := self._policy.select(self._ready), Waiting):
+            self._diagnose(chosen)
+            self._group_ended.clear()
+            try:
+                async with asyncio.timeout(self._stall_timeout):
+                    await self._group_ended.wait()
+            except TimeoutError:
+                late = chosen.late or tuple(sorted(self._in_flight))
+                raise BatchStarvation(
+                    f"step {step}: no group has ended for {self._stall_timeout:g} s ({chosen.reason}); "
+                    f"in flight are groups {list(late[:8])}{' and more' if len(late) > 8 else ''}"
+                ) from None
+        groups = tuple(self._ready[group_id] for group_id in chosen)
+        version = self._policy.take(groups)
+        for group_id in chosen:
+            del self._ready[group_id]
+        self._ledger.training += len(groups)
+        self._dropped_since_batch.clear()
+        self._ledger.check(in_flight=self.in_flight, ready=self.ready)
+        return TrainBatch(step=step, version=version, groups=groups)
+
+    def trained(self, batch: TrainBatch) -> None:
+        """The batch has been trained on; its slots stay held until its successor weights are live."""
+        self._ledger.training -= len(batch.groups)
+        self._ledger.trained += len(batch.groups)
+
+    def publication_live(self, version: PolicyVersion) -> None:
+        """Every engine generates with ``version``: frees the slots of the batch that made it."""
+        self._policy.publication_live(version)
+        self._slot_freed.set()
+
+    def _end(self, group_id: int) -> None:
+        self._in_flight.remove(group_id)
+        self._group_ended.set()
+
+    def _free(self, group_id: int) -> None:
+        self._policy.drop(group_id)
+        self._slot_freed.set()
+
+    def _diagnose(self, waiting: Waiting) -> None:
+        """Raise when going on would only repeat what has happened so far."""
+        if self._failures_in_a_row >= self._policy.slots:
+            raise BatchStarvation(
+                f"the last {self._failures_in_a_row} groups all failed, by reason: {dict(self._ledger.failed)}; "
+                "the first lines of the log about failed groups say why"
+            )
+        dropped = self._dropped_since_batch
+        if dropped.total() >= self._max_dropped:
+            easy, hard = dropped[ALL_RIGHT], dropped[ALL_WRONG]
+            cure = (
+                "the problems are too hard for this policy, or no answer is ever recognised: check a few responses and "
+                "the answer format, use easier prompts or more samples per prompt"
+                if hard >= easy
+                else "the problems are too easy for this policy: use harder prompts"
+            )
+            raise BatchStarvation(
+                f"{dropped.total()} groups were dropped while one batch of {self._policy.batch_size} was filled "
+                f"({waiting.reason}): {easy} all right, {hard} all wrong. {cure}. "
+                "algo.max_filtered_batches sets this limit, algo.dynamic_filtering_enable switches the filter off"
+            )
+
+
+async def _until(event: asyncio.Event, condition: Callable[[], bool]) -> None:
+    while not condition():
+        event.clear()
+        await event.wait()

@@ -1,0 +1,126 @@
+"""The messages that travel along the pipeline (layer 0: standard library only).
+
+One prompt's walk::
+
+    Prompt ─▶ Generation (engine) ─▶ Score × G (reward worker) ─▶ RolloutGroup ─▶ Verdict (filter) ─▶ TrainBatch
+
+Only metadata is in these messages. Token ids and log-probs stay where the engine put them; ``Generation.tokens``
+and ``Generation.texts`` are opaque handles (Ray object references on the real stack) that trainers and reward
+workers resolve themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+PolicyVersion = NewType("PolicyVersion", int)
+"""Number of weight publications so far; 0 is the initial weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One row of the prompt set."""
+
+    id: int
+    """Position in the prompt set, from 0; the same row keeps its id over episodes."""
+    text: str
+    label: str
+    """Gold answer, as the reward expects it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What an engine returns for one prompt: G responses, described; the tokens stay behind handles."""
+
+    prompt_length: int
+    """Tokens in the prompt, at least 1."""
+    lengths: tuple[int, ...]
+    """Tokens of each response, the end-of-sequence token included; G entries, each at least 1."""
+    truncated: tuple[bool, ...]
+    """Whether each response was stopped by a limit and not by itself."""
+    oldest_version: PolicyVersion
+    """Weights that sampled the group's first token."""
+    newest_version: PolicyVersion
+    """Weights that sampled the group's last token; larger than ``oldest_version`` after an update in flight."""
+    engine: int
+    """Index of the engine that generated it."""
+    tokens: object
+    """Handle to the group's ``GroupTokens``."""
+    texts: object
+    """Handle to the G decoded responses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A reward worker's judgement of one response."""
+
+    correct: bool
+    """``is_equivalent(answer, response)`` of the paper: what dynamic sampling and accuracy look at."""
+    reward: float
+    """Reward before any length shaping; +1 or -1 under the rule of eq. 7."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One scored response."""
+
+    length: int
+    truncated: bool
+    correct: bool
+    reward: float
+    """Reward after length shaping."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """The G responses of one prompt: the unit of queue, filter and advantage."""
+
+    id: int
+    """Order of dispatch, from 0."""
+    prompt: Prompt
+    prompt_length: int
+    rollouts: tuple[Rollout, ...]
+    oldest_version: PolicyVersion
+    newest_version: PolicyVersion
+    engine: int
+    tokens: object
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct responses, 0 to 1."""
+        return sum(rollout.correct for rollout in self.rollouts) / len(self.rollouts)
+
+    @property
+    def mean_reward(self) -> float:
+        """Mean shaped reward."""
+        return sum(rollout.reward for rollout in self.rollouts) / len(self.rollouts)
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of all responses together."""
+        return sum(rollout.length for rollout in self.rollouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The group filter's decision; ``reason`` is also the name of the counter it adds to."""
+
+    keep: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """Exactly P groups, taken from the queue at one trainer version."""
+
+    step: int
+    """Rollout step, from 0."""
+    version: PolicyVersion
+    """The trainer's version when the batch was taken."""
+    groups: tuple[RolloutGroup, ...]
+
+    @property
+    def ages(self) -> tuple[int, ...]:
+        """Policy age of each group: trainer's version minus the group's oldest version."""
+        return tuple(self.version - group.oldest_version for group in self.groups)
