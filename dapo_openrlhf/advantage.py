@@ -17,6 +17,8 @@ def group_norm(rewards: Sequence[float]) -> list[float]:
     """
     if len(rewards) < 2:
         raise ValueError(f"a group needs at least 2 rewards, got {len(rewards)}")
+    if len(set(rewards)) == 1:
+        return [0.0] * len(rewards)  # rounding of the mean would leave 1e-10, which Adam would take for a gradient
     mean = math.fsum(rewards) / len(rewards)
     centred = [reward - mean for reward in rewards]
     std = math.sqrt(math.fsum(c * c for c in centred) / (len(rewards) - 1))

@@ -380,9 +380,10 @@ def setting_names(section: type[BaseModel] = Config, prefix: str = "") -> dict[s
 
 def _scalar(text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         return text
+    return text if isinstance(value, dict) else value  # "Question: {}" is text; no setting is a mapping
 
 
 def _assign(settings: dict[str, Any], dotted: str, value: Any) -> None:
@@ -402,7 +403,9 @@ def _explain(problem: Any) -> str:
         return str(cause).replace("\n", "\n  ")
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, setting_names(), n=1, cutoff=0.4)
+        names = setting_names()
+        sections = {name.split(".")[0] for name in names} if "." not in key else set()
+        near = difflib.get_close_matches(key, sections, n=1) or difflib.get_close_matches(key, names, n=1, cutoff=0.4)
         return f"{key}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
     if problem["type"] == "missing":
         return f"{key}: must be set"

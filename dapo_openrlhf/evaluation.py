@@ -40,7 +40,7 @@ class Evaluator:
         self._generate_timeout = generate_timeout
 
     async def measure(self) -> Accuracy:
-        """Evaluate with the weights that are live now. Raises ``GroupError`` of the first problem that fails."""
+        """Evaluate with the weights that are live now. Raises an exception group with the first ``GroupError``."""
         async with asyncio.TaskGroup() as tasks:
             answers = [tasks.create_task(self._right_answers(problem)) for problem in self._problems]
         responses = self._sampling.n * len(self._problems)

@@ -19,13 +19,14 @@ Row = dict[str, float]
 
 METRICS = {
     "reward": "mean shaped reward of the trained groups",
-    "accuracy": "share of right answers among all groups judged since the last step, filtered ones included",
+    "accuracy": "share of right answers among all groups judged since the last step, filtered ones included; "
+    "absent where none was judged",
     "batch_accuracy": "share of right answers in the trained groups",
     "groups/kept": "groups kept since the last step",
     "groups/all_right": "groups dropped since the last step because every answer was right",
     "groups/all_wrong": "groups dropped since the last step because every answer was wrong",
     "groups/failed": "groups that failed since the last step",
-    "pass_rate": "kept groups over judged groups, 0 to 1",
+    "pass_rate": "kept groups over judged groups, 0 to 1; absent where none was judged",
     "policy_age/mean": "mean policy age of the trained groups, in versions",
     "policy_age/max": "largest policy age of the trained groups, in versions",
     "response_length/mean": "mean response length of the trained groups, in tokens",
@@ -65,7 +66,6 @@ class StepMetrics:
         self._reasons: Counter[str] = Counter()
         self._accuracy = 0.0
         self._tokens: Counter[str] = Counter()
-        self._group_tokens: dict[int, int] = {}
         self._values: Row = {}
 
     def add(self, event: Event) -> None:
@@ -106,14 +106,15 @@ class StepMetrics:
         """The step's row; starts the next step at ``now``."""
         seconds = max(now - self._since, 1e-9)
         judged = self._reasons.total() - self._reasons["failed"]
+        shares = {"accuracy": self._accuracy / judged, "pass_rate": self._reasons["kept"] / judged} if judged else {}
         row = {
-            "accuracy": self._accuracy / max(judged, 1),
-            "pass_rate": self._reasons["kept"] / max(judged, 1),
+            **shares,
             "seconds/step": seconds,
-            **{f"groups/{reason}": float(self._reasons[reason]) for reason in ("kept", "all_right", "all_wrong", "failed")},
             **{
-                f"tokens_per_second/{kind}": self._tokens[kind] / seconds for kind in ("generated", "kept", "trained")
+                f"groups/{reason}": float(self._reasons[reason])
+                for reason in ("kept", "all_right", "all_wrong", "failed")
             },
+            **{f"tokens_per_second/{kind}": self._tokens[kind] / seconds for kind in ("generated", "kept", "trained")},
             **self._values,
         }
         self._since = now

@@ -45,7 +45,7 @@ def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: 
 
     The prompt column holds text, or a chat list, which is kept as its JSON text for the tokenizer's chat template.
     """
-    prompts = []
+    prompts: list[Prompt] = []
     for line, row in _rows(path):
         where = f"{path}, row {line}"
         if not isinstance(row, dict):
@@ -66,21 +66,38 @@ def _rows(path: Path) -> Iterator[tuple[int, object]]:
     if not path.is_file():
         raise ConfigError(f"there is no file {path} (data.prompt_dataset or eval.dataset)")
     if path.suffix == ".parquet":
-        import pyarrow.parquet  # takes 0.3 s and most runs do without
-
-        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
+        yield from _parquet_rows(path)
     elif path.suffix == ".json":
         try:
-            yield from enumerate(json.loads(path.read_text()), start=1)
+            rows = json.loads(_text(path))
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+        if not isinstance(rows, list):
+            raise ConfigError(f"{path}: holds one {type(rows).__name__}, not a list of rows")
+        yield from enumerate(rows, start=1)
     elif path.suffix == ".jsonl":
-        with path.open() as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise ConfigError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
+        for number, line in enumerate(_text(path).split("\n"), start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ConfigError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
     else:
         raise ConfigError(f"{path}: prompts are read from .jsonl, .json or .parquet, not {path.suffix or 'this'}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8 text") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
+    import pyarrow.parquet  # takes 0.3 s and most runs do without
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigError(f"{path}: not valid Parquet: {error}") from error
+    yield from enumerate(table.to_pylist(), start=1)

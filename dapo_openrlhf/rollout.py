@@ -103,7 +103,7 @@ class RolloutLoop:
             await self._judge(group_id, prompt, generation)
         except GroupError as error:
             self._log.emit(GroupFailed(group=group_id, reason=error.reason, message=str(error)))
-            self._queue.fail(group_id, error.reason)
+            self._queue.fail(group_id, error.reason, str(error))
             if not error.permanent:
                 self._prompts.put_back(prompt)
 

@@ -17,6 +17,8 @@ from dapo_openrlhf.ledger import Ledger
 from dapo_openrlhf.staleness import StalenessPolicy, Waiting
 from dapo_openrlhf.types import PolicyVersion, RolloutGroup, TrainBatch, Verdict
 
+MIN_FAILURES = 8
+
 
 class BatchStarvation(RuntimeError):
     """No batch can be filled; the message is a diagnosis."""
@@ -37,7 +39,9 @@ class RolloutQueue:
         self._in_flight: set[int] = set()
         self._ready: dict[int, RolloutGroup] = {}
         self._dropped_since_batch: Counter[str] = Counter()
-        self._failures_in_a_row = 0
+        # Enough that every slot has failed twice: one outage, however many groups it hits, is no reason to stop.
+        self._max_failures = max(2 * policy.slots, MIN_FAILURES)
+        self._failures_in_a_row: list[tuple[str, str]] = []  # reason and message
         self._slot_freed = asyncio.Event()
         self._group_ended = asyncio.Event()
 
@@ -67,8 +71,8 @@ class RolloutQueue:
         return self._ledger.snapshot(in_flight=self.in_flight, ready=self.ready)
 
     async def slot(self) -> None:
-        """Wait until a group may be dispatched."""
-        await _until(self._slot_freed, lambda: self._policy.free_slots > 0)
+        """Wait until a group may be dispatched: a slot is free, and groups do not fail one after the other."""
+        await _until(self._slot_freed, lambda: self._policy.free_slots > 0 and not self._hopeless)
 
     def dispatch(self) -> tuple[int, int]:
         """Use a free slot: the new group's id and its deadline."""
@@ -82,7 +86,9 @@ class RolloutQueue:
         """Take in a scored group: keep it for a batch, or drop it and free its slot at once."""
         verdict = self._filter.judge(group)
         self._end(group.id)
-        self._failures_in_a_row = 0
+        if self._hopeless:
+            self._slot_freed.set()
+        self._failures_in_a_row.clear()
         if verdict.keep:
             self._ready[group.id] = group
         else:
@@ -91,10 +97,10 @@ class RolloutQueue:
             self._free(group.id)
         return verdict
 
-    def fail(self, group_id: int, reason: str) -> None:
+    def fail(self, group_id: int, reason: str, message: str) -> None:
         """A group could not be made: count it and free its slot. Its prompt is the caller's to keep."""
         self._end(group_id)
-        self._failures_in_a_row += 1
+        self._failures_in_a_row.append((reason, f"group {group_id}: {message}"))
         self._ledger.failed[reason] += 1
         self._free(group_id)
 
@@ -111,10 +117,9 @@ class RolloutQueue:
                 async with asyncio.timeout(self._stall_timeout):
                     await self._group_ended.wait()
             except TimeoutError:
-                late = chosen.late or tuple(sorted(self._in_flight))
                 raise BatchStarvation(
                     f"step {step}: no group has ended for {self._stall_timeout:g} s ({chosen.reason}); "
-                    f"in flight are groups {list(late[:8])}{' and more' if len(late) > 8 else ''}"
+                    f"{self._who_is_late(chosen)}"
                 ) from None
         groups = tuple(self._ready[group_id] for group_id in chosen)
         version = self._policy.take(groups)
@@ -143,12 +148,24 @@ class RolloutQueue:
         self._policy.drop(group_id)
         self._slot_freed.set()
 
+    def _who_is_late(self, waiting: Waiting) -> str:
+        if not self._in_flight:
+            policy = self._policy
+            return f"none is in flight, {policy.training_slots} slots wait for version {policy.live_version + 1}"
+        late = waiting.late or tuple(sorted(self._in_flight))
+        return f"in flight are groups {list(late[:8])}{' and more' if len(late) > 8 else ''}"
+
+    @property
+    def _hopeless(self) -> bool:
+        return len(self._failures_in_a_row) >= self._max_failures
+
     def _diagnose(self, waiting: Waiting) -> None:
         """Raise when going on would only repeat what has happened so far."""
-        if self._failures_in_a_row >= self._policy.slots:
+        if self._hopeless and not self._in_flight:
+            reasons = Counter(reason for reason, _ in self._failures_in_a_row)
+            last = "; ".join(message for _, message in self._failures_in_a_row[-3:])
             raise BatchStarvation(
-                f"the last {self._failures_in_a_row} groups all failed, by reason: {dict(self._ledger.failed)}; "
-                "the first lines of the log about failed groups say why"
+                f"the last {reasons.total()} groups all failed, by reason: {dict(reasons)}; the last ones: {last}"
             )
         dropped = self._dropped_since_batch
         if dropped.total() >= self._max_dropped:

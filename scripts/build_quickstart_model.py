@@ -65,8 +65,12 @@ class Recipe:
     """Longest prompt plus response, in tokens."""
     steps: int = 800
     """Optimizer steps of the warm-up."""
+    direct_from: int = 550
+    """Step from which on direct answers are part of the text: working is learnt well, guessing only a little."""
     batch_size: int = 32
     """Problems per step."""
+    max_text: int = 48
+    """Prompts with responses are cut here, in tokens; of the four styles only `recheck` is ever longer."""
     learning_rate: float = 4e-3
     """Peak; it rises over `rise_steps`, stays, and falls linearly to zero over the second half."""
     rise_steps: int = 20
@@ -102,14 +106,18 @@ def write_working(problem: Problem, style: str) -> str:
     return (write_chain(problem) + "\n") * (2 if style == "recheck" else 1)
 
 
-def write_response(problem: Problem, recipe: Recipe, rng: random.Random) -> str:
-    """A correct response in a random style, without the end token."""
-    shares = {
-        "direct": recipe.direct_share,
+def style_shares(recipe: Recipe, step: int) -> dict[str, float]:
+    """Weight of each style in the text of a step counted from 1; only their ratios matter."""
+    return {
+        "direct": recipe.direct_share if step >= recipe.direct_from else 0.0,
         "totals": recipe.totals_share,
         "chain": recipe.chain_share,
         "recheck": recipe.recheck_share,
     }
+
+
+def write_response(problem: Problem, shares: dict[str, float], rng: random.Random) -> str:
+    """A correct response in a random style, without the end token."""
     (style,) = rng.choices(list(shares), list(shares.values()))
     return f"{write_working(problem, style)}{ANSWER}{problem.label}"
 
@@ -179,57 +187,91 @@ def stream_batches(
 
     rng = random.Random(recipe.seed)
     problems = stream_problems(held_out=False, seed=recipe.seed)
-    while True:
-        inputs, labels = [], []
-        for problem in itertools.islice(problems, recipe.batch_size):
-            prompt = tokenizer.encode(problem.prompt)
-            response = tokenizer.encode(write_response(problem, recipe, rng) + EOS)
-            inputs.append(torch.tensor(prompt + response))
-            labels.append(torch.tensor([IGNORED] * len(prompt) + response))
+    for step in itertools.count(1):
+        shares = style_shares(recipe, step)
+        batch = list(itertools.islice(problems, recipe.batch_size))
+        prompts = tokenizer([problem.prompt for problem in batch])["input_ids"]
+        responses = tokenizer([write_response(problem, shares, rng) + EOS for problem in batch])["input_ids"]
+        pairs = list(zip(prompts, responses, strict=True))
+        inputs = [torch.tensor(prompt + response) for prompt, response in pairs]
+        labels = [torch.tensor([IGNORED] * len(prompt) + response) for prompt, response in pairs]
         yield (
-            pad_sequence(inputs, batch_first=True, padding_value=tokenizer.pad_token_id),
-            pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+            pad_sequence(inputs, batch_first=True, padding_value=tokenizer.pad_token_id)[:, : recipe.max_text],
+            pad_sequence(labels, batch_first=True, padding_value=IGNORED)[:, : recipe.max_text],
         )
 
 
-def build_optimizers(model: "Qwen3ForCausalLM", learning_rate: float) -> list["torch.optim.Optimizer"]:
-    """Muon for the matrices inside the layers, which halves the steps needed, and AdamW for all else."""
-    import torch
+def orthogonalise(matrices: "torch.Tensor", iterations: int = 5) -> "torch.Tensor":
+    """Bring all singular values of each matrix near 1, by Newton-Schulz iterations; [count, rows, columns] float32.
 
-    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
-    inside = set(map(id, matrices))
-    others = [weight for weight in model.parameters() if id(weight) not in inside]
-    return [
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    Muon's quintic polynomial (https://kellerjordan.github.io/posts/muon). In float32, unlike `torch.optim.Muon`,
+    as bfloat16 products take twenty times as long on a CPU without instructions for them.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalise(matrices.mT, iterations).mT
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(iterations):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+class Muon:
+    """Momentum whose steps are orthogonal matrices: it learns this task in less than half of AdamW's steps."""
+
+    def __init__(self, weights: "list[torch.nn.Parameter]", momentum: float = 0.95) -> None:
+        """`weights`: matrices [rows, columns]; `momentum` in [0, 1)."""
+        import torch
+
+        self.weights = weights
+        self.momentum = momentum
+        self.averages = [torch.zeros_like(weight) for weight in weights]
+
+    def step(self, learning_rate: float) -> None:
+        """Take one step with Nesterov momentum, whose root mean square is 0.2 x `learning_rate` as AdamW's is."""
+        import torch
+
+        for average, weight in zip(self.averages, self.weights, strict=True):
+            average.lerp_(weight.grad, 1.0 - self.momentum)
+        for shape in {weight.shape for weight in self.weights}:
+            alike = [index for index, weight in enumerate(self.weights) if weight.shape == shape]
+            updates = torch.stack([self.weights[i].grad.lerp(self.averages[i], self.momentum) for i in alike])
+            scale = 0.2 * max(shape) ** 0.5
+            for index, update in zip(alike, orthogonalise(updates), strict=True):
+                self.weights[index].data.sub_(update, alpha=learning_rate * scale)
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Learning rate of a step counted from 0."""
-    rise = (step + 1) / recipe.rise_steps
-    fall = (recipe.steps - step) / (0.5 * recipe.steps)
+    """Learning rate of a step counted from 1."""
+    rise = step / recipe.rise_steps
+    fall = (recipe.steps - step + 1) / (0.5 * recipe.steps)
     return recipe.learning_rate * min(1.0, rise, fall)
 
 
 def warm_up(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", recipe: Recipe) -> None:
     """Supervised learning of the responses, in place; prints a line about every five seconds."""
     import torch
+    from torch.nn.functional import cross_entropy
 
-    optimizers = build_optimizers(model, recipe.learning_rate)
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
+    muon = Muon(matrices)
+    adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)
     started = reported = time.monotonic()
-    for step, (inputs, labels) in enumerate(itertools.islice(stream_batches(recipe, tokenizer), recipe.steps)):
+    batches = itertools.islice(stream_batches(recipe, tokenizer), recipe.steps)
+    for step, (inputs, labels) in enumerate(batches, start=1):
         logits = model(input_ids=inputs[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = learning_rate_at(step, recipe)
-            optimizer.step()
-            optimizer.zero_grad()
-        if time.monotonic() - reported > 5.0 or step == recipe.steps - 1:
+        adamw.param_groups[0]["lr"] = learning_rate_at(step, recipe)
+        adamw.step()
+        muon.step(learning_rate_at(step, recipe))
+        model.zero_grad()
+        if time.monotonic() - reported > 5.0 or step == recipe.steps:
             reported = time.monotonic()
-            print(f"warm-up step {step + 1}/{recipe.steps}  loss {loss:.3f}  {reported - started:.0f} s", flush=True)
+            elapsed = reported - started
+            print(f"warm-up step {step}/{recipe.steps}  loss {loss:.3f}  {elapsed:.0f} s", flush=True)
 
 
 # Evaluation
@@ -279,6 +321,7 @@ def read_manifest(output: Path) -> dict[str, object]:
 def build(recipe: Recipe, folder: Path) -> dict[str, object]:
     """Train and save a model into an empty folder; return what was measured."""
     import torch
+    import transformers
 
     started = time.monotonic()
     torch.manual_seed(recipe.seed)
@@ -290,6 +333,7 @@ def build(recipe: Recipe, folder: Path) -> dict[str, object]:
     limit = recipe.max_response
     sampled, length = measure_accuracy(model.eval(), tokenizer, problems, sampled=True, max_response=limit)
     greedy, _ = measure_accuracy(model, tokenizer, problems, sampled=False, max_response=limit)
+    transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {

@@ -21,9 +21,7 @@ class Tensors:
     """One micro-batch on the device."""
 
     input_ids: Tensor
-    """[B, L] int64"""
-    attention_mask: Tensor
-    """[B, L] int64, 1 on tokens"""
+    """[B, L] int64, 0 beyond a sequence: right-padded, so that causal attention needs no mask."""
     positions: Tensor
     """[N] index into the flattened [B * L] of the position that predicts each response token."""
     targets: Tensor
@@ -47,7 +45,6 @@ def collate(samples: MicroBatch, tokens: Mapping[int, GroupTokens], *, device: t
     rows, width = len(samples), max(sample.tokens for sample in samples)
     longest = max(sample.length for sample in samples)
     input_ids = torch.zeros(rows, width, dtype=torch.int64)
-    attention_mask = torch.zeros(rows, width, dtype=torch.int64)
     rollout_logprobs = torch.zeros(rows, longest)
     lengths = torch.tensor([sample.length for sample in samples])
     positions = []
@@ -57,7 +54,6 @@ def collate(samples: MicroBatch, tokens: Mapping[int, GroupTokens], *, device: t
         start = sample.prompt_length
         input_ids[row, :start] = torch.as_tensor(group.prompt_ids.copy())
         input_ids[row, start : sample.tokens] = torch.as_tensor(response_ids.copy())
-        attention_mask[row, : sample.tokens] = 1
         rollout_logprobs[row, : sample.length] = torch.as_tensor(logprobs.copy())
         positions.append(row * width + torch.arange(start - 1, sample.tokens - 1))
     flat_positions = torch.cat(positions)
@@ -65,7 +61,6 @@ def collate(samples: MicroBatch, tokens: Mapping[int, GroupTokens], *, device: t
     trained = torch.tensor([sample.trained for sample in samples])
     tensors = Tensors(
         input_ids=input_ids,
-        attention_mask=attention_mask,
         positions=flat_positions,
         targets=input_ids.flatten()[flat_positions + 1],
         present=present,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +12,15 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.backend.cluster import ray_cluster
+from dapo_openrlhf.backend.cluster import check_devices, ray_cluster
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.engine import EngineActor
 from dapo_openrlhf.backend.policy import LossSettings, PolicyActor
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteEngine, RemoteTrainer, all_within
 from dapo_openrlhf.backend.rewards import RewardPool
-from dapo_openrlhf.config import Config
+from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.dynamic_sampling import GroupFilter
-from dapo_openrlhf.evaluation import Evaluator
+from dapo_openrlhf.evaluation import Accuracy, Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.pipeline import Outcome, Pipeline
 from dapo_openrlhf.ports import Sampling
@@ -31,6 +32,7 @@ from dapo_openrlhf.types import Prompt
 
 ENGINE_SEQUENCES = 512
 ENGINE_BATCHED_TOKENS = 8192
+ENGINE_CONCURRENT_CALLS = 1 << 16
 
 
 @dataclass(slots=True)
@@ -42,8 +44,39 @@ class Workers:
     rewards: RewardPool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a run needs before anything is started."""
+
+    device: Device
+    prompts: list[Prompt]
+    problems: list[Prompt]
+    """Held-out problems; empty without ``eval.dataset``."""
+
+
+def check_inputs(config: Config, *, training: bool) -> Inputs:
+    """Read the data and look for model and devices. Raises ``ConfigError`` for whatever would fail later."""
+    engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
+    device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
+    check_model(config.actor.model_name_or_path)
+    prompts = read_prompts(config, config.data.prompt_dataset) if training else []
+    problems = read_prompts(config, config.eval.dataset) if config.eval.dataset else []
+    if not os.environ.get("RAY_ADDRESS"):
+        check_devices(config, device, device.count(), "this machine")
+    return Inputs(device=device, prompts=prompts, problems=problems)
+
+
+def check_model(name_or_path: str) -> None:
+    """Refuse a path that holds no model; a name on the Hugging Face hub is left to transformers."""
+    path = Path(name_or_path)
+    looks_like_path = path.is_absolute() or name_or_path.startswith(".") or len(path.parts) > 2 or path.exists()
+    if looks_like_path and not (path / "config.json").is_file():
+        raise ConfigError(f"actor.model_name_or_path: there is no model in {name_or_path} (no config.json)")
+
+
 def train(
     config: Config,
+    inputs: Inputs,
     *,
     log: EventLog,
     checkpoint_path: Callable[[int], str],
@@ -51,29 +84,37 @@ def train(
     on_step: Callable[[int], None],
 ) -> Outcome:
     """Run a whole training. ``log``'s clock must be :func:`time.monotonic`."""
-    prompts = read_prompts(config, config.data.prompt_dataset)
-    problems = read_prompts(config, config.eval.dataset) if config.eval.dataset else []
-    processes = config.vllm.num_engines * config.vllm.tensor_parallel_size + config.trainer_ranks
-    device = Device.of(config.device, processes=processes)
-    with ray_cluster(config, device):
-        return asyncio.run(_train(config, device, prompts, problems, log, checkpoint_path, say, on_step))
+    with ray_cluster(config, inputs.device):
+        return asyncio.run(_train(config, inputs, log, checkpoint_path, say, on_step))
 
 
 async def _train(
     config: Config,
-    device: Device,
-    prompts: list[Prompt],
-    problems: list[Prompt],
+    inputs: Inputs,
     log: EventLog,
     checkpoint_path: Callable[[int], str],
     say: Callable[[str], None],
     on_step: Callable[[int], None],
 ) -> Outcome:
     started = time.monotonic()
-    workers = await start_workers(config, device)
+    workers = await start_workers(config, inputs.device)
     say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
-    pipeline = build_pipeline(config, workers, prompts, problems, log, checkpoint_path, on_step)
+    pipeline = build_pipeline(config, workers, inputs, log, checkpoint_path, on_step)
     return await pipeline.run()
+
+
+def evaluate(config: Config, inputs: Inputs) -> Accuracy:
+    """Accuracy of ``actor.model_name_or_path`` on ``eval.dataset``, with engines and reward workers only."""
+    with ray_cluster(config, inputs.device):
+        return asyncio.run(_evaluate(config, inputs))
+
+
+async def _evaluate(config: Config, inputs: Inputs) -> Accuracy:
+    engines = _create_engines(config, inputs.device)
+    rewards = RewardPool(workers=config.reward.num_workers, timeout=config.async_.reward_timeout)
+    await _all_ready(config, _readiness(engines, rewards))
+    pool = EnginePool([RemoteEngine(engine, index=index) for index, engine in enumerate(engines)])
+    return await _evaluator(config, inputs.problems, pool, rewards).measure()
 
 
 def read_prompts(config: Config, dataset: str) -> list[Prompt]:
@@ -86,34 +127,48 @@ def read_prompts(config: Config, dataset: str) -> list[Prompt]:
 
 async def start_workers(config: Config, device: Device) -> Workers:
     """Start every actor at once and wait until all are ready."""
-    runtime_env = {"env_vars": dict(device.environment())}
+    engines = _create_engines(config, device)
+    rank_class = ray.remote(PolicyActor)
+    options = {**device.actor_options(), "runtime_env": {"env_vars": dict(device.environment())}}
+    ranks = [rank_class.options(**options).remote(config.trainer_ranks, 0, None, None)]
+    rewards = RewardPool(workers=config.reward.num_workers, timeout=config.async_.reward_timeout)
+    if config.trainer_ranks > 1:
+        address, port = await ranks[0].get_master_addr_port.remote()
+        ranks += [
+            rank_class.options(**options).remote(config.trainer_ranks, rank, address, port)
+            for rank in range(1, config.trainer_ranks)
+        ]
+    calls = _readiness(engines, rewards)
+    calls |= {f"trainer rank {index}": _start_rank(rank, config, device) for index, rank in enumerate(ranks)}
+    await _all_ready(config, calls)
+    return Workers([RemoteEngine(engine, index=index) for index, engine in enumerate(engines)], ranks, rewards)
+
+
+def _create_engines(config: Config, device: Device) -> list[Any]:
     engine_class = ray.remote(EngineActor)
-    engines = [
-        engine_class.options(**device.actor_options(), runtime_env=runtime_env, max_concurrency=4096).remote(
+    return [
+        engine_class.options(
+            **device.actor_options(),
+            runtime_env={"env_vars": dict(device.environment())},
+            max_concurrency=ENGINE_CONCURRENT_CALLS,
+        ).remote(
             engine_args=engine_args(config, device, index),
             apply_chat_template=config.data.apply_chat_template,
             max_len=config.data.max_len,
         )
         for index in range(config.vllm.num_engines)
     ]
-    rank_class = ray.remote(PolicyActor)
-    options = {**device.actor_options(), "runtime_env": runtime_env}
-    master = rank_class.options(**options).remote(config.trainer_ranks, 0, None, None)
-    rewards = RewardPool(workers=config.reward.num_workers, timeout=config.async_.reward_timeout)
-    ranks = [master]
-    if config.trainer_ranks > 1:
-        address, port = await master.get_master_addr_port.remote()
-        ranks += [
-            rank_class.options(**options).remote(config.trainer_ranks, rank, address, port)
-            for rank in range(1, config.trainer_ranks)
-        ]
+
+
+def _readiness(engines: list[Any], rewards: RewardPool) -> dict[str, ray.ObjectRef]:
     calls = {f"engine {index}": engine.ready.remote() for index, engine in enumerate(engines)}
-    calls |= {f"trainer rank {index}": _start_rank(rank, config, device) for index, rank in enumerate(ranks)}
-    calls |= {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready())}
+    return calls | {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready())}
+
+
+async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef]) -> None:
     await all_within(
         [*calls.values()], [*calls], config.async_.start_timeout, "starting the actors", "async.start_timeout"
     )
-    return Workers([RemoteEngine(engine, index=index) for index, engine in enumerate(engines)], ranks, rewards)
 
 
 def _start_rank(rank: Any, config: Config, device: Device) -> ray.ObjectRef:
@@ -187,8 +242,7 @@ def engine_args(config: Config, device: Device, index: int) -> dict[str, Any]:
 def build_pipeline(
     config: Config,
     workers: Workers,
-    prompts: list[Prompt],
-    problems: list[Prompt],
+    inputs: Inputs,
     log: EventLog,
     checkpoint_path: Callable[[int], str],
     on_step: Callable[[int], None],
@@ -203,7 +257,7 @@ def build_pipeline(
         stall_timeout=timing.generate_timeout + timing.reward_timeout,
     )
     rollouts = RolloutLoop(
-        prompts=PromptStream(prompts, seed=config.train.seed),
+        prompts=PromptStream(inputs.prompts, seed=config.train.seed),
         engines=engines,
         scorer=workers.rewards,
         queue=queue,
@@ -237,7 +291,7 @@ def build_pipeline(
         publisher=ObjectStorePublisher(
             workers.ranks, [engine.actor for engine in workers.engines], timeout=timing.publish_timeout
         ),
-        evaluator=_evaluator(config, problems, engines, workers.rewards) if problems else None,
+        evaluator=_evaluator(config, inputs.problems, engines, workers.rewards) if inputs.problems else None,
         log=log,
         max_steps=config.train.max_steps,
         eval_steps=config.eval.steps,

@@ -24,15 +24,15 @@ def install(model: Any) -> None:
 
 
 def token_logprobs(
-    model: Any, *, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor, temperature: float
+    model: Any, *, input_ids: Tensor, positions: Tensor, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy of each target token.
 
-    ``input_ids``, ``attention_mask`` [B, L], right-padded; ``positions`` [N] are indices into the flattened [B * L]
-    whose next token is ``targets`` [N]. Returns float32 (logprobs [N], entropies [N]) of the distribution at
-    ``temperature``; entropies carry no gradient.
+    ``input_ids`` [B, L], right-padded: no token attends to padding, since attention is causal. ``positions`` [N] are
+    indices into the flattened [B * L] whose next token is ``targets`` [N]. Returns float32 (logprobs [N],
+    entropies [N]) of the distribution at ``temperature``; entropies carry no gradient.
     """
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     hidden = hidden.flatten(0, 1)[positions]
     head = model.get_output_embeddings()
     rows = max(1, LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)

@@ -40,8 +40,9 @@ def import_openrlhf_lightly() -> None:
     The package's ``__init__`` imports vLLM, which trainer ranks do not need. flash-attn's interface, which OpenRLHF
     imports for its padding helpers, wants a compiled module that machines without CUDA do not have.
     """
-    if importlib.util.find_spec("flash_attn_2_cuda") is None:
-        sys.modules.setdefault("flash_attn_2_cuda", types.ModuleType("flash_attn_2_cuda"))
+    compiled = "flash_attn_2_cuda"
+    if compiled not in sys.modules and importlib.util.find_spec(compiled) is None:
+        sys.modules[compiled] = types.ModuleType(compiled)
     package = "openrlhf.trainer.ray"
     if package not in sys.modules:
         spec = importlib.util.find_spec("openrlhf.trainer")

@@ -21,7 +21,6 @@ from dapo_openrlhf.backend.openrlhf_bases import policy_actor
 from dapo_openrlhf.batch import MicroBatch, RankPlan, Update
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dapo_openrlhf.backend.collate import Tensors
@@ -181,7 +180,6 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         batch = collate(samples, tokens, device=self._device)
         logprobs, entropies = self._engine(
             input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
             positions=batch.positions,
             targets=batch.targets,
             temperature=self._loss.temperature,

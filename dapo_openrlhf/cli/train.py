@@ -9,7 +9,7 @@ from typing import TextIO
 
 from dapo_openrlhf.config import Config, ConfigError, dump_config
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import Evaluated, Event, GroupFailed
+from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed
 from dapo_openrlhf.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.report.progress import ProgressLine
@@ -27,20 +27,25 @@ class RunRecorder:
 
         self._log = log
         self._stream = stream
-        self._metrics = StepMetrics(started=log.now())
+        self._metrics: StepMetrics | None = None
         self._progress = ProgressLine(config.train.max_steps, stream)
         self._tensorboard = TensorBoardSink(folder.tensorboard)
         self._failures = 0
-        self._training_since: float | None = None
+        self._training_since = 0.0
         self.rows: list[Row] = []
         self.evaluations: list[tuple[int, float]] = []
-        log.listen(self._metrics.add)
         log.listen(self._listen)
 
     def _listen(self, event: Event) -> None:
+        if self._metrics is None and isinstance(event, GroupDispatched):
+            self._training_since = self._log.now()
+            self._metrics = StepMetrics(started=self._training_since)
+        if self._metrics is not None:
+            self._metrics.add(event)
         match event:
             case Evaluated():
                 self.evaluations.append((event.step, event.accuracy))
+                self._tensorboard.write(event.step, {"eval/accuracy": event.accuracy})
                 print(
                     f"held-out accuracy {event.accuracy:.1%} on {event.problems} problems after {event.step} steps",
                     file=self._stream,
@@ -52,13 +57,12 @@ class RunRecorder:
 
     def step(self, step: int) -> None:
         """A rollout step is done."""
+        assert self._metrics is not None
         now = self._log.now()
         row = self._metrics.row(now=now)
-        if self._training_since is None:
-            self._training_since = now - row["seconds/step"]
         self.rows.append(row)
         self._progress.update(step, row, now - self._training_since)
-        self._tensorboard.write(step, row)
+        self._tensorboard.write(step + 1, {name: value for name, value in row.items() if name != "eval/accuracy"})
 
     def tokens(self, kind: str) -> int:
         """Response tokens over all steps: ``generated`` or ``trained``."""
@@ -71,6 +75,9 @@ class RunRecorder:
 
 def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int:
     """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
+    from dapo_openrlhf.backend import launch
+
+    inputs = launch.check_inputs(config, training=True)
     folder = RunFolder.create(Path(config.run.dir), config.run.name)
     folder.config.write_text(dump_config(config))
     print(f"run folder {folder.path}; starting Ray, {config.vllm.num_engines} engine(s) and "
@@ -80,7 +87,14 @@ def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int
         recorder = RunRecorder(config, folder, log, stream)
         head_start = time.monotonic() - started
         try:
-            outcome = _launch(config, folder, log, recorder, stream)
+            outcome = launch.train(
+                config,
+                inputs,
+                log=log,
+                checkpoint_path=lambda step: _checkpoint_path(config, folder, step),
+                say=lambda text: print(text, file=stream, flush=True),
+                on_step=recorder.step,
+            )
         except ConfigError:
             raise
         except (ExceptionGroup, RuntimeError) as error:
@@ -88,25 +102,15 @@ def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int
             return 1
         finally:
             recorder.close()
+            _draw(config, recorder, folder)
     summary = _summary(config, outcome, recorder, head_start)
     folder.write_summary(summary.as_dict())
-    _draw(config, recorder, folder)
     print(closing_words(summary, folder), file=stream, flush=True)
     return 0
 
 
-def _launch(config: Config, folder: RunFolder, log: EventLog, recorder: RunRecorder, stream: TextIO) -> Outcome:
-    from dapo_openrlhf.backend import launch
-
-    return launch.train(
-        config,
-        log=log,
-        checkpoint_path=lambda step: str(
-            folder.checkpoint if step == config.train.max_steps else folder.path / f"checkpoint-{step}"
-        ),
-        say=lambda text: print(text, file=stream, flush=True),
-        on_step=recorder.step,
-    )
+def _checkpoint_path(config: Config, folder: RunFolder, step: int) -> str:
+    return str(folder.checkpoint if step == config.train.max_steps else folder.path / f"checkpoint-{step}")
 
 
 def _summary(config: Config, outcome: Outcome, recorder: RunRecorder, head_start: float) -> Summary:

@@ -16,7 +16,15 @@ from matplotlib.ticker import MaxNLocator
 SIZE_INCHES = (13.0, 7.2)
 DOTS_PER_INCH = 125
 
-BLUE, RED, GREEN, INK, GREY, GRID = "#0072B2", "#D55E00", "#009E73", "#222222", "#6B6B6B", "#E6E6E6"
+BLUE, RED, GREEN, INK, GREY, FRAME, GRID = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#222222",
+    "#6B6B6B",
+    "#B8B8B8",
+    "#E6E6E6",
+)
 """The first three are of Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 PERCENT = 100.0
@@ -55,11 +63,11 @@ def draw_run(
     for axes in panels.flat:
         _style(axes)
     (reward, accuracy, entropy), (length, probability, age) = panels
-    _draw(reward, "Reward", "mean per response", [_curve(rows, "reward", BLUE)], window)
+    _draw(reward, "Reward", "mean per response", _curve(rows, "reward", BLUE), window)
     _draw_accuracy(accuracy, rows, evaluations, window)
-    _draw(entropy, "Entropy", "nats per token", [_curve(rows, "entropy", BLUE)], window)
+    _draw(entropy, "Entropy", "nats per token", _curve(rows, "entropy", BLUE), window)
     _draw_length(length, rows, window)
-    _draw(probability, "Token probability", "mean per token", [_curve(rows, "token_probability", BLUE)], window)
+    _draw(probability, "Token probability", "mean per token", _curve(rows, "token_probability", BLUE), window)
     _draw_age(age, rows, window)
     last = max([1, len(rows), *(step for step, _ in evaluations)])
     reward.set_xlim(-0.02 * last, 1.02 * last)
@@ -72,8 +80,8 @@ def draw_run(
 
 
 def smoothing_window(steps: int) -> int:
-    """Steps that a moving average covers: odd, about a twelfth of the run, at most 51; 1 for less than 10 steps."""
-    return 1 if steps < 10 else min(2 * (steps // 24) + 3, 51)
+    """Steps that a moving average covers: odd, about a fifteenth of the run, 3 to 31; 1 for less than 10 steps."""
+    return 1 if steps < 10 else min(max(2 * (steps // 30) + 1, 3), 31)
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -96,23 +104,32 @@ def _style(axes: Axes) -> None:
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#B8B8B8")
-    axes.tick_params(color="#B8B8B8", labelcolor=GREY, labelsize=9, labelbottom=True)
+        spine.set_color(FRAME)
+    axes.tick_params(color=FRAME, labelcolor=GREY, labelsize=9, labelbottom=True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")
 
 
-def _draw(axes: Axes, title: str, unit: str, curves: Sequence[Curve], window: int) -> None:
-    """Name the panel and draw its curves, each faint as it is and on top of that smoothed."""
-    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=8)
+def _head(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=8)
     axes.set_ylabel(unit, color=GREY, fontsize=9.5)
-    for curve in curves:
-        _draw_curve(axes, curve, window)
-    if not any(curve.recorded for curve in curves):
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=GREY)
+
+
+def _draw(axes: Axes, title: str, unit: str, curve: Curve, window: int) -> None:
+    """A panel with one curve."""
+    _head(axes, title, unit)
+    _draw_curve(axes, curve, window)
+    if not curve.recorded:
+        _not_recorded(axes)
+
+
+def _not_recorded(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.set_yticks([])
 
 
 def _draw_curve(axes: Axes, curve: Curve, window: int) -> None:
+    """The curve faint as it is and on top of that smoothed; in a short run as it is, with dots."""
     if not curve.recorded:
         return
     steps = range(1, len(curve.values) + 1)
@@ -126,60 +143,76 @@ def _draw_curve(axes: Axes, curve: Curve, window: int) -> None:
 def _draw_accuracy(
     axes: Axes, rows: Sequence[Mapping[str, float]], evaluations: Sequence[tuple[int, float]], window: int
 ) -> None:
-    train = _curve(rows, "accuracy", BLUE, label="training prompts", unit=PERCENT)
+    train = _curve(rows, "accuracy", BLUE, label="training", unit=PERCENT)
     points = sorted((step, PERCENT * value) for step, value in evaluations if math.isfinite(value))
-    _draw(axes, "Accuracy", "% right", [train] if train.recorded or not points else [], window)
-    for text in axes.texts if points else ():
-        text.remove()
+    _head(axes, "Accuracy", "% right")
+    _draw_curve(axes, train, window)
     if points:
         steps, values = zip(*points, strict=True)
-        style = {"color": RED, "markeredgecolor": "white", "markersize": 8, "zorder": 4}
-        axes.plot(steps, values, marker="o", linewidth=1.4, linestyle=(0, (4, 2)), label="held-out", **style)
-    if train.recorded or points:
-        axes.set_ylim(bottom=0)
-        _legend(axes)
+        first_to_last = "→".join(f"{value:.0f}" for value in dict.fromkeys((values[0], values[-1])))
+        axes.plot(steps, values, color=RED, linewidth=1.4, linestyle=(0, (4, 2)), zorder=4)
+        (dots,) = axes.plot(steps, values, "o", color=RED, markeredgecolor="white", markersize=8, zorder=5)
+        dots.set_label(f"held-out {first_to_last} %")
+    known = [value for value in [*train.values, *(value for _, value in points)] if math.isfinite(value)]
+    if not known:
+        return _not_recorded(axes)
+    axes.set_ylim(0, max(1.0, 1.08 * max(known)))
+    _legend(axes)
 
 
 def _draw_length(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> None:
-    length = _curve(rows, "response_length/mean", BLUE, label="mean length")
-    truncated = _curve(rows, "truncated_share", RED, label="truncated (right axis)", unit=PERCENT)
-    _draw(axes, "Response length", "tokens", [length], window)
+    """Mean length, and on a second axis the share of truncated responses, which explains its level."""
+    length = _curve(rows, "response_length/mean", BLUE, label="mean")
+    truncated = _curve(rows, "truncated_share", RED, label="truncated", unit=PERCENT)
+    _draw(axes, "Response length", "tokens", length, window)
     if not (length.recorded and truncated.recorded):
         return
     right = axes.twinx()
     for spine in right.spines.values():
         spine.set_visible(False)
-    right.tick_params(color="#B8B8B8", labelcolor=RED, labelsize=9)
-    right.set_ylabel("% of responses truncated", color=RED, fontsize=9.5)
+    right.tick_params(color=FRAME, labelcolor=RED, labelsize=9)
+    right.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    right.set_ylabel("% of responses truncated", color=RED, fontsize=9.5, labelpad=6)
     shares = smooth(truncated.values, window)
-    right.plot(range(1, len(shares) + 1), shares, color=RED, linewidth=1.4, linestyle=(0, (1, 1)), label=truncated.label)
-    right.set_ylim(0, max(2.0, 1.6 * max(filter(math.isfinite, shares))))
+    (line,) = right.plot(range(1, len(shares) + 1), shares, color=RED, linewidth=1.4, label=truncated.label)
+    line.set(linestyle=(0, (2, 1)), marker="o" if window == 1 else "", markersize=4)
+    right.set_ylim(0, min(max(2.0, 1.5 * max(filter(math.isfinite, shares))), 105.0))
     _legend(axes, right)
 
 
 def _draw_age(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> None:
-    """Mean and maximum; the maximum is drawn as it is, for the average of maxima bounds nothing."""
-    mean = _curve(rows, "policy_age/mean", BLUE, label="mean of the step's groups")
-    largest = _curve(rows, "policy_age/max", GREEN, label="oldest group")
-    steps = range(1, len(rows) + 1)
-    if largest.recorded:
-        axes.step(steps, largest.values, where="mid", color=GREEN, linewidth=1.4, label=largest.label)
-        if window == 1:
-            axes.plot(steps, largest.values, color=GREEN, linestyle="", marker="o", markersize=4)
-    _draw(axes, "Policy age", "versions behind the trainer", [mean], window)
-    if mean.recorded or largest.recorded:
-        top = max(filter(math.isfinite, [1.0, *mean.values, *largest.values]))
-        axes.set_ylim(-0.06 * top, 1.35 * top)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _legend(axes)
+    """Mean and maximum; the maximum is drawn as it is, for an average of maxima bounds nothing."""
+    mean = _curve(rows, "policy_age/mean", BLUE, label="mean")
+    oldest = _curve(rows, "policy_age/max", GREEN, label="oldest group")
+    _head(axes, "Policy age", "versions behind the trainer")
+    _draw_curve(axes, mean, window)
+    if oldest.recorded:
+        steps = range(1, len(rows) + 1)
+        (line,) = axes.step(steps, oldest.values, where="mid", color=GREEN, linewidth=3.5, label=oldest.label)
+        line.set(alpha=0.5, zorder=1.5, marker="o" if window == 1 else "", markersize=7)
+    if not (mean.recorded or oldest.recorded):
+        return _not_recorded(axes)
+    top = max(filter(math.isfinite, [1.0, *mean.values, *oldest.values]))
+    axes.set_ylim(-0.06 * top, 1.12 * top)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _legend(axes)
 
 
 def _legend(axes: Axes, *more: Axes) -> None:
+    """One legend for axes that share a panel, right of the title, where it hides no curve."""
     parts = [part.get_legend_handles_labels() for part in (axes, *more)]
-    handles = [handle for some, _ in parts for handle in some]
-    labels = [label for _, some in parts for label in some]
-    (more[-1] if more else axes).legend(
-        handles, labels, fontsize=8.5, labelcolor=INK, frameon=True, framealpha=0.85, edgecolor="none", loc="best"
+    axes.legend(
+        [handle for handles, _ in parts for handle in handles],
+        [label for _, labels in parts for label in labels],
+        loc="lower right",
+        bbox_to_anchor=(1.02, 0.995),
+        ncols=3,
+        fontsize=8.5,
+        labelcolor=GREY,
+        frameon=False,
+        handlelength=1.1,
+        handletextpad=0.45,
+        columnspacing=0.9,
     )
 
 
@@ -187,6 +220,6 @@ def _caption(figure: Figure, title: str, steps: int, window: int) -> None:
     words = f"{steps:,} rollout step{'' if steps == 1 else 's'}"
     if window > 1:
         words += f"   ·   faint line: each step   ·   bold line: moving average over {window} steps, centred"
-    figure.text(0.045, 0.965, title, fontsize=15, fontweight="bold", color=INK, va="center", parse_math=False)
-    figure.text(0.045, 0.93, words, fontsize=9.5, color=GREY, va="center")
-    figure.subplots_adjust(left=0.06, right=0.97, top=0.86, bottom=0.075, wspace=0.30, hspace=0.32)
+    figure.text(0.065, 0.965, title, fontsize=15, fontweight="bold", color=INK, va="center", parse_math=False)
+    figure.text(0.065, 0.93, words, fontsize=9.5, color=GREY, va="center")
+    figure.subplots_adjust(left=0.065, right=0.985, top=0.855, bottom=0.075, wspace=0.37, hspace=0.34)

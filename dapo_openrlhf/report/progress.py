@@ -70,7 +70,9 @@ class ProgressLine:
             "accuracy": _number(row, "accuracy", "8.1%"),
             "held-out": f"{self._held_out:8.1%}" if self._held_out is not None else " " * 8,
             "groups": f"{_number(row, 'groups/kept', '4.0f')} kept {filtered:4.0f} filtered",
-            "age mean/max": f"{_number(row, 'policy_age/mean', '8.2f')}/{_number(row, 'policy_age/max', '3.0f')}",
+            "age mean/max": f"{_number(row, 'policy_age/mean', '.2f')}/{_number(row, 'policy_age/max', '.0f')}".rjust(
+                12
+            ),
             "trained tok/s": _number(row, "tokens_per_second/trained", "13,.0f"),
             "s/step": _number(row, "seconds/step", "7.2f"),
             "elapsed": f"{clock_time(elapsed):>8}",

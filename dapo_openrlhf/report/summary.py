@@ -30,7 +30,7 @@ class Summary:
     first_step_seconds: float | None
     """Seconds from the start of the run to the end of its first step; None where no step was done."""
     train_seconds: float
-    """Seconds of the training loop: evaluation before and after it and start-up are not in it."""
+    """Seconds from the first dispatch to the last weights being live; start-up and final evaluation are not in it."""
     generated_tokens: int
     """Response tokens generated, those of filtered groups included."""
     trained_tokens: int

@@ -1,0 +1,44 @@
+# `make` lists the targets. PYTHON chooses the interpreter, DEVICE=cpu|cuda the packages, ARGS adds to a command.
+
+PYTHON ?= python3
+DEVICE ?=
+ARGS ?=
+
+BIN := .venv/bin
+SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev quickstart test test-fast check format clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: ## make .venv with all packages, or bring it up to date
+	@$(SETUP)
+
+setup-dev: ## the same, with the tools for tests and checks
+	@$(SETUP) --dev
+
+quickstart: setup ## train a tiny model with the whole stack on this machine; ARGS="..." is passed on
+	@$(BIN)/python scripts/build_quickstart_model.py --output .cache/quickstart/model
+	@$(BIN)/python data/quickstart_prompts.py --output .cache/quickstart/prompts
+	$(BIN)/dapo-openrlhf train --config configs/quickstart_cpu.yaml $(ARGS)
+
+test: setup-dev ## run every test; ARGS="..." is passed to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup-dev ## run the tests that need no Ray, vLLM or DeepSpeed
+	$(BIN)/python -m pytest -m "not real" $(ARGS)
+
+check: setup-dev ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup-dev ## format the code and sort its imports
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv, caches and build artefacts; runs/ stays
+	rm -rf .venv .cache build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

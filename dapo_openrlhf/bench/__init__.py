@@ -1,0 +1,1 @@
+"""Benchmark of this project's pipeline against OpenRLHF's own trainers on equal devices (layer 4)."""

@@ -1,0 +1,577 @@
+"""Fakes of the pipeline's ports that fail when misused, and a whole run built on them.
+
+Each fake keeps records of its own, so that tests judge the pipeline by what reached the outside world and not
+by what the pipeline says of itself. A token handle is the :class:`FakeGroup` an engine made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dapo_openrlhf.dynamic_sampling import GroupFilter
+from dapo_openrlhf.evaluation import Evaluator
+from dapo_openrlhf.event_log import EventLog
+from dapo_openrlhf.events import BatchTaken, Event, GroupDispatched, GroupFailed, GroupJudged, PublicationLive
+from dapo_openrlhf.pipeline import Outcome, Pipeline
+from dapo_openrlhf.ports import GroupError, Publication, Sampling
+from dapo_openrlhf.prompts import PromptStream
+from dapo_openrlhf.rollout import EnginePool, LengthShaping, RolloutLoop
+from dapo_openrlhf.rollout_queue import RolloutQueue
+from dapo_openrlhf.staleness import StalenessPolicy
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
+
+HANG = float("inf")
+"""A latency: this group never ends by itself."""
+
+EVALUATION = 1_000_000
+"""Prompt ids from here on are problems of the evaluation."""
+
+Seconds = Callable[[], float]
+E = TypeVar("E", bound=Event)
+
+
+class Misuse(AssertionError):
+    """The code under test broke a port's contract."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class FakeGroup:
+    """What an engine knows of one group; identity is its token handle."""
+
+    prompt: Prompt
+    engine: int
+    lengths: tuple[int, ...]
+    started: float
+    oldest_version: int = -1
+    newest_version: int = -1
+    ended: float = -1.0
+    end: str = "running"
+    """``running``, ``made``, ``failed`` or ``cancelled``."""
+
+    @property
+    def for_training(self) -> bool:
+        return self.prompt.id < EVALUATION
+
+
+def prompts(count: int) -> list[Prompt]:
+    """A prompt set whose labels tell which prompt they belong to."""
+    return [Prompt(id=index, text=f"question {index}", label=f"answer {index}") for index in range(count)]
+
+
+def problems(count: int) -> list[Prompt]:
+    """Problems of an evaluation."""
+    return [Prompt(id=EVALUATION + p.id, text=p.text, label=p.label) for p in prompts(count)]
+
+
+def some_group(group_id: int, *, version: int = 0, right: Sequence[bool] = (True, False)) -> RolloutGroup:
+    """A finished group for tests of the queue alone; kept by the filter unless ``right`` says otherwise."""
+    return RolloutGroup(
+        id=group_id,
+        prompt=prompts(group_id + 1)[-1],
+        prompt_length=3,
+        rollouts=tuple(Rollout(length=5, truncated=False, correct=r, reward=2.0 * r - 1.0) for r in right),
+        oldest_version=PolicyVersion(version),
+        newest_version=PolicyVersion(version),
+        engine=0,
+        tokens=object(),
+    )
+
+
+class FakeEngine:
+    """Generates by sleeping. Weights arrive through :meth:`load` while it does.
+
+    ``latency`` gives a group's seconds, of which it waits up to half a second for its first token. ``fault``
+    is asked once per group and may return the error to raise at the end or ``HANG``. During ``outage`` (from,
+    until) the engine is dead: groups in flight at its beginning fail, later ones wait for its end.
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        *,
+        latency: Seconds = lambda: 1.0,
+        samples: int = 2,
+        max_length: int = 100,
+        fault: Callable[[Prompt], GroupError | float | None] = lambda prompt: None,
+        outage: tuple[float, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.index = index
+        self.version = 0
+        self.made: list[FakeGroup] = []
+        self.running: set[FakeGroup] = set()
+        self._latency = latency
+        self._samples = samples
+        self._max_length = max_length
+        self._fault = fault
+        self._outage = outage
+        self._random = random.Random(f"{seed}/{index}")
+
+    @property
+    def busy(self) -> int:
+        """Groups for training in flight here."""
+        return sum(group.for_training for group in self.running)
+
+    def load(self, version: int) -> None:
+        """New weights, in flight."""
+        if version != self.version + 1:
+            raise Misuse(f"engine {self.index} got version {version} after {self.version}")
+        self.version = version
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
+        if sampling.n != self._samples:
+            raise Misuse(f"{sampling.n} samples of prompt {prompt.id} asked for, not {self._samples}")
+        loop = asyncio.get_running_loop()
+        group = FakeGroup(prompt=prompt, engine=self.index, lengths=self._lengths(), started=loop.time())
+        self.made.append(group)
+        self.running.add(group)
+        try:
+            await self._sample(group)
+        except BaseException as error:
+            group.end = "failed" if isinstance(error, GroupError) else "cancelled"
+            raise
+        finally:
+            group.ended = loop.time()
+            self.running.remove(group)
+        group.end = "made"
+        return Generation(
+            prompt_length=3,
+            lengths=group.lengths,
+            truncated=tuple(length == self._max_length for length in group.lengths),
+            oldest_version=PolicyVersion(group.oldest_version),
+            newest_version=PolicyVersion(group.newest_version),
+            engine=self.index,
+            tokens=group,
+            texts=group,
+        )
+
+    async def _sample(self, group: FakeGroup) -> None:
+        seconds, fault = self._latency(), self._fault(group.prompt)
+        if fault == HANG or seconds == HANG:
+            await asyncio.Event().wait()
+        waits = min(0.1 * seconds, 0.5)
+        await self._work(waits)
+        group.oldest_version = self.version
+        await self._work(seconds - waits)
+        group.newest_version = self.version
+        if isinstance(fault, GroupError):
+            raise fault
+
+    async def _work(self, seconds: float) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._outage is not None and now + seconds > self._outage[0] and now < self._outage[1]:
+            dies, back = self._outage
+            if now < dies:
+                await asyncio.sleep(dies - now)
+                raise GroupError("engine_died", f"engine {self.index} died")
+            await asyncio.sleep(back - now)
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+    def _lengths(self) -> tuple[int, ...]:
+        return tuple(self._random.randint(1, self._max_length) for _ in range(self._samples))
+
+
+def mixed(group: FakeGroup) -> tuple[bool, ...]:
+    """An accuracy pattern that the filter keeps."""
+    return tuple(index % 2 == 0 for index in range(len(group.lengths)))
+
+
+def all_right(group: FakeGroup) -> tuple[bool, ...]:
+    return (True,) * len(group.lengths)
+
+
+def all_wrong(group: FakeGroup) -> tuple[bool, ...]:
+    return (False,) * len(group.lengths)
+
+
+def filtered(share: float, *, seed: int) -> Callable[[FakeGroup], tuple[bool, ...]]:
+    """An accuracy pattern of which dynamic sampling drops about ``share``."""
+    chance = random.Random(f"filter/{seed}")
+
+    def pattern(group: FakeGroup) -> tuple[bool, ...]:
+        if chance.random() < share:
+            return all_right(group) if chance.random() < 0.5 else all_wrong(group)
+        return mixed(group)
+
+    return pattern
+
+
+class FakeScorer:
+    """Scores after ``latency`` seconds by ``pattern``; ``fault`` may return an error for a group."""
+
+    def __init__(
+        self,
+        *,
+        latency: Seconds = lambda: 0.0,
+        pattern: Callable[[FakeGroup], Sequence[bool]] = mixed,
+        fault: Callable[[FakeGroup], GroupError | None] = lambda group: None,
+    ) -> None:
+        self._latency = latency
+        self._pattern = pattern
+        self._fault = fault
+        self._seen: set[FakeGroup] = set()
+
+    async def score(self, texts: object, label: str) -> tuple[Score, ...]:
+        if not isinstance(texts, FakeGroup):
+            raise Misuse(f"{texts!r} was made by no engine")
+        if texts in self._seen:
+            raise Misuse(f"a group of prompt {texts.prompt.id} is scored twice")
+        if label != texts.prompt.label:
+            raise Misuse(f"prompt {texts.prompt.id} is scored against {label!r}")
+        self._seen.add(texts)
+        if (seconds := self._latency()) > 0:
+            await asyncio.sleep(seconds)
+        if (error := self._fault(texts)) is not None:
+            raise error
+        return tuple(Score(correct=right, reward=1.0 if right else -1.0) for right in self._pattern(texts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """One batch as it reached the trainer."""
+
+    version: int
+    groups: tuple[FakeGroup, ...]
+    began: float
+    ended: float
+    generating: int
+    """Groups for training that engines were working on when it began or ended, whichever is more."""
+
+    @property
+    def ages(self) -> tuple[int, ...]:
+        """By the engines' records."""
+        return tuple(self.version - group.oldest_version for group in self.groups)
+
+
+class FakeTrainer:
+    """Trains by sleeping. Refuses what no trainer may be given."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        max_staleness: int,
+        engines: Sequence[FakeEngine],
+        seconds: Seconds = lambda: 1.0,
+        fail_at: int | None = None,
+        work: Callable[[TrainBatch], object] = lambda batch: None,
+    ) -> None:
+        """``fail_at``: the step that ends in an error. ``work`` is called with every batch."""
+        self.version = 0
+        self.batches: list[Trained] = []
+        self.saved: list[tuple[int, str]] = []
+        self.doing = ""
+        self._batch_size = batch_size
+        self._max_staleness = max_staleness
+        self._engines = engines
+        self._seconds = seconds
+        self._fail_at = fail_at
+        self._work = work
+        self._trained: set[FakeGroup] = set()
+
+    def begin(self, what: str) -> None:
+        """The trainer does one thing at a time."""
+        if self.doing:
+            raise Misuse(f"the trainer is to be {what} while it is {self.doing}")
+        self.doing = what
+
+    def end(self) -> None:
+        self.doing = ""
+
+    async def train(self, batch: TrainBatch) -> Mapping[str, float]:
+        self.begin("training")
+        groups = self._checked(batch)
+        began = asyncio.get_running_loop().time()
+        generating = self._generating()
+        self._work(batch)
+        if (seconds := self._seconds()) > 0:
+            await asyncio.sleep(seconds)
+        if batch.step == self._fail_at:
+            raise RuntimeError(f"trainer rank 0 ran out of memory in step {batch.step}")
+        self.batches.append(
+            Trained(
+                version=self.version,
+                groups=groups,
+                began=began,
+                ended=asyncio.get_running_loop().time(),
+                generating=max(generating, self._generating()),
+            )
+        )
+        self.version += 1
+        self.end()
+        return {"loss": 0.5, "grad_norm": 1.0}
+
+    def _generating(self) -> int:
+        return sum(engine.busy for engine in self._engines)
+
+    def _checked(self, batch: TrainBatch) -> tuple[FakeGroup, ...]:
+        if (batch.step, batch.version) != (len(self.batches), self.version):
+            raise Misuse(f"step {batch.step} at version {batch.version}, the trainer is at {self.version}")
+        if len(batch.groups) != self._batch_size:
+            raise Misuse(f"a batch of {len(batch.groups)} groups, not {self._batch_size}")
+        handles = []
+        for group in batch.groups:
+            made = group.tokens
+            if not isinstance(made, FakeGroup) or made.end != "made":
+                raise Misuse(f"group {group.id} was not made by an engine")
+            if made in self._trained:
+                raise Misuse(f"group {group.id} is trained twice")
+            if len({rollout.correct for rollout in group.rollouts}) == 1 and len(group.rollouts) > 1:
+                raise Misuse(f"group {group.id} carries no gradient")
+            if tuple(rollout.length for rollout in group.rollouts) != made.lengths:
+                raise Misuse(f"group {group.id} has lengths that are not its tokens'")
+            if not 0 <= self.version - made.oldest_version <= self._max_staleness:
+                raise Misuse(f"group {group.id} of version {made.oldest_version} trained at {self.version}")
+            self._trained.add(made)
+            handles.append(made)
+        return tuple(handles)
+
+    async def save(self, path: str) -> None:
+        self.begin("saving")
+        self.saved.append((self.version, path))
+        await asyncio.sleep(0.1)
+        self.end()
+
+
+class FakePublisher:
+    """Carries version numbers to engines, each at a time of its own within the delivery."""
+
+    def __init__(
+        self,
+        *,
+        trainer: FakeTrainer,
+        engines: Sequence[FakeEngine],
+        send_seconds: Seconds = lambda: 0.0,
+        deliver_seconds: Seconds = lambda: 0.0,
+        fail_at: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """``fail_at``: the version whose delivery ends in an error."""
+        self.sent: list[float] = []
+        """When the sending of version 1, 2, ... began."""
+        self.delivered: list[tuple[float, float]] = []
+        """When its delivery began and ended."""
+        self._trainer = trainer
+        self._engines = engines
+        self._send_seconds = send_seconds
+        self._deliver_seconds = deliver_seconds
+        self._fail_at = fail_at
+        self._random = random.Random(f"publisher/{seed}")
+        self._busy = False
+
+    async def send(self, version: PolicyVersion) -> Publication:
+        if version != len(self.sent) + 1:
+            raise Misuse(f"version {version} sent after {len(self.sent)}")
+        if version != self._trainer.version:
+            raise Misuse(f"version {version} sent while the trainer is at {self._trainer.version}")
+        if len(self.delivered) != len(self.sent):
+            raise Misuse(f"version {version} sent before {len(self.sent)} is delivered")
+        self._trainer.begin("sending")
+        self.sent.append(asyncio.get_running_loop().time())
+        if (seconds := self._send_seconds()) > 0:
+            await asyncio.sleep(seconds)
+        self._trainer.end()
+        return Publication(version=version, bytes=8, checksum=version)
+
+    async def deliver(self, publication: Publication) -> None:
+        version = publication.version
+        if self._busy or version != len(self.delivered) + 1 or publication.checksum != version:
+            raise Misuse(f"{publication} delivered after {len(self.delivered)} versions")
+        self._busy = True
+        began = asyncio.get_running_loop().time()
+        seconds = self._deliver_seconds()
+        await asyncio.gather(*(self._load(engine, version, seconds) for engine in self._engines))
+        if version == self._fail_at:
+            raise RuntimeError(f"engine 0 did not answer with version {version}")
+        self.delivered.append((began, asyncio.get_running_loop().time()))
+        self._busy = False
+
+    async def _load(self, engine: FakeEngine, version: int, seconds: float) -> None:
+        loads_after = seconds * self._random.random()
+        if seconds > 0:
+            await asyncio.sleep(loads_after)
+        engine.load(version)
+        if seconds > 0:
+            await asyncio.sleep(seconds - loads_after)
+
+
+@dataclass(kw_only=True)
+class World:
+    """A whole run on fakes; build it with :func:`build` inside a running loop."""
+
+    engines: Sequence[FakeEngine]
+    scorer: FakeScorer
+    trainer: FakeTrainer
+    publisher: FakePublisher
+    queue: RolloutQueue
+    rollouts: RolloutLoop
+    log: EventLog
+    pipeline: Pipeline
+    events: list[tuple[float, Event]] = field(default_factory=list)
+
+    def of(self, kind: type[E]) -> list[tuple[float, E]]:
+        """Times and events of one kind."""
+        return [(time, event) for time, event in self.events if isinstance(event, kind)]
+
+    async def run(self) -> Outcome:
+        return await self.pipeline.run()
+
+
+def build(
+    *,
+    batch_size: int = 2,
+    max_staleness: int = 1,
+    steps: int = 4,
+    samples: int = 2,
+    prompt_count: int = 1000,
+    engines: Sequence[FakeEngine] | None = None,
+    scorer: FakeScorer | None = None,
+    train_seconds: Seconds = lambda: 1.0,
+    send_seconds: Seconds = lambda: 0.0,
+    deliver_seconds: Seconds = lambda: 0.0,
+    train_fails_at: int | None = None,
+    deliver_fails_at: int | None = None,
+    work: Callable[[TrainBatch], object] = lambda batch: None,
+    problem_count: int = 0,
+    eval_steps: int = -1,
+    save_steps: int = -1,
+    max_filtered_batches: int = 20,
+    generate_timeout: float = 1000.0,
+    stall_timeout: float = 1100.0,
+    checked: bool = True,
+    seed: int = 0,
+    log: EventLog | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> World:
+    """Connect fakes and loops. ``checked``: events are kept, and the ledger is checked at each of them."""
+    if engines is None:
+        engines = [FakeEngine(samples=samples)]
+    scorer = scorer or FakeScorer()
+    log = log or EventLog(None, clock=asyncio.get_running_loop().time)
+    pool = EnginePool(engines)
+    queue = RolloutQueue(
+        policy=StalenessPolicy(batch_size=batch_size, max_staleness=max_staleness),
+        group_filter=GroupFilter(enabled=True),
+        max_filtered_batches=max_filtered_batches,
+        stall_timeout=stall_timeout,
+    )
+    rollouts = RolloutLoop(
+        prompts=PromptStream(prompts(prompt_count), seed=seed),
+        engines=pool,
+        scorer=scorer,
+        queue=queue,
+        sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
+        shaping=LengthShaping(max_length=100, buffer_length=20, factor=1.0),
+        generate_timeout=generate_timeout,
+        log=log,
+    )
+    trainer = FakeTrainer(
+        batch_size=batch_size,
+        max_staleness=max_staleness,
+        engines=engines,
+        seconds=train_seconds,
+        fail_at=train_fails_at,
+        work=work,
+    )
+    publisher = FakePublisher(
+        trainer=trainer,
+        engines=engines,
+        send_seconds=send_seconds,
+        deliver_seconds=deliver_seconds,
+        fail_at=deliver_fails_at,
+        seed=seed,
+    )
+    evaluator = None
+    if problem_count:
+        evaluator = Evaluator(
+            problems=problems(problem_count),
+            engines=pool,
+            scorer=scorer,
+            sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
+            generate_timeout=generate_timeout,
+        )
+    pipeline = Pipeline(
+        rollouts=rollouts,
+        queue=queue,
+        trainer=trainer,
+        publisher=publisher,
+        evaluator=evaluator,
+        log=log,
+        max_steps=steps,
+        eval_steps=eval_steps,
+        save_steps=save_steps,
+        checkpoint_path=lambda step: f"checkpoint-{step}",
+        on_step=on_step,
+    )
+    world = World(
+        engines=engines,
+        scorer=scorer,
+        trainer=trainer,
+        publisher=publisher,
+        queue=queue,
+        rollouts=rollouts,
+        log=log,
+        pipeline=pipeline,
+    )
+
+    def record(event: Event) -> None:
+        world.events.append((log.now(), event))
+        queue.counters()  # raises unless they balance
+
+    if checked:
+        log.listen(record)
+    return world
+
+
+def fates(world: World, *, batch_size: int, slots: int) -> dict[int, str]:
+    """Replays the events: where every group ended. Fails on a group in two places, or on too many at once."""
+    fate: dict[int, str] = {}
+    batches: deque[tuple[int, ...]] = deque()  # taken, successor not live yet
+    for _, event in world.events:
+        match event:
+            case GroupDispatched():
+                assert event.group not in fate, f"group {event.group} dispatched twice"
+                fate[event.group] = "in flight"
+            case GroupFailed():
+                assert fate[event.group] == "in flight"
+                fate[event.group] = "failed"
+            case GroupJudged():
+                assert fate[event.group] == "in flight"
+                fate[event.group] = "ready" if event.keep else "dropped"
+            case BatchTaken():
+                assert len(set(event.groups)) == len(event.groups) == batch_size
+                for group in event.groups:
+                    assert fate[group] == "ready"
+                    fate[group] = "training"
+                batches.append(event.groups)
+            case PublicationLive():
+                for group in batches.popleft():
+                    fate[group] = "trained"
+        held = sum(place in ("in flight", "ready", "training") for place in fate.values())
+        assert held <= slots, f"{held} groups hold {slots} slots after {event}"
+    return fate
+
+
+def check_prompts(world: World, *, permanent: Callable[[str], bool], prompt_count: int, seed: int) -> None:
+    """Replays the events: every prompt is the failed one that waits longest, or the next of the set."""
+    fresh: Iterator[Prompt] = _endless(PromptStream(prompts(prompt_count), seed=seed))
+    returned: deque[int] = deque()
+    prompt_of: dict[int, int] = {}
+    for _, event in world.events:
+        if isinstance(event, GroupDispatched):
+            expected = returned.popleft() if returned else next(fresh).id
+            assert event.prompt == expected, f"group {event.group} got prompt {event.prompt}, not {expected}"
+            prompt_of[event.group] = event.prompt
+        elif isinstance(event, GroupFailed) and not permanent(event.reason):
+            returned.append(prompt_of[event.group])
+
+
+def _endless(stream: PromptStream) -> Iterator[Prompt]:
+    return (stream.next() for _ in itertools.count())

@@ -1,0 +1,403 @@
+"""Every setting is checked before anything starts, and refusals name key, value and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dapo_openrlhf.config import (
+    Config,
+    ConfigError,
+    build_config,
+    dump_config,
+    load_config,
+    parse_overrides,
+    setting_names,
+)
+
+SHIPPED = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The least that a configuration must say."""
+    path = tmp_path / "run.yaml"
+    path.write_text("actor: {model_name_or_path: some/model}\ndata: {prompt_dataset: prompts.jsonl}\n")
+    return path
+
+
+def load(file: Path, *arguments: str) -> Config:
+    return load_config(file, parse_overrides(arguments))
+
+
+def refusal(file: Path, *arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(file, *arguments)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- defaults and shipped files
+
+
+def test_defaults_are_the_papers_main_run(file: Path) -> None:
+    config = load(file)
+    assert (config.rollout.batch_size, config.rollout.n_samples_per_prompt, config.train.batch_size) == (512, 16, 512)
+    assert config.updates_per_step == 16
+    assert config.rollout.max_new_tokens == 20480
+    assert config.actor.eps_clip_low_high == (0.2, 0.28)
+    assert config.actor.loss_agg_mode == "token-mean"
+    assert config.actor.dual_clip is None
+    assert (config.actor.adam.lr, config.actor.lr_scheduler, config.actor.lr_warmup_steps) == (
+        1e-6,
+        "constant_with_warmup",
+        20,
+    )
+    assert (config.rollout.temperature, config.rollout.top_p) == (1.0, 1.0)
+    assert config.algo.dynamic_filtering_enable
+    assert config.reward.overlong_filtering_enable
+
+
+def test_staleness_is_off_by_one_and_corrected_by_default(file: Path) -> None:
+    config = load(file)
+    assert config.async_.max_staleness == 1
+    assert config.async_.old_logprobs == "recompute"
+    assert config.algo.advantage.is_correction_level == "token"
+    assert config.algo.advantage.is_correction_threshold == (0.0, 2.0)
+
+
+def test_updates_count_all_epochs(file: Path) -> None:
+    assert load(file, "--train.max_epochs", "3", "--train.batch_size", "1024").updates_per_step == 3 * 8
+
+
+def test_trainer_ranks_count_all_nodes(file: Path) -> None:
+    assert load(file, "--actor.num_nodes", "2", "--actor.num_gpus_per_node", "8").trainer_ranks == 16
+
+
+def test_configurations_are_shipped() -> None:
+    assert SHIPPED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configuration_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+
+
+# ---------------------------------------------------------------- unknown keys
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("rollout.batchsize", "rollout.batch_size"),
+        ("rollout.n_samples", "rollout.n_samples_per_prompt"),
+        ("actor.eps_clip_low_hi", "actor.eps_clip_low_high"),
+        ("async.max_stalenes", "async.max_staleness"),
+        ("async_.max_staleness", "async"),
+        ("rolout.batch_size", "rollout"),
+        ("batch_size", "train.batch_size"),
+        ("actor.lr", "actor.adam.lr"),
+        ("reward.overlong_buffer", "reward.overlong_buffer_len"),
+        ("devise", "device"),
+    ],
+)
+def test_unknown_key_names_the_nearest(file: Path, wrong: str, meant: str) -> None:
+    message = refusal(file, f"--{wrong}", "1")
+    assert wrong.split(".")[0] in message
+    assert "there is no such setting" in message
+    assert f"did you mean {meant}?" in message
+
+
+def test_unknown_key_far_from_everything_suggests_nothing(file: Path) -> None:
+    message = refusal(file, "--zzzz", "1")
+    assert "zzzz: there is no such setting" in message
+    assert "did you mean" not in message
+
+
+def test_a_setting_is_not_a_section(file: Path) -> None:
+    assert "device.kind: device is a setting, not a section" in refusal(file, "--device", "cpu", "--device.kind", "1")
+
+
+# ---------------------------------------------------------------- single values
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("rollout.batch_size", "many", "'many' is not accepted: input should be a valid integer"),
+        ("rollout.batch_size", "2.5", "2.5 is not accepted"),
+        ("rollout.batch_size", "true", "True is not accepted"),
+        ("rollout.batch_size", "0", "0 is not accepted: input should be greater than or equal to 1"),
+        ("rollout.temperature", "0", "0 is not accepted: input should be greater than 0"),
+        ("rollout.top_p", "1.5", "1.5 is not accepted: input should be less than or equal to 1"),
+        ("actor.adam.lr", "fast", "'fast' is not accepted: input should be a valid number"),
+        ("actor.adam.lr", ".nan", "nan is not accepted"),
+        ("actor.dual_clip", "1", "1 is not accepted: input should be greater than 1"),
+        (
+            "actor.loss_agg_mode",
+            "mean",
+            "'mean' is not accepted: input should be 'token-mean' or 'seq-mean-token-mean'",
+        ),
+        ("algo.dynamic_filtering_enable", "maybe", "'maybe' is not accepted: input should be a valid boolean"),
+        ("async.max_staleness", "-1", "-1 is not accepted: input should be greater than or equal to 0"),
+        ("vllm.gpu_memory_utilization", "0", "0 is not accepted: input should be greater than 0"),
+        ("ds.zero_stage", "0", "0 is not accepted: input should be 1, 2 or 3"),
+        ("device", "tpu", "'tpu' is not accepted: input should be 'cpu' or 'cuda'"),
+        ("rollout", "3", "3 is not accepted"),
+    ],
+)
+def test_wrong_value_is_refused_with_key_value_and_reason(file: Path, key: str, value: str, reason: str) -> None:
+    assert f"{key}: {reason}" in refusal(file, f"--{key}", value)
+
+
+@pytest.mark.parametrize("values", [["0.2"], ["0.2", "0.28", "0.3"], ["0.2", "high"], ["0.2", "-0.1"]])
+def test_a_range_has_two_numbers(file: Path, values: list[str]) -> None:
+    assert "actor.eps_clip_low_high" in refusal(file, "--actor.eps_clip_low_high", *values)
+
+
+def test_missing_settings_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config({"actor": {}, "data": {}}, source="here")
+    message = str(caught.value)
+    assert message.startswith("here cannot be run:")
+    assert "actor.model_name_or_path: must be set" in message
+    assert "data.prompt_dataset: must be set" in message
+
+
+def test_all_mistakes_are_told_at_once(file: Path) -> None:
+    message = refusal(file, "--rollout.batch_size", "x", "--train.batchsize", "1", "--device", "tpu")
+    assert len(message.splitlines()) == 4  # the source, and a line for each
+
+
+def test_settings_cannot_change_afterwards(file: Path) -> None:
+    config = load(file)
+    with pytest.raises(ValueError, match="frozen"):
+        config.rollout.batch_size = 1
+
+
+# ---------------------------------------------------------------- impossible combinations
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            "--train.batch_size 500",
+            ["train.batch_size: 500 does not divide", "512 x", "16 = 8192", "use a divisor of 8192, such as 512"],
+        ),
+        (
+            "--train.batch_size 512 --actor.num_gpus_per_node 3",
+            ["train.batch_size: 512 is not a multiple of the 3 trainer ranks", "use a multiple of 3"],
+        ),
+        ("--rollout.n_samples_per_prompt 1", ["rollout.n_samples_per_prompt: 1 leaves", "at least 2"]),
+        (
+            "--reward.overlong_buffer_len 101 --rollout.max_new_tokens 100",
+            ["reward.overlong_buffer_len: 101", "rollout.max_new_tokens 100", "use at most 100"],
+        ),
+        (
+            "--data.max_len 100 --rollout.max_new_tokens 100",
+            ["data.max_len: 100 leaves no room", "rollout.max_new_tokens 100", "use more than 100"],
+        ),
+        (
+            "--algo.advantage.is_correction_threshold 2.0 0.5",
+            ["algo.advantage.is_correction_threshold: 2.0 0.5 is not a range", "0 <= LOW < HIGH"],
+        ),
+        (
+            "--algo.advantage.is_correction_threshold -1.0 2.0",
+            ["algo.advantage.is_correction_threshold: -1.0 2.0 is not a range", "0 <= LOW < HIGH"],
+        ),
+        ("--data.input_template Question:", ["data.input_template: 'Question:'", "has no {} where the prompt goes"]),
+        ("--eval.steps 0", ["eval.steps: 0 is neither -1 nor a positive number"]),
+        ("--eval.steps -2", ["eval.steps: -2 is neither -1 nor a positive number"]),
+        ("--ckpt.save_steps 0", ["ckpt.save_steps: 0 is neither -1 nor a positive number"]),
+        ("--ckpt.save_steps -2", ["ckpt.save_steps: -2 is neither -1 nor a positive number"]),
+        (
+            "--device cpu --ds.attn_implementation flash_attention_2",
+            ["ds.attn_implementation: flash_attention_2 needs a GPU", "use sdpa"],
+        ),
+        (
+            "--device cpu --ds.attn_implementation sdpa --ds.adam_offload",
+            ["ds.adam_offload: true", "device: cpu", "use false"],
+        ),
+        (
+            "--device cpu --ds.attn_implementation sdpa --ds.param_dtype fp16",
+            ["ds.param_dtype: fp16", "use fp32 or bf16 with device: cpu"],
+        ),
+        (
+            "--device cuda --ds.param_dtype fp32",
+            ["ds.param_dtype: fp32 is not supported by flash_attention_2", "use bf16, or sdpa"],
+        ),
+    ],
+)
+def test_impossible_combination_is_refused(file: Path, arguments: str, parts: list[str]) -> None:
+    message = refusal(file, *arguments.split())
+    assert len(message.splitlines()) == 2, message  # the source, and this one problem
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--train.batch_size 8192",
+        "--actor.num_gpus_per_node 8 --actor.num_nodes 2",
+        "--rollout.n_samples_per_prompt 2",
+        "--reward.overlong_buffer_len 100 --rollout.max_new_tokens 100",
+        "--reward.overlong_buffer_len 0",
+        "--data.max_len 101 --rollout.max_new_tokens 100",
+        "--algo.advantage.is_correction_threshold 0 .inf",
+        "--data.input_template Q:{}",
+        "--eval.steps 1 --ckpt.save_steps 1",
+        "--eval.steps -1 --ckpt.save_steps -1",
+        "--device cpu --ds.attn_implementation sdpa --ds.param_dtype fp32",
+        "--device cuda --ds.attn_implementation sdpa --ds.param_dtype fp32",
+        "--device cuda --ds.adam_offload",
+        "--actor.eps_clip_low_high 0.2 0.2",
+        "--async.max_staleness 0",
+    ],
+)
+def test_combination_on_the_edge_is_accepted(file: Path, arguments: str) -> None:
+    load(file, *arguments.split())
+
+
+def test_several_impossible_combinations_are_told_at_once(file: Path) -> None:
+    message = refusal(file, "--train.batch_size", "500", "--eval.steps", "0")
+    assert len(message.splitlines()) == 3
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides"),
+    [
+        ([], {}),
+        (["--a.b", "3"], {"a.b": 3}),
+        (["--a.b=3"], {"a.b": 3}),
+        (["a.b=3"], {"a.b": 3}),
+        (["--a.b", "1e-6"], {"a.b": 1e-6}),
+        (["--a.b=2.5E+3"], {"a.b": 2500.0}),
+        (["--a.b", "-1"], {"a.b": -1}),
+        (["--a.b", "0.2", "0.28"], {"a.b": [0.2, 0.28]}),
+        (["--a.b", "[0.2, 0.28]"], {"a.b": [0.2, 0.28]}),
+        (["--a.b"], {"a.b": True}),
+        (["--a.b", "--c.d", "1"], {"a.b": True, "c.d": 1}),
+        (["--a.b", "false"], {"a.b": False}),
+        (["--a.b", "null"], {"a.b": None}),
+        (["--a.b", "some/model-1.5B"], {"a.b": "some/model-1.5B"}),
+        (["--a.b=x=y"], {"a.b": "x=y"}),
+        (["--a.b", "Solve: {}"], {"a.b": "Solve: {}"}),
+        (["--a.b=[unclosed"], {"a.b": "[unclosed"}),
+        (["a.b=1", "--c.d", "2", "e=3"], {"a.b": 1, "c.d": 2, "e": 3}),
+        (["--a.b", "1", "--a.b", "2"], {"a.b": 2}),
+    ],
+)
+def test_override_forms(arguments: list[str], overrides: dict[str, Any]) -> None:
+    assert parse_overrides(arguments) == overrides
+
+
+def test_a_value_without_a_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the argument '64'; settings are given as --section\.key"):
+        parse_overrides(["64", "--a.b", "1"])
+
+
+def test_overrides_win_over_the_file(file: Path) -> None:
+    file.write_text(file.read_text() + "rollout: {batch_size: 8, top_p: 0.5}\ntrain: {batch_size: 8}\n")
+    config = load(file, "--rollout.batch_size", "16", "--actor.adam.lr", "5e-7")
+    assert config.rollout.batch_size == 16
+    assert config.rollout.top_p == 0.5  # its neighbours stay
+    assert config.actor.adam.lr == 5e-7
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_scientific_notation_without_a_point_is_a_number(file: Path) -> None:
+    file.write_text("actor: {model_name_or_path: m, adam: {lr: 1e-6}}\ndata: {prompt_dataset: d}\n")
+    assert load(file).actor.adam.lr == 1e-6
+
+
+def test_dump_and_load_round_trip(file: Path, tmp_path: Path) -> None:
+    arguments = (
+        "--actor.adam.lr 3e-7 --actor.eps_clip_low_high 0.1 0.3 --actor.dual_clip 10 --async.max_staleness 4 "
+        "--algo.advantage.is_correction_threshold 0.5 .inf --reward.overlong_buffer_len 64 --run.name übung"
+    )
+    config = load(file, *arguments.split(), "--data.input_template", "Question: {}\nAnswer:")
+    assert config.data.input_template == "Question: {}\nAnswer:"
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+    assert "async" in yaml.safe_load(copy.read_text())  # the names that people write
+
+
+def test_dump_says_every_setting(file: Path) -> None:
+    config = load(file)
+    dumped = yaml.safe_load(dump_config(config))
+    for name in setting_names():
+        inner = dumped
+        for part in name.split("."):
+            inner = inner[part]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- a\n- b\n", "holds list, not a mapping"),
+        ("", "holds NoneType, not a mapping"),
+    ],
+)
+def test_unreadable_file_is_named(file: Path, text: str, reason: str) -> None:
+    file.write_text(text)
+    message = refusal(file)
+    assert str(file) in message
+    assert reason in message
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent.yaml: No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_yaml_cannot_run_code(file: Path) -> None:
+    file.write_text("actor: !!python/object/apply:os.getcwd []\n")
+    assert "is not valid YAML" in refusal(file)
+
+
+# ---------------------------------------------------------------- descriptions
+
+
+SELF_EXPLANATORY = {
+    "actor.num_nodes",
+    "actor.adam.eps",
+    "actor.gradient_checkpointing_enable",
+    "ds.attn_implementation",
+    "train.seed",
+    "eval.temperature",
+    "eval.top_p",
+}
+"""Settings whose name says all there is to say."""
+
+
+def test_every_setting_has_a_description() -> None:
+    names = setting_names()
+    assert "async.max_staleness" in names and "actor.adam.lr" in names
+    assert sorted(name for name, description in names.items() if not description and name not in SELF_EXPLANATORY) == []
+
+
+def test_setting_names_are_all_names_in_the_order_of_the_file(file: Path) -> None:
+    dumped = yaml.safe_load(dump_config(load(file)))
+
+    def leaves(settings: dict[str, Any], prefix: str = "") -> list[str]:
+        return [
+            name
+            for key, value in settings.items()
+            for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+        ]
+
+    assert leaves(dumped) == list(setting_names())

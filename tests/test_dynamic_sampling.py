@@ -1,0 +1,62 @@
+"""Dynamic sampling: which groups carry a gradient (DAPO eq. 11)."""
+
+from __future__ import annotations
+
+import pytest
+
+from dapo_openrlhf.dynamic_sampling import GroupFilter
+from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, Verdict
+
+
+def group(correct: list[bool], rewards: list[float] | None = None) -> RolloutGroup:
+    rewards = rewards or [1.0 if right else -1.0 for right in correct]
+    return RolloutGroup(
+        id=0,
+        prompt=Prompt(id=0, text="1 + 1", label="2"),
+        prompt_length=4,
+        rollouts=tuple(
+            Rollout(length=3, truncated=False, correct=right, reward=reward)
+            for right, reward in zip(correct, rewards, strict=True)
+        ),
+        oldest_version=PolicyVersion(0),
+        newest_version=PolicyVersion(0),
+        engine=0,
+        tokens=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"),
+    [
+        (0, Verdict(False, "all_wrong")),
+        (1, Verdict(True, "kept")),
+        (2, Verdict(True, "kept")),
+        (3, Verdict(True, "kept")),
+        (4, Verdict(False, "all_right")),
+    ],
+)
+def test_kept_iff_some_are_right_and_some_are_wrong(right: int, verdict: Verdict) -> None:
+    assert GroupFilter(enabled=True).judge(group([True] * right + [False] * (4 - right))) == verdict
+
+
+def test_the_place_of_the_right_one_does_not_matter() -> None:
+    for position in range(4):
+        assert GroupFilter(enabled=True).judge(group([i == position for i in range(4)])).keep
+
+
+@pytest.mark.parametrize(("correct", "reason"), [(True, "all_right"), (False, "all_wrong")])
+def test_shaped_rewards_do_not_save_a_group(correct: bool, reason: str) -> None:
+    # Length shaping makes the rewards differ although the answers are all alike: such a group teaches length only.
+    judged = GroupFilter(enabled=True).judge(group([correct] * 3, rewards=[0.9, 0.4, -0.1]))
+    assert judged == Verdict(False, reason)
+
+
+def test_shaped_rewards_do_not_condemn_a_group() -> None:
+    # A right answer with the full overlong punishment and a wrong one without: rewards -1 + 1 = 0 against 0.
+    assert GroupFilter(enabled=True).judge(group([True, False], rewards=[0.0, 0.0])).keep
+
+
+@pytest.mark.parametrize("right", [0, 2, 4])
+def test_switched_off_everything_is_kept(right: int) -> None:
+    verdict = GroupFilter(enabled=False).judge(group([True] * right + [False] * (4 - right)))
+    assert verdict == Verdict(True, "kept")

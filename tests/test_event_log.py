@@ -1,0 +1,101 @@
+"""The event log: every event is one line of JSON, at once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import json
+import random
+from pathlib import Path
+
+import pytest
+from fakes import FakeEngine, FakeScorer, World, build, filtered
+from virtual_time import run_virtual
+
+from dapo_openrlhf.event_log import EventLog
+from dapo_openrlhf.events import Checkpointed, Event, StepTrained
+from dapo_openrlhf.ports import GroupError
+
+FIELDS = {kind.__name__: {one.name for one in dataclasses.fields(kind)} for kind in Event.__subclasses__()}
+
+
+def logged_run() -> tuple[World, str]:
+    """A run in which everything happens that can be logged."""
+
+    async def main() -> tuple[World, str]:
+        chance = random.Random(3)
+        file = io.StringIO()
+        world = build(
+            engines=[
+                FakeEngine(
+                    latency=lambda: chance.uniform(1.0, 9.0),
+                    fault=lambda prompt: (
+                        GroupError("engine_error", 'broken: "½"\n')
+                        if prompt.id < 1000 and chance.random() < 0.2
+                        else None
+                    ),
+                )
+            ],
+            scorer=FakeScorer(pattern=filtered(0.4, seed=3)),
+            steps=6,
+            problem_count=2,
+            eval_steps=2,
+            save_steps=3,
+            deliver_seconds=lambda: 1.0,
+            log=EventLog(file, clock=asyncio.get_running_loop().time),
+        )
+        await world.run()
+        return world, file.getvalue()
+
+    return run_virtual(main())
+
+
+def test_the_log_holds_every_event_of_a_run_as_strict_json() -> None:
+    world, text = logged_run()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert {type(event).__name__ for _, event in world.events} == FIELDS.keys()
+    assert len(lines) == len(world.events)
+    for line, (time, event) in zip(lines, world.events, strict=True):
+        assert line.pop("time") == pytest.approx(time, abs=1e-6)
+        assert line.pop("event").replace("_", "") == type(event).__name__.lower()
+        assert line.keys() == FIELDS[type(event).__name__]
+        assert line == json.loads(json.dumps(dataclasses.asdict(event)))
+    times = [json.loads(line)["time"] for line in text.splitlines()]
+    assert times == sorted(times)
+
+
+def test_events_are_named_in_snake_case() -> None:
+    file = io.StringIO()
+    EventLog(file, clock=lambda: 0.0).emit(Checkpointed(step=3, path="there", seconds=0.5))
+    assert file.getvalue() == '{"time":0.0,"event":"checkpointed","step":3,"path":"there","seconds":0.5}\n'
+    assert '"event":"group_dispatched"' in logged_run()[1]
+
+
+def test_time_counts_from_the_logs_creation() -> None:
+    times = iter([100.0, 100.25, 107.5])
+    file = io.StringIO()
+    log = EventLog(file, clock=lambda: next(times))
+    assert log.now() == 0.25
+    log.emit(StepTrained(step=0, seconds=1.0, statistics={"loss": 0.5}))
+    assert json.loads(file.getvalue())["time"] == 7.5
+
+
+def test_lines_are_in_the_file_before_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with path.open("w") as file:
+        log = EventLog(file, clock=lambda: 0.0)
+        for step in range(3):
+            log.emit(Checkpointed(step=step, path="there", seconds=0.0))
+            assert len(path.read_text().splitlines()) == step + 1
+
+
+def test_listeners_hear_every_later_event_in_order_and_need_no_file() -> None:
+    log = EventLog(None, clock=lambda: 0.0)
+    heard: list[tuple[str, Event]] = []
+    first, second = (Checkpointed(step=step, path="there", seconds=0.0) for step in range(2))
+    log.listen(lambda event: heard.append(("early", event)))
+    log.emit(first)
+    log.listen(lambda event: heard.append(("late", event)))
+    log.emit(second)
+    assert heard == [("early", first), ("early", second), ("late", second)]

@@ -1,0 +1,251 @@
+"""Rows of numbers, from events and from nothing else."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from fakes import FakeEngine, FakeScorer, World, build, filtered
+from virtual_time import run_virtual
+
+from dapo_openrlhf.events import (
+    BatchTaken,
+    Evaluated,
+    Event,
+    GroupFailed,
+    GroupGenerated,
+    GroupJudged,
+    PublicationLive,
+    StepTrained,
+)
+from dapo_openrlhf.metrics import METRICS, Row, StepMetrics
+from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.types import PolicyVersion, Prompt
+
+
+def judged(group: int, reason: str, accuracy: float, tokens: int) -> GroupJudged:
+    return GroupJudged(
+        group=group,
+        keep=reason == "kept",
+        reason=reason,
+        accuracy=accuracy,
+        reward=0.0,
+        response_tokens=tokens,
+        seconds=0.1,
+    )
+
+
+def generated(group: int, tokens: int) -> GroupGenerated:
+    return GroupGenerated(
+        group=group,
+        engine=0,
+        seconds=1.0,
+        response_tokens=tokens,
+        oldest_version=PolicyVersion(0),
+        newest_version=PolicyVersion(0),
+    )
+
+
+TAKEN = BatchTaken(
+    step=0,
+    version=PolicyVersion(1),
+    groups=(0, 3),
+    ages=(1, 0),
+    waited=4.0,
+    reward=-0.25,
+    accuracy=0.375,
+    responses=8,
+    response_tokens=1200,
+    longest_response=400,
+    truncated=2,
+    in_flight=3,
+    ready=1,
+    free_slots=0,
+)
+
+STEP: list[Event] = [
+    generated(0, 700),
+    generated(1, 300),
+    generated(2, 200),
+    generated(3, 500),
+    generated(4, 100),
+    judged(0, "kept", 0.5, 700),
+    judged(1, "all_right", 1.0, 300),
+    judged(2, "all_wrong", 0.0, 200),
+    GroupFailed(group=4, reason="reward_timeout", message="late"),
+    judged(3, "kept", 0.25, 500),
+    TAKEN,
+    StepTrained(step=0, seconds=6.0, statistics={"loss": 0.125, "grad_norm": 2.0}),
+    PublicationLive(version=PolicyVersion(2), seconds=1.5, bytes=10, checksum=1),
+    Evaluated(step=1, version=PolicyVersion(2), accuracy=0.75, problems=4, responses=8, seconds=3.0),
+]
+
+
+def test_a_row_in_numbers() -> None:
+    """A step of 10 s: 5 groups generated, one of them fails in scoring, 2 of the 4 judged are kept."""
+    metrics = StepMetrics(started=100.0)
+    for event in STEP:
+        metrics.add(event)
+    assert metrics.row(now=110.0) == {
+        "reward": -0.25,
+        "accuracy": (0.5 + 1.0 + 0.0 + 0.25) / 4,
+        "batch_accuracy": 0.375,
+        "groups/kept": 2.0,
+        "groups/all_right": 1.0,
+        "groups/all_wrong": 1.0,
+        "groups/failed": 1.0,
+        "pass_rate": 0.5,
+        "policy_age/mean": 0.5,
+        "policy_age/max": 1,
+        "response_length/mean": 150.0,
+        "response_length/max": 400,
+        "truncated_share": 0.25,
+        "tokens_per_second/generated": 180.0,
+        "tokens_per_second/kept": 120.0,
+        "tokens_per_second/trained": 120.0,
+        "seconds/step": 10.0,
+        "seconds/wait_batch": 4.0,
+        "seconds/train": 6.0,
+        "seconds/publish": 1.5,
+        "eval/accuracy": 0.75,
+        "loss": 0.125,
+        "grad_norm": 2.0,
+    }
+
+
+def test_a_row_starts_from_nothing() -> None:
+    metrics = StepMetrics(started=0.0)
+    for event in STEP:
+        metrics.add(event)
+    metrics.row(now=10.0)
+    metrics.add(judged(5, "all_wrong", 0.0, 50))
+    row = metrics.row(now=12.5)
+    assert row["seconds/step"] == 2.5
+    assert (row["groups/kept"], row["groups/all_wrong"], row["groups/failed"]) == (0.0, 1.0, 0.0)
+    assert (row["accuracy"], row["pass_rate"], row["tokens_per_second/generated"]) == (0.0, 0.0, 0.0)
+    assert "eval/accuracy" not in row
+    assert "loss" not in row
+
+
+def test_failed_groups_are_not_judged() -> None:
+    metrics = StepMetrics(started=0.0)
+    metrics.add(judged(0, "kept", 0.5, 10))
+    for group in range(1, 4):
+        metrics.add(GroupFailed(group=group, reason="engine_error", message="broken"))
+    row = metrics.row(now=1.0)
+    assert (row["pass_rate"], row["accuracy"], row["groups/failed"]) == (1.0, 0.5, 3.0)
+
+
+def test_a_step_of_no_length_and_without_groups_has_a_row() -> None:
+    """With nothing judged there is no accuracy: 0 would be a wrong one."""
+    row = StepMetrics(started=1.0).row(now=1.0)
+    assert row["tokens_per_second/trained"] == 0.0
+    assert "accuracy" not in row
+    assert "pass_rate" not in row
+
+
+def measured_run() -> tuple[World, list[Row], list[float]]:
+    """A run with its rows, and the times at which its steps ended."""
+    rows: list[Row] = []
+    ends: list[float] = []
+
+    async def main() -> World:
+        chance = random.Random(5)
+
+        def step_done(step: int) -> None:
+            ends.append(world.log.now())
+            rows.append(metrics.row(now=ends[-1]))
+
+        def fault(prompt: Prompt) -> GroupError | None:
+            breaks = prompt.id < 1000 and chance.random() < 0.1
+            return GroupError("engine_error", "broken") if breaks else None
+
+        world = build(
+            batch_size=4,
+            steps=8,
+            engines=[
+                FakeEngine(
+                    index,
+                    latency=lambda: chance.lognormvariate(1.0, 1.0),
+                    fault=fault,
+                )
+                for index in range(2)
+            ],
+            scorer=FakeScorer(pattern=filtered(0.5, seed=5), latency=lambda: chance.random()),
+            train_seconds=lambda: chance.uniform(1.0, 5.0),
+            deliver_seconds=lambda: 1.0,
+            problem_count=2,
+            eval_steps=3,
+            on_step=step_done,
+        )
+        metrics = StepMetrics(started=world.log.now())
+        world.log.listen(metrics.add)
+        await world.run()
+        return world
+
+    return run_virtual(main()), rows, ends
+
+
+def test_rows_add_up_to_the_run() -> None:
+    world, rows, ends = measured_run()
+    assert len(rows) == 8
+    assert [row["seconds/step"] for row in rows] == pytest.approx(
+        [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
+    )
+
+    def over_run(name: str) -> float:
+        return sum(row[name] * row["seconds/step"] for row in rows)
+
+    # The very last instant may hold events after the last step's row: they belong to no row.
+    trained = [group for batch in world.trainer.batches for group in batch.groups]
+    assert over_run("tokens_per_second/trained") == pytest.approx(sum(sum(g.lengths) for g in trained))
+    in_rows = world.events[: last_row_index(world)]
+    made = [event for _, event in in_rows if isinstance(event, GroupGenerated)]
+    assert over_run("tokens_per_second/generated") == pytest.approx(sum(e.response_tokens for e in made))
+    verdicts = [event for _, event in in_rows if isinstance(event, GroupJudged)]
+    kept = [event for event in verdicts if event.keep]
+    assert over_run("tokens_per_second/kept") == pytest.approx(sum(e.response_tokens for e in kept))
+    assert sum(row["groups/kept"] for row in rows) == len(kept)
+    dropped = sum(row["groups/all_right"] + row["groups/all_wrong"] for row in rows)
+    assert dropped == len(verdicts) - len(kept) > 0
+    failed = sum(row["groups/failed"] for row in rows)
+    assert failed == sum(isinstance(event, GroupFailed) for _, event in in_rows) > 0
+    some = [row for row in rows if judged_in(row)]
+    assert 0 < len(some) < len(rows), "the run should have a step in which no group was judged"
+    right = sum(row["accuracy"] * judged_in(row) for row in some)
+    assert right == pytest.approx(sum(event.accuracy for event in verdicts))
+    for row in some:
+        assert row["pass_rate"] == pytest.approx(row["groups/kept"] / judged_in(row))
+
+
+def judged_in(row: Row) -> float:
+    return row["groups/kept"] + row["groups/all_right"] + row["groups/all_wrong"]
+
+
+def last_row_index(world: World) -> int:
+    """How many events had happened when the last row was made: all up to the last training."""
+    return max(index for index, (_, event) in enumerate(world.events) if isinstance(event, StepTrained)) + 1
+
+
+def test_rows_tell_ages_and_times_as_the_fakes_saw_them() -> None:
+    world, rows, _ = measured_run()
+    for row, batch in zip(rows, world.trainer.batches, strict=True):
+        assert row["policy_age/max"] == max(batch.ages)
+        assert row["policy_age/mean"] == pytest.approx(sum(batch.ages) / 4)
+        assert row["seconds/train"] == pytest.approx(batch.ended - batch.began)
+        lengths = [length for group in batch.groups for length in group.lengths]
+        assert row["response_length/max"] == max(lengths)
+        assert row["response_length/mean"] == pytest.approx(sum(lengths) / len(lengths))
+    batches = world.trainer.batches
+    for row, before, batch in zip(rows[1:], batches[:-1], batches[1:], strict=True):
+        assert row["seconds/wait_batch"] <= batch.began - before.ended + 1e-9
+    assert ["eval/accuracy" in row for row in rows] == [step in (0, 2, 5) for step in range(8)]
+
+
+def test_every_name_in_a_row_is_explained() -> None:
+    _, rows, _ = measured_run()
+    assert {name for row in rows for name in row} <= METRICS.keys()
+    metrics = StepMetrics(started=0.0)
+    for event in STEP:
+        metrics.add(event)
+    assert metrics.row(now=1.0).keys() <= METRICS.keys()

@@ -1,0 +1,673 @@
+"""Both loops whole, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from fakes import (
+    HANG,
+    FakeEngine,
+    FakeGroup,
+    FakeScorer,
+    World,
+    all_right,
+    all_wrong,
+    build,
+    check_prompts,
+    fates,
+    filtered,
+    mixed,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from virtual_time import run_virtual
+
+from dapo_openrlhf.batch import plan_batch
+from dapo_openrlhf.event_log import EventLog
+from dapo_openrlhf.events import (
+    BatchTaken,
+    Checkpointed,
+    Evaluated,
+    GroupDispatched,
+    GroupFailed,
+    GroupJudged,
+    PublicationLive,
+)
+from dapo_openrlhf.pipeline import Outcome
+from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.rollout_queue import BatchStarvation
+from dapo_openrlhf.staleness import StalenessViolation
+from dapo_openrlhf.types import Prompt, TrainBatch
+
+PERMANENT = "prompt_too_long"
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first error that is no group of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def failing_run(expected: type[BaseException], make: Callable[[], World]) -> tuple[str, World]:
+    """The words of the error a run ends with, and what it left behind."""
+
+    async def main() -> tuple[BaseException, World, set[asyncio.Task[object]]]:
+        world = make()
+        try:
+            await world.run()
+        except Exception as error:
+            return first_error(error), world, asyncio.all_tasks() - {asyncio.current_task()}
+        raise AssertionError("the run ended without an error")
+
+    error, world, left_over = run_virtual(main())
+    assert isinstance(error, expected), error
+    assert not left_over, f"tasks outlived the run: {left_over}"
+    assert not any(engine.running for engine in world.engines), "engines generate for a run that is over"
+    return str(error), world
+
+
+def whole_run(make: Callable[[], World]) -> tuple[Outcome, World]:
+    async def main() -> tuple[Outcome, World]:
+        world = make()
+        return await world.run(), world
+
+    outcome, world = run_virtual(main())
+    assert not any(engine.running for engine in world.engines), "engines generate for a run that is over"
+    return outcome, world
+
+
+# ---- any run keeps its promises
+
+TAILS: dict[str, Callable[[random.Random], float]] = {
+    "constant": lambda chance: 3.0,
+    "uniform": lambda chance: chance.uniform(0.0, 6.0),
+    "log-normal": lambda chance: chance.lognormvariate(0.6, 1.0),
+    "heavy": lambda chance: min(chance.paretovariate(0.8), 400.0),
+    "two kinds": lambda chance: 0.1 if chance.random() < 0.9 else 60.0,
+    "at once": lambda chance: 0.0 if chance.random() < 0.5 else 1.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    batch_size: int
+    max_staleness: int
+    engines: int
+    tail: str
+    filter_rate: float
+    failure_rate: float
+    hang_rate: float
+    score_failure_rate: float
+    outage: bool
+    train_seconds: float
+    send_seconds: float
+    deliver_seconds: float
+    evaluation: int
+    prompt_count: int
+    seed: int
+
+    @property
+    def slots(self) -> int:
+        return (self.max_staleness + 1) * self.batch_size
+
+    def build(self, steps: int) -> World:
+        chance = random.Random(self.seed)
+        tail = TAILS[self.tail]
+
+        def fault(prompt: Prompt) -> GroupError | float | None:
+            if prompt.id >= 1000:
+                return None  # a failure in an evaluation ends the run
+            if chance.random() < self.hang_rate:
+                return HANG
+            if chance.random() < self.failure_rate:
+                permanent = chance.random() < 0.3
+                return GroupError(PERMANENT if permanent else "engine_error", "broken", permanent=permanent)
+            return None
+
+        def score_fault(group: FakeGroup) -> GroupError | None:
+            return GroupError("reward_error", "no") if chance.random() < self.score_failure_rate else None
+
+        def jitter(mean: float) -> Callable[[], float]:
+            return lambda: mean * chance.uniform(0.5, 1.5)
+
+        pattern = filtered(self.filter_rate, seed=self.seed)
+        return build(
+            batch_size=self.batch_size,
+            max_staleness=self.max_staleness,
+            steps=steps,
+            engines=[
+                FakeEngine(
+                    index,
+                    latency=lambda: tail(chance),
+                    fault=fault,
+                    outage=(20.0, 35.0) if self.outage and index == 0 and not self.evaluation else None,
+                    seed=self.seed,
+                )
+                for index in range(self.engines)
+            ],
+            scorer=FakeScorer(
+                latency=lambda: chance.uniform(0.0, 0.5),
+                pattern=pattern,
+                fault=lambda group: score_fault(group) if group.for_training else None,
+            ),
+            train_seconds=jitter(self.train_seconds),
+            send_seconds=jitter(self.send_seconds),
+            deliver_seconds=jitter(self.deliver_seconds),
+            problem_count=self.evaluation,
+            eval_steps=2 if self.evaluation else -1,
+            max_filtered_batches=1000,
+            prompt_count=self.prompt_count,
+            seed=self.seed,
+        )
+
+
+scenarios = st.builds(
+    Scenario,
+    batch_size=st.integers(1, 8),
+    max_staleness=st.integers(0, 4),
+    engines=st.integers(1, 4),
+    tail=st.sampled_from(sorted(TAILS)),
+    filter_rate=st.sampled_from([0.0, 0.3, 0.6, 0.8]),
+    failure_rate=st.sampled_from([0.0, 0.1, 0.3]),
+    hang_rate=st.sampled_from([0.0, 0.0, 0.03]),
+    score_failure_rate=st.sampled_from([0.0, 0.1]),
+    outage=st.booleans(),
+    train_seconds=st.sampled_from([0.0, 1.0, 20.0]),
+    send_seconds=st.sampled_from([0.0, 0.3]),
+    deliver_seconds=st.sampled_from([0.0, 1.0, 15.0]),
+    evaluation=st.sampled_from([0, 0, 3]),
+    prompt_count=st.sampled_from([3, 50, 999]),
+    seed=st.integers(0, 10_000),
+)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(scenario=scenarios)
+def test_any_run_reaches_its_steps_within_the_contract(scenario: Scenario) -> None:
+    """Fakes refuse whatever breaks a port's contract; the rest is judged by their records and the events."""
+    steps = 6
+    outcome, world = whole_run(lambda: scenario.build(steps))
+
+    batches = world.trainer.batches
+    assert outcome.steps == len(batches) == len(world.publisher.delivered) == steps
+    assert {engine.version for engine in world.engines} == {steps}
+    ages = [age for batch in batches for age in batch.ages]
+    assert max(ages) <= scenario.max_staleness
+    assert outcome.max_policy_age == max(ages)
+    if scenario.max_staleness == 0:
+        assert all(batch.generating == 0 for batch in batches), "generation and training share slots"
+
+    fate = fates(world, batch_size=scenario.batch_size, slots=scenario.slots)
+    check_prompts(world, permanent=PERMANENT.__eq__, prompt_count=scenario.prompt_count, seed=scenario.seed)
+    made = [group for engine in world.engines for group in engine.made if group.for_training]
+    assert len(made) == len(fate) == outcome.counters["dispatched"]
+    trained = sum(place == "trained" for place in fate.values())
+    assert trained == outcome.counters["trained"] == steps * scenario.batch_size
+    assert not any(place == "training" for place in fate.values())
+
+
+# ---- order of events
+
+
+def in_turn(first: list[float], rest: float) -> Callable[[], float]:
+    """Latencies in order of dispatch."""
+    left = iter(first)
+    return lambda: next(left, rest)
+
+
+def test_a_straggler_at_its_deadline_is_waited_for_while_later_groups_are_ready() -> None:
+    """Group 0 takes 100 s. Batch 0 may do without it; batch 1 may not, and waits with three groups ready."""
+    _, world = whole_run(lambda: build(steps=3, engines=[FakeEngine(latency=in_turn([100.0], 1.0))]))
+    taken = [(at, event) for at, event in world.of(BatchTaken)]
+    assert [event.groups for _, event in taken] == [(1, 2), (0, 3), (4, 5)]
+    assert taken[0][0] == 1.0
+    assert taken[1][0] == 100.0
+    assert (taken[1][1].ages, taken[1][1].ready) == ((1, 1), 2)
+
+
+def test_a_dropped_groups_slot_is_reused_at_once() -> None:
+    chance = random.Random(1)
+    _, world = whole_run(
+        lambda: build(
+            batch_size=3,
+            engines=[FakeEngine(latency=lambda: chance.uniform(1, 9))],
+            scorer=FakeScorer(pattern=filtered(0.5, seed=1)),
+        )
+    )
+    dispatched = [at for at, _ in world.of(GroupDispatched)]
+    dropped = [at for at, event in world.of(GroupJudged) if not event.keep]
+    assert len(dropped) >= 5
+    assert all(at in dispatched for at in dropped)
+
+
+def test_a_failed_groups_slot_is_reused_at_once_and_by_the_same_prompt() -> None:
+    faults = iter([None, GroupError("engine_error", "broken")])
+    latency = in_turn([3.0, 3.5, 4.0], 5.0)
+    engine = FakeEngine(latency=latency, fault=lambda prompt: next(faults, None))
+    _, world = whole_run(lambda: build(engines=[engine]))
+    ((failed_at, failed),) = world.of(GroupFailed)
+    assert (failed_at, failed.group) == (3.5, 1)
+    dispatched = world.of(GroupDispatched)
+    assert [(at, event.group) for at, event in dispatched if event.prompt == dispatched[1][1].prompt] == [
+        (0.0, 1),
+        (3.5, 4),
+    ]
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+def test_a_trained_groups_slot_is_reused_only_after_its_successor_weights_are_live(
+    max_staleness: int,
+) -> None:
+    slots = (max_staleness + 1) * 2
+    _, world = whole_run(
+        lambda: build(
+            steps=5,
+            max_staleness=max_staleness,
+            send_seconds=lambda: 0.5,
+            deliver_seconds=lambda: 7.0,
+        )
+    )
+    live = [0.0] + [at for at, _ in world.of(PublicationLive)]
+    for at, event in world.of(GroupDispatched):
+        version = 0 if event.group < slots else (event.group - slots) // 2 + 1
+        assert at == live[version], f"group {event.group} was dispatched at {at}, not with version {version}"
+
+
+def test_delivery_overlaps_the_next_training() -> None:
+    _, world = whole_run(
+        lambda: build(
+            max_staleness=2, train_seconds=lambda: 10.0, send_seconds=lambda: 1.0, deliver_seconds=lambda: 6.0
+        )
+    )
+    for (began, ended), batch in zip(world.publisher.delivered[:-1], world.trainer.batches[1:], strict=True):
+        assert batch.began == began < ended < batch.ended
+
+
+def test_a_step_trained_faster_than_weights_travel_waits_for_them_before_it_sends_its_own() -> None:
+    _, world = whole_run(lambda: build(max_staleness=3, deliver_seconds=lambda: 20.0))
+    for (_, ended), sent in zip(world.publisher.delivered[:-1], world.publisher.sent[1:], strict=True):
+        assert sent >= ended
+
+
+def test_without_staleness_generation_and_training_take_turns() -> None:
+    chance = random.Random(2)
+    _, world = whole_run(
+        lambda: build(
+            batch_size=4,
+            max_staleness=0,
+            engines=[FakeEngine(index, latency=lambda: chance.uniform(1, 9)) for index in range(2)],
+            scorer=FakeScorer(pattern=filtered(0.3, seed=2)),
+            deliver_seconds=lambda: 3.0,
+        )
+    )
+    made = [group for engine in world.engines for group in engine.made]
+    for batch in world.trainer.batches:
+        assert batch.ages == (0,) * 4
+        assert not any(group.started < batch.ended and group.ended > batch.began for group in made)
+
+
+def test_the_initial_evaluation_ends_before_the_first_weights_are_sent() -> None:
+    """It runs beside the first training, and every answer in it comes from the initial weights."""
+    _, world = whole_run(
+        lambda: build(
+            problem_count=3, engines=[FakeEngine(latency=in_turn([50.0] * 3, 1.0))], train_seconds=lambda: 5.0
+        )
+    )
+    measured, event = world.of(Evaluated)[0]
+    assert (event.step, event.version, event.problems, event.responses) == (0, 0, 3, 6)
+    answers = [group for group in world.engines[0].made if not group.for_training][:3]
+    assert [(group.oldest_version, group.newest_version) for group in answers] == [(0, 0)] * 3
+    assert world.trainer.batches[0].ended < measured == world.publisher.sent[0]
+
+
+def test_evaluations_and_checkpoints_come_when_asked_for_and_at_the_end() -> None:
+    steps_done: list[int] = []
+    outcome, world = whole_run(
+        lambda: build(
+            steps=5,
+            problem_count=2,
+            eval_steps=2,
+            save_steps=3,
+            deliver_seconds=lambda: 2.0,
+            on_step=steps_done.append,
+        )
+    )
+    evaluated = [event for _, event in world.of(Evaluated)]
+    assert [(event.step, event.version) for event in evaluated] == [(step, step) for step in (0, 2, 4, 5)]
+    answers = [group for group in world.engines[0].made if not group.for_training]
+    assert [(group.oldest_version, group.newest_version) for group in answers] == [
+        (version, version) for version in (0, 2, 4, 5) for _ in range(2)
+    ]
+    assert world.trainer.saved == [(3, "checkpoint-3"), (5, "checkpoint-5")]
+    assert [event.path for _, event in world.of(Checkpointed)] == ["checkpoint-3", "checkpoint-5"]
+    assert (outcome.accuracy_before, outcome.accuracy_after) == (0.5, 0.5)
+    assert steps_done == [0, 1, 2, 3, 4]
+
+
+def test_the_outcome_says_when_things_happened() -> None:
+    outcome, world = whole_run(
+        lambda: build(steps=3, max_staleness=0, train_seconds=lambda: 4.0, deliver_seconds=lambda: 2.0)
+    )
+    assert outcome.first_step_at == 5.0  # 1 s generation, 4 s training
+    assert outcome.train_seconds == pytest.approx(3 * (1.0 + 4.0 + 2.0))
+    assert outcome.steps == 3
+    assert outcome.counters == world.queue.counters() | {"in_flight": 2}
+
+
+def test_the_outcome_has_the_largest_age_wherever_in_a_batch_it_is() -> None:
+    """Group 0 waits for its first token until version 1 is there; group 3 of the same batch does not."""
+    outcome, world = whole_run(
+        lambda: build(steps=2, engines=[FakeEngine(latency=in_turn([100.0], 0.1))], train_seconds=lambda: 0.1)
+    )
+    assert [batch.ages for batch in world.trainer.batches] == [(0, 0), (0, 1)]
+    assert outcome.max_policy_age == 1
+
+
+def test_groups_count_as_trained_when_they_are() -> None:
+    seen: list[tuple[object, object]] = []
+
+    def look(batch: TrainBatch) -> None:
+        counters = worlds[0].queue.counters()
+        seen.append((counters["training"], counters["trained"]))
+
+    worlds: list[World] = []
+
+    def make() -> World:
+        worlds.append(build(steps=3, work=look))
+        return worlds[0]
+
+    whole_run(make)
+    assert seen == [(2, 0), (2, 2), (2, 4)]
+
+
+# ---- ends that say why
+
+
+def test_groups_that_are_all_wrong_end_the_run_with_remedies() -> None:
+    words, world = failing_run(
+        BatchStarvation,
+        lambda: build(batch_size=3, scorer=FakeScorer(pattern=all_wrong), max_filtered_batches=4),
+    )
+    assert "12 groups were dropped while one batch of 3 was filled" in words
+    assert "0 all right, 12 all wrong" in words
+    assert "too hard" in words
+    assert "answer format" in words
+    assert "easier prompts" in words
+    assert "algo.max_filtered_batches" in words
+    assert world.trainer.batches == []
+
+
+def test_groups_that_are_all_right_end_the_run_with_remedies() -> None:
+    words, _ = failing_run(
+        BatchStarvation,
+        lambda: build(batch_size=3, scorer=FakeScorer(pattern=all_right), max_filtered_batches=4),
+    )
+    assert "12 all right, 0 all wrong" in words
+    assert "too easy" in words
+    assert "harder prompts" in words
+    assert "answer format" not in words
+
+
+def test_groups_that_all_fail_end_the_run_with_the_reason() -> None:
+    words, _ = failing_run(
+        BatchStarvation,
+        lambda: build(engines=[FakeEngine(fault=lambda prompt: GroupError("engine_error", "out of cache"))]),
+    )
+    assert "8 groups all failed" in words
+    assert "{'engine_error': 8}" in words
+    assert "group 7: out of cache" in words
+
+
+def test_prompts_that_all_fail_for_good_end_the_run_with_the_reason() -> None:
+    words, _ = failing_run(
+        BatchStarvation,
+        lambda: build(
+            engines=[FakeEngine(fault=lambda p: GroupError(PERMANENT, f"prompt {p.id}", permanent=True))],
+        ),
+    )
+    assert "prompt_too_long" in words
+
+
+def test_rewards_that_all_fail_end_the_run_with_the_reason() -> None:
+    words, _ = failing_run(
+        BatchStarvation,
+        lambda: build(scorer=FakeScorer(fault=lambda group: GroupError("reward_timeout", "too slow"))),
+    )
+    assert "{'reward_timeout': 8}" in words
+
+
+def test_an_engine_that_fails_at_once_is_not_asked_for_ever_while_the_trainer_is_busy() -> None:
+    """The first four groups are well; then calls fail within a millisecond; the training takes an hour."""
+    asked: list[int] = []
+
+    def fault(prompt: Prompt) -> GroupError | None:
+        asked.append(prompt.id)
+        return GroupError("engine_died", "engine 0 died") if len(asked) > 4 else None
+
+    words, _ = failing_run(
+        BatchStarvation,
+        lambda: build(
+            engines=[FakeEngine(latency=in_turn([1.0] * 4, 0.001), fault=fault)],
+            train_seconds=lambda: 3600.0,
+        ),
+    )
+    assert "engine 0 died" in words
+    assert len(asked) <= 4 + 8 + 4  # well, failing until dispatch stops, in flight then
+
+
+def test_an_outage_that_hits_every_group_in_flight_is_survived() -> None:
+    outcome, world = whole_run(
+        lambda: build(batch_size=4, steps=3, engines=[FakeEngine(latency=lambda: 10.0, outage=(5.0, 60.0))])
+    )
+    assert outcome.steps == 3
+    assert outcome.counters["failed"] == {"engine_died": 8}
+    check_prompts(world, permanent=lambda reason: False, prompt_count=1000, seed=0)
+
+
+def test_engines_that_hang_end_the_run_naming_engine_and_groups() -> None:
+    words, world = failing_run(
+        BatchStarvation,
+        lambda: build(engines=[FakeEngine(latency=lambda: HANG)], generate_timeout=60.0, stall_timeout=70.0),
+    )
+    assert "generate_timeout" in words
+    assert "group 7: engine 0 did not finish prompt" in words
+    assert "within 60 s" in words
+    assert {group.end for group in world.engines[0].made} == {"cancelled"}
+
+
+def test_one_engine_that_hangs_does_not_stop_the_other() -> None:
+    outcome, world = whole_run(
+        lambda: build(
+            steps=3,
+            engines=[FakeEngine(0), FakeEngine(1, latency=in_turn([HANG] * 2, 1.0))],
+            generate_timeout=60.0,
+            stall_timeout=70.0,
+        )
+    )
+    assert outcome.counters["failed"] == {"generate_timeout": 2}
+    messages = [event.message for _, event in world.of(GroupFailed)]
+    assert all(message.startswith("engine 1 did not finish prompt") for message in messages)
+
+
+def test_an_engine_that_always_fails_at_once_does_not_stop_a_healthy_one() -> None:
+    """It has the fewest groups in flight at any time, and so draws many; but never without end."""
+    broken = FakeEngine(0, latency=lambda: 0.001, fault=lambda prompt: GroupError("engine_error", "broken"))
+    healthy = FakeEngine(1, latency=lambda: 10.0)
+    outcome, _ = whole_run(lambda: build(batch_size=8, engines=[broken, healthy]))
+    assert outcome.steps == 4
+    assert len(broken.made) < 20 * len(healthy.made)
+
+
+def test_a_stall_names_the_groups_in_flight() -> None:
+    words, _ = failing_run(
+        BatchStarvation,
+        lambda: build(
+            engines=[FakeEngine(latency=in_turn([1.0, HANG, HANG, HANG], 1.0))],
+            generate_timeout=1e6,
+            stall_timeout=99.0,
+        ),
+    )
+    assert "step 0: no group has ended for 99 s" in words
+    assert "1 of 2 groups ready" in words
+    assert "groups [1, 2, 3]" in words
+
+
+def test_a_stall_at_a_deadline_names_the_late_groups_only() -> None:
+    """Group 0 hangs and is due at version 1. Batch 0 did without it; groups 3, 4 and 5 are ready in vain."""
+    words, world = failing_run(
+        BatchStarvation,
+        lambda: build(
+            engines=[FakeEngine(latency=in_turn([HANG, 1.0, 1.0, 1.0], 2.0))],
+            generate_timeout=1e6,
+            stall_timeout=99.0,
+        ),
+    )
+    assert "step 1: no group has ended" in words
+    assert "groups due by version 1 are still in flight" in words
+    assert "groups [0]" in words
+    assert len(world.trainer.batches) == 1
+
+
+def test_a_stall_with_nothing_in_flight_names_the_version_that_slots_wait_for() -> None:
+    words, _ = failing_run(
+        BatchStarvation,
+        lambda: build(max_staleness=0, deliver_seconds=lambda: 1e6, stall_timeout=99.0),
+    )
+    assert "step 1: no group has ended" in words
+    assert "none is in flight, 2 slots wait for version 1" in words
+
+
+def test_a_trainer_error_stops_the_rollouts_and_surfaces() -> None:
+    words, world = failing_run(RuntimeError, lambda: build(train_fails_at=2))
+    assert words == "trainer rank 0 ran out of memory in step 2"
+    assert len(world.trainer.batches) == 2
+
+
+@pytest.mark.parametrize("train_seconds", [1.0, 50.0])
+def test_a_delivery_error_surfaces(train_seconds: float) -> None:
+    words, world = failing_run(
+        RuntimeError,
+        lambda: build(deliver_fails_at=2, train_seconds=lambda: train_seconds, deliver_seconds=lambda: 5.0),
+    )
+    assert words == "engine 0 did not answer with version 2"
+    assert world.queue.live_version == 1
+
+
+def test_an_engine_with_weights_of_its_own_is_found_out_where_its_groups_are_consumed() -> None:
+    def make() -> World:
+        engine = FakeEngine()
+        engine.version = 5
+        return build(engines=[engine])
+
+    words, world = failing_run(StalenessViolation, make)
+    assert "policy age -5" in words
+    assert world.trainer.batches == []
+
+
+def test_an_error_in_the_rollout_loop_stops_the_trainer_and_surfaces() -> None:
+    def broken(group: FakeGroup) -> tuple[bool, ...]:
+        if group.started > 3:
+            raise KeyError("a defect")
+        return mixed(group)
+
+    _, world = failing_run(
+        KeyError,
+        lambda: build(scorer=FakeScorer(pattern=broken), train_seconds=lambda: 1000.0),
+    )
+    assert len(world.trainer.batches) < 4
+    assert max(at for at, _ in world.events) < 1e4
+
+
+# ---- speed
+
+
+def step_seconds(max_staleness: int) -> float:
+    """The design's simulation: P = 16, training 8 s, a group's time log-normal, mean 10 s, at most 40 s."""
+
+    def make() -> World:
+        chance = random.Random(0)
+        sigma = 0.75
+        return build(
+            batch_size=16,
+            max_staleness=max_staleness,
+            steps=25,
+            engines=[
+                FakeEngine(
+                    latency=lambda: min(chance.lognormvariate(2.302585 - sigma**2 / 2, sigma), 40.0),
+                    samples=2,
+                )
+            ],
+            scorer=FakeScorer(pattern=filtered(0.3, seed=0)),
+            train_seconds=lambda: 8.0,
+            checked=False,
+        )
+
+    outcome, _ = whole_run(make)
+    return outcome.train_seconds / outcome.steps
+
+
+def test_staleness_buys_the_speed_it_is_there_for() -> None:
+    """Step times with groups taken earliest deadline first, simulated when the contract was designed."""
+    expected = {0: 49.8, 1: 22.2, 2: 14.9, 4: 9.5}
+    seconds = {max_staleness: step_seconds(max_staleness) for max_staleness in expected}
+    assert seconds[1] < 0.6 * seconds[0]
+    assert seconds[2] < 0.8 * seconds[1]
+    assert seconds == pytest.approx(expected, rel=0.15)
+
+
+def test_the_controller_costs_little_at_full_size() -> None:
+    """512 prompts x 16 responses, K = 1, 8 trainer ranks, half of all groups filtered, every event written.
+
+    Processor seconds of queue, loops, log and batch plan, and of the fakes, per step. A step takes minutes.
+    """
+    steps = 2
+    plan = 0.0
+
+    def make() -> World:
+        chance = random.Random(0)
+
+        def latency() -> float:
+            return chance.lognormvariate(4.0, 1.0)
+
+        def work(batch: TrainBatch) -> None:
+            nonlocal plan
+            began = time.process_time()
+            plan_batch(
+                batch,
+                ranks=8,
+                train_batch_size=512,
+                max_epochs=1,
+                max_tokens=32768,
+                overlong_filtering=True,
+                seed=1,
+            )
+            plan += time.process_time() - began
+
+        return build(
+            batch_size=512,
+            max_staleness=1,
+            samples=16,
+            steps=steps,
+            prompt_count=5000,
+            engines=[FakeEngine(index, samples=16, latency=latency) for index in range(8)],
+            scorer=FakeScorer(pattern=filtered(0.5, seed=0)),
+            train_seconds=lambda: 100.0,
+            work=work,
+            generate_timeout=1e6,
+            stall_timeout=1e6,
+            checked=False,
+            log=EventLog(io.StringIO(), clock=asyncio.get_running_loop().time),
+        )
+
+    began = time.process_time()
+    whole_run(make)
+    seconds = (time.process_time() - began) / steps
+    print(f"controller: {seconds:.2f} s of processor time a step, the batch plan {plan / steps:.3f} s of it")
+    assert seconds < 5.0

@@ -1,0 +1,121 @@
+"""The whole thing on real Ray, vLLM and DeepSpeed, as a user runs it: it learns, and leaves what it should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = ROOT / ".cache" / "quickstart"
+STEPS = 25
+NAME = "test-quickstart"
+
+
+@pytest.fixture(scope="module")
+def base_model() -> Path:
+    """The quickstart's model and prompts, built as `make quickstart` builds them, or from its cache."""
+    for command in (
+        ["scripts/build_quickstart_model.py", "--output", str(QUICKSTART / "model")],
+        ["data/quickstart_prompts.py", "--output", str(QUICKSTART / "prompts")],
+    ):
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=900)
+    return QUICKSTART / "model"
+
+
+@pytest.fixture(scope="module")
+def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one short run."""
+    folder = tmp_path_factory.mktemp("runs")
+    result = _command("train", f"run.dir={folder}", f"run.name={NAME}", f"train.max_steps={STEPS}")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    assert "held-out accuracy" in result.stdout
+    return folder / NAME
+
+
+def _command(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dapo_openrlhf", command, "--config", "configs/quickstart_cpu.yaml", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return summary
+
+
+def _events(run: Path, name: str) -> list[dict[str, Any]]:
+    events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [event for event in events if event["event"] == name]
+
+
+def test_held_out_accuracy_rises(run: Path) -> None:
+    summary = _summary(run)
+    assert 0.3 <= summary["accuracy_before"] <= 0.6
+    assert summary["accuracy_after"] - summary["accuracy_before"] >= 0.25
+
+
+def test_no_trained_group_is_older_than_allowed(run: Path) -> None:
+    summary = _summary(run)
+    assert summary["max_staleness"] == 1
+    ages = [age for batch in _events(run, "batch_taken") for age in batch["ages"]]
+    assert len(ages) == STEPS * 16
+    assert max(ages) == summary["max_policy_age"] == 1
+
+
+def test_counters_balance_with_what_happened(run: Path) -> None:
+    counters = _summary(run)["counters"]
+    judged = _events(run, "group_judged")
+    assert counters["trained"] == STEPS * 16 == sum(len(batch["groups"]) for batch in _events(run, "batch_taken"))
+    assert counters["dispatched"] == (
+        counters["trained"]
+        + counters["training"]
+        + sum(counters["dropped"].values())
+        + sum(counters["failed"].values())
+        + counters["in_flight"]
+        + counters["ready"]
+    )
+    assert sum(counters["dropped"].values()) <= sum(not event["keep"] for event in judged)
+    assert counters["failed"] == {}
+
+
+def test_weights_are_live_after_every_step(run: Path) -> None:
+    versions = [event["version"] for event in _events(run, "publication_live")]
+    assert versions == list(range(1, STEPS + 1))
+    assert len({event["checksum"] for event in _events(run, "publication_live")}) == STEPS
+
+
+def test_engine_and_trainer_stay_the_same_policy(run: Path) -> None:
+    """In float32 what vLLM reports and what the trainer computes differ by staleness only: the KL stays small."""
+    assert all(step["statistics"]["rollout_kl"] < 0.05 for step in _events(run, "step_trained"))
+
+
+def test_the_run_leaves_everything(run: Path) -> None:
+    for name in ("config.yaml", "events.jsonl", "summary.json", "curves.png"):
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    assert (run.parent / "latest").resolve() == run.resolve()
+
+
+def test_the_checkpoint_loads_and_answers_as_well(run: Path, tmp_path: Path) -> None:
+    """In transformers, which must find every weight, and in vLLM, through `eval`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, report = AutoModelForCausalLM.from_pretrained(run / "checkpoint", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert AutoTokenizer.from_pretrained(run / "checkpoint").eos_token is not None
+    answer = tmp_path / "eval.json"
+    result = _command("eval", f"actor.model_name_or_path={run / 'checkpoint'}", "--json", str(answer))
+    assert result.returncode == 0, result.stderr[-2000:]
+    accuracy = json.loads(answer.read_text())["accuracy"]
+    assert accuracy == pytest.approx(_summary(run)["accuracy_after"], abs=0.05)

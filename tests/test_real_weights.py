@@ -1,0 +1,126 @@
+"""On real Ray, vLLM and DeepSpeed: after a publication engine and trainer are the same policy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+import ray
+from tiny_model import make_tiny_model
+
+from dapo_openrlhf.backend import launch
+from dapo_openrlhf.backend.cluster import ray_cluster
+from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteTrainer
+from dapo_openrlhf.config import Config, build_config
+from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
+
+pytestmark = pytest.mark.real
+
+TOLERANCE = 1e-3
+PROMPT = Prompt(id=0, text="12+34=", label="46")
+SAMPLING = Sampling(n=8, max_new_tokens=16, temperature=0.8, top_p=1.0)
+
+
+def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int) -> Config:
+    prompts.write_text(json.dumps({"input": PROMPT.text, "label": PROMPT.label}) + "\n")
+    return build_config(
+        {
+            "device": "cpu",
+            "actor": {
+                "model_name_or_path": str(model),
+                "num_gpus_per_node": ranks,
+                "adam": {"lr": 1e-2},
+                "lr_warmup_steps": 0,
+            },
+            "ds": {"zero_stage": zero_stage, "param_dtype": "fp32", "attn_implementation": "sdpa"},
+            "rollout": {
+                "batch_size": 1,
+                "n_samples_per_prompt": SAMPLING.n,
+                "max_new_tokens": SAMPLING.max_new_tokens,
+                "temperature": SAMPLING.temperature,
+            },
+            "train": {"batch_size": 4, "max_steps": 3, "max_tokens_per_gpu": 64},
+            "data": {"prompt_dataset": str(prompts), "max_len": 64},
+        },
+        source="test",
+    )
+
+
+def _batch(generation: Generation, step: int) -> TrainBatch:
+    """A batch of one group in which every other response is right."""
+    rollouts = tuple(
+        Rollout(length=length, truncated=False, correct=index % 2 == 0, reward=1.0 if index % 2 == 0 else -1.0)
+        for index, length in enumerate(generation.lengths)
+    )
+    group = RolloutGroup(
+        id=step,
+        prompt=PROMPT,
+        prompt_length=generation.prompt_length,
+        rollouts=rollouts,
+        oldest_version=generation.oldest_version,
+        newest_version=generation.newest_version,
+        engine=0,
+        tokens=generation.tokens,
+    )
+    return TrainBatch(step=step, version=PolicyVersion(step), groups=(group,))
+
+
+async def _largest_difference(workers: launch.Workers, generation: Generation) -> float:
+    """Between the engine's log-probs of what it sampled and the trainer's of the same tokens."""
+    tokens: GroupTokens = await generation.tokens  # type: ignore[misc]
+    worst = 0.0
+    for index in range(SAMPLING.n):
+        ids, rollout_logprobs = tokens.response(index)
+        scored = ray.get(
+            [rank.score_logprobs.remote(tokens.prompt_ids.tolist(), ids.tolist()) for rank in workers.ranks]
+        )[0]
+        assert len(scored) == len(rollout_logprobs) > 0
+        worst = max(worst, *(abs(a - b) for a, b in zip(scored, rollout_logprobs.tolist(), strict=True)))
+    return worst
+
+
+async def _train_publish_compare(config: Config, device: Device) -> tuple[list[float], float]:
+    """Differences before and after each of two publications, and how far the second moved the policy."""
+    workers = await launch.start_workers(config, device)
+    trainer = RemoteTrainer(
+        workers.ranks,
+        train_batch_size=config.train.batch_size,
+        max_epochs=1,
+        max_tokens=config.train.max_tokens_per_gpu,
+        overlong_filtering=False,
+        seed=0,
+        timeout=60,
+    )
+    publisher = ObjectStorePublisher(workers.ranks, [engine.actor for engine in workers.engines], timeout=60)
+    engine = workers.engines[0]
+    generation = await engine.generate(PROMPT, SAMPLING)
+    differences = [await _largest_difference(workers, generation)]
+    moved = 0.0
+    for step in range(2):
+        assert generation.oldest_version == generation.newest_version == step
+        await trainer.train(_batch(generation, step))
+        moved = await _largest_difference(workers, generation)
+        await publisher.deliver(await publisher.send(PolicyVersion(step + 1)))
+        generation = await engine.generate(PROMPT, SAMPLING)
+        differences.append(await _largest_difference(workers, generation))
+    return differences, moved
+
+
+@pytest.mark.parametrize(
+    ("ranks", "zero_stage", "tied"), [(1, 2, True), (1, 1, False), (2, 3, True), (2, 2, False)]
+)
+def test_engine_and_trainer_agree_after_each_publication(
+    tmp_path: Path, ranks: int, zero_stage: int, tied: bool
+) -> None:
+    model = make_tiny_model(tmp_path / "model", tied=tied)
+    config = _config(model, tmp_path / "prompts.jsonl", ranks=ranks, zero_stage=zero_stage)
+    device = Device.of("cpu", processes=ranks + 1)
+    with ray_cluster(config, device):
+        differences, moved = asyncio.run(_train_publish_compare(config, device))
+    assert moved > 10 * TOLERANCE, "training must move the policy, or agreement would say nothing"
+    assert max(differences) < TOLERANCE
