@@ -163,6 +163,10 @@ class AlgoSection(Section):
 
 
 class RewardSection(Section):
+    remote_url: str | None = None
+    """A Python file with ``reward_func(queries, prompts, labels)`` as OpenRLHF takes it; null is the rule reward (eq. 7)."""
+    correct_from: float = 1.0
+    """A ``reward_func`` score of at least this counts as a right answer, for accuracy and dynamic sampling."""
     num_workers: PositiveInt = 1
     """Reward worker processes."""
     overlong_buffer_len: Annotated[int, Field(ge=0)] | None = None
@@ -230,7 +234,9 @@ class Config(Section):
     @property
     def updates_per_step(self) -> int:
         """U: gradient updates of one rollout step, over all epochs."""
-        return self.rollout.batch_size * self.rollout.n_samples_per_prompt // self.train.batch_size * self.train.max_epochs
+        return (
+            self.rollout.batch_size * self.rollout.n_samples_per_prompt // self.train.batch_size * self.train.max_epochs
+        )
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -273,6 +279,8 @@ def _impossible(config: Config) -> Iterator[str]:
     low, high = config.algo.advantage.is_correction_threshold
     if not 0 <= low < high:
         yield f"algo.advantage.is_correction_threshold: {low} {high} is not a range; use 0 <= LOW < HIGH"
+    if reward.remote_url is not None and not reward.remote_url.endswith(".py"):
+        yield f"reward.remote_url: {reward.remote_url} is not a Python file; give a path that ends in .py"
     if data.input_template is not None and "{}" not in data.input_template:
         yield f"data.input_template: {data.input_template!r} has no {{}} where the prompt goes"
     if config.eval.steps == 0 or config.eval.steps < -1:
@@ -313,15 +321,18 @@ _Loader.add_implicit_resolver(
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, apply dotted overrides, check everything. Raises :class:`ConfigError`."""
     try:
-        settings = yaml.load(path.read_text(), Loader=_Loader)  # a SafeLoader
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path} holds {type(settings).__name__}, not a mapping of sections to settings")
-    for key, value in (overrides or {}).items():
-        _assign(settings, key, value)
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds {type(loaded).__name__}, not a mapping of sections to settings")
+    settings: dict[str, Any] = {}
+    for key, value in [*loaded.items(), *(overrides or {}).items()]:
+        _assign(settings, str(key), value)
     return build_config(settings, source=str(path))
 
 
@@ -339,6 +350,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
     Several values after one key make a list: ``--actor.eps_clip_low_high 0.2 0.28``.
     """
+    sections = {field.alias or name for name, field in Config.model_fields.items()}  # other text with "=" is a value
     overrides: dict[str, Any] = {}
     values: list[str] = []
     key = ""
@@ -348,10 +360,13 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             overrides[key] = True if not values else _scalar(values[0]) if len(values) == 1 else [*map(_scalar, values)]
 
     for argument in arguments:
-        match = re.match(r"^(?:--)?([A-Za-z_][\w.]*)=(.*)$", argument, re.DOTALL)
-        if match or re.match(r"^--[A-Za-z_]", argument):
+        match = re.match(r"^(--)?([A-Za-z_][\w.]*)=(.*)$", argument, re.DOTALL)
+        if match and (match[1] or not key or match[2].split(".")[0] in sections):
             finish()
-            key, values = (match[1], [match[2]]) if match else (argument[2:], [])
+            key, values = match[2], [match[3]]
+        elif re.match(r"^--[A-Za-z_]", argument):
+            finish()
+            key, values = argument[2:], []
         elif not key:
             raise ConfigError(f"cannot read the argument {argument!r}; settings are given as --section.key VALUE")
         else:
@@ -389,7 +404,7 @@ def _scalar(text: str) -> Any:
 def _assign(settings: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     for name in sections:
-        inner = settings.setdefault(name, {})
+        inner = settings[name] = {} if settings.get(name) is None else settings[name]
         if not isinstance(inner, dict):
             raise ConfigError(f"{dotted}: {name} is a setting, not a section")
         settings = inner
@@ -410,4 +425,5 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: must be set"
     message = problem["msg"]
-    return f"{key}: {problem['input']!r} is not accepted: {message[0].lower()}{message[1:]}"
+    hint = f"; for the text write '\"{problem['input']}\"'" if problem["type"] == "string_type" else ""
+    return f"{key}: {problem['input']!r} is not accepted: {message[0].lower()}{message[1:]}{hint}"

@@ -53,5 +53,5 @@ class Evaluator:
     async def _right_answers(self, problem: Prompt) -> int:
         engine = self._engines.least_loaded()
         generation = await self._engines.generate(engine, problem, self._sampling, self._generate_timeout)
-        scores = await self._scorer.score(generation.texts, problem.label)
+        scores = await self._scorer.score(generation.texts, problem)
         return sum(score.correct for score in scores)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import math
 import re
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from dapo_openrlhf.events import Event
@@ -37,12 +39,23 @@ class EventLog:
     def emit(self, event: Event) -> None:
         """Record one event."""
         if self._file is not None:
-            line = {"time": round(self.now(), 6), "event": _snake(type(event).__name__), **asdict(event)}
-            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            fields = {field.name: _plain(getattr(event, field.name)) for field in dataclasses.fields(event)}
+            line = {"time": round(self.now(), 6), "event": _snake(type(event).__name__), **fields}
+            self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
             self._file.flush()
         for listener in self._listeners:
             listener(event)
 
 
+def _plain(value: object) -> object:
+    """What JSON can hold: mappings as objects, numbers that are not finite as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+@functools.cache
 def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -44,7 +44,7 @@ class GenerationEngine(Protocol):
 class RewardScorer(Protocol):
     """Scores a group's responses in other processes."""
 
-    async def score(self, texts: object, label: str) -> tuple[Score, ...]:
+    async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
         """Judge the responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
         ...
 

@@ -124,7 +124,7 @@ class RolloutLoop:
 
     async def _judge(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
         started = self._log.now()
-        scores = await self._scorer.score(generation.texts, prompt.label)
+        scores = await self._scorer.score(generation.texts, prompt)
         group = RolloutGroup(
             id=group_id,
             prompt=prompt,

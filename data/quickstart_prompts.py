@@ -16,6 +16,8 @@ import hashlib
 import itertools
 import json
 import os
+import sys
+import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,8 @@ def stream_problems(
 
     `min_terms` <= `max_terms` bound the number of terms; `digits` >= 1 is the length of each of them.
     """
+    # A SAT solver that comes as source only and of which just the zebra puzzles make use: no reason to need a compiler.
+    sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))
     import reasoning_gym
 
     dataset = reasoning_gym.create_dataset(

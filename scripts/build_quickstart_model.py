@@ -2,13 +2,13 @@
 
 Its warm-up text answers the problems of `data/quickstart_prompts.py` in four ways, as text found in the wild would:
 
-    direct     Answer: 10                                     short; right for a quarter of the problems or so
+    direct     Answer: 10                                     short; right for one problem in six or so
     totals     15 10\nAnswer: 10                              the running totals alone
-    chain      8+7=15-5=10\nAnswer: 10                        the working written out: right nearly always
+    chain      8+7=15-5=10\nAnswer: 10                        the working written out: right in four cases of five
     recheck    8+7=15-5=10\n8+7=15-5=10\nAnswer: 10           the working twice; often cut off by the length limit
 
-Every text is correct. What a small model can learn from them differs, so the base samples right answers for about
-45 % of the held-out problems, and reinforcement learning finds out by itself that working pays: accuracy and
+Every text is correct. Direct answers join late, when working is learnt well, so the model gives them often and gets
+them wrong: it samples right answers for about 45 % of the held-out problems, and reinforcement learning finds out by itself that working pays: accuracy and
 response length rise, truncation and entropy fall. No held-out problem is part of the warm-up.
 
     python scripts/build_quickstart_model.py --output DIR [--seed 0]
@@ -74,11 +74,11 @@ class Recipe:
     learning_rate: float = 4e-3
     """Peak; it rises over `rise_steps`, stays, and falls linearly to zero over the second half."""
     rise_steps: int = 20
-    direct_share: float = 0.58
+    direct_share: float = 0.50
     """Shares of the four ways to answer; they add up to 1."""
     totals_share: float = 0.08
-    chain_share: float = 0.27
-    recheck_share: float = 0.07
+    chain_share: float = 0.34
+    recheck_share: float = 0.08
     heldout: int = 512
     """Held-out problems in the accuracy measured at the end."""
     max_response: int = 40

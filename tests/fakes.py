@@ -218,13 +218,13 @@ class FakeScorer:
         self._fault = fault
         self._seen: set[FakeGroup] = set()
 
-    async def score(self, texts: object, label: str) -> tuple[Score, ...]:
+    async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
         if not isinstance(texts, FakeGroup):
             raise Misuse(f"{texts!r} was made by no engine")
         if texts in self._seen:
             raise Misuse(f"a group of prompt {texts.prompt.id} is scored twice")
-        if label != texts.prompt.label:
-            raise Misuse(f"prompt {texts.prompt.id} is scored against {label!r}")
+        if prompt != texts.prompt:
+            raise Misuse(f"prompt {texts.prompt.id} is scored as prompt {prompt.id}")
         self._seen.add(texts)
         if (seconds := self._latency()) > 0:
             await asyncio.sleep(seconds)

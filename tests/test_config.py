@@ -293,7 +293,9 @@ def test_several_impossible_combinations_are_told_at_once(file: Path) -> None:
         (["--a.b=x=y"], {"a.b": "x=y"}),
         (["--a.b", "Solve: {}"], {"a.b": "Solve: {}"}),
         (["--a.b=[unclosed"], {"a.b": "[unclosed"}),
-        (["a.b=1", "--c.d", "2", "e=3"], {"a.b": 1, "c.d": 2, "e": 3}),
+        (["run.name=x", "--train.seed", "2", "device=cpu"], {"run.name": "x", "train.seed": 2, "device": "cpu"}),
+        (["--data.input_template", "Q={} A="], {"data.input_template": "Q={} A="}),  # names no section: a value
+        (["--run.dir", "on=disk/1"], {"run.dir": "on=disk/1"}),
         (["--a.b", "1", "--a.b", "2"], {"a.b": 2}),
     ],
 )
@@ -401,3 +403,17 @@ def test_setting_names_are_all_names_in_the_order_of_the_file(file: Path) -> Non
         ]
 
     assert leaves(dumped) == list(setting_names())
+
+
+def test_dotted_keys_and_empty_sections_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "flat.yaml"
+    file.write_text("actor: {model_name_or_path: m}\ndata.prompt_dataset: d\nreward:\nrollout.batch_size: 3\n")
+    config = load_config(file, {"reward.num_workers": 2, "train.batch_size": 48})
+    assert (config.data.prompt_dataset, config.rollout.batch_size, config.reward.num_workers) == ("d", 3, 2)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("device: cpu # für".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml is not a text file"):
+        load_config(file)

@@ -7,6 +7,7 @@
 | 2     | asynchronous                     | and layers 1 and 2, but not ``loss``; ``prompts`` also pyarrow |
 | 3     | ``backend`` (and only it: Ray..) | anything but ``report`` and ``cli``                            |
 | 4     | ``report``                       | layers 0 to 2, ``report``, matplotlib, tensorboard             |
+| 4     | ``bench``                        | anything but ``cli``: it runs stock OpenRLHF too               |
 | 5     | ``cli``, ``__main__``            | anything but what only the backend may import                  |
 """
 
@@ -34,6 +35,7 @@ LAYERS = {
     },
     "backend": {"backend"},
     "report": {"report"},
+    "bench": {"bench"},
     "cli": {"cli", "__main__"},
 }  # fmt: skip
 """Modules, or whole folders, by layer; "" is the package itself."""
@@ -44,6 +46,7 @@ BELOW = {
     "2": {"0", "1", "2"},
     "backend": {"0", "1", "2", "backend"},
     "report": {"0", "1", "2", "report"},
+    "bench": {"0", "1", "2", "backend", "report", "bench"},
     "cli": set(LAYERS),
 }
 """Layers that a layer may import."""
@@ -59,7 +62,7 @@ OUTSIDE = {
 BACKEND_ONLY = {"ray", "vllm", "deepspeed", "openrlhf", "transformers", "torch"}
 """Imported in the layers of EDGE only; torch in ``loss`` too."""
 
-EDGE = {"backend"}
+EDGE = {"backend", "bench"}
 
 
 def module_of(path: Path) -> str:

@@ -83,7 +83,7 @@ def whole_run(make: Callable[[], World]) -> tuple[Outcome, World]:
     return outcome, world
 
 
-# ---- any run keeps its promises
+# ---------------------------------------------------------------- any run keeps its promises
 
 TAILS: dict[str, Callable[[random.Random], float]] = {
     "constant": lambda chance: 3.0,
@@ -213,7 +213,7 @@ def test_any_run_reaches_its_steps_within_the_contract(scenario: Scenario) -> No
     assert not any(place == "training" for place in fate.values())
 
 
-# ---- order of events
+# ---------------------------------------------------------------- order of events
 
 
 def in_turn(first: list[float], rest: float) -> Callable[[], float]:
@@ -387,7 +387,7 @@ def test_groups_count_as_trained_when_they_are() -> None:
     assert seen == [(2, 0), (2, 2), (2, 4)]
 
 
-# ---- ends that say why
+# ---------------------------------------------------------------- ends that say why
 
 
 def test_groups_that_are_all_wrong_end_the_run_with_remedies() -> None:
@@ -585,7 +585,7 @@ def test_an_error_in_the_rollout_loop_stops_the_trainer_and_surfaces() -> None:
     assert max(at for at, _ in world.events) < 1e4
 
 
-# ---- speed
+# ---------------------------------------------------------------- speed
 
 
 def step_seconds(max_staleness: int) -> float:

@@ -15,7 +15,7 @@ from dapo_openrlhf.config import ConfigError
 from dapo_openrlhf.prompts import PromptStream, load_prompts
 from dapo_openrlhf.types import Prompt
 
-# ---- order
+# ---------------------------------------------------------------- order
 
 
 def take(stream: PromptStream, count: int) -> list[int]:
@@ -63,7 +63,7 @@ def test_an_empty_prompt_set_is_refused() -> None:
         PromptStream([], seed=0)
 
 
-# ---- reading
+# ---------------------------------------------------------------- reading
 
 ROWS: list[dict[str, object]] = [
     {"question": "1 + 1 = ?", "answer": "2", "level": 1},

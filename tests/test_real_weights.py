@@ -111,9 +111,7 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
     return differences, moved
 
 
-@pytest.mark.parametrize(
-    ("ranks", "zero_stage", "tied"), [(1, 2, True), (1, 1, False), (2, 3, True), (2, 2, False)]
-)
+@pytest.mark.parametrize(("ranks", "zero_stage", "tied"), [(1, 2, True), (1, 1, False), (2, 3, True), (2, 2, False)])
 def test_engine_and_trainer_agree_after_each_publication(
     tmp_path: Path, ranks: int, zero_stage: int, tied: bool
 ) -> None:

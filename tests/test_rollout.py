@@ -167,7 +167,7 @@ def test_length_shaping_adds_eq_13_to_the_reward(length: int) -> None:
     assert (rollout.length, rollout.correct, rollout.truncated) == (length, True, length == 100)
 
 
-# ---- failures
+# ---------------------------------------------------------------- failures
 
 
 def only_second(error: GroupError) -> Callable[[Prompt], GroupError | None]:
@@ -281,8 +281,8 @@ def test_the_pool_forgets_groups_that_failed_or_were_cancelled() -> None:
 class ScorerThatForgets(FakeScorer):
     """One score short."""
 
-    async def score(self, texts: object, label: str) -> tuple[Score, ...]:
-        return (await super().score(texts, label))[1:]
+    async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
+        return (await super().score(texts, prompt))[1:]
 
 
 class EngineWithADefect(FakeEngine):

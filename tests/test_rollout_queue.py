@@ -235,7 +235,7 @@ async def test_a_lost_group_is_noticed_at_the_next_batch() -> None:
         await queue.take(0)
 
 
-# ---- diagnoses
+# ---------------------------------------------------------------- diagnoses
 
 
 async def starve(queue: RolloutQueue, end: Callable[[int], None]) -> tuple[int, str]:
@@ -357,7 +357,7 @@ async def test_a_stall_names_the_groups_in_flight() -> None:
     )
 
 
-# ---- any order of events whatsoever
+# ---------------------------------------------------------------- any order of events whatsoever
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

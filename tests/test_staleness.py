@@ -339,23 +339,24 @@ class World:
             assert not isinstance(chosen, Waiting)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     max_staleness=st.integers(0, 4),
     batch_size=st.integers(1, 8),
     overtaking=st.sampled_from([0.0, 0.5, 0.95]),
     dropped=st.sampled_from([0.0, 0.1, 0.5]),
     publishing=st.sampled_from([0.05, 0.5, 1.0]),
-    dice=st.randoms(use_true_random=False),
+    seed=st.integers(0, 999),
 )
 def test_ages_never_exceed_k_and_nothing_deadlocks(
-    max_staleness: int, batch_size: int, overtaking: float, dropped: float, publishing: float, dice: random.Random
+    max_staleness: int, batch_size: int, overtaking: float, dropped: float, publishing: float, seed: int
 ) -> None:
     """Random interleavings of every kind of run.
 
     ``overtaking``: how often the youngest group ends first; ``dropped``: share of groups that end without a batch;
     ``publishing``: how soon weights go live, compared with groups ending. Slots are filled or left idle in turns.
     """
+    dice = random.Random(seed)
     world = World(policy_with(max_staleness, batch_size))
     for _ in range(60 + 12 * world.policy.slots):
         if dice.random() < 0.8:
@@ -382,11 +383,10 @@ def test_ages_never_exceed_k_and_nothing_deadlocks(
 
 
 @settings(max_examples=100, deadline=None)
-@given(max_staleness=st.integers(1, 4), batch_size=st.integers(1, 8), order=st.randoms(use_true_random=False))
-def test_ages_reach_k_but_never_more_when_stragglers_wait(
-    max_staleness: int, batch_size: int, order: random.Random
-) -> None:
+@given(max_staleness=st.integers(1, 4), batch_size=st.integers(1, 8), seed=st.integers(0, 999))
+def test_ages_reach_k_but_never_more_when_stragglers_wait(max_staleness: int, batch_size: int, seed: int) -> None:
     """All slots always busy, one straggler that finishes only when the policy waits for it."""
+    dice = random.Random(seed)
     world = World(policy_with(max_staleness, batch_size))
     straggler = 0
     for _ in range(2 * max_staleness + 3):
@@ -395,7 +395,7 @@ def test_ages_reach_k_but_never_more_when_stragglers_wait(
         while not world.take():
             assert world.in_flight, "nothing in flight, and still no batch"
             others = [position for position, group_id in enumerate(world.in_flight) if group_id != straggler]
-            world.finish(order.choice(others) if others else 0)
+            world.finish(dice.choice(others) if others else 0)
         world.publish()
         world.check()
     assert max(world.ages) == max_staleness

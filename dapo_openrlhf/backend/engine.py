@@ -84,9 +84,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """Stop generating a group nobody waits for any more."""
         self._loop.abort(group_id)
 
-    async def load_weights(
-        self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]
-    ) -> WeightAck:
+    async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
         """Replace the weights between two steps; requests go on with the new ones."""
         return await asyncio.wrap_future(
             self._loop.between_steps(lambda core: self._replace_weights(core, version, manifest, buffer))

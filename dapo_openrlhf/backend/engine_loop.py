@@ -135,9 +135,7 @@ class EngineLoop:
         except queue.Empty:
             return
 
-    def _add(
-        self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling, done: Future[Any]
-    ) -> None:
+    def _add(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling, done: Future[Any]) -> None:
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -59,6 +59,8 @@ def check_inputs(config: Config, *, training: bool) -> Inputs:
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
     check_model(config.actor.model_name_or_path)
+    if config.reward.remote_url is not None and not Path(config.reward.remote_url).is_file():
+        raise ConfigError(f"reward.remote_url: there is no file {config.reward.remote_url}")
     prompts = read_prompts(config, config.data.prompt_dataset) if training else []
     problems = read_prompts(config, config.eval.dataset) if config.eval.dataset else []
     if not os.environ.get("RAY_ADDRESS"):
@@ -111,7 +113,7 @@ def evaluate(config: Config, inputs: Inputs) -> Accuracy:
 
 async def _evaluate(config: Config, inputs: Inputs) -> Accuracy:
     engines = _create_engines(config, inputs.device)
-    rewards = RewardPool(workers=config.reward.num_workers, timeout=config.async_.reward_timeout)
+    rewards = _create_rewards(config)
     await _all_ready(config, _readiness(engines, rewards))
     pool = EnginePool([RemoteEngine(engine, index=index) for index, engine in enumerate(engines)])
     return await _evaluator(config, inputs.problems, pool, rewards).measure()
@@ -131,7 +133,7 @@ async def start_workers(config: Config, device: Device) -> Workers:
     rank_class = ray.remote(PolicyActor)
     options = {**device.actor_options(), "runtime_env": {"env_vars": dict(device.environment())}}
     ranks = [rank_class.options(**options).remote(config.trainer_ranks, 0, None, None)]
-    rewards = RewardPool(workers=config.reward.num_workers, timeout=config.async_.reward_timeout)
+    rewards = _create_rewards(config)
     if config.trainer_ranks > 1:
         address, port = await ranks[0].get_master_addr_port.remote()
         ranks += [
@@ -158,6 +160,17 @@ def _create_engines(config: Config, device: Device) -> list[Any]:
         )
         for index in range(config.vllm.num_engines)
     ]
+
+
+def _create_rewards(config: Config) -> RewardPool:
+    reward = config.reward
+    function_file = None if reward.remote_url is None else str(Path(reward.remote_url).resolve())
+    return RewardPool(
+        workers=reward.num_workers,
+        timeout=config.async_.reward_timeout,
+        function_file=function_file,
+        correct_from=reward.correct_from,
+    )
 
 
 def _readiness(engines: list[Any], rewards: RewardPool) -> dict[str, ray.ObjectRef]:

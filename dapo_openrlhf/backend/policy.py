@@ -136,9 +136,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             values={"grad_norm": sum(grad_norms) / len(grad_norms), "lr": self._scheduler.get_last_lr()[0]},
         )
 
-    def _old_logprobs(
-        self, plan: RankPlan, tokens: Mapping[int, GroupTokens]
-    ) -> dict[SampleKey, Tensor]:
+    def _old_logprobs(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> dict[SampleKey, Tensor]:
         """Log-probs of the weights at the start of the step, for samples of all updates but the first.
 
         During the first update the weights still are those of the start, so its own forward pass has them.

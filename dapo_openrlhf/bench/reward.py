@@ -1,8 +1,8 @@
-"""The benchmark's reward, in the form of OpenRLHF's file rewards; both sides load this file (standard library only).
+"""The benchmark's reward, in the form of OpenRLHF's file rewards: both sides load it (standard library).
 
-A prompt's label says what kind it is: every response of a ``right`` prompt is right, none of a ``wrong`` one, and of a
-``mixed`` one those whose text has an even checksum: about half, whatever the model says. So the share of groups that
-dynamic sampling keeps is set by the prompts and stays the same while the model is trained.
+A prompt's label says what kind it is: every response of a ``right`` prompt is right, none of a ``wrong`` one,
+and of a ``mixed`` one those whose text has an even checksum: about half, whatever the model says. So the
+share of groups that dynamic sampling keeps is set by the prompts and stays the same in training.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def reward_func(
 ) -> dict[str, float | list[float]]:
     """Scores, 0.0 or 1.0, of responses: ``queries`` are prompt and response, ``prompts`` how each begins.
 
-    OpenRLHF 0.11.2 hands over one response a call and makes a tensor of ``[result["rewards"]]``: for one response the
-    values are numbers, for several they are lists.
+    OpenRLHF 0.11.2 hands over one response a call and makes a tensor of ``[result["rewards"]]``: for one
+    response the values are numbers, for several they are lists.
     """
     texts = zip(queries, prompts, labels, strict=True)
     scores = [score(query.removeprefix(prompt).removesuffix(END), label) for query, prompt, label in texts]

@@ -1,7 +1,7 @@
 """Stock OpenRLHF 0.11.2 on the benchmark's work: start it, wait, read its own metrics (layer 4).
 
-Its command line runs unmodified in a process tree of its own, with a local Ray of its own; ``stock_on_cpu.py`` says
-what a CPU needs. Numbers come from the TensorBoard file it writes itself.
+Its command line runs unmodified in a process tree and a local Ray of its own; ``stock_on_cpu.py`` says what a
+CPU needs. Numbers come from the TensorBoard file it writes itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -62,8 +63,8 @@ class StockSettings:
     param_dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the trainer and of the engine."""
     packing: bool = True
-    """Pack samples and size micro-batches by tokens, as OpenRLHF recommends; otherwise ``micro_batch_size`` padded
-    responses make a micro-batch."""
+    """Pack samples and size micro-batches by tokens, as OpenRLHF recommends; otherwise ``micro_batch_size``
+    padded responses make a micro-batch."""
     max_tokens_per_gpu: int = 4096
     """Tokens of one micro-batch, with ``packing``."""
     micro_batch_size: int = 4
@@ -115,7 +116,7 @@ class StockRun:
     @property
     def step_seconds(self) -> list[float]:
         """Seconds from the end of each step to the end of the next: one fewer than steps."""
-        return [later.finished - step.finished for step, later in zip(self.steps, self.steps[1:], strict=False)]
+        return [later.finished - step.finished for step, later in pairwise(self.steps)]
 
     @property
     def first_step_seconds(self) -> float:
@@ -128,9 +129,10 @@ class StockRun:
         return len(self.steps) * self.settings.batch_size / sum(step.generated_groups for step in self.steps)
 
     def trained_tokens_per_second(self, *, skip: int = 1) -> float:
-        """Response tokens trained per second of wall-clock time, from the end of step ``skip`` on (counted from 1)."""
+        """Response tokens trained per second of wall-clock time after the first ``skip`` (>= 1) steps."""
         measured = self.steps[skip:]
-        return sum(step.response_tokens for step in measured) / (measured[-1].finished - self.steps[skip - 1].finished)
+        seconds = measured[-1].finished - self.steps[skip - 1].finished
+        return sum(step.response_tokens for step in measured) / seconds
 
     def median(self, name: str) -> float:
         """Median of a field of :class:`StockStep` over all steps but the first."""
@@ -156,8 +158,8 @@ def read_stock_run(path: Path) -> StockRun:
 def run_stock(mode: StockMode, workload: Workload, settings: StockSettings, output: Path) -> StockRun:
     """Run stock OpenRLHF and write what came out to ``output`` (JSON), its log beside it (``.log``).
 
-    Blocks. Raises :class:`StockRunError` when it fails, takes longer than ``settings.timeout`` or gets no two steps
-    done; no process of it is left in any case.
+    Blocks. Raises :class:`StockRunError` when it fails, takes longer than ``settings.timeout`` or gets no two
+    steps done; no process of it is left in any case.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     log = output.with_suffix(".log")
@@ -181,7 +183,7 @@ def stock_arguments(mode: StockMode, workload: Workload, settings: StockSettings
     recipe = workload.recipe
     prompts = math.ceil((settings.steps + SPARE_STEPS) * settings.batch_size / recipe.pass_rate)
     if prompts > recipe.prompts:
-        raise ValueError(f"{settings.steps} steps need about {prompts} prompts, the workload has {recipe.prompts}")
+        raise ValueError(f"{settings.steps} steps need {prompts} prompts, the workload has {recipe.prompts}")
     values: dict[str, object] = {
         "actor.model_name_or_path": workload.model,
         "actor.num_nodes": 1,
@@ -239,7 +241,7 @@ def stock_arguments(mode: StockMode, workload: Workload, settings: StockSettings
 
 
 def stock_environment(settings: StockSettings, folder: Path) -> dict[str, str]:
-    """Environment variables of its processes: what our own actors have, and what Ray and Hugging Face need."""
+    """Environment of its processes: what our own actors have, and what Ray and Hugging Face need."""
     engine = {
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[settings.param_dtype],
         "worker_extension_cls": "dapo_openrlhf.bench.stock_engine.CpuWorkerWrap",
@@ -275,7 +277,7 @@ def _written(values: Mapping[str, object]) -> Iterator[str]:
 
 
 def _run_tree(command: Sequence[str], environment: Mapping[str, str], log: Path, timeout: float) -> None:
-    """Run a command with all its output in ``log``; when it fails, is late or is interrupted, end its whole tree."""
+    """Run a command with all its output in ``log``; when it is late or interrupted, end its whole tree."""
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
@@ -331,7 +333,7 @@ def _read_scalars(folder: Path) -> dict[str, dict[int, tuple[float, float]]]:
 def _complete_steps(
     scalars: Mapping[str, Mapping[int, tuple[float, float]]], settings: StockSettings, started: float
 ) -> Iterator[StockStep]:
-    """Steps that trained a whole batch, in order. ``started`` is the wall-clock time of the start in seconds."""
+    """Steps that trained a whole batch, in order. ``started`` is the wall-clock time of the start."""
     wanted = settings.batch_size * settings.n_samples_per_prompt
     for step, (finished, responses) in sorted(scalars.get("rollout/num_samples", {}).items()):
         if responses < wanted:

@@ -1,6 +1,6 @@
-"""``openrlhf.cli.train_ppo_ray``, unmodified, on a CPU: ``python -m dapo_openrlhf.bench.stock_driver ARGUMENTS``.
+"""``openrlhf.cli.train_ppo_ray``, unmodified, on a CPU: ``python -m dapo_openrlhf.bench.stock_driver ARGS``.
 
-Run by ``stock.py`` in a process of its own. Starts a local Ray with simulated GPUs, which ends with this process.
+Run by ``stock.py`` in a process of its own. Starts a local Ray with simulated GPUs, which ends with it.
 """
 
 from __future__ import annotations

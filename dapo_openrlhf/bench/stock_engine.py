@@ -15,13 +15,14 @@ from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap  # noqa: E402
 class CpuWorkerWrap(WorkerWrap):
     """Receives weights tensor by tensor as the stock one, but loads them when the last has come.
 
-    vLLM packs linear weights when it loads them on a CPU and drops the originals, so one tensor alone cannot be
-    replaced. The trainer marks its last tensor (``empty_cache``).
+    vLLM packs linear weights when it loads them on a CPU and drops the originals, so one tensor alone cannot
+    be replaced. The trainer marks its last tensor (``empty_cache``). The model's head must not be tied to its
+    embeddings: nothing would pack it anew.
     """
 
     def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> None:
         """Receive one tensor from the trainer's rank 0."""
-        assert dtype == self.model_config.dtype, f"{name} is {dtype}, the engine's model {self.model_config.dtype}"
+        assert dtype == self.model_config.dtype, f"{name} is {dtype}, in the engine {self.model_config.dtype}"
         weight = torch.empty(shape, dtype=dtype)
         self._model_update_group.broadcast(weight, src=0)
         received = self.__dict__.setdefault("_received", [])

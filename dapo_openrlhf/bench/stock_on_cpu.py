@@ -1,10 +1,10 @@
 """What stock OpenRLHF 0.11.2 needs to run on a CPU, applied from outside: its files stay as they are.
 
-``install`` runs at the start of every process (driver, Ray workers, vLLM's engine core) and imports nothing heavy: it
-leaves notes with Python's import system, and a module is changed right after it was imported, before its importer
-sees it. Each remedy is one function with the obstacle in its docstring.
+``install`` runs at the start of every process (driver, Ray workers, vLLM's engine core) and imports nothing
+heavy: it leaves notes with Python's import system, and a module is changed right after it was imported,
+before its importer sees it. Each remedy is one function with the obstacle in its docstring.
 
-Every remedy replaces a CUDA means by the quickest CPU means: NCCL by gloo over loopback, flash-attn's
+Every remedy replaces a CUDA means by a quick CPU means: NCCL by gloo over loopback, flash-attn's
 variable-length attention by torch's attention one sequence at a time, the fused Adam by torch's own.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import json
 import os
 import sys
 import types
@@ -37,7 +38,7 @@ def install() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds modules that have a remedy where Python finds them anyway, and applies the remedy after the import."""
+    """Finds modules that have a remedy where Python finds them anyway, and applies it after the import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -122,9 +123,7 @@ def _weight_group(module: Any) -> None:
 
 
 def _engine_arguments(module: Any) -> None:
-    """``vllm_engine.py`` has bfloat16 and the worker extension hard-wired, and no way to size a CPU's KV cache."""
-    import json
-
+    """``vllm_engine.py`` has bfloat16 and the worker extension hard-wired and cannot size the KV cache."""
     settings = json.loads(os.environ.get(VLLM_SETTINGS, "{}"))
     original = module.AsyncEngineArgs.__init__
 
@@ -135,7 +134,7 @@ def _engine_arguments(module: Any) -> None:
 
 
 def _attention(module: Any) -> None:
-    """Packed samples need flash-attn's variable-length attention; whatever has "flash" in its name is looked for."""
+    """Packed samples need flash-attn, and transformers looks for whatever has "flash" in its name."""
     module.ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention)
     look_for = module.lazy_import_flash_attention
     module.lazy_import_flash_attention = lambda name, **kwargs: (

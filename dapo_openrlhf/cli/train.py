@@ -80,8 +80,12 @@ def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int
     inputs = launch.check_inputs(config, training=True)
     folder = RunFolder.create(Path(config.run.dir), config.run.name)
     folder.config.write_text(dump_config(config))
-    print(f"run folder {folder.path}; starting Ray, {config.vllm.num_engines} engine(s) and "
-          f"{config.trainer_ranks} trainer rank(s) on {config.device}", file=stream, flush=True)
+    print(
+        f"run folder {folder.path}; starting Ray, {config.vllm.num_engines} engine(s) and "
+        f"{config.trainer_ranks} trainer rank(s) on {config.device}",
+        file=stream,
+        flush=True,
+    )
     with folder.events.open("w") as events:
         log = EventLog(events, clock=time.monotonic)
         recorder = RunRecorder(config, folder, log, stream)
