@@ -1,4 +1,4 @@
-"""Build the quickstart's base model: a transformer of 0.4 M parameters which can do sums, but seldom bothers to.
+r"""Build the quickstart's base model: a transformer of 0.4 M parameters which can do sums, but seldom bothers to.
 
 Its warm-up text answers the problems of `data/quickstart_prompts.py` in four ways, as text found in the wild would:
 
@@ -7,9 +7,10 @@ Its warm-up text answers the problems of `data/quickstart_prompts.py` in four wa
     chain      8+7=15-5=10\nAnswer: 10                        the working written out: right in four cases of five
     recheck    8+7=15-5=10\n8+7=15-5=10\nAnswer: 10           the working twice; often cut off by the length limit
 
-Every text is correct. Direct answers join late, when working is learnt well, so the model gives them often and gets
-them wrong: it samples right answers for about 45 % of the held-out problems, and reinforcement learning finds out by itself that working pays: accuracy and
-response length rise, truncation and entropy fall. No held-out problem is part of the warm-up.
+Every text is correct. Direct answers join late, when working is learnt well; so the model gives them often and gets
+them wrong, and samples right answers for about 45 % of the held-out problems. Reinforcement learning finds out by
+itself that working pays: accuracy and response length rise, truncation and entropy fall. No held-out problem is
+part of the warm-up.
 
     python scripts/build_quickstart_model.py --output DIR [--seed 0]
 
@@ -51,7 +52,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that determines the model. Defaults are tuned for 30-60 % sampled accuracy on any seed."""
+    """All that determines the model. The defaults give 40-50 % sampled accuracy."""
 
     seed: int = 0
     """Seed of the weights, of the warm-up text and of the sampled evaluation."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dapo_openrlhf.config import ConfigError
 
+AGENT_SECONDS = 60.0
+"""How long a cluster that has just started may take to accept jobs."""
 NOT_UPLOADED = [".git", ".venv", ".cache", "runs", "**/__pycache__"]
 
 
@@ -25,7 +29,18 @@ class Job:
                 "address `ray start --head` prints"
             ) from error
         uploaded = {"working_dir": str(working_dir), "excludes": NOT_UPLOADED} if working_dir else None
-        self.id = self._client.submit_job(entrypoint=entrypoint, runtime_env=uploaded)
+        self.id = self._submit(entrypoint, uploaded)
+
+    def _submit(self, entrypoint: str, runtime_env: dict[str, Any] | None) -> str:
+        """A dashboard answers some seconds before its agent takes jobs: ask again until it does."""
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def follow(self) -> None:
         """Print the job's log until it ends."""

@@ -68,6 +68,12 @@ def check_inputs(config: Config, *, training: bool) -> Inputs:
     return Inputs(device=device, prompts=prompts, problems=problems)
 
 
+def model_path(config: Config) -> str:
+    """The model to train, as every process of a cluster finds it: absolute if it is a folder, else a hub's name."""
+    path = Path(config.actor.model_name_or_path)
+    return str(path.resolve()) if path.is_dir() else config.actor.model_name_or_path
+
+
 def check_model(name_or_path: str) -> None:
     """Refuse a path that holds no model; a name on the Hugging Face hub is left to transformers."""
     path = Path(name_or_path)
@@ -207,7 +213,7 @@ def openrlhf_settings(config: Config) -> dict[str, Any]:
     """What OpenRLHF's classes read, under OpenRLHF's names."""
     actor, steps = config.actor, config.train.max_steps
     return {
-        "actor.model_name_or_path": actor.model_name_or_path,
+        "actor.model_name_or_path": model_path(config),
         "actor.gradient_checkpointing_enable": actor.gradient_checkpointing_enable,
         "actor.adam.lr": actor.adam.lr,
         "actor.adam.betas": actor.adam.betas,
@@ -233,7 +239,7 @@ def engine_args(config: Config, device: Device, index: int) -> dict[str, Any]:
     sequences = -(-slots // vllm.num_engines) * rollout.n_samples_per_prompt
     dtypes = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     return {
-        "model": config.actor.model_name_or_path,
+        "model": model_path(config),
         "dtype": dtypes[config.ds.param_dtype],
         "trust_remote_code": True,
         "seed": config.train.seed + index,

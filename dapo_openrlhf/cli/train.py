@@ -114,7 +114,9 @@ def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int
 
 
 def _checkpoint_path(config: Config, folder: RunFolder, step: int) -> str:
-    return str(folder.checkpoint if step == config.train.max_steps else folder.path / f"checkpoint-{step}")
+    """Absolute: trainer ranks may run in another folder."""
+    path = folder.checkpoint if step == config.train.max_steps else folder.path / f"checkpoint-{step}"
+    return str(path.resolve())
 
 
 def _summary(config: Config, outcome: Outcome, recorder: RunRecorder, head_start: float) -> Summary:

@@ -1,0 +1,120 @@
+"""`dapo-openrlhf submit` on a real Ray cluster, started and stopped by its own handle."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+import yaml
+from tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.real
+
+START_SECONDS = 90
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """Address of the dashboard of a cluster with four CPUs that lives as long as the tests of this module."""
+    port = _free_port()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=4"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={_free_port()}", "--include-dashboard=true"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--object-store-memory=200000000"]
+    command += [f"--dashboard-agent-listen-port={_free_port()}"]  # another cluster of this machine may have the usual one
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    cluster = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/api/version")
+        yield address
+    finally:
+        cluster.terminate()
+        cluster.wait(timeout=60)
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            urlopen(url, timeout=5).close()
+            return
+        except (URLError, ConnectionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _submit(address: str, config: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dapo_openrlhf", "submit", "--address", address, "--config", str(config), *settings],
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps whose reward is a user's own function: right when the response has an even number of a's."""
+    folder = tmp_path_factory.mktemp("job")
+    make_tiny_model(folder / "model", tied=True)
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"input": f"{i}+1=", "label": "x"}) + "\n" for i in range(9)))
+    (folder / "reward.py").write_text(
+        "def reward_func(queries, prompts, labels, **kwargs):\n"
+        "    assert queries[0].startswith(prompts[0]) and labels == ['x']\n"
+        "    right = queries[0].count('a') % 2 == 0\n"
+        "    return {'rewards': 1.0 if right else -1.0, 'scores': float(right), 'extra_logs': {}}\n"
+    )
+    settings = {
+        "device": "cpu",
+        "run": {"name": "job"},
+        "actor": {"model_name_or_path": "model", "adam": {"lr": 1e-3}},
+        "ds": {"param_dtype": "fp32", "attn_implementation": "sdpa"},
+        "rollout": {"batch_size": 2, "n_samples_per_prompt": 4, "max_new_tokens": 24},
+        "train": {"batch_size": 8, "max_steps": 2},
+        "reward": {"remote_url": "reward.py"},
+        "data": {"prompt_dataset": "prompts.jsonl", "max_len": 64},
+    }
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def test_a_job_runs_with_its_log_and_result(dashboard: str, config: Path) -> None:
+    result = _submit(dashboard, config, "--train.seed", "7")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    assert "engines and trainer ready" in result.stdout
+    assert "succeeded" in result.stdout
+    run = config.parent / "runs" / "job"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["seed"] == 7
+
+
+def test_a_job_too_large_for_the_cluster_says_so_at_once(dashboard: str, config: Path) -> None:
+    result = _submit(dashboard, config, "--vllm.num_engines", "9")
+    assert result.returncode == 1
+    assert "vllm.num_engines 9" in result.stdout and "the Ray cluster has 4 CPU cores" in result.stdout
+
+
+def test_no_dashboard_is_said_at_once(config: Path) -> None:
+    result = _submit(f"http://127.0.0.1:{_free_port()}", config)
+    assert result.returncode == 2
+    assert "no Ray dashboard answers" in result.stderr
