@@ -232,6 +232,11 @@ class Config(Section):
         return self.actor.num_nodes * self.actor.num_gpus_per_node
 
     @property
+    def devices(self) -> int:
+        """GPUs, or model-holding processes on a CPU: engines times their tensor-parallel size, and trainer ranks."""
+        return self.vllm.num_engines * self.vllm.tensor_parallel_size + self.trainer_ranks
+
+    @property
     def updates_per_step(self) -> int:
         """U: gradient updates of one rollout step, over all epochs."""
         return (

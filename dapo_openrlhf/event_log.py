@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from dapo_openrlhf.events import Event
+from dapo_openrlhf.types import Span
 
 Listener = Callable[[Event], None]
 
@@ -53,6 +54,10 @@ def _plain(value: object) -> object:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Span):
+        return {"worker": value.worker, "kind": value.kind, "start": value.start, "end": value.end}
     return value
 
 

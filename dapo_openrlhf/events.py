@@ -5,12 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dapo_openrlhf.types import PolicyVersion
+from dapo_openrlhf.types import PolicyVersion, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened. Durations are in seconds, lengths in tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    unix_time: float
+    """When the log's time was 0: what worker spans are aligned by."""
+    engines: int
+    trainer_ranks: int
+    devices: int
+    """Engines times their tensor-parallel size, and trainer ranks."""
+    max_staleness: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpans(Event):
+    """What engines or trainer ranks did since they last reported."""
+
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone(Event):
+    """One round of the train loop; its laps add up to the time since the last one."""
+
+    step: int
+    laps: Mapping[str, float]
+    """Seconds by what the loop did: ``wait_batch``, ``train``, ``wait_live``, ``send``, ``evaluate``, ``save``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +101,8 @@ class BatchTaken(Event):
     ready: int
     """Kept groups left in the queue."""
     free_slots: int
+    training_slots: int
+    """Slots of batches taken, this one included, whose weights are not live yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

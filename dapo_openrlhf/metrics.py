@@ -12,8 +12,11 @@ from dapo_openrlhf.events import (
     GroupGenerated,
     GroupJudged,
     PublicationLive,
+    StepDone,
     StepTrained,
+    WorkerSpans,
 )
+from dapo_openrlhf.types import Span
 
 Row = dict[str, float]
 
@@ -45,21 +48,38 @@ METRICS = {
     "tokens_per_second/generated": "response tokens generated per second",
     "tokens_per_second/kept": "response tokens of kept groups per second",
     "tokens_per_second/trained": "response tokens of trained groups per second",
-    "seconds/step": "seconds since the last step ended",
-    "seconds/wait_batch": "seconds the trainer waited for its batch",
+    "tokens_per_device_second/trained": "response tokens of trained groups per second and device",
+    "queue/in_flight": "groups between dispatch and verdict when the batch was taken",
+    "queue/ready": "kept groups left when the batch was taken",
+    "queue/training": "slots of batches taken and not live yet when the batch was taken",
+    "queue/free": "free slots when the batch was taken; the four add up to all slots",
+    "idle_share/engines": "share of the engines' time without work between their last two reports, 0 to 1",
+    "idle_share/trainer": "share of the trainer ranks' time without work between their last two reports, 0 to 1",
+    "seconds/engines_paused": "seconds the engines stood still for the last weights, mean over engines",
+    "seconds/step": "seconds since the last step ended: the sum of the following six",
+    "seconds/wait_batch": "seconds the train loop waited for its batch",
     "seconds/train": "seconds in the trainer",
+    "seconds/wait_live": "seconds the train loop waited for the previous weights to be live",
+    "seconds/send": "seconds reading the trainer's weights",
+    "seconds/evaluate": "seconds the train loop waited for an evaluation",
+    "seconds/save": "seconds saving checkpoints",
     "seconds/publish": "seconds from reading the last published weights to their being live in every engine",
     "eval/accuracy": "held-out accuracy, on steps where it was measured",
 }
-"""Every name a row may have, with what it means. Further statistics of the trainer appear under their own names."""
+"""Every name a row may have, with what it means. Further statistics of the trainer appear under their own names,
+and ``policy_age/0``, ``policy_age/1``, ... count the trained groups of each age."""
+
+LAPS = ("wait_batch", "train", "wait_live", "send", "evaluate", "save")
 
 
 class StepMetrics:
     """Collects events between two steps and turns them into a row."""
 
-    def __init__(self, *, started: float) -> None:
+    def __init__(self, *, started: float, devices: int = 1) -> None:
         """``started`` is the time from which the first step's seconds count, on the event log's clock."""
         self._since = started
+        self._devices = devices
+        self._reported: dict[str, float] = {}  # worker -> end of what it has reported, Unix time
         self._reset()
 
     def _reset(self) -> None:
@@ -82,8 +102,11 @@ class StepMetrics:
             case BatchTaken():
                 self._take(event)
             case StepTrained():
-                self._values["seconds/train"] = event.seconds
                 self._values |= event.statistics
+            case StepDone():
+                self._values |= {f"seconds/{lap}": event.laps.get(lap, 0.0) for lap in LAPS}
+            case WorkerSpans():
+                self._add_spans(event.spans)
             case PublicationLive():
                 self._values["seconds/publish"] = event.seconds
             case Evaluated():
@@ -99,8 +122,30 @@ class StepMetrics:
             "response_length/mean": event.response_tokens / event.responses,
             "response_length/max": event.longest_response,
             "truncated_share": event.truncated / event.responses,
-            "seconds/wait_batch": event.waited,
+            "queue/in_flight": event.in_flight,
+            "queue/ready": event.ready,
+            "queue/training": event.training_slots,
+            "queue/free": event.free_slots,
+            **{f"policy_age/{age}": float(count) for age, count in sorted(Counter(event.ages).items())},
         }
+
+    def _add_spans(self, spans: tuple[Span, ...]) -> None:
+        """Busy and idle time of the workers that report, each from the end of its last report to that of this one."""
+        for side in ("engines", "trainer"):
+            prefix = side.removesuffix("s")
+            mine = [span for span in spans if span.worker.startswith(prefix)]
+            elapsed = 0.0
+            for worker in {span.worker for span in mine}:
+                end = max(span.end for span in mine if span.worker == worker)
+                begin = self._reported.get(worker, min(span.start for span in mine if span.worker == worker))
+                self._reported[worker] = end
+                elapsed += end - begin
+            if elapsed > 0:
+                busy = sum(span.seconds for span in mine)
+                self._values[f"idle_share/{side}"] = max(0.0, 1 - busy / elapsed)
+            paused = [span.seconds for span in mine if span.kind == "load_weights"]
+            if paused:
+                self._values["seconds/engines_paused"] = sum(paused) / len({span.worker for span in mine})
 
     def row(self, *, now: float) -> Row:
         """The step's row; starts the next step at ``now``."""
@@ -115,6 +160,7 @@ class StepMetrics:
                 for reason in ("kept", "all_right", "all_wrong", "failed")
             },
             **{f"tokens_per_second/{kind}": self._tokens[kind] / seconds for kind in ("generated", "kept", "trained")},
+            "tokens_per_device_second/trained": self._tokens["trained"] / seconds / self._devices,
             **self._values,
         }
         self._since = now

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 
 from dapo_openrlhf.evaluation import Evaluator
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepTrained
+from dapo_openrlhf.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepDone, StepTrained
 from dapo_openrlhf.ports import PolicyTrainer, Publication, WeightPublisher
 from dapo_openrlhf.rollout import RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
-StepDone = Callable[[int], None]
+OnStep = Callable[[int], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +42,27 @@ class Outcome:
     train_seconds: float = 0.0
     """From the first dispatch to the last publication, evaluation in between included."""
     counters: dict[str, int | dict[str, int]] = field(default_factory=dict)
+
+
+class Laps:
+    """A stopwatch that never stops: every moment belongs to exactly one lap."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> float:
+        """Credit the time since the last call to ``name``; returns it, in seconds."""
+        now = self._clock()
+        seconds, self._since = now - self._since, now
+        self._laps[name] = self._laps.get(name, 0.0) + seconds
+        return seconds
+
+    def take(self) -> dict[str, float]:
+        """The laps since the last call, and start anew."""
+        laps, self._laps = self._laps, {}
+        return laps
 
 
 class Pipeline:
@@ -60,7 +81,7 @@ class Pipeline:
         eval_steps: int = -1,
         save_steps: int = -1,
         checkpoint_path: Callable[[int], str],
-        on_step: StepDone = lambda step: None,
+        on_step: OnStep = lambda step: None,
     ) -> None:
         self._rollouts = rollouts
         self._queue = queue
@@ -83,8 +104,9 @@ class Pipeline:
             before = tasks.create_task(self._evaluate(0))
             started = self._log.now()
             rollouts = tasks.create_task(self._rollouts.run())
+            self._tasks, self._laps = tasks, Laps(self._log.now)
             for step in range(self._max_steps):
-                await self._step(tasks, step, before)
+                await self._step(step, before)
             await self._went_live()
             outcome.train_seconds = self._log.now() - started
             outcome.counters = self._queue.counters()
@@ -94,24 +116,27 @@ class Pipeline:
         await self._save(self._max_steps)
         return outcome
 
-    async def _step(self, tasks: asyncio.TaskGroup, step: int, before: asyncio.Task[float | None]) -> None:
-        waiting = self._log.now()
+    async def _step(self, step: int, before: asyncio.Task[float | None]) -> None:
+        laps = self._laps
         batch = await self._queue.take(step)
-        self._log.emit(self._batch_taken(batch, waited=self._log.now() - waiting))
+        self._log.emit(self._batch_taken(batch, waited=laps.lap("wait_batch")))
         self.outcome.max_policy_age = max(self.outcome.max_policy_age, *batch.ages)
-        started = self._log.now()
         statistics = await self._trainer.train(batch)
         self._queue.trained(batch)
-        self._log.emit(StepTrained(step=step, seconds=self._log.now() - started, statistics=statistics))
+        self._log.emit(StepTrained(step=step, seconds=laps.lap("train"), statistics=statistics))
         await self._went_live()
+        laps.lap("wait_live")
         await before  # the measurement of the initial weights ends before they are replaced
+        laps.lap("evaluate")
         started = self._log.now()
         publication = await self._publisher.send(PolicyVersion(batch.version + 1))
-        self._delivery = tasks.create_task(self._deliver(publication, started))
+        self._delivery = self._tasks.create_task(self._deliver(publication, started))
+        laps.lap("send")
         self.outcome.steps = step + 1
         if self.outcome.first_step_at is None:
             self.outcome.first_step_at = self._log.now()
         await self._between_steps(step + 1)
+        self._log.emit(StepDone(step=step, laps=laps.take()))
         self._on_step(step)
 
     async def _between_steps(self, done: int) -> None:
@@ -120,8 +145,10 @@ class Pipeline:
         if self._eval_steps > 0 and done % self._eval_steps == 0:
             await self._went_live()
             await self._evaluate(done)
+            self._laps.lap("evaluate")
         if self._save_steps > 0 and done % self._save_steps == 0:
             await self._save(done)
+            self._laps.lap("save")
 
     async def _deliver(self, publication: Publication, started: float) -> None:
         await self._publisher.deliver(publication)
@@ -181,4 +208,5 @@ class Pipeline:
             in_flight=self._queue.in_flight,
             ready=self._queue.ready,
             free_slots=self._queue.free_slots,
+            training_slots=self._queue.training_slots,
         )

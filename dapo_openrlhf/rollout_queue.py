@@ -61,6 +61,11 @@ class RolloutQueue:
         return self._policy.free_slots
 
     @property
+    def training_slots(self) -> int:
+        """Slots of groups taken whose weights are not live yet; with in flight, ready and free they are all slots."""
+        return self._policy.training_slots
+
+    @property
     def live_version(self) -> PolicyVersion:
         """Newest version that every engine has acknowledged."""
         return self._policy.live_version

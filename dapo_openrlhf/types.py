@@ -124,3 +124,21 @@ class TrainBatch:
     def ages(self) -> tuple[int, ...]:
         """Policy age of each group: trainer's version minus the group's oldest version."""
         return tuple(self.version - group.oldest_version for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Something a worker did, on the clock that all machines share."""
+
+    worker: str
+    """``engine 0``, ``trainer 0``, ..."""
+    kind: str
+    """``generate``, ``load_weights``; ``fetch``, ``old_logprobs``, ``update``, ``export_weights``, ``save``."""
+    start: float
+    """Unix time, seconds."""
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.end - self.start

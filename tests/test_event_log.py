@@ -14,9 +14,11 @@ from fakes import FakeEngine, FakeScorer, World, build, filtered
 from virtual_time import run_virtual
 
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import Checkpointed, Event, StepTrained
+from dapo_openrlhf.events import Checkpointed, Event, StepTrained, WorkerSpans
 from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.types import Span
 
+EMITTED_AT_THE_EDGE = {"RunStarted", "WorkerSpans"}
 FIELDS = {kind.__name__: {one.name for one in dataclasses.fields(kind)} for kind in Event.__subclasses__()}
 
 
@@ -54,7 +56,7 @@ def logged_run() -> tuple[World, str]:
 def test_the_log_holds_every_event_of_a_run_as_strict_json() -> None:
     world, text = logged_run()
     lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
-    assert {type(event).__name__ for _, event in world.events} == FIELDS.keys()
+    assert {type(event).__name__ for _, event in world.events} == FIELDS.keys() - EMITTED_AT_THE_EDGE
     assert len(lines) == len(world.events)
     for line, (time, event) in zip(lines, world.events, strict=True):
         assert line.pop("time") == pytest.approx(time, abs=1e-6)
@@ -99,3 +101,11 @@ def test_listeners_hear_every_later_event_in_order_and_need_no_file() -> None:
     log.listen(lambda event: heard.append(("late", event)))
     log.emit(second)
     assert heard == [("early", first), ("early", second), ("late", second)]
+
+
+def test_what_workers_did_is_in_the_log() -> None:
+    file = io.StringIO()
+    log = EventLog(file, clock=lambda: 0.0)
+    log.emit(WorkerSpans(spans=(Span(worker="engine 0", kind="generate", start=1.5, end=2.0),)))
+    line = json.loads(file.getvalue())
+    assert line["spans"] == [{"worker": "engine 0", "kind": "generate", "start": 1.5, "end": 2.0}]

@@ -16,11 +16,13 @@ from dapo_openrlhf.events import (
     GroupGenerated,
     GroupJudged,
     PublicationLive,
+    StepDone,
     StepTrained,
+    WorkerSpans,
 )
 from dapo_openrlhf.metrics import METRICS, Row, StepMetrics
 from dapo_openrlhf.ports import GroupError
-from dapo_openrlhf.types import PolicyVersion, Prompt
+from dapo_openrlhf.types import PolicyVersion, Prompt, Span
 
 
 def judged(group: int, reason: str, accuracy: float, tokens: int) -> GroupJudged:
@@ -61,6 +63,16 @@ TAKEN = BatchTaken(
     in_flight=3,
     ready=1,
     free_slots=0,
+    training_slots=4,
+)
+
+SPANS = (
+    Span(worker="engine 0", kind="generate", start=1000.0, end=1006.0),
+    Span(worker="engine 0", kind="load_weights", start=1009.0, end=1010.0),
+    Span(worker="engine 1", kind="generate", start=1000.0, end=1007.0),
+    Span(worker="engine 1", kind="load_weights", start=1007.0, end=1010.0),
+    Span(worker="trainer 0", kind="update", start=1000.0, end=1001.0),
+    Span(worker="trainer 0", kind="update", start=1003.0, end=1004.0),
 )
 
 STEP: list[Event] = [
@@ -76,17 +88,33 @@ STEP: list[Event] = [
     judged(3, "kept", 0.25, 500),
     TAKEN,
     StepTrained(step=0, seconds=6.0, statistics={"loss": 0.125, "grad_norm": 2.0}),
+    WorkerSpans(spans=SPANS),
     PublicationLive(version=PolicyVersion(2), seconds=1.5, bytes=10, checksum=1),
+    StepDone(step=0, laps={"wait_batch": 4.0, "train": 6.0}),
     Evaluated(step=1, version=PolicyVersion(2), accuracy=0.75, problems=4, responses=8, seconds=3.0),
 ]
 
 
 def test_a_row_in_numbers() -> None:
     """A step of 10 s: 5 groups generated, one of them fails in scoring, 2 of the 4 judged are kept."""
-    metrics = StepMetrics(started=100.0)
+    metrics = StepMetrics(started=100.0, devices=3)
     for event in STEP:
         metrics.add(event)
     assert metrics.row(now=110.0) == {
+        "policy_age/0": 1.0,
+        "policy_age/1": 1.0,
+        "queue/in_flight": 3,
+        "queue/ready": 1,
+        "queue/training": 4,
+        "queue/free": 0,
+        "tokens_per_device_second/trained": 40.0,
+        "idle_share/engines": pytest.approx(1 - 17 / 20),  # 6 + 1 and 7 + 3 busy seconds of 10 each
+        "idle_share/trainer": pytest.approx(1 - 2 / 4),
+        "seconds/engines_paused": 2.0,
+        "seconds/wait_live": 0.0,
+        "seconds/send": 0.0,
+        "seconds/evaluate": 0.0,
+        "seconds/save": 0.0,
         "reward": -0.25,
         "accuracy": (0.5 + 1.0 + 0.0 + 0.25) / 4,
         "batch_accuracy": 0.375,
@@ -125,6 +153,17 @@ def test_a_row_starts_from_nothing() -> None:
     assert (row["accuracy"], row["pass_rate"], row["tokens_per_second/generated"]) == (0.0, 0.0, 0.0)
     assert "eval/accuracy" not in row
     assert "loss" not in row
+
+
+def test_idle_time_counts_from_the_last_report() -> None:
+    """Ten seconds after its first report the trainer has worked for four more: six idle."""
+    metrics = StepMetrics(started=0.0)
+    metrics.add(WorkerSpans(spans=SPANS))
+    metrics.row(now=1.0)
+    metrics.add(WorkerSpans(spans=(Span(worker="trainer 0", kind="update", start=1010.0, end=1014.0),)))
+    row = metrics.row(now=2.0)
+    assert row["idle_share/trainer"] == pytest.approx(0.6)
+    assert "idle_share/engines" not in row
 
 
 def test_failed_groups_are_not_judged() -> None:
@@ -196,6 +235,12 @@ def test_rows_add_up_to_the_run() -> None:
     def over_run(name: str) -> float:
         return sum(row[name] * row["seconds/step"] for row in rows)
 
+    laps = ("wait_batch", "train", "wait_live", "send", "evaluate", "save")
+    for row in rows:
+        assert sum(row[f"seconds/{lap}"] for lap in laps) == pytest.approx(row["seconds/step"])
+        slots = sum(row[f"queue/{place}"] for place in ("in_flight", "ready", "training", "free"))
+        assert slots == 8  # (K + 1) * P
+        assert sum(count for name, count in row.items() if name in ("policy_age/0", "policy_age/1")) == 4
     # The very last instant may hold events after the last step's row: they belong to no row.
     trained = [group for batch in world.trainer.batches for group in batch.groups]
     assert over_run("tokens_per_second/trained") == pytest.approx(sum(sum(g.lengths) for g in trained))
@@ -244,8 +289,9 @@ def test_rows_tell_ages_and_times_as_the_fakes_saw_them() -> None:
 
 def test_every_name_in_a_row_is_explained() -> None:
     _, rows, _ = measured_run()
-    assert {name for row in rows for name in row} <= METRICS.keys()
+    ages = {f"policy_age/{age}" for age in range(2)}
+    assert {name for row in rows for name in row} <= METRICS.keys() | ages
     metrics = StepMetrics(started=0.0)
     for event in STEP:
         metrics.add(event)
-    assert metrics.row(now=1.0).keys() <= METRICS.keys()
+    assert metrics.row(now=1.0).keys() <= METRICS.keys() | ages

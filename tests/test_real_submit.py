@@ -36,7 +36,9 @@ def dashboard() -> Iterator[str]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=4"]
     command += ["--node-ip-address=127.0.0.1", f"--port={_free_port()}", "--include-dashboard=true"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--object-store-memory=200000000"]
-    command += [f"--dashboard-agent-listen-port={_free_port()}"]  # another cluster of this machine may have the usual one
+    command += [
+        f"--dashboard-agent-listen-port={_free_port()}"
+    ]  # another cluster of this machine may have the usual one
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     cluster = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
@@ -75,7 +77,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps whose reward is a user's own function: right when the response has an even number of a's."""
     folder = tmp_path_factory.mktemp("job")
     make_tiny_model(folder / "model", tied=True)
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"input": f"{i}+1=", "label": "x"}) + "\n" for i in range(9)))
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"input": f"{i}+1=", "label": "x"}) + "\n" for i in range(9))
+    )
     (folder / "reward.py").write_text(
         "def reward_func(queries, prompts, labels, **kwargs):\n"
         "    assert queries[0].startswith(prompts[0]) and labels == ['x']\n"

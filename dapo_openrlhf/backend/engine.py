@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     async def __init__(
         self,
         *,
+        name: str,
         engine_args: Mapping[str, Any],
         apply_chat_template: bool,
         max_len: int,
@@ -58,8 +58,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
         self._apply_chat_template = apply_chat_template
         self._max_len = max_len
-        self._manifest: WeightManifest | None = None
-        self._loop = EngineLoop(engine_args)
+        self._loop = EngineLoop(engine_args, name=name)
         await asyncio.wrap_future(self._loop.start())
 
     async def ready(self) -> int:
@@ -86,28 +85,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
         """Replace the weights between two steps; requests go on with the new ones."""
-        return await asyncio.wrap_future(
-            self._loop.between_steps(lambda core: self._replace_weights(core, version, manifest, buffer))
+        checksum, spans = await asyncio.wrap_future(
+            self._loop.load_weights(version, lambda core: _replace_weights(core, version, manifest, buffer))
         )
-
-    def _replace_weights(
-        self, core: InprocClient, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]
-    ) -> WeightAck:
-        import xxhash
-
-        started = time.perf_counter()
-        checksum = xxhash.xxh3_64_intdigest(buffer)
-        if checksum != manifest.checksum:
-            raise ValueError(f"weights of version {version} arrived with checksum {checksum}, not {manifest.checksum}")
-        core.collective_rpc("start_weight_update")
-        core.collective_rpc("update_weights", kwargs={"update_info": {"manifest": manifest, "buffer": buffer}})
-        core.collective_rpc("finish_weight_update")
-        self._loop.set_version(version)
-        return WeightAck(version=version, checksum=checksum, paused_seconds=time.perf_counter() - started)
-
-    async def busy_seconds(self) -> float:
-        """Seconds spent in engine steps so far."""
-        return self._loop.busy_seconds
+        return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
     def _tokenize(self, text: str) -> list[int]:
         if self._apply_chat_template:
@@ -115,3 +96,16 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._tokenizer(text)["input_ids"]
+
+
+def _replace_weights(core: InprocClient, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:
+    """Load a flat buffer through vLLM's weight-transfer calls; returns the checksum of what arrived."""
+    import xxhash
+
+    checksum: int = xxhash.xxh3_64_intdigest(buffer)
+    if checksum != manifest.checksum:
+        raise ValueError(f"weights of version {version} arrived with checksum {checksum}, not {manifest.checksum}")
+    core.collective_rpc("start_weight_update")
+    core.collective_rpc("update_weights", kwargs={"update_info": {"manifest": manifest, "buffer": buffer}})
+    core.collective_rpc("finish_weight_update")
+    return checksum

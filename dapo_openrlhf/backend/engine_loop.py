@@ -29,6 +29,7 @@ from vllm.v1.executor.abstract import Executor
 
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens
 from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.types import Span
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +53,15 @@ class _Group:
 class EngineLoop:
     """Thread that owns the engine core. Public methods may be called from any thread."""
 
-    def __init__(self, engine_args: Mapping[str, Any]) -> None:
+    def __init__(self, engine_args: Mapping[str, Any], *, name: str) -> None:
+        """``name`` is the worker's name in spans."""
         self._engine_args = engine_args
+        self._name = name
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._groups: dict[str, _Group] = {}  # by request id: G entries a group
         self._version = 0
-        self.busy_seconds = 0.0
+        self._spans: list[Span] = []
+        self._busy_since: float | None = None
         self._running = True
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._started: Future[None] = Future()
@@ -92,9 +96,22 @@ class EngineLoop:
         self._commands.put(run)
         return future
 
-    def set_version(self, version: int) -> None:
-        """Tokens of later steps carry ``version``. Call from :meth:`between_steps` only."""
-        self._version = version
+    def load_weights(self, version: int, load: Callable[[InprocClient], Result]) -> Future[tuple[Result, list[Span]]]:
+        """Replace the weights between two steps; tokens of later steps carry ``version``.
+
+        The future also has what this engine did since the last time, this loading last.
+        """
+
+        def command(core: InprocClient) -> tuple[Result, list[Span]]:
+            self._close_span()
+            started = time.time()
+            result = load(core)
+            self._version = version
+            self._spans.append(Span(worker=self._name, kind="load_weights", start=started, end=time.time()))
+            spans, self._spans = self._spans, []
+            return result, spans
+
+        return self.between_steps(command)
 
     def stop(self) -> None:
         """End the thread after the running step."""
@@ -119,13 +136,22 @@ class EngineLoop:
             while self._running:
                 self._obey(block=not self._groups)
                 if self._groups:
+                    if self._busy_since is None:
+                        self._busy_since = time.time()
                     self._step()
+                if not self._groups:
+                    self._close_span()
         except BaseException:
             # A core that failed in a step has no way back, and callers wait on futures nobody would complete.
             # Ray tells all of them at once when the process is gone.
             logger.exception("the engine core failed; ending its process")
             logging.shutdown()
             os._exit(1)
+
+    def _close_span(self) -> None:
+        if self._busy_since is not None:
+            self._spans.append(Span(worker=self._name, kind="generate", start=self._busy_since, end=time.time()))
+            self._busy_since = None
 
     def _obey(self, *, block: bool) -> None:
         try:
@@ -170,7 +196,6 @@ class EngineLoop:
             self._groups[request_id] = group
 
     def _step(self) -> None:
-        started = time.perf_counter()
         for output in self._core.get_output().outputs:
             group = self._groups[output.request_id]
             index = int(output.request_id.rpartition("/")[2])
@@ -183,7 +208,6 @@ class EngineLoop:
             if output.finish_reason is not None:
                 group.truncated[index] = output.finish_reason == FinishReason.LENGTH
                 self._finish(output.request_id, group)
-        self.busy_seconds += time.perf_counter() - started
 
     def _finish(self, request_id: str, group: _Group) -> None:
         del self._groups[request_id]

@@ -22,6 +22,7 @@ from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.dynamic_sampling import GroupFilter
 from dapo_openrlhf.evaluation import Accuracy, Evaluator
 from dapo_openrlhf.event_log import EventLog
+from dapo_openrlhf.events import WorkerSpans
 from dapo_openrlhf.pipeline import Outcome, Pipeline
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.prompts import PromptStream, load_prompts
@@ -160,6 +161,7 @@ def _create_engines(config: Config, device: Device) -> list[Any]:
             runtime_env={"env_vars": dict(device.environment())},
             max_concurrency=ENGINE_CONCURRENT_CALLS,
         ).remote(
+            name=f"engine {index}",
             engine_args=engine_args(config, device, index),
             apply_chat_template=config.data.apply_chat_template,
             max_len=config.data.max_len,
@@ -302,13 +304,17 @@ def build_pipeline(
         overlong_filtering=reward.overlong_filtering_enable,
         seed=config.train.seed,
         timeout=timing.train_timeout,
+        on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
     )
     return Pipeline(
         rollouts=rollouts,
         queue=queue,
         trainer=trainer,
         publisher=ObjectStorePublisher(
-            workers.ranks, [engine.actor for engine in workers.engines], timeout=timing.publish_timeout
+            workers.ranks,
+            [engine.actor for engine in workers.engines],
+            timeout=timing.publish_timeout,
+            on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
         ),
         evaluator=_evaluator(config, inputs.problems, engines, workers.rewards) if inputs.problems else None,
         log=log,

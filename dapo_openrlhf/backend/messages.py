@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dapo_openrlhf.types import Span
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTokens:
@@ -64,5 +66,5 @@ class WeightAck:
     version: int
     checksum: int
     """Of the bytes the engine received."""
-    paused_seconds: float
-    """How long generation stood still."""
+    spans: tuple[Span, ...]
+    """What the engine did since its last acknowledgement; the last one is this loading."""

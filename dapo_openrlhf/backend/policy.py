@@ -19,6 +19,7 @@ from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
 from dapo_openrlhf.backend.messages import GroupTokens, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import policy_actor
 from dapo_openrlhf.batch import MicroBatch, RankPlan, Update
+from dapo_openrlhf.types import Span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +52,8 @@ class StepReport:
     """Sums over this rank's trained tokens; ``tokens`` counts them (each epoch anew)."""
     values: Mapping[str, float]
     """Numbers that are the same on every rank."""
+    spans: tuple[Span, ...]
+    """What the rank did since its last report."""
 
 
 class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
@@ -63,6 +66,14 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def __init__(self, world_size: int, rank: int, master_addr: str | None, master_port: int | None) -> None:
         super().__init__(world_size, rank, master_addr, master_port)
+        self._name = f"trainer {rank}"
+        self._spans: list[Span] = []
+
+    @contextmanager
+    def _span(self, kind: str) -> Iterator[None]:
+        started = time.time()
+        yield
+        self._spans.append(Span(worker=self._name, kind=kind, start=started, end=time.time()))
 
     def get_master_addr_port(self) -> tuple[str, int]:
         """Where the ranks meet, chosen by rank 0."""
@@ -124,16 +135,21 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def train(self, plan: RankPlan, tokens: Sequence[ray.ObjectRef]) -> StepReport:
         """All updates of one rollout step. ``tokens`` are this rank's groups, in the order of ``plan.groups``."""
-        fetched = dict(zip(plan.groups, ray.get(list(tokens)), strict=True))
-        old = self._old_logprobs(plan, fetched)
+        with self._span("fetch"):
+            fetched = dict(zip(plan.groups, ray.get(list(tokens)), strict=True))
+        with self._span("old_logprobs"):
+            old = self._old_logprobs(plan, fetched)
         sums: defaultdict[str, float] = defaultdict(float)
         grad_norms = []
         for update in plan.updates:
-            self._update(update, fetched, old, sums)
-            grad_norms.append(float(self.strategy.get_grad_norm(self.actor)))
+            with self._span("update"):
+                self._update(update, fetched, old, sums)
+                grad_norms.append(float(self.strategy.get_grad_norm(self.actor)))
+        spans, self._spans = tuple(self._spans), []
         return StepReport(
             sums=sums,
             values={"grad_norm": sum(grad_norms) / len(grad_norms), "lr": self._scheduler.get_last_lr()[0]},
+            spans=spans,
         )
 
     def _old_logprobs(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> dict[SampleKey, Tensor]:
@@ -235,6 +251,10 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
         """All parameters in one flat buffer of bytes. Every rank must call it; rank 0 returns something."""
+        with self._span("export_weights"):
+            return self._export_weights()
+
+    def _export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
         import torch
         import xxhash
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
@@ -282,15 +302,14 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             logprobs, _, _ = self._forward((sample,), {0: tokens})
         return logprobs[0].tolist()
 
-    def save(self, path: str) -> float:
+    def save(self, path: str) -> None:
         """Write a Hugging Face checkpoint; ``path`` appears only once it is whole. Every rank must call it."""
-        started = time.perf_counter()
         unfinished = path + ".unfinished"
-        self.strategy.save_model(self.actor, self.tokenizer, unfinished)
-        if self.strategy.is_rank_0():
-            shutil.rmtree(path, ignore_errors=True)
-            os.rename(unfinished, path)
-        return time.perf_counter() - started
+        with self._span("save"):
+            self.strategy.save_model(self.actor, self.tokenizer, unfinished)
+            if self.strategy.is_rank_0():
+                shutil.rmtree(path, ignore_errors=True)
+                os.rename(unfinished, path)
 
 
 def _remember(known: dict[SampleKey, Tensor], samples: MicroBatch, logprobs: Tensor) -> None:

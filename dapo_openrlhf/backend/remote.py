@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,7 +16,9 @@ from dapo_openrlhf.backend.messages import GenerationReport, WeightAck, WeightMa
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.batch import plan_batch
 from dapo_openrlhf.ports import GroupError, Publication, Sampling
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, TrainBatch
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
+
+OnSpans = Callable[[tuple[Span, ...]], None]
 
 _PER_TOKEN = {
     "entropy": "entropy",
@@ -81,8 +83,10 @@ class RemoteTrainer:
         overlong_filtering: bool,
         seed: int,
         timeout: float,
+        on_spans: OnSpans = lambda spans: None,
     ) -> None:
         self.ranks = tuple(ranks)
+        self._on_spans = on_spans
         self._train_batch_size = train_batch_size
         self._max_epochs = max_epochs
         self._max_tokens = max_tokens
@@ -108,6 +112,7 @@ class RemoteTrainer:
         names = [f"trainer rank {rank}" for rank in range(len(self.ranks))]
         what = f"training step {batch.step}"
         reports: list[StepReport] = await all_within(calls, names, self._timeout, what, "async.train_timeout")
+        self._on_spans(tuple(span for report in reports for span in report.spans))
         return _statistics(reports, updates=len(plans[0].updates))
 
     async def save(self, path: str) -> None:
@@ -133,7 +138,15 @@ def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, flo
 class ObjectStorePublisher:
     """Weights through Ray's object store: packed once, read by every engine. A ``WeightPublisher``."""
 
-    def __init__(self, ranks: Sequence[Any], engines: Sequence[Any], *, timeout: float) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[Any],
+        engines: Sequence[Any],
+        *,
+        timeout: float,
+        on_spans: OnSpans = lambda spans: None,
+    ) -> None:
+        self._on_spans = on_spans
         self._ranks = tuple(ranks)
         self._engines = tuple(engines)
         self._timeout = timeout
@@ -163,8 +176,11 @@ class ObjectStorePublisher:
         acks: list[WeightAck] = await all_within(calls, names, self._timeout, what, "async.publish_timeout")
         for name, ack in zip(names, acks, strict=True):
             if (ack.version, ack.checksum) != (publication.version, publication.checksum):
-                raise RuntimeError(f"{name} acknowledged {ack}, expected {publication}")
+                raise RuntimeError(
+                    f"{name} acknowledged version {ack.version} with checksum {ack.checksum}, expected {publication}"
+                )
         self._sent = None
+        self._on_spans(tuple(span for ack in acks for span in ack.spans))
 
 
 async def all_within(

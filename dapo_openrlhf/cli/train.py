@@ -9,7 +9,7 @@ from typing import TextIO
 
 from dapo_openrlhf.config import Config, ConfigError, dump_config
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed
+from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed, RunStarted
 from dapo_openrlhf.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.report.progress import ProgressLine
@@ -30,6 +30,7 @@ class RunRecorder:
         self._metrics: StepMetrics | None = None
         self._progress = ProgressLine(config.train.max_steps, stream)
         self._tensorboard = TensorBoardSink(folder.tensorboard)
+        self._devices = config.devices
         self._failures = 0
         self._training_since = 0.0
         self.rows: list[Row] = []
@@ -39,7 +40,7 @@ class RunRecorder:
     def _listen(self, event: Event) -> None:
         if self._metrics is None and isinstance(event, GroupDispatched):
             self._training_since = self._log.now()
-            self._metrics = StepMetrics(started=self._training_since)
+            self._metrics = StepMetrics(started=self._training_since, devices=self._devices)
         if self._metrics is not None:
             self._metrics.add(event)
         match event:
@@ -88,6 +89,16 @@ def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int
     )
     with folder.events.open("w") as events:
         log = EventLog(events, clock=time.monotonic)
+        log.emit(
+            RunStarted(
+                unix_time=time.time() - log.now(),
+                engines=config.vllm.num_engines,
+                trainer_ranks=config.trainer_ranks,
+                devices=config.devices,
+                max_staleness=config.async_.max_staleness,
+                batch_size=config.rollout.batch_size,
+            )
+        )
         recorder = RunRecorder(config, folder, log, stream)
         head_start = time.monotonic() - started
         try:
