@@ -9,6 +9,7 @@ how the mini-batch is cut.
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ def plan_batch(
     """Cut a batch into U x max_epochs updates for each of ``ranks`` ranks.
 
     Groups are shuffled by ``seed`` and the step, so that an update is no better filled with early finishers than
-    another; a group's responses stay together where ``train_batch_size`` allows. ``max_tokens`` bounds a micro-batch,
-    padding included; a single longer sequence goes alone.
+    another; a group's responses stay together where ``train_batch_size`` allows. ``max_tokens`` bounds a micro-batch's
+    prompt and response tokens; a single longer sequence goes alone.
     """
     groups = samples_of(batch.groups, overlong_filtering=overlong_filtering)
     plans: list[list[Update]] = [[] for _ in range(ranks)]
@@ -120,24 +121,24 @@ def plan_batch(
 
 
 def split_mini_batch(samples: Sequence[Sample], ranks: int, max_tokens: int) -> list[tuple[MicroBatch, ...]]:
-    """Cut one mini-batch into equally many micro-batches per rank, alike in cost.
+    """Cut one mini-batch into equally many micro-batches per rank, alike in tokens and longest sequence first.
 
-    Sequences of like length share a micro-batch (padding is the longest sequence times the count), micro-batches are
-    dealt to ranks from the dearest down, back and forth. The number of samples must be a multiple of ``ranks``.
+    Sequences are packed, so a micro-batch costs its tokens. As few micro-batches as the budget allows; the longest
+    sequences are dealt first, each to the micro-batch with the fewest tokens so far. The number of samples must be a
+    multiple of ``ranks``.
     """
     if not samples or len(samples) % ranks:
         raise ValueError(f"a mini-batch of {len(samples)} responses cannot be spread over {ranks} trainer ranks")
     by_length = sorted(samples, key=lambda sample: sample.tokens, reverse=True)
-    micro_batches: list[list[Sample]] = []
-    for sample in by_length:
-        current = micro_batches[-1] if micro_batches else None
-        if current is None or current[0].tokens * (len(current) + 1) > max_tokens:
-            micro_batches.append([sample])
-        else:
-            current.append(sample)
-    while len(micro_batches) % ranks:
-        _halve_dearest(micro_batches)
-    micro_batches.sort(key=_padded_tokens, reverse=True)
+    total = sum(sample.tokens for sample in samples)
+    most_per_rank = len(samples) // ranks
+    per_rank = min(max(1, -(-total // (ranks * max_tokens))), most_per_rank)
+    while True:
+        micro_batches = _deal(by_length, per_rank * ranks)
+        if per_rank == most_per_rank or all(_fits(micro_batch, max_tokens) for micro_batch in micro_batches):
+            break
+        per_rank += 1
+    micro_batches.sort(key=_tokens, reverse=True)
     shares: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     for position, micro_batch in enumerate(micro_batches):
         lap, offset = divmod(position, ranks)
@@ -145,13 +146,21 @@ def split_mini_batch(samples: Sequence[Sample], ranks: int, max_tokens: int) -> 
     return [tuple(share) for share in shares]
 
 
-def _padded_tokens(micro_batch: Sequence[Sample]) -> int:
-    return micro_batch[0].tokens * len(micro_batch)
+def _deal(by_length: Sequence[Sample], count: int) -> list[list[Sample]]:
+    """Deal samples, longest first, to ``count`` micro-batches, each to the one with the fewest tokens."""
+    micro_batches: list[list[Sample]] = [[] for _ in range(count)]
+    loads = [(0, position) for position in range(count)]
+    for sample in by_length:
+        tokens, position = heapq.heappop(loads)
+        micro_batches[position].append(sample)
+        heapq.heappush(loads, (tokens + sample.tokens, position))
+    return micro_batches
 
 
-def _halve_dearest(micro_batches: list[list[Sample]]) -> None:
-    """Split the micro-batch with the most padded tokens among those that can be split."""
-    dearest = max((m for m in micro_batches if len(m) > 1), key=_padded_tokens)
-    micro_batches.remove(dearest)
-    middle = len(dearest) // 2
-    micro_batches += [dearest[:middle], dearest[middle:]]
+def _fits(micro_batch: Sequence[Sample], max_tokens: int) -> bool:
+    """Within the budget, or one sequence that is too long by itself."""
+    return len(micro_batch) == 1 or _tokens(micro_batch) <= max_tokens
+
+
+def _tokens(micro_batch: Sequence[Sample]) -> int:
+    return sum(sample.tokens for sample in micro_batch)

@@ -76,7 +76,8 @@ class DsSection(Section):
     """DeepSpeed ZeRO stage."""
     param_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Model data type in trainer and engines alike; log-probs and losses are float32 always."""
-    attn_implementation: Literal["flash_attention_2", "sdpa", "eager"] = "flash_attention_2"
+    attn_implementation: Literal["flash_attention_2", "sdpa"] = "flash_attention_2"
+    """Attention of the trainer, over packed sequences either way."""
     adam_offload: bool = False
     """Keep the optimizer's states in host memory."""
 
@@ -117,7 +118,7 @@ class TrainSection(Section):
     batch_size: PositiveInt = 512
     """Responses of one gradient update; U = rollout.batch_size * n_samples_per_prompt / batch_size updates a step."""
     max_tokens_per_gpu: PositiveInt = 32768
-    """Budget of one micro-batch, prompt and response tokens with padding; a longer single sequence goes alone."""
+    """Budget of one micro-batch, prompt and response tokens; a longer single sequence goes alone."""
     max_epochs: PositiveInt = 1
     """Passes over each rollout step's batch."""
     max_steps: PositiveInt = 400

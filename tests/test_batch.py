@@ -312,13 +312,19 @@ def of_lengths(lengths: Sequence[int]) -> list[Sample]:
     ]
 
 
-def test_like_lengths_share_a_micro_batch() -> None:
-    # With a prompt token each: 10, 9, 3, 3, 3 and 2 tokens. 2 x 10 fills the budget of 20, 4 x 3 = 12 the next.
+def test_micro_batches_are_alike_in_tokens() -> None:
+    # With a prompt token each: 10, 9, 3, 3, 3 and 2 tokens, 30 in all: two micro-batches of at most 20, of 15 each.
     (share,) = split_mini_batch(of_lengths([2, 9, 2, 8, 1, 2]), 1, 20)
-    assert [sorted(sample.length for sample in micro_batch) for micro_batch in share] == [[8, 9], [1, 2, 2, 2]]
+    assert sorted(sorted(sample.length for sample in micro_batch) for micro_batch in share) == [[1, 2, 9], [2, 2, 8]]
 
 
-def test_the_dearest_is_halved_until_every_rank_has_one() -> None:
+def test_no_more_micro_batches_than_the_budget_needs() -> None:
+    # 4 x 5 tokens fill a budget of 20 exactly; one token less and it takes two.
+    assert [len(share) for share in split_mini_batch(of_lengths([4, 4, 4, 4]), 1, 20)] == [1]
+    assert [len(share) for share in split_mini_batch(of_lengths([4, 4, 4, 4]), 1, 19)] == [2]
+
+
+def test_every_rank_has_one() -> None:
     # All four fit one micro-batch; two ranks need two, four ranks four.
     assert [[len(m) for m in share] for share in split_mini_batch(of_lengths([3, 3, 3, 3]), 2, 100)] == [[2], [2]]
     assert [[len(m) for m in share] for share in split_mini_batch(of_lengths([3, 3, 3, 3]), 4, 100)] == [[1]] * 4
@@ -349,8 +355,8 @@ def test_any_mini_batch(ranks: int, max_tokens: int, data: st.DataObject) -> Non
     assert len(shares) == ranks
     assert len({len(share) for share in shares}) == 1
     assert all(micro_batches)
-    # the budget, padding included, except for a sequence that is too long by itself
-    costs = [[max(sample.tokens for sample in m) * len(m) for m in share] for share in shares]
+    # the budget, except for a sequence that is too long by itself
+    costs = [[sum(sample.tokens for sample in m) for m in share] for share in shares]
     for micro_batch, cost in zip(micro_batches, (c for share in costs for c in share), strict=True):
         assert cost <= max_tokens or len(micro_batch) == 1
     # alike in cost: no two ranks differ by more than the dearest micro-batch

@@ -1,7 +1,7 @@
-"""Micro-batches as tensors (torch; runs inside the trainer's ranks).
+"""Micro-batches as packed tensors (torch; runs inside the trainer's ranks).
 
-Legend: B responses, L positions of prompt and response, right-padded; T response positions, right-padded; N response
-tokens of the micro-batch.
+Legend: B responses, N tokens of prompts and responses together, T longest response, R response tokens together.
+Sequences are packed longest first, without padding; what the loss sees is [B, T], right-padded.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,16 +19,22 @@ from dapo_openrlhf.batch import MicroBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
-    """One micro-batch on the device."""
+    """One micro-batch on the device; rows in the order of :attr:`samples`."""
 
+    samples: MicroBatch
+    """Longest sequence first."""
+    lengths: tuple[int, ...]
+    """[B] tokens of each sequence."""
     input_ids: Tensor
-    """[B, L] int64, 0 beyond a sequence: right-padded, so that causal attention needs no mask."""
+    """[1, N] int64"""
+    position_ids: Tensor
+    """[1, N] int64, from 0 in each sequence."""
     positions: Tensor
-    """[N] index into the flattened [B * L] of the position that predicts each response token."""
+    """[R] index into the N tokens of the one that predicts each response token."""
     targets: Tensor
-    """[N] int64, the response tokens."""
+    """[R] int64, the response tokens."""
     present: Tensor
-    """[B, T] bool, where a response has a token; N are true."""
+    """[B, T] bool, where a response has a token; R are true."""
     mask: Tensor
     """[B, T] float32, 1 on trained tokens."""
     advantages: Tensor
@@ -36,36 +43,37 @@ class Tensors:
     """[B, T] float32, 0 beyond a response."""
 
     def unflatten(self, values: Tensor) -> Tensor:
-        """[N] values of response tokens as [B, T], 0 beyond a response; differentiable."""
+        """[R] values of response tokens as [B, T], 0 beyond a response; differentiable."""
         return torch.zeros_like(self.mask).masked_scatter(self.present, values)
 
 
-def collate(samples: MicroBatch, tokens: Mapping[int, GroupTokens], *, device: torch.device) -> Tensors:
+def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, device: torch.device) -> Tensors:
     """Build one micro-batch from its samples and the tokens of their groups."""
-    rows, width = len(samples), max(sample.tokens for sample in samples)
-    longest = max(sample.length for sample in samples)
-    input_ids = torch.zeros(rows, width, dtype=torch.int64)
-    rollout_logprobs = torch.zeros(rows, longest)
-    lengths = torch.tensor([sample.length for sample in samples])
-    positions = []
-    for row, sample in enumerate(samples):
+    samples = tuple(sorted(micro_batch, key=lambda sample: sample.tokens, reverse=True))
+    ids, positions, logprobs = [], [], []
+    start = 0
+    for sample in samples:
         group = tokens[sample.group]
-        response_ids, logprobs = group.response(sample.index)
-        start = sample.prompt_length
-        input_ids[row, :start] = torch.as_tensor(group.prompt_ids.copy())
-        input_ids[row, start : sample.tokens] = torch.as_tensor(response_ids.copy())
-        rollout_logprobs[row, : sample.length] = torch.as_tensor(logprobs.copy())
-        positions.append(row * width + torch.arange(start - 1, sample.tokens - 1))
-    flat_positions = torch.cat(positions)
-    present = torch.arange(longest) < lengths[:, None]
+        response_ids, rollout_logprobs = group.response(sample.index)
+        ids += [group.prompt_ids, response_ids]
+        positions.append(np.arange(start + sample.prompt_length - 1, start + sample.tokens - 1))
+        logprobs.append(rollout_logprobs)
+        start += sample.tokens
+    input_ids = torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device)
+    flat_positions = torch.from_numpy(np.concatenate(positions)).to(device)
+    response_lengths = torch.tensor([sample.length for sample in samples])
+    present = torch.arange(int(response_lengths.max())) < response_lengths[:, None]
     trained = torch.tensor([sample.trained for sample in samples])
-    tensors = Tensors(
-        input_ids=input_ids,
+    padded_logprobs = torch.zeros(present.shape).masked_scatter(present, torch.from_numpy(np.concatenate(logprobs)))
+    return Tensors(
+        samples=samples,
+        lengths=tuple(sample.tokens for sample in samples),
+        input_ids=input_ids[None],
+        position_ids=torch.cat([torch.arange(sample.tokens) for sample in samples])[None].to(device),
         positions=flat_positions,
-        targets=input_ids.flatten()[flat_positions + 1],
-        present=present,
-        mask=(present & trained[:, None]).float(),
-        advantages=torch.tensor([[sample.advantage] for sample in samples]),
-        rollout_logprobs=rollout_logprobs,
+        targets=input_ids[flat_positions + 1],
+        present=present.to(device),
+        mask=(present & trained[:, None]).float().to(device),
+        advantages=torch.tensor([[sample.advantage] for sample in samples]).to(device),
+        rollout_logprobs=padded_logprobs.to(device),
     )
-    return Tensors(**{name: getattr(tensors, name).to(device) for name in Tensors.__dataclass_fields__})

@@ -24,16 +24,23 @@ def install(model: Any) -> None:
 
 
 def token_logprobs(
-    model: Any, *, input_ids: Tensor, positions: Tensor, targets: Tensor, temperature: float
+    model: Any,
+    *,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    positions: Tensor,
+    targets: Tensor,
+    temperature: float,
+    **attention: Any,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy of each target token.
 
-    ``input_ids`` [B, L], right-padded: no token attends to padding, since attention is causal. ``positions`` [N] are
-    indices into the flattened [B * L] whose next token is ``targets`` [N]. Returns float32 (logprobs [N],
-    entropies [N]) of the distribution at ``temperature``; entropies carry no gradient.
+    ``input_ids``, ``position_ids`` [1, N] are packed sequences; ``positions`` [R] are indices into the N tokens whose
+    next token is ``targets`` [R]. ``attention`` is what the attention needs to keep sequences apart. Returns float32
+    (logprobs [R], entropies [R]) of the distribution at ``temperature``; entropies carry no gradient.
     """
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    hidden = hidden.flatten(0, 1)[positions]
+    hidden = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention)[0]
+    hidden = hidden[0][positions]
     head = model.get_output_embeddings()
     rows = max(1, LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)
     parts = [

@@ -104,15 +104,17 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         from openrlhf.models import Actor
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from dapo_openrlhf.backend import logprobs
+        from dapo_openrlhf.backend import attention, logprobs
         from dapo_openrlhf.backend.strategy import PARAM_DTYPES
 
         path = args.actor.model_name_or_path
+        attention.register()
+        self._attention_name = {"sdpa": attention.NAME}.get(args.ds.attn_implementation, args.ds.attn_implementation)
         with _zero3_loading(self.strategy, args.ds.zero_stage):
             model = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=PARAM_DTYPES[args.ds.param_dtype],
-                attn_implementation=args.ds.attn_implementation,
+                attn_implementation=self._attention_name,
                 trust_remote_code=True,
             )
         model.config.use_cache = False
@@ -166,8 +168,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             for update in plan.updates[1:]:
                 for samples in update.micro_batches:
                     if any((sample.group, sample.index) not in known for sample in samples):
-                        logprobs, _, _ = self._forward(samples, tokens)
-                        _remember(known, samples, logprobs)
+                        logprobs, _, batch = self._forward(samples, tokens)
+                        _remember(known, batch.samples, logprobs)
         return known
 
     def _update(
@@ -181,7 +183,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             # DeepSpeed steps once an update, however many micro-batches it took.
             self._engine.set_gradient_accumulation_boundary(position == len(update.micro_batches) - 1)
             logprobs, entropies, batch = self._forward(samples, tokens)
-            loss, metrics = self._policy_loss(update, samples, logprobs, entropies, batch, old)
+            loss, metrics = self._policy_loss(update, logprobs, entropies, batch, old)
             self._engine.backward(loss * self.strategy.world_size)  # DeepSpeed averages over the ranks
             for name, value in metrics.items():
                 sums[name] += float(value)
@@ -194,16 +196,29 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         batch = collate(samples, tokens, device=self._device)
         logprobs, entropies = self._engine(
             input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
             positions=batch.positions,
             targets=batch.targets,
             temperature=self._loss.temperature,
+            **self._attention(batch),
         )
         return batch.unflatten(logprobs), batch.unflatten(entropies), batch
+
+    def _attention(self, batch: Tensors) -> dict[str, Any]:
+        """How the attention in use is told where sequences end."""
+        import torch
+
+        from dapo_openrlhf.backend import attention
+
+        if self._attention_name == attention.NAME:
+            return {"buckets": attention.make_buckets(batch.lengths, device=self._device)}
+        ends = torch.tensor([0, *batch.lengths]).cumsum(0).to(self._device, torch.int32)
+        longest = batch.lengths[0]
+        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
     def _policy_loss(
         self,
         update: Update,
-        samples: MicroBatch,
         logprobs: Tensor,
         entropies: Tensor,
         batch: Tensors,
@@ -211,7 +226,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     ) -> tuple[Tensor, dict[str, Tensor]]:
         from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights
 
-        settings = self._loss
+        settings, samples = self._loss, batch.samples
         if settings.old_logprobs == "rollout":
             old_logprobs = batch.rollout_logprobs
         elif (samples[0].group, samples[0].index) in old:

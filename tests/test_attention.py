@@ -1,0 +1,98 @@
+"""Packed sequences are as good as one after the other: same log-probs, same gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from dapo_openrlhf.backend import attention, logprobs
+
+LENGTHS = (11, 11, 9, 4, 3)
+VOCABULARY = 13
+TEMPERATURE = 0.7
+
+
+def _model(implementation: str) -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation=implementation,
+    )
+    return Qwen2ForCausalLM(config).double()
+
+
+def _sequences() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
+
+
+def _one_by_one(model: Qwen2ForCausalLM) -> torch.Tensor:
+    """Log-probs of every token but the first of each sequence, by the model's own forward."""
+    parts = []
+    for sequence in _sequences():
+        logits = model(input_ids=sequence[None]).logits[0, :-1] / TEMPERATURE
+        parts.append(logits.log_softmax(-1).gather(-1, sequence[1:, None])[:, 0])
+    return torch.cat(parts)
+
+
+def _packed(model: Qwen2ForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
+    logprobs.install(model)
+    flat = torch.cat(_sequences())
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0)
+    positions = torch.cat([torch.arange(start, start + n - 1) for start, n in zip(starts, LENGTHS, strict=False)])
+    return model(
+        input_ids=flat[None],
+        position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
+        positions=positions,
+        targets=flat[positions + 1],
+        temperature=TEMPERATURE,
+        buckets=attention.make_buckets(LENGTHS, device=torch.device("cpu")),
+    )
+
+
+@pytest.mark.parametrize("rows", [1 << 27, 5 * VOCABULARY])  # whole at once, and in chunks run again for the gradient
+def test_packed_sequences_have_the_log_probs_and_gradients_of_single_ones(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", rows)
+    attention.register()
+    single, together = _model("sdpa"), _model(attention.NAME)
+    expected = _one_by_one(single)
+    found, _ = _packed(together)
+    # Log-probs are computed in float32, whatever the model's type.
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+    expected.pow(2).sum().backward()
+    found.double().pow(2).sum().backward()
+    for (name, one), (_, other) in zip(single.named_parameters(), together.named_parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None, name
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-4, rtol=1e-5)
+
+
+def test_entropy_is_the_distributions_own() -> None:
+    attention.register()
+    model = _model(attention.NAME)
+    with torch.no_grad():
+        _, entropies = _packed(model)
+        plain = _model("sdpa")
+        logits = torch.cat([plain(input_ids=s[None]).logits[0, :-1] / TEMPERATURE for s in _sequences()])
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(entropies.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_buckets_hold_little_padding_and_every_token_once() -> None:
+    buckets = attention.make_buckets(LENGTHS, device=torch.device("cpu"))
+    found = torch.cat([bucket.index[bucket.valid] for bucket in buckets])
+    assert found.tolist() == list(range(sum(LENGTHS)))
+    for bucket in buckets:
+        assert bucket.valid.float().mean() >= 1 - attention.MOST_PADDING
+
+
+def test_sequences_must_come_longest_first() -> None:
+    with pytest.raises(ValueError, match="longest first"):
+        attention.make_buckets((3, 4), device=torch.device("cpu"))
