@@ -1,4 +1,4 @@
-"""``dapo-openrlhf train|eval|submit``: parse, validate, then import the rest."""
+"""``dapo-openrlhf train|eval|submit|bench``: parse, validate, then import the rest."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
     options, rest = _parser().parse_known_args(arguments)
     try:
+        if options.command == "bench":
+            from dapo_openrlhf.cli.bench import bench
+
+            return bench(options)
         overrides = parse_overrides(rest)
         config = load_config(options.config, overrides)
         if options.command == "submit":
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|submit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|submit|bench")
     for name, what in {
         "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
         "eval": "measure a model's accuracy on eval.dataset",
@@ -66,7 +70,20 @@ def _parser() -> argparse.ArgumentParser:
                 help="upload this folder to the cluster; without it the job runs in the current folder's path",
             )
             command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    _add_bench(commands.add_parser("bench", help="compare this pipeline with itself and with stock OpenRLHF"))
     return parser
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.description = "Same work, devices, model, sampling, updates and reward for all arms; no GPU needed."
+    command.add_argument("--preset", choices=("cpu-small", "cpu-smoke"), default="cpu-small")
+    command.add_argument(
+        "--arms", metavar="A,B,...", help="k0, k1, k2, ..., stock-sync, stock-async, stock-async-partial"
+    )
+    command.add_argument("--steps", type=int, metavar="N", help="rollout steps of each run, three of them warm-up")
+    command.add_argument("--repeats", type=int, metavar="N", help="runs of each arm, interleaved")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    command.add_argument("--picture", type=Path, metavar="FILE", default=Path("bench.png"))
 
 
 def _settings() -> str:

@@ -52,6 +52,8 @@ class StockSettings:
     """G: responses of one group."""
     train_batch_size: int = 64
     """Responses of one gradient update."""
+    max_epochs: int = 1
+    """Passes over each step's batch."""
     steps: int = 12
     """Complete steps wanted; there may be a few more."""
     learning_rate: float = 1e-8
@@ -217,7 +219,7 @@ def stock_arguments(mode: StockMode, workload: Workload, settings: StockSettings
         "rollout.top_p": 1.0,
         "train.async_queue_size": settings.async_queue_size,
         "train.batch_size": settings.train_batch_size,
-        "train.max_epochs": 1,
+        "train.max_epochs": settings.max_epochs,
         "train.num_episodes": 1,
         "train.seed": settings.seed,
         "vllm.num_engines": 1,
