@@ -1,4 +1,4 @@
-"""``dapo-openrlhf train|eval|submit|bench``: parse, validate, then import the rest."""
+"""``dapo-openrlhf train|eval|submit|bench|trace``: parse, validate, then import the rest."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from dapo_openrlhf.cli.bench import bench
 
             return bench(options)
+        if options.command == "trace":
+            from dapo_openrlhf.cli.trace import trace
+
+            return trace(options)
         overrides = parse_overrides(rest)
         config = load_config(options.config, overrides)
         if options.command == "submit":
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|submit|bench")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|submit|bench|trace")
     for name, what in {
         "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
         "eval": "measure a model's accuracy on eval.dataset",
@@ -71,7 +75,15 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     _add_bench(commands.add_parser("bench", help="compare this pipeline with itself and with stock OpenRLHF"))
+    _add_trace(commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing"))
     return parser
+
+
+def _add_trace(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/latest")
+    command.add_argument("--output", type=Path, metavar="FILE", help="default: trace.json in the run's folder")
+    command.add_argument("--picture", type=Path, metavar="FILE", help="draw some steps too")
+    command.add_argument("--steps", default="10:12", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12)")
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:

@@ -1,0 +1,29 @@
+"""``dapo-openrlhf trace``: a run's timeline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from dapo_openrlhf.config import ConfigError
+
+
+def trace(options: argparse.Namespace) -> int:
+    """Write the trace of a run, and a picture of some steps if asked."""
+    from dapo_openrlhf.report.trace import chrome_trace, draw_timeline, read_log
+
+    events = options.run / "events.jsonl"
+    if not events.is_file():
+        raise ConfigError(f"{options.run} is no run's folder: it has no events.jsonl")
+    lines = read_log(events)
+    output = options.output or options.run / "trace.json"
+    output.write_text(json.dumps(chrome_trace(lines)))
+    print(f"{output}: open it in Perfetto or chrome://tracing")
+    if options.picture:
+        first, _, last = options.steps.partition(":")
+        try:
+            draw_timeline(lines, options.picture, first_step=int(first), last_step=int(last or first))
+        except ValueError as error:
+            raise ConfigError(f"--steps {options.steps}: {error}") from error
+        print(options.picture)
+    return 0

@@ -1,0 +1,101 @@
+"""The timeline of a run, from its event log."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dapo_openrlhf.event_log import EventLog
+from dapo_openrlhf.events import (
+    Event,
+    GroupDispatched,
+    GroupFailed,
+    GroupJudged,
+    PublicationLive,
+    RunStarted,
+    StepDone,
+    WorkerSpans,
+)
+from dapo_openrlhf.report.trace import chrome_trace, draw_timeline
+from dapo_openrlhf.types import PolicyVersion, Span
+
+UNIX = 1000.0
+
+
+def _dispatched(group: int) -> GroupDispatched:
+    return GroupDispatched(group=group, prompt=0, version=PolicyVersion(0), deadline=1, engine=0)
+
+
+def _judged(group: int, *, keep: bool) -> GroupJudged:
+    reason = "kept" if keep else "all_right"
+    return GroupJudged(group=group, keep=keep, reason=reason, accuracy=0.5, reward=0.0, response_tokens=1, seconds=0.0)
+
+
+TIMELINE: list[tuple[float, Event]] = [
+    (0.0, RunStarted(unix_time=UNIX, engines=1, trainer_ranks=1, devices=2, max_staleness=1, batch_size=1)),
+    (1.0, _dispatched(0)),
+    (1.5, _dispatched(1)),
+    (2.0, _judged(0, keep=True)),
+    (2.5, GroupFailed(group=1, reason="engine_died", message="")),
+    (3.0, StepDone(step=0, laps={})),
+    (
+        4.0,
+        WorkerSpans(
+            spans=(
+                Span(worker="engine 0", kind="generate", start=UNIX + 1.0, end=UNIX + 3.5),
+                Span(worker="trainer 0", kind="update", start=UNIX + 3.2, end=UNIX + 3.9),
+            )
+        ),
+    ),
+    (4.0, PublicationLive(version=PolicyVersion(1), seconds=0.25, bytes=1, checksum=1)),
+    (4.5, StepDone(step=1, laps={})),
+]
+
+
+def _lines() -> list[dict[str, Any]]:
+    file, now = io.StringIO(), [0.0]
+    log = EventLog(file, clock=lambda: now[0])
+    for now[0], event in TIMELINE:
+        log.emit(event)
+    return [json.loads(line) for line in file.getvalue().splitlines()]
+
+
+def _events(phase: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(json.dumps(chrome_trace(_lines())))["traceEvents"]
+    return [event for event in found if event["ph"] == phase]
+
+
+def test_every_worker_has_a_track_with_its_work() -> None:
+    tracks = {event["args"]["name"]: event["tid"] for event in _events("M")}
+    assert tracks.keys() == {"engine 0", "trainer 0", "publication"}
+    work = {event["name"]: event for event in _events("X")}
+    assert (work["generate"]["tid"], work["generate"]["ts"], work["generate"]["dur"]) == (
+        tracks["engine 0"],
+        1e6,
+        2.5e6,
+    )
+    assert work["update"]["tid"] == tracks["trainer 0"]
+    assert work["update"]["dur"] == pytest.approx(0.7e6)
+    assert (work["version 1"]["ts"], work["version 1"]["dur"]) == (3.75e6, 0.25e6)
+
+
+def test_every_group_begins_and_ends() -> None:
+    began, ended = Counter(e["id"] for e in _events("b")), Counter(e["id"] for e in _events("e"))
+    assert began == ended == {0: 1, 1: 1}
+
+
+def test_groups_are_counted_where_they_are() -> None:
+    counts = [(event["args"]["in flight"], event["args"]["ready"]) for event in _events("C")]
+    assert counts == [(1, 0), (2, 0), (1, 1), (0, 1)]
+
+
+def test_a_picture_of_a_step(tmp_path: Path) -> None:
+    draw_timeline(_lines(), tmp_path / "step.png", first_step=1, last_step=1)
+    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="not within the log's steps"):
+        draw_timeline(_lines(), tmp_path / "none.png", first_step=5, last_step=6)
