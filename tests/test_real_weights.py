@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ async def _largest_difference(workers: launch.Workers, generation: Generation) -
             [rank.score_logprobs.remote(tokens.prompt_ids.tolist(), ids.tolist()) for rank in workers.ranks]
         )[0]
         assert len(scored) == len(rollout_logprobs) > 0
+        assert all(map(math.isfinite, [*scored, *rollout_logprobs])), "a comparison with nan would hold"
         worst = max(worst, *(abs(a - b) for a, b in zip(scored, rollout_logprobs.tolist(), strict=True)))
     return worst
 

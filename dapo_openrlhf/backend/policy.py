@@ -110,7 +110,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         path = args.actor.model_name_or_path
         attention.register()
         self._attention_name = {"sdpa": attention.NAME}.get(args.ds.attn_implementation, args.ds.attn_implementation)
-        with _zero3_loading(self.strategy, args.ds.zero_stage):
+        with _partitioned_loading(self.strategy, enabled=args.ds.zero_stage == 3 and self._device.type == "cuda"):
             model = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=PARAM_DTYPES[args.ds.param_dtype],
@@ -350,9 +350,13 @@ def _offsets(sizes: Sequence[int], alignment: int = 64) -> list[int]:
 
 
 @contextmanager
-def _zero3_loading(strategy: Any, stage: int) -> Iterator[None]:
-    """Load a ZeRO-3 model already partitioned, as transformers does while such a configuration is alive."""
-    if stage != 3:
+def _partitioned_loading(strategy: Any, *, enabled: bool) -> Iterator[None]:
+    """Load a ZeRO-3 model already partitioned, as transformers does while such a configuration is alive.
+
+    For models that a rank cannot hold whole. Not on a CPU: with gloo one parameter in some loads keeps what memory
+    held before (transformers 5.15, DeepSpeed 0.19.6), and DeepSpeed partitions a model that was loaded whole as well.
+    """
+    if not enabled:
         yield
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
