@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dapo_openrlhf.config import ConfigError, load_config, parse_overrides, setting_names
+from dapo_openrlhf.config import ConfigError, load_config, parse_overrides, settings_of
 
 STARTED = time.monotonic()
 
@@ -99,11 +100,20 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
 
 
 def _settings() -> str:
-    lines = ["settings, as --section.key VALUE or section.key=VALUE:"]
-    for name, description in setting_names().items():
-        first_line = description.split(";")[0].split("\n")[0]
-        lines.append(f"  {name:<42} {first_line}")
+    lines = ["settings, as --section.key VALUE or section.key=VALUE, with their defaults:"]
+    for name, field in settings_of():
+        lines.append(f"  {name} ({'must be set' if field.is_required() else _typed(field.default)})")
+        lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+def _typed(value: object) -> str:
+    """A value as one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(_typed, value))
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

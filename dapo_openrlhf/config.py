@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -63,7 +64,7 @@ class ActorSection(Section):
     """``token-mean`` is DAPO's eq. 12 (one denominator for the whole batch), the other GRPO's eq. 5."""
     adam: AdamSection = AdamSection()
     lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    """Schedule over rollout steps (gradient steps within one rollout step share its learning rate)."""
+    """Schedule over the run's gradient steps; its lengths are given in rollout steps, however many prompts they took."""
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 20
     """Linear warm-up, in rollout steps."""
     max_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -387,16 +388,19 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def setting_names(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
-    """Every dotted name with its description."""
-    names: dict[str, str] = {}
+def settings_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting with its dotted name."""
     for field_name, field in section.model_fields.items():
         name = prefix + (field.alias or field_name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            names |= setting_names(field.annotation, name + ".")
+            yield from settings_of(field.annotation, name + ".")
         else:
-            names[name] = field.description or ""
-    return names
+            yield name, field
+
+
+def setting_names() -> dict[str, str]:
+    """Every dotted name with its description."""
+    return {name: field.description or "" for name, field in settings_of()}
 
 
 def _scalar(text: str) -> Any:

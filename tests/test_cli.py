@@ -1,0 +1,107 @@
+"""The command line: quick to answer, and every refusal says key, value and remedy before anything starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dapo_openrlhf.cli.submit import entrypoint
+
+CONFIG = """
+device: cpu
+actor: {model_name_or_path: model}
+ds: {attn_implementation: sdpa, param_dtype: fp32}
+rollout: {batch_size: 2, n_samples_per_prompt: 4, max_new_tokens: 8}
+train: {batch_size: 8}
+data: {prompt_dataset: prompts.jsonl, max_len: 32}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a configuration, a model's looks and one prompt."""
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "prompts.jsonl").write_text('{"input": "1+1=", "label": "2"}\n')
+    return tmp_path
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, "-m", "dapo_openrlhf", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_lists_commands_and_settings_within_a_second(folder: Path) -> None:
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        overview, details = command(folder, "--help"), command(folder, "train", "--help")
+        times.append((time.monotonic() - started) / 2)
+    assert all(name in overview.stdout for name in ("train", "eval", "submit", "bench", "trace"))
+    assert "async.max_staleness (1)" in details.stdout
+    assert "actor.eps_clip_low_high (0.2 0.28)" in details.stdout
+    assert min(times) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rollout.batchsize", "3"], ["rollout.batchsize", "did you mean rollout.batch_size"]),
+        (["--train.batch_size", "3"], ["train.batch_size: 3", "use a divisor of 8"]),
+        (["--vllm.num_engines", "4096"], ["vllm.num_engines 4096", "this machine", "use fewer"]),
+        (["--actor.model_name_or_path", "./nowhere"], ["actor.model_name_or_path", "./nowhere"]),
+        (["--data.prompt_dataset", "missing.jsonl"], ["missing.jsonl", "data.prompt_dataset"]),
+        (["--reward.remote_url", "missing.py"], ["reward.remote_url", "missing.py"]),
+        (["--device", "cuda"], ["GPUs", "this machine has 0"]),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_starts(
+    folder: Path, arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = command(folder, "train", "--config", "run.yaml", *arguments)
+    assert result.returncode == 2
+    assert all(word in result.stderr for word in words), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (folder / "runs").exists(), "a refused run leaves nothing"
+
+
+def test_a_broken_prompt_is_named_by_file_and_line(folder: Path) -> None:
+    with (folder / "prompts.jsonl").open("a") as prompts:
+        prompts.write('{"input": "2+2="}\n')
+    result = command(folder, "train", "--config", "run.yaml")
+    assert result.returncode == 2
+    assert "prompts.jsonl" in result.stderr and "2" in result.stderr and "label" in result.stderr
+
+
+def test_eval_without_a_data_set_says_so(folder: Path) -> None:
+    result = command(folder, "eval", "--config", "run.yaml")
+    assert (result.returncode, "eval.dataset" in result.stderr) == (2, True)
+
+
+def test_trace_of_no_run_says_so(folder: Path) -> None:
+    result = command(folder, "trace", str(folder))
+    assert (result.returncode, "events.jsonl" in result.stderr) == (2, True)
+
+
+def test_a_job_runs_the_same_command() -> None:
+    settings = ["--run.name", "two words", "async.max_staleness=2"]
+    uploaded = entrypoint(Path("configs/a.yaml"), settings, uploaded=True)
+    assert uploaded == (
+        "python -u -m dapo_openrlhf train --config configs/a.yaml --run.name 'two words' async.max_staleness=2"
+    )
+    shared = entrypoint(Path("configs/a.yaml"), settings, uploaded=False)
+    assert shared.startswith(f"cd {Path.cwd()} && {sys.executable} -u -m dapo_openrlhf train")
