@@ -92,7 +92,7 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
     trainer = RemoteTrainer(
         workers.ranks,
         train_batch_size=config.train.batch_size,
-        max_epochs=1,
+        max_epochs=2,  # ranks deal samples anew in the second pass
         max_tokens=config.train.max_tokens_per_gpu,
         overlong_filtering=False,
         seed=0,

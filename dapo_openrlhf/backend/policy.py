@@ -143,9 +143,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             old = self._old_logprobs(plan, fetched)
         sums: defaultdict[str, float] = defaultdict(float)
         grad_norms = []
-        for update in plan.updates:
+        for position, update in enumerate(plan.updates):
             with self._span("update"):
-                self._update(update, fetched, old, sums)
+                self._update(update, fetched, None if position == 0 else old, sums)
                 grad_norms.append(float(self.strategy.get_grad_norm(self.actor)))
         spans, self._spans = tuple(self._spans), []
         return StepReport(
@@ -161,22 +161,26 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """
         import torch
 
+        alone = self.strategy.world_size == 1
         known: dict[SampleKey, Tensor] = {}
         if self._loss.old_logprobs != "recompute":
             return known
         with torch.no_grad():
             for update in plan.updates[1:]:
                 for samples in update.micro_batches:
-                    if any((sample.group, sample.index) not in known for sample in samples):
-                        logprobs, _, batch = self._forward(samples, tokens)
-                        _remember(known, batch.samples, logprobs)
+                    # A forward pass is a collective under ZeRO-3, and ranks deal samples anew in each epoch: what one
+                    # rank knows already another may not, so only a single rank may leave a pass out.
+                    if alone and all((sample.group, sample.index) in known for sample in samples):
+                        continue
+                    logprobs, _, batch = self._forward(samples, tokens)
+                    _remember(known, batch.samples, logprobs)
         return known
 
     def _update(
         self,
         update: Update,
         tokens: Mapping[int, GroupTokens],
-        old: dict[SampleKey, Tensor],
+        old: Mapping[SampleKey, Tensor] | None,
         sums: defaultdict[str, float],
     ) -> None:
         for position, samples in enumerate(update.micro_batches):
@@ -222,18 +226,18 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         logprobs: Tensor,
         entropies: Tensor,
         batch: Tensors,
-        old: dict[SampleKey, Tensor],
+        old: Mapping[SampleKey, Tensor] | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A micro-batch's share of the update's loss. ``old`` is None while the weights are still the step's first."""
         from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights
 
         settings, samples = self._loss, batch.samples
         if settings.old_logprobs == "rollout":
             old_logprobs = batch.rollout_logprobs
-        elif (samples[0].group, samples[0].index) in old:
-            old_logprobs = _recall(old, samples, like=logprobs)
-        else:
+        elif old is None:
             old_logprobs = logprobs.detach()
-            _remember(old, samples, old_logprobs)
+        else:
+            old_logprobs = _recall(old, samples, like=logprobs)
         weights, metrics = importance_weights(
             old_logprobs,
             batch.rollout_logprobs,
