@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return trace(options)
         overrides = parse_overrides(rest)
-        config = load_config(options.config, overrides)
+        resume = options.resume if options.command == "train" else None
+        config = load_config(options.config or resume / "config.yaml", overrides)
         if options.command == "submit":
             from dapo_openrlhf.cli.submit import submit
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return evaluate(config, json_file=options.json)
         from dapo_openrlhf.cli.train import train
 
-        return train(config, started=STARTED)
+        return train(config, started=STARTED, resume=resume)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -61,7 +62,15 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file, see configs/")
+        sources = command.add_mutually_exclusive_group(required=True)
+        sources.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configs/")
+        if name == "train":
+            sources.add_argument(
+                "--resume",
+                type=Path,
+                metavar="RUN",
+                help="go on with a run from its newest checkpoint (ckpt.save_steps), in its folder and with its settings",
+            )
         if name == "eval":
             command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
         if name == "submit":

@@ -75,7 +75,7 @@ def samples_of(groups: Sequence[RolloutGroup], *, overlong_filtering: bool) -> l
                 prompt_length=group.prompt_length,
                 length=rollout.length,
                 advantage=advantage,
-                trained=not (overlong_filtering and rollout.truncated),
+                trained=not (rollout.cut or (overlong_filtering and rollout.truncated)),
             )
             for index, (rollout, advantage) in enumerate(
                 zip(group.rollouts, group_norm([r.reward for r in group.rollouts]), strict=True)

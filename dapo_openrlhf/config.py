@@ -100,6 +100,8 @@ class VllmSection(Section):
     """Responses an engine generates at once; null sizes it for all slots' responses, at most 512 per engine."""
     max_num_batched_tokens: PositiveInt | None = None
     """Tokens an engine processes in one step; null takes 8192."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often each engine that dies, or only fails, is replaced before the run ends."""
 
 
 class RolloutSection(Section):
@@ -124,12 +126,22 @@ class TrainSection(Section):
     """Passes over each rollout step's batch."""
     max_steps: PositiveInt = 400
     """Rollout steps of the run."""
+    partial_rollout_enable: bool = True
+    """Engines take new weights in flight, with their requests kept; false: each finishes what it has begun before."""
     seed: Annotated[int, Field(ge=0)] = 42
 
 
 class AsyncSection(Section):
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """K: largest policy age that is trained; 0 is synchronous, 1 off by one."""
+    at_deadline: Literal["wait", "cut"] = "wait"
+    """What happens to groups in flight that alone hold up a batch: ``wait`` for them, or ``cut`` them, which truncates
+    their responses (never trained), keeps the time of a step short and favours short responses: see ``cut_share``."""
+    over_sampling: Annotated[float, Field(ge=1)] | Literal["auto"] = "auto"
+    """Groups in flight for each one that is to be kept; ``auto`` follows the filter's pass rate, 1 is none. Groups made
+    in vain are counted as surplus."""
+    kv_cache: Literal["keep", "recompute"] = "keep"
+    """Of the tokens so far, when new weights come in flight: kept, or made anew by the new weights."""
     old_logprobs: Literal["recompute", "rollout"] = "recompute"
     """Denominator of the ratio: the trainer's own log-probs, or the engine's (saves one forward pass)."""
     generate_timeout: PositiveFloat = 3600.0
@@ -207,7 +219,9 @@ class EvalSection(Section):
 
 class CkptSection(Section):
     save_steps: int = -1
-    """Save a checkpoint every this many rollout steps; -1 only at the end."""
+    """Save a checkpoint to resume from every this many rollout steps and at the end; -1 saves the final model only."""
+    max_num: PositiveInt = 3
+    """Checkpoints to resume from that are kept, the newest."""
 
 
 class Config(Section):

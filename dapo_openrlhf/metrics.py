@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
+from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
 from dapo_openrlhf.events import (
     BatchTaken,
     Evaluated,
     Event,
+    GroupCut,
     GroupFailed,
     GroupGenerated,
     GroupJudged,
+    GroupSurplus,
     PublicationLive,
     StepDone,
     StepTrained,
@@ -29,12 +32,16 @@ METRICS = {
     "groups/all_right": "groups dropped since the last step because every answer was right",
     "groups/all_wrong": "groups dropped since the last step because every answer was wrong",
     "groups/failed": "groups that failed since the last step",
+    "groups/surplus": "groups that over-sampling made in vain, since the last step",
+    "groups/cut": "groups cut at their deadline since the last step",
     "pass_rate": "kept groups over judged groups, 0 to 1; absent where none was judged",
     "policy_age/mean": "mean policy age of the trained groups, in versions",
     "policy_age/max": "largest policy age of the trained groups, in versions",
     "response_length/mean": "mean response length of the trained groups, in tokens",
     "response_length/max": "longest trained response, in tokens",
     "truncated_share": "share of the trained groups' responses that were truncated",
+    "cut_share": "share of the trained groups' responses that were cut at their deadline",
+    "cut_length_ratio": "mean length of those over that of the other responses: what cutting takes off; absent without",
     "entropy": "mean entropy of the policy per trained token, in nats",
     "token_probability": "mean probability of the trained tokens under the policy",
     "loss": "policy loss, mean over the step's updates",
@@ -48,11 +55,13 @@ METRICS = {
     "tokens_per_second/generated": "response tokens generated per second",
     "tokens_per_second/kept": "response tokens of kept groups per second",
     "tokens_per_second/trained": "response tokens of trained groups per second",
+    "tokens_per_second/surplus": "response tokens of kept groups per second that over-sampling made in vain",
     "tokens_per_device_second/trained": "response tokens of trained groups per second and device",
     "queue/in_flight": "groups between dispatch and verdict when the batch was taken",
     "queue/ready": "kept groups left when the batch was taken",
     "queue/training": "slots of batches taken and not live yet when the batch was taken",
-    "queue/free": "free slots when the batch was taken; the four add up to all slots",
+    "queue/free": "free slots when the batch was taken",
+    "queue/over_sampled": "groups beyond the slots; taken off the four above, all slots are left",
     "idle_share/engines": "share of the engines' time without work between their last two reports, 0 to 1",
     "idle_share/trainer": "share of the trainer ranks' time without work between their last two reports, 0 to 1",
     "seconds/engines_paused": "seconds the engines stood still for the last weights, mean over engines",
@@ -99,6 +108,11 @@ class StepMetrics:
                 self._tokens["kept"] += event.response_tokens if event.keep else 0
             case GroupFailed():
                 self._reasons["failed"] += 1
+            case GroupSurplus():
+                self._reasons["surplus"] += 1
+                self._tokens["surplus"] += event.response_tokens
+            case GroupCut():
+                self._reasons["cut"] += 1
             case BatchTaken():
                 self._take(event)
             case StepTrained():
@@ -122,12 +136,17 @@ class StepMetrics:
             "response_length/mean": event.response_tokens / event.responses,
             "response_length/max": event.longest_response,
             "truncated_share": event.truncated / event.responses,
+            "cut_share": event.cut / event.responses,
             "queue/in_flight": event.in_flight,
             "queue/ready": event.ready,
             "queue/training": event.training_slots,
             "queue/free": event.free_slots,
+            "queue/over_sampled": event.over_sampled,
             **{f"policy_age/{age}": float(count) for age, count in sorted(Counter(event.ages).items())},
         }
+        if 0 < event.cut < event.responses:
+            others = (event.response_tokens - event.cut_tokens) / (event.responses - event.cut)
+            self._values["cut_length_ratio"] = event.cut_tokens / event.cut / others
 
     def _add_spans(self, spans: tuple[Span, ...]) -> None:
         """Busy and idle time of the workers that report, each from the end of its last report to that of this one."""
@@ -150,16 +169,19 @@ class StepMetrics:
     def row(self, *, now: float) -> Row:
         """The step's row; starts the next step at ``now``."""
         seconds = max(now - self._since, 1e-9)
-        judged = self._reasons.total() - self._reasons["failed"]
+        judged = sum(self._reasons[reason] for reason in (KEPT, ALL_RIGHT, ALL_WRONG))
         shares = {"accuracy": self._accuracy / judged, "pass_rate": self._reasons["kept"] / judged} if judged else {}
         row = {
             **shares,
             "seconds/step": seconds,
             **{
                 f"groups/{reason}": float(self._reasons[reason])
-                for reason in ("kept", "all_right", "all_wrong", "failed")
+                for reason in (KEPT, ALL_RIGHT, ALL_WRONG, "failed", "surplus", "cut")
             },
-            **{f"tokens_per_second/{kind}": self._tokens[kind] / seconds for kind in ("generated", "kept", "trained")},
+            **{
+                f"tokens_per_second/{kind}": self._tokens[kind] / seconds
+                for kind in ("generated", "kept", "trained", "surplus")
+            },
             "tokens_per_device_second/trained": self._tokens["trained"] / seconds / self._devices,
             **self._values,
         }

@@ -19,10 +19,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.evaluation import Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepDone, StepTrained
-from dapo_openrlhf.ports import PolicyTrainer, Publication, WeightPublisher
+from dapo_openrlhf.ports import CheckpointStore, PolicyTrainer, Publication, WeightPublisher
 from dapo_openrlhf.rollout import RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
@@ -38,6 +39,7 @@ class Outcome:
     accuracy_after: float | None = None
     max_policy_age: int = 0
     steps: int = 0
+    """Rollout steps done, without those of an earlier run."""
     first_step_at: float | None = None
     train_seconds: float = 0.0
     """From the first dispatch to the last publication, evaluation in between included."""
@@ -80,9 +82,12 @@ class Pipeline:
         max_steps: int,
         eval_steps: int = -1,
         save_steps: int = -1,
-        checkpoint_path: Callable[[int], str],
+        checkpoints: CheckpointStore,
+        model_path: str,
+        first_step: int = 0,
         on_step: OnStep = lambda step: None,
     ) -> None:
+        """``model_path``: where the trained model goes. ``first_step``: rollout steps that an earlier run has done."""
         self._rollouts = rollouts
         self._queue = queue
         self._trainer = trainer
@@ -92,7 +97,9 @@ class Pipeline:
         self._max_steps = max_steps
         self._eval_steps = eval_steps
         self._save_steps = save_steps
-        self._checkpoint_path = checkpoint_path
+        self._checkpoints = checkpoints
+        self._model_path = model_path
+        self._first_step = first_step
         self._on_step = on_step
         self._delivery: Awaitable[None] | None = None
         self.outcome = Outcome()
@@ -101,19 +108,21 @@ class Pipeline:
         """Train, evaluate, save. Raises the first error of either loop, with the other one stopped."""
         outcome = self.outcome
         async with asyncio.TaskGroup() as tasks:
-            before = tasks.create_task(self._evaluate(0))
+            before = tasks.create_task(self._evaluate(self._first_step))
             started = self._log.now()
             rollouts = tasks.create_task(self._rollouts.run())
             self._tasks, self._laps = tasks, Laps(self._log.now)
-            for step in range(self._max_steps):
+            for step in range(self._first_step, self._max_steps):
                 await self._step(step, before)
             await self._went_live()
             outcome.train_seconds = self._log.now() - started
+            if self._save_steps > 0:
+                await self._save_checkpoint(self._max_steps)
             outcome.counters = self._queue.counters()
             rollouts.cancel()
         outcome.accuracy_before = before.result()
         outcome.accuracy_after = await self._evaluate(self._max_steps)
-        await self._save(self._max_steps)
+        await self._save_model(self._max_steps)
         return outcome
 
     async def _step(self, step: int, before: asyncio.Task[float | None]) -> None:
@@ -132,7 +141,7 @@ class Pipeline:
         publication = await self._publisher.send(PolicyVersion(batch.version + 1))
         self._delivery = self._tasks.create_task(self._deliver(publication, started))
         laps.lap("send")
-        self.outcome.steps = step + 1
+        self.outcome.steps += 1
         if self.outcome.first_step_at is None:
             self.outcome.first_step_at = self._log.now()
         await self._between_steps(step + 1)
@@ -141,13 +150,13 @@ class Pipeline:
 
     async def _between_steps(self, done: int) -> None:
         if done == self._max_steps:
-            return  # evaluated and saved at the end anyway
+            return  # evaluated and saved at the end
         if self._eval_steps > 0 and done % self._eval_steps == 0:
             await self._went_live()
             await self._evaluate(done)
             self._laps.lap("evaluate")
         if self._save_steps > 0 and done % self._save_steps == 0:
-            await self._save(done)
+            await self._save_checkpoint(done)
             self._laps.lap("save")
 
     async def _deliver(self, publication: Publication, started: float) -> None:
@@ -185,11 +194,18 @@ class Pipeline:
         )
         return measured.accuracy
 
-    async def _save(self, step: int) -> None:
+    async def _save_checkpoint(self, step: int) -> None:
         started = self._log.now()
-        path = self._checkpoint_path(step)
-        await self._trainer.save(path)
+        unfinished = self._checkpoints.begin(step)
+        await self._trainer.save(unfinished)
+        await self._trainer.save_state(unfinished)
+        path = self._checkpoints.finish(RunState(step=step, prompts=self._rollouts.prompt_state()))
         self._log.emit(Checkpointed(step=step, path=path, seconds=self._log.now() - started))
+
+    async def _save_model(self, step: int) -> None:
+        started = self._log.now()
+        await self._trainer.save(self._model_path)
+        self._log.emit(Checkpointed(step=step, path=self._model_path, seconds=self._log.now() - started))
 
     def _batch_taken(self, batch: TrainBatch, *, waited: float) -> BatchTaken:
         rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
@@ -205,8 +221,11 @@ class Pipeline:
             response_tokens=sum(rollout.length for rollout in rollouts),
             longest_response=max(rollout.length for rollout in rollouts),
             truncated=sum(rollout.truncated for rollout in rollouts),
+            cut=sum(rollout.cut for rollout in rollouts),
+            cut_tokens=sum(rollout.length for rollout in rollouts if rollout.cut),
             in_flight=self._queue.in_flight,
             ready=self._queue.ready,
             free_slots=self._queue.free_slots,
+            over_sampled=self._queue.over_sampled,
             training_slots=self._queue.training_slots,
         )

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch
+
+ENGINE_DIED = "engine_died"
+"""Reason of a :class:`GroupError` after which its engine answers no more."""
 
 
 class GroupError(Exception):
@@ -36,8 +40,20 @@ class Sampling:
 class GenerationEngine(Protocol):
     """A dedicated inference engine."""
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
-        """Sample G responses. Raises :class:`GroupError`."""
+    async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
+        """Sample G responses; ``request`` is a unique name. Raises :class:`GroupError`."""
+        ...
+
+    def cut(self, request: str) -> None:
+        """End a request with what there is: its unfinished responses are truncated."""
+        ...
+
+
+class EngineReviver(Protocol):
+    """Replaces engines."""
+
+    async def revive(self, engine: int) -> None:
+        """Replace a dead or sick engine; returns once the new one generates with the newest weights."""
         ...
 
 
@@ -66,7 +82,23 @@ class PolicyTrainer(Protocol):
         ...
 
     async def save(self, path: str) -> None:
-        """Write a checkpoint that transformers and vLLM load."""
+        """Write the model into a folder, as transformers and vLLM load it."""
+        ...
+
+    async def save_state(self, path: str) -> None:
+        """Write what training needs to go on, beside the model, into the same folder."""
+        ...
+
+
+class CheckpointStore(Protocol):
+    """Where checkpoints to resume from go; see ``checkpoint.Checkpoints``."""
+
+    def begin(self, step: int) -> str:
+        """A folder for the trainer to write into."""
+        ...
+
+    def finish(self, state: RunState) -> str:
+        """The folder is written: from now on it counts. Returns its path."""
         ...
 
 

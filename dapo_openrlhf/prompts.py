@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_openrlhf.config import ConfigError
 from dapo_openrlhf.types import Prompt
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptState:
+    """How far a run has come with its prompts."""
+
+    drawn: int
+    """Prompts taken from the endless order."""
+    returned: tuple[int, ...]
+    """Ids of prompts to be given out again first."""
+    prompt_count: int
+    """Size of the prompt set, by which a different one is recognised."""
+
+
 class PromptStream:
     """Endless prompts: each episode goes through the whole set once, in an order given by seed and episode."""
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, state: PromptState | None = None) -> None:
+        """``state``: where to go on. Raises :class:`ConfigError` when it belongs to another prompt set."""
         if not prompts:
             raise ValueError("the prompt set is empty")
         self._prompts = prompts
         self._seed = seed
         self._returned: deque[Prompt] = deque()
         self._order = self._episodes()
+        self._drawn = 0
+        if state is not None:
+            if state.prompt_count != len(prompts):
+                raise ConfigError(
+                    f"data.prompt_dataset: holds {len(prompts)} prompts, the run to resume had {state.prompt_count}; "
+                    "resume with the same prompts"
+                )
+            self._returned.extend(prompts[index] for index in state.returned)
+            self._drawn = state.drawn
+            deque(itertools.islice(self._order, state.drawn), maxlen=0)
 
     def _episodes(self) -> Iterator[Prompt]:
         episode = 0
@@ -33,11 +58,19 @@ class PromptStream:
 
     def next(self) -> Prompt:
         """The next prompt; one that was put back comes first."""
-        return self._returned.popleft() if self._returned else next(self._order)
+        if self._returned:
+            return self._returned.popleft()
+        self._drawn += 1
+        return next(self._order)
 
     def put_back(self, prompt: Prompt) -> None:
         """Return a prompt whose group failed, so that it is not lost."""
         self._returned.append(prompt)
+
+    def state(self, unfinished: Iterable[Prompt]) -> PromptState:
+        """Where to go on later. ``unfinished``: prompts given out that have not been trained or dropped yet."""
+        returned = tuple(prompt.id for prompt in (*unfinished, *self._returned))
+        return PromptState(drawn=self._drawn, returned=returned, prompt_count=len(self._prompts))
 
 
 def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: str | None = None) -> list[Prompt]:

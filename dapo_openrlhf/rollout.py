@@ -7,16 +7,17 @@ drop, a failure or live weights. One task per group: generate, score, offer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
+from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import GroupDispatched, GroupFailed, GroupGenerated, GroupJudged
+from dapo_openrlhf.events import GroupCut, GroupDispatched, GroupFailed, GroupGenerated, GroupJudged, GroupSurplus
 from dapo_openrlhf.overlong import soft_overlong_punishment
-from dapo_openrlhf.ports import GenerationEngine, GroupError, RewardScorer, Sampling
-from dapo_openrlhf.prompts import PromptStream
+from dapo_openrlhf.ports import GroupError, RewardScorer, Sampling
+from dapo_openrlhf.prompts import PromptState, PromptStream
 from dapo_openrlhf.rollout_queue import RolloutQueue
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score
+from dapo_openrlhf.types import Generation, Prompt, Rollout, RolloutGroup, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,36 +28,13 @@ class LengthShaping:
     buffer_length: int
     factor: float
 
-    def shape(self, score: Score, length: int, *, truncated: bool) -> Rollout:
+    def shape(self, score: Score, length: int, *, truncated: bool, cut: bool) -> Rollout:
         """One response with its final reward."""
         punishment = soft_overlong_punishment(
             length, max_length=self.max_length, buffer_length=self.buffer_length, factor=self.factor
         )
-        return Rollout(length=length, truncated=truncated, correct=score.correct, reward=score.reward + punishment)
-
-
-class EnginePool:
-    """The engines with the number of groups each is working on."""
-
-    def __init__(self, engines: Sequence[GenerationEngine]) -> None:
-        self.engines = tuple(engines)
-        self._load = [0] * len(self.engines)
-
-    def least_loaded(self) -> int:
-        """Index of the engine with the fewest groups, the first of several."""
-        return min(range(len(self.engines)), key=self._load.__getitem__)
-
-    async def generate(self, engine: int, prompt: Prompt, sampling: Sampling, timeout: float) -> Generation:
-        """Generate on one engine within ``timeout`` seconds. Raises :class:`GroupError`."""
-        self._load[engine] += 1
-        try:
-            async with asyncio.timeout(timeout):
-                return await self.engines[engine].generate(prompt, sampling)
-        except TimeoutError:
-            message = f"engine {engine} did not finish prompt {prompt.id} within {timeout:g} s"
-            raise GroupError("generate_timeout", message) from None
-        finally:
-            self._load[engine] -= 1
+        reward = score.reward + punishment
+        return Rollout(length=length, truncated=truncated, cut=cut, correct=score.correct, reward=reward)
 
 
 class RolloutLoop:
@@ -72,8 +50,10 @@ class RolloutLoop:
         sampling: Sampling,
         shaping: LengthShaping,
         generate_timeout: float,
+        cut_late: bool,
         log: EventLog,
     ) -> None:
+        """``cut_late``: groups that hold up a batch at their deadline are cut instead of waited for."""
         self._prompts = prompts
         self._engines = engines
         self._scorer = scorer
@@ -81,25 +61,37 @@ class RolloutLoop:
         self._sampling = sampling
         self._shaping = shaping
         self._generate_timeout = generate_timeout
+        self._cut_late = cut_late
         self._log = log
+        self._making: dict[int, tuple[Prompt, asyncio.Task[None]]] = {}
+
+    def prompt_state(self) -> PromptState:
+        """How far the run has come with its prompts; groups that are made or wait count as not begun."""
+        making = [prompt for prompt, _ in self._making.values()]
+        return self._prompts.state([*self._queue.ready_prompts, *making])
 
     async def run(self) -> None:
         """Dispatch a group whenever a slot is free, until cancelled."""
-        async with asyncio.TaskGroup() as groups:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._engines.supervise())
+            if self._cut_late:
+                tasks.create_task(self._cut())
             while True:
                 await self._queue.slot()
                 version = self._queue.live_version
                 group_id, deadline = self._queue.dispatch()
-                groups.create_task(self._make_group(group_id, version, deadline))
+                prompt = self._prompts.next()
+                self._log.emit(GroupDispatched(group=group_id, prompt=prompt.id, version=version, deadline=deadline))
+                task = tasks.create_task(self._make_group(group_id, prompt))
+                self._making[group_id] = prompt, task
+                task.add_done_callback(functools.partial(self._made, group_id))
 
-    async def _make_group(self, group_id: int, version: PolicyVersion, deadline: int) -> None:
-        prompt = self._prompts.next()
-        engine = self._engines.least_loaded()
-        self._log.emit(
-            GroupDispatched(group=group_id, prompt=prompt.id, version=version, deadline=deadline, engine=engine)
-        )
+    def _made(self, group_id: int, task: asyncio.Task[None]) -> None:
+        del self._making[group_id]
+
+    async def _make_group(self, group_id: int, prompt: Prompt) -> None:
         try:
-            generation = await self._generate(group_id, engine, prompt)
+            generation = await self._generate(group_id, prompt)
             await self._judge(group_id, prompt, generation)
         except GroupError as error:
             self._log.emit(GroupFailed(group=group_id, reason=error.reason, message=str(error)))
@@ -107,13 +99,13 @@ class RolloutLoop:
             if not error.permanent:
                 self._prompts.put_back(prompt)
 
-    async def _generate(self, group_id: int, engine: int, prompt: Prompt) -> Generation:
+    async def _generate(self, group_id: int, prompt: Prompt) -> Generation:
         started = self._log.now()
-        generation = await self._engines.generate(engine, prompt, self._sampling, self._generate_timeout)
+        generation = await self._engines.generate(_request(group_id), prompt, self._sampling, self._generate_timeout)
         self._log.emit(
             GroupGenerated(
                 group=group_id,
-                engine=engine,
+                engine=generation.engine,
                 seconds=self._log.now() - started,
                 response_tokens=sum(generation.lengths),
                 oldest_version=generation.oldest_version,
@@ -125,19 +117,7 @@ class RolloutLoop:
     async def _judge(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
         started = self._log.now()
         scores = await self._scorer.score(generation.texts, prompt)
-        group = RolloutGroup(
-            id=group_id,
-            prompt=prompt,
-            prompt_length=generation.prompt_length,
-            rollouts=tuple(
-                self._shaping.shape(score, length, truncated=truncated)
-                for score, length, truncated in zip(scores, generation.lengths, generation.truncated, strict=True)
-            ),
-            oldest_version=generation.oldest_version,
-            newest_version=generation.newest_version,
-            engine=generation.engine,
-            tokens=generation.tokens,
-        )
+        group = self._group(group_id, prompt, generation, scores)
         verdict = self._queue.offer(group)
         self._log.emit(
             GroupJudged(
@@ -150,3 +130,44 @@ class RolloutLoop:
                 seconds=self._log.now() - started,
             )
         )
+        self._drop_surplus()
+
+    def _group(self, group_id: int, prompt: Prompt, generation: Generation, scores: tuple[Score, ...]) -> RolloutGroup:
+        responses = zip(scores, generation.lengths, generation.truncated, generation.cut, strict=True)
+        return RolloutGroup(
+            id=group_id,
+            prompt=prompt,
+            prompt_length=generation.prompt_length,
+            rollouts=tuple(
+                self._shaping.shape(score, length, truncated=truncated, cut=cut)
+                for score, length, truncated, cut in responses
+            ),
+            oldest_version=generation.oldest_version,
+            newest_version=generation.newest_version,
+            engine=generation.engine,
+            tokens=generation.tokens,
+        )
+
+    def _drop_surplus(self) -> None:
+        """Groups that over-sampling made in vain: those in flight stop, and no prompt is lost."""
+        for group_id, group in self._queue.drop_surplus().items():
+            if group is None:
+                prompt, task = self._making[group_id]
+                task.cancel()
+            else:
+                prompt = group.prompt
+            self._prompts.put_back(prompt)
+            self._log.emit(GroupSurplus(group=group_id, response_tokens=group.response_tokens if group else 0))
+
+    async def _cut(self) -> None:
+        """Cut groups that hold up a batch, each once."""
+        cut: set[int] = set()
+        while True:
+            for group_id in await self._queue.late() - cut:
+                cut.add(group_id)
+                self._log.emit(GroupCut(group=group_id))
+                self._engines.cut(_request(group_id))
+
+
+def _request(group_id: int) -> str:
+    return f"group {group_id}"

@@ -12,10 +12,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, GroupFilter
+from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, SURPLUS, GroupFilter, OverSampling
 from dapo_openrlhf.ledger import Ledger
 from dapo_openrlhf.staleness import StalenessPolicy, Waiting
-from dapo_openrlhf.types import PolicyVersion, RolloutGroup, TrainBatch, Verdict
+from dapo_openrlhf.types import PolicyVersion, Prompt, RolloutGroup, TrainBatch, Verdict
 
 MIN_FAILURES = 8
 
@@ -28,22 +28,30 @@ class RolloutQueue:
     """Slots on one side, exact batches of P groups on the other."""
 
     def __init__(
-        self, *, policy: StalenessPolicy, group_filter: GroupFilter, max_filtered_batches: int, stall_timeout: float
+        self,
+        *,
+        policy: StalenessPolicy,
+        group_filter: GroupFilter,
+        over_sampling: OverSampling,
+        max_filtered_batches: int,
+        stall_timeout: float,
     ) -> None:
         """``stall_timeout``: seconds without any group ending after which a waiting trainer gives up."""
         self._policy = policy
         self._filter = group_filter
+        self._over_sampling = over_sampling
+        policy.over_sampling = over_sampling.factor
         self._max_dropped = max_filtered_batches * policy.batch_size
         self._stall_timeout = stall_timeout
         self._ledger = Ledger()
         self._in_flight: set[int] = set()
         self._ready: dict[int, RolloutGroup] = {}
         self._dropped_since_batch: Counter[str] = Counter()
-        # Enough that every slot has failed twice: one outage, however many groups it hits, is no reason to stop.
-        self._max_failures = max(2 * policy.slots, MIN_FAILURES)
         self._failures_in_a_row: list[tuple[str, str]] = []  # reason and message
         self._slot_freed = asyncio.Event()
         self._group_ended = asyncio.Event()
+        self._late: frozenset[int] = frozenset()
+        self._late_changed = asyncio.Event()
 
     @property
     def in_flight(self) -> int:
@@ -56,13 +64,23 @@ class RolloutQueue:
         return len(self._ready)
 
     @property
+    def ready_prompts(self) -> tuple[Prompt, ...]:
+        """Prompts of the kept groups that wait for a batch."""
+        return tuple(group.prompt for group in self._ready.values())
+
+    @property
     def free_slots(self) -> int:
-        """Groups that may be dispatched now."""
+        """Slots that no group holds."""
         return self._policy.free_slots
 
     @property
+    def over_sampled(self) -> int:
+        """Groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
+        return self._policy.over_sampled
+
+    @property
     def training_slots(self) -> int:
-        """Slots of groups taken whose weights are not live yet; with in flight, ready and free they are all slots."""
+        """Slots of groups taken whose weights are not live yet."""
         return self._policy.training_slots
 
     @property
@@ -77,10 +95,10 @@ class RolloutQueue:
 
     async def slot(self) -> None:
         """Wait until a group may be dispatched: a slot is free, and groups do not fail one after the other."""
-        await _until(self._slot_freed, lambda: self._policy.free_slots > 0 and not self._hopeless)
+        await _until(self._slot_freed, lambda: self._policy.dispatchable > 0 and not self._hopeless)
 
     def dispatch(self) -> tuple[int, int]:
-        """Use a free slot: the new group's id and its deadline."""
+        """Dispatch a group: its id and its deadline. Only after :meth:`slot`, with no ``await`` in between."""
         group_id = self._ledger.dispatched
         deadline = self._policy.dispatch(group_id)
         self._ledger.dispatched += 1
@@ -90,17 +108,40 @@ class RolloutQueue:
     def offer(self, group: RolloutGroup) -> Verdict:
         """Take in a scored group: keep it for a batch, or drop it and free its slot at once."""
         verdict = self._filter.judge(group)
+        self._over_sampling.observe(verdict)
+        self._policy.over_sampling = self._over_sampling.factor
         self._end(group.id)
-        if self._hopeless:
-            self._slot_freed.set()
         self._failures_in_a_row.clear()
         if verdict.keep:
             self._ready[group.id] = group
+            self._policy.keep(group.id)
         else:
             self._ledger.dropped[verdict.reason] += 1
             self._dropped_since_batch[verdict.reason] += 1
             self._free(group.id)
+        self._slot_freed.set()  # the over-sampling factor may have grown
         return verdict
+
+    def drop_surplus(self) -> dict[int, RolloutGroup | None]:
+        """Drop what over-sampling dispatched in vain: by id, the finished groups, and None for those in flight.
+
+        Those in flight have ended as far as this queue is concerned: they may be offered or failed no more.
+        """
+        dropped = {group_id: self._ready.pop(group_id, None) for group_id in self._policy.surplus()}
+        for group_id, group in dropped.items():
+            if group is None:
+                self._end(group_id)
+            self._ledger.dropped[SURPLUS] += 1
+            self._free(group_id)
+        return dropped
+
+    async def late(self) -> frozenset[int]:
+        """Wait until P groups are ready and no batch can be taken: the groups in flight that it waits for."""
+        while not self._late:
+            self._late_changed.clear()
+            await self._late_changed.wait()
+        late, self._late = self._late, frozenset()
+        return late
 
     def fail(self, group_id: int, reason: str, message: str) -> None:
         """A group could not be made: count it and free its slot. Its prompt is the caller's to keep."""
@@ -115,8 +156,11 @@ class RolloutQueue:
         Raises :class:`BatchStarvation` when too many groups were dropped or failed on the way, or when nothing has
         ended for ``stall_timeout`` seconds.
         """
-        while isinstance(chosen := self._policy.select(self._ready), Waiting):
+        while isinstance(chosen := self._policy.select(), Waiting):
             self._diagnose(chosen)
+            if chosen.late:
+                self._late = frozenset(chosen.late)
+                self._late_changed.set()
             self._group_ended.clear()
             try:
                 async with asyncio.timeout(self._stall_timeout):
@@ -162,7 +206,8 @@ class RolloutQueue:
 
     @property
     def _hopeless(self) -> bool:
-        return len(self._failures_in_a_row) >= self._max_failures
+        """Enough that every slot has failed twice: one outage, however many groups it hits, is no reason to stop."""
+        return len(self._failures_in_a_row) >= max(2 * self._policy.over_sampling * self._policy.slots, MIN_FAILURES)
 
     def _diagnose(self, waiting: Waiting) -> None:
         """Raise when going on would only repeat what has happened so far."""

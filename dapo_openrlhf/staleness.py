@@ -11,25 +11,39 @@ How it is held
 A *slot* is the right to have one more group between dispatch and live weights; there are ``(K + 1) * P``. A dropped
 or failed group frees its slot at once, a trained group only after the weights it helped to make are live in every
 engine. A group dispatched while version ``v`` is live gets the *deadline* ``v + K``: the last trainer version whose
-batch may hold it. Batches are taken earliest deadline first (ties: order of dispatch), and the batch at version ``x``
+batch may hold it. Deadlines never decrease in order of dispatch, because the live version never does.
 
-1. contains every untaken group whose deadline is ``x``, and
-2. may be taken only if afterwards, for each ``j = 1 .. K``, at most ``j * P`` untaken groups have a deadline of
-   ``x + j`` or earlier.
+Let ``x`` be the trainer's version, whose batch is the next one, and number the untaken groups, in flight or ready,
+in order of dispatch from 0. ``d - x + 1`` batches remain for a group with deadline ``d``, so the group at position
+
+    ``i < (d - x + 1) * P`` is **secure**: it can be trained in time, whatever becomes of the others.
+
+1. A batch takes the first ``P`` secure groups that are ready: earliest deadline first, ties in order of dispatch.
+2. It may be taken only if every other secure group stays secure, at its new position and for ``x + 1``. Until then
+   the groups in flight which would not are waited for.
 
 Why it is enough
 ----------------
-Let batch ``x`` be the next to be taken and ``v <= x`` the live version. Groups of the ``x - v`` batches taken but not
-yet live hold ``(x - v) * P`` slots, so at most ``(v + K - x + 1) * P`` groups are untaken; all have deadlines of at
-most ``v + K``, and exactly ``v + K - x + 1`` batches remain until then. Together with rule 2, which carries the same
-bound for every earlier deadline from batch to batch, at most ``P`` groups are ever due at ``x``: rule 1 can always be
-met. And nothing waits for ever: once no group is in flight, taking the P earliest deadlines satisfies both rules.
-(Completion order breaks the bound: in simulation ages reach 12 for K = 1.)
+A secure group with deadline ``x`` cannot stay secure (no position is below 0), so it is in the batch: nothing secure
+is ever trained too late. And while each group in flight has a slot, all are secure: of ``(K + 1) * P`` slots the
+``x - v`` batches taken but not yet live hold ``(x - v) * P``, so at most ``(v + K - x + 1) * P`` groups are untaken,
+which is just the bound for those dispatched at ``v``, and rule 2 has kept it for those dispatched before. Nothing
+waits for ever: once no group is in flight, the first ``P`` groups satisfy both rules. (Completion order breaks the
+bound: in simulation ages reach 12 for K = 1.)
+
+Over-sampling
+-------------
+Where the filter drops many groups, a slot for each is idle while the survivors are waited for. With an over-sampling
+factor ``f > 1`` a group in flight counts as ``1 / f`` of a slot: about as many groups are dispatched as it takes for
+all slots to end with a kept one. The contract does not depend on the guess. A group is not secure while too many
+precede it, and becomes so as they are dropped. Once ``(d - x + 1) * P`` ready groups precede it, it never will: it is
+*surplus*, dropped, and counted. Which groups are surplus depends on order of dispatch and on the filter alone, never
+on how long a response takes, so that no length is favoured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dapo_openrlhf.types import PolicyVersion, RolloutGroup
@@ -50,17 +64,20 @@ class Waiting:
 class StalenessPolicy:
     """Slots, deadlines, and which finished groups the next batch may hold.
 
-    Knows groups by id only. ``batch_size`` is P >= 1, ``max_staleness`` is K >= 0.
+    Knows groups by id only. ``batch_size`` is P >= 1, ``max_staleness`` is K >= 0; ``version`` is the trainer's, and
+    live, at the start.
     """
 
-    def __init__(self, *, batch_size: int, max_staleness: int) -> None:
+    def __init__(self, *, batch_size: int, max_staleness: int, version: int = 0) -> None:
         if batch_size < 1 or max_staleness < 0:
             raise ValueError(f"need batch_size >= 1 and max_staleness >= 0, got {batch_size} and {max_staleness}")
         self.batch_size = batch_size
         self.max_staleness = max_staleness
-        self.trainer_version = PolicyVersion(0)
-        self.live_version = PolicyVersion(0)
+        self.trainer_version = PolicyVersion(version)
+        self.live_version = PolicyVersion(version)
+        self._over_sampling = 1.0
         self._deadlines: dict[int, int] = {}  # untaken groups, in order of dispatch
+        self._ready: set[int] = set()
         self._slots_held: dict[int, int] = {}  # batch taken at version -> slots until version + 1 is live
 
     @property
@@ -69,18 +86,50 @@ class StalenessPolicy:
         return (self.max_staleness + 1) * self.batch_size
 
     @property
-    def free_slots(self) -> int:
-        """Groups that may be dispatched now."""
-        return self.slots - len(self._deadlines) - sum(self._slots_held.values())
+    def over_sampling(self) -> float:
+        """f >= 1: groups in flight per slot that they are expected to need."""
+        return self._over_sampling
+
+    @over_sampling.setter
+    def over_sampling(self, factor: float) -> None:
+        if not factor >= 1:
+            raise ValueError(f"the over-sampling factor is at least 1, not {factor}")
+        self._over_sampling = factor
+
+    @property
+    def in_flight(self) -> int:
+        """Groups between dispatch and their end."""
+        return len(self._deadlines) - len(self._ready)
+
+    @property
+    def ready(self) -> int:
+        """Kept groups that wait for a batch."""
+        return len(self._ready)
 
     @property
     def training_slots(self) -> int:
         """Slots of groups taken whose successor weights are not live yet."""
         return sum(self._slots_held.values())
 
+    @property
+    def free_slots(self) -> int:
+        """Slots that no group holds."""
+        return max(0, self.slots - self.training_slots - self.ready - self.in_flight)
+
+    @property
+    def over_sampled(self) -> int:
+        """Groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
+        return max(0, self.training_slots + self.ready + self.in_flight - self.slots)
+
+    @property
+    def dispatchable(self) -> int:
+        """Groups that may be dispatched now; without over-sampling the free slots."""
+        room = self.slots - self.training_slots - self.ready
+        return max(0, int(self._over_sampling * room + 1e-9) - self.in_flight)
+
     def dispatch(self, group_id: int) -> int:
         """Give the group a slot and return its deadline, a trainer version. Raises when no slot is free."""
-        if self.free_slots < 1:
+        if self.dispatchable < 1:
             raise StalenessViolation(f"group {group_id} dispatched without a free slot of {self.slots}")
         if group_id in self._deadlines:
             raise StalenessViolation(f"group {group_id} dispatched twice")
@@ -88,26 +137,58 @@ class StalenessPolicy:
         self._deadlines[group_id] = deadline
         return deadline
 
+    def keep(self, group_id: int) -> None:
+        """The group is finished and waits for a batch."""
+        if group_id not in self._deadlines or group_id in self._ready:
+            raise StalenessViolation(f"group {group_id} was kept, but is not in flight")
+        self._ready.add(group_id)
+
     def drop(self, group_id: int) -> None:
         """Free the slot of a group that will not be trained."""
         del self._deadlines[group_id]
+        self._ready.discard(group_id)
 
-    def select(self, ready: Collection[int]) -> tuple[int, ...] | Waiting:
-        """The P groups the next batch takes, earliest deadline first, or why none can be taken yet.
+    def surplus(self) -> tuple[int, ...]:
+        """Groups, in flight or ready, that can never be trained in time: enough ready ones precede them. Pure."""
+        if self.ready < self.batch_size:
+            return ()
+        surplus, preceding = [], 0
+        for group_id, deadline in self._deadlines.items():
+            if preceding >= self._capacity(deadline):
+                surplus.append(group_id)
+            elif group_id in self._ready:
+                preceding += 1
+        return tuple(surplus)
 
-        ``ready`` are the finished, kept groups. Pure: changes nothing.
-        """
-        if len(ready) < self.batch_size:
-            return Waiting(f"{len(ready)} of {self.batch_size} groups ready")
-        # In order of dispatch deadlines never decrease, because the live version never does: already earliest first.
-        chosen = [group_id for group_id in self._deadlines if group_id in ready][: self.batch_size]
-        left = self._deadlines.keys() - chosen
-        for j in range(self.max_staleness + 1):
-            due = [group_id for group_id in left if self._deadlines[group_id] <= self.trainer_version + j]
-            if len(due) > j * self.batch_size:
-                late = tuple(sorted(group_id for group_id in due if group_id not in ready))
-                return Waiting(f"groups due by version {self.trainer_version + j} are still in flight", late)
+    def select(self) -> tuple[int, ...] | Waiting:
+        """The P groups the next batch takes, earliest deadline first, or why none can be taken yet. Pure."""
+        if self.ready < self.batch_size:
+            return Waiting(f"{self.ready} of {self.batch_size} groups ready")
+        positions = {group_id: position for position, group_id in enumerate(self._deadlines)}
+        secure = [group_id for group_id in positions if positions[group_id] < self._capacity(self._deadlines[group_id])]
+        chosen = [group_id for group_id in secure if group_id in self._ready][: self.batch_size]
+        if len(chosen) < self.batch_size:
+            last = [position for group_id, position in positions.items() if group_id in self._ready][
+                self.batch_size - 1
+            ]
+            return self._wait_for(group_id for group_id, position in positions.items() if position < last)
+        taken = set(chosen)
+        passed = 0
+        for group_id in secure:
+            if group_id in taken:
+                passed += 1
+            elif positions[group_id] - passed >= self._capacity(self._deadlines[group_id]) - self.batch_size:
+                return self._wait_for(g for g in secure if self._deadlines[g] <= self._deadlines[group_id])
         return tuple(chosen)
+
+    def _capacity(self, deadline: int) -> int:
+        """Groups that the batches up to a deadline can hold."""
+        return (deadline - self.trainer_version + 1) * self.batch_size
+
+    def _wait_for(self, group_ids: Iterable[int]) -> Waiting:
+        late = tuple(group_id for group_id in group_ids if group_id not in self._ready)
+        due = max(self._deadlines[group_id] for group_id in late)
+        return Waiting(f"groups due by version {due} are still in flight", late)
 
     def take(self, groups: Iterable[RolloutGroup]) -> PolicyVersion:
         """Consume one batch and return the trainer version it was taken at. Asserts the contract, always."""
@@ -122,6 +203,7 @@ class StalenessPolicy:
                     f"group {group.id} has policy age {age} at version {version}, allowed 0 to {self.max_staleness}"
                 )
             del self._deadlines[group.id]
+            self._ready.remove(group.id)
         overdue = [group_id for group_id, deadline in self._deadlines.items() if deadline <= version]
         if overdue:
             raise StalenessViolation(f"groups {overdue} were due at version {version} and are not in its batch")

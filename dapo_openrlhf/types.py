@@ -38,7 +38,9 @@ class Generation:
     lengths: tuple[int, ...]
     """Tokens of each response, the end-of-sequence token included; G entries, each at least 1."""
     truncated: tuple[bool, ...]
-    """Whether each response was stopped by a limit and not by itself."""
+    """Whether each response was stopped by a limit or cut, and not by itself."""
+    cut: tuple[bool, ...]
+    """Whether each response was cut because its group held up a batch; those are truncated too."""
     oldest_version: PolicyVersion
     """Weights that sampled the group's first token."""
     newest_version: PolicyVersion
@@ -67,6 +69,8 @@ class Rollout:
 
     length: int
     truncated: bool
+    cut: bool
+    """Never trained."""
     correct: bool
     reward: float
     """Reward after length shaping."""

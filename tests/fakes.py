@@ -7,21 +7,32 @@ by what the pipeline says of itself. A token handle is the :class:`FakeGroup` an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dapo_openrlhf.dynamic_sampling import GroupFilter
+from dapo_openrlhf.checkpoint import RunState
+from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
+from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.evaluation import Evaluator
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import BatchTaken, Event, GroupDispatched, GroupFailed, GroupJudged, PublicationLive
+from dapo_openrlhf.events import (
+    BatchTaken,
+    Event,
+    GroupDispatched,
+    GroupFailed,
+    GroupJudged,
+    GroupSurplus,
+    PublicationLive,
+)
 from dapo_openrlhf.pipeline import Outcome, Pipeline
 from dapo_openrlhf.ports import GroupError, Publication, Sampling
-from dapo_openrlhf.prompts import PromptStream
-from dapo_openrlhf.rollout import EnginePool, LengthShaping, RolloutLoop
+from dapo_openrlhf.prompts import PromptState, PromptStream
+from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.staleness import StalenessPolicy
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
@@ -75,7 +86,7 @@ def some_group(group_id: int, *, version: int = 0, right: Sequence[bool] = (True
         id=group_id,
         prompt=prompts(group_id + 1)[-1],
         prompt_length=3,
-        rollouts=tuple(Rollout(length=5, truncated=False, correct=r, reward=2.0 * r - 1.0) for r in right),
+        rollouts=tuple(Rollout(length=5, truncated=False, cut=False, correct=r, reward=2.0 * r - 1.0) for r in right),
         oldest_version=PolicyVersion(version),
         newest_version=PolicyVersion(version),
         engine=0,
@@ -111,6 +122,8 @@ class FakeEngine:
         self._max_length = max_length
         self._fault = fault
         self._outage = outage
+        self._cuts: dict[str, asyncio.Event] = {}
+        self._dead = asyncio.Event()
         self._random = random.Random(f"{seed}/{index}")
 
     @property
@@ -118,13 +131,37 @@ class FakeEngine:
         """Groups for training in flight here."""
         return sum(group.for_training for group in self.running)
 
+    @property
+    def alive(self) -> bool:
+        return not self._dead.is_set()
+
+    def die(self) -> None:
+        """Groups in flight fail, and later ones at once, until :meth:`rise`."""
+        self._dead.set()
+
+    def rise(self, version: int) -> None:
+        """A new process with these weights."""
+        if self.alive:
+            raise Misuse(f"engine {self.index} is replaced while it is alive")
+        self._dead = asyncio.Event()
+        self.version = version
+
     def load(self, version: int) -> None:
         """New weights, in flight."""
+        if not self.alive:
+            return
         if version != self.version + 1:
             raise Misuse(f"engine {self.index} got version {version} after {self.version}")
         self.version = version
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
+    def cut(self, request: str) -> None:
+        """The rest of the group's sleep is skipped."""
+        self._cuts[request].set()
+
+    async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
+        if request in self._cuts:
+            raise Misuse(f"{request} is generated twice")
+        cut = self._cuts[request] = asyncio.Event()
         if sampling.n != self._samples:
             raise Misuse(f"{sampling.n} samples of prompt {prompt.id} asked for, not {self._samples}")
         loop = asyncio.get_running_loop()
@@ -132,7 +169,7 @@ class FakeEngine:
         self.made.append(group)
         self.running.add(group)
         try:
-            await self._sample(group)
+            await self._live_through(self._sample(group, cut))
         except BaseException as error:
             group.end = "failed" if isinstance(error, GroupError) else "cancelled"
             raise
@@ -143,7 +180,8 @@ class FakeEngine:
         return Generation(
             prompt_length=3,
             lengths=group.lengths,
-            truncated=tuple(length == self._max_length for length in group.lengths),
+            truncated=tuple(cut.is_set() or length == self._max_length for length in group.lengths),
+            cut=(cut.is_set(),) * len(group.lengths),
             oldest_version=PolicyVersion(group.oldest_version),
             newest_version=PolicyVersion(group.newest_version),
             engine=self.index,
@@ -151,19 +189,35 @@ class FakeEngine:
             texts=group,
         )
 
-    async def _sample(self, group: FakeGroup) -> None:
+    async def _live_through(self, work: Coroutine[None, None, None]) -> None:
+        dying = asyncio.create_task(self._dead.wait())
+        working = asyncio.create_task(work)
+        try:
+            await asyncio.wait((dying, working), return_when=asyncio.FIRST_COMPLETED)
+            if dying.done():
+                raise GroupError("engine_died", f"engine {self.index} died")
+            working.result()
+        finally:
+            for task in (dying, working):
+                task.cancel()
+            await asyncio.gather(dying, working, return_exceptions=True)
+
+    async def _sample(self, group: FakeGroup, cut: asyncio.Event) -> None:
         seconds, fault = self._latency(), self._fault(group.prompt)
         if fault == HANG or seconds == HANG:
-            await asyncio.Event().wait()
+            group.oldest_version = group.newest_version = self.version
+            await cut.wait()
+            group.newest_version = self.version
+            return
         waits = min(0.1 * seconds, 0.5)
         await self._work(waits)
         group.oldest_version = self.version
-        await self._work(seconds - waits)
+        await self._work(seconds - waits, cut)
         group.newest_version = self.version
         if isinstance(fault, GroupError):
             raise fault
 
-    async def _work(self, seconds: float) -> None:
+    async def _work(self, seconds: float, cut: asyncio.Event | None = None) -> None:
         now = asyncio.get_running_loop().time()
         if self._outage is not None and now + seconds > self._outage[0] and now < self._outage[1]:
             dies, back = self._outage
@@ -171,8 +225,11 @@ class FakeEngine:
                 await asyncio.sleep(dies - now)
                 raise GroupError("engine_died", f"engine {self.index} died")
             await asyncio.sleep(back - now)
-        if seconds > 0:
+        if seconds > 0 and cut is None:
             await asyncio.sleep(seconds)
+        elif cut is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(cut.wait(), seconds)
 
     def _lengths(self) -> tuple[int, ...]:
         return tuple(self._random.randint(1, self._max_length) for _ in range(self._samples))
@@ -262,9 +319,10 @@ class FakeTrainer:
         seconds: Seconds = lambda: 1.0,
         fail_at: int | None = None,
         work: Callable[[TrainBatch], object] = lambda batch: None,
+        version: int = 0,
     ) -> None:
         """``fail_at``: the step that ends in an error. ``work`` is called with every batch."""
-        self.version = 0
+        self._first = self.version = version
         self.batches: list[Trained] = []
         self.saved: list[tuple[int, str]] = []
         self.doing = ""
@@ -312,7 +370,7 @@ class FakeTrainer:
         return sum(engine.busy for engine in self._engines)
 
     def _checked(self, batch: TrainBatch) -> tuple[FakeGroup, ...]:
-        if (batch.step, batch.version) != (len(self.batches), self.version):
+        if (batch.step, batch.version) != (self._first + len(self.batches), self.version):
             raise Misuse(f"step {batch.step} at version {batch.version}, the trainer is at {self.version}")
         if len(batch.groups) != self._batch_size:
             raise Misuse(f"a batch of {len(batch.groups)} groups, not {self._batch_size}")
@@ -339,6 +397,10 @@ class FakeTrainer:
         await asyncio.sleep(0.1)
         self.end()
 
+    async def save_state(self, path: str) -> None:
+        if self.saved[-1] != (self.version, path):
+            raise Misuse(f"the trainer's state goes to {path}, its model to {self.saved[-1]}")
+
 
 class FakePublisher:
     """Carries version numbers to engines, each at a time of its own within the delivery."""
@@ -352,8 +414,10 @@ class FakePublisher:
         deliver_seconds: Seconds = lambda: 0.0,
         fail_at: int | None = None,
         seed: int = 0,
+        version: int = 0,
     ) -> None:
         """``fail_at``: the version whose delivery ends in an error."""
+        self._first = version
         self.sent: list[float] = []
         """When the sending of version 1, 2, ... began."""
         self.delivered: list[tuple[float, float]] = []
@@ -366,9 +430,13 @@ class FakePublisher:
         self._random = random.Random(f"publisher/{seed}")
         self._busy = False
 
+    @property
+    def newest(self) -> int:
+        return self._first + len(self.sent)
+
     async def send(self, version: PolicyVersion) -> Publication:
-        if version != len(self.sent) + 1:
-            raise Misuse(f"version {version} sent after {len(self.sent)}")
+        if version != self.newest + 1:
+            raise Misuse(f"version {version} sent after {self.newest}")
         if version != self._trainer.version:
             raise Misuse(f"version {version} sent while the trainer is at {self._trainer.version}")
         if len(self.delivered) != len(self.sent):
@@ -382,7 +450,7 @@ class FakePublisher:
 
     async def deliver(self, publication: Publication) -> None:
         version = publication.version
-        if self._busy or version != len(self.delivered) + 1 or publication.checksum != version:
+        if self._busy or version != self._first + len(self.delivered) + 1 or publication.checksum != version:
             raise Misuse(f"{publication} delivered after {len(self.delivered)} versions")
         self._busy = True
         began = asyncio.get_running_loop().time()
@@ -397,9 +465,42 @@ class FakePublisher:
         loads_after = seconds * self._random.random()
         if seconds > 0:
             await asyncio.sleep(loads_after)
-        engine.load(version)
+        if engine.version < version:
+            engine.load(version)
         if seconds > 0:
             await asyncio.sleep(seconds - loads_after)
+
+
+class FakeReviver:
+    """Replaces dead engines after ``seconds``; the new ones have the newest weights."""
+
+    def __init__(self, engines: Sequence[FakeEngine], publisher: FakePublisher, *, seconds: Seconds) -> None:
+        self._engines = engines
+        self._publisher = publisher
+        self._seconds = seconds
+
+    async def revive(self, engine: int) -> None:
+        self._engines[engine].die()
+        await asyncio.sleep(self._seconds())
+        self._engines[engine].rise(self._publisher.newest)
+
+
+class FakeCheckpoints:
+    """Remembers states."""
+
+    def __init__(self) -> None:
+        self.states: list[RunState] = []
+        self._writing: str | None = None
+
+    def begin(self, step: int) -> str:
+        self._writing = f"checkpoint-{step}"
+        return self._writing
+
+    def finish(self, state: RunState) -> str:
+        if self._writing != f"checkpoint-{state.step}":
+            raise Misuse(f"the checkpoint of step {state.step} ends while {self._writing} is written")
+        self.states.append(state)
+        return self._writing
 
 
 @dataclass(kw_only=True)
@@ -414,6 +515,7 @@ class World:
     rollouts: RolloutLoop
     log: EventLog
     pipeline: Pipeline
+    checkpoints: FakeCheckpoints
     events: list[tuple[float, Event]] = field(default_factory=list)
 
     def of(self, kind: type[E]) -> list[tuple[float, E]]:
@@ -445,6 +547,11 @@ def build(
     max_filtered_batches: int = 20,
     generate_timeout: float = 1000.0,
     stall_timeout: float = 1100.0,
+    over_sampling: float | None = 1.0,
+    cut_late: bool = False,
+    revive_seconds: Seconds | None = None,
+    max_restarts: int = 1000,
+    state: RunState | None = None,
     checked: bool = True,
     seed: int = 0,
     log: EventLog | None = None,
@@ -455,23 +562,7 @@ def build(
         engines = [FakeEngine(samples=samples)]
     scorer = scorer or FakeScorer()
     log = log or EventLog(None, clock=asyncio.get_running_loop().time)
-    pool = EnginePool(engines)
-    queue = RolloutQueue(
-        policy=StalenessPolicy(batch_size=batch_size, max_staleness=max_staleness),
-        group_filter=GroupFilter(enabled=True),
-        max_filtered_batches=max_filtered_batches,
-        stall_timeout=stall_timeout,
-    )
-    rollouts = RolloutLoop(
-        prompts=PromptStream(prompts(prompt_count), seed=seed),
-        engines=pool,
-        scorer=scorer,
-        queue=queue,
-        sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
-        shaping=LengthShaping(max_length=100, buffer_length=20, factor=1.0),
-        generate_timeout=generate_timeout,
-        log=log,
-    )
+    start = state.step if state else 0
     trainer = FakeTrainer(
         batch_size=batch_size,
         max_staleness=max_staleness,
@@ -479,6 +570,7 @@ def build(
         seconds=train_seconds,
         fail_at=train_fails_at,
         work=work,
+        version=start,
     )
     publisher = FakePublisher(
         trainer=trainer,
@@ -487,6 +579,33 @@ def build(
         deliver_seconds=deliver_seconds,
         fail_at=deliver_fails_at,
         seed=seed,
+        version=start,
+    )
+    for engine in engines if state else ():
+        engine.version = start
+    pool = EnginePool(
+        engines,
+        reviver=FakeReviver(engines, publisher, seconds=revive_seconds) if revive_seconds else None,
+        max_restarts=max_restarts,
+        on_event=log.emit,
+    )
+    queue = RolloutQueue(
+        policy=StalenessPolicy(batch_size=batch_size, max_staleness=max_staleness, version=start),
+        group_filter=GroupFilter(enabled=True),
+        over_sampling=OverSampling(factor=over_sampling, window=2 * batch_size),
+        max_filtered_batches=max_filtered_batches,
+        stall_timeout=stall_timeout,
+    )
+    rollouts = RolloutLoop(
+        prompts=PromptStream(prompts(prompt_count), seed=seed, state=state.prompts if state else None),
+        engines=pool,
+        scorer=scorer,
+        queue=queue,
+        sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
+        shaping=LengthShaping(max_length=100, buffer_length=20, factor=1.0),
+        generate_timeout=generate_timeout,
+        cut_late=cut_late,
+        log=log,
     )
     evaluator = None
     if problem_count:
@@ -497,6 +616,7 @@ def build(
             sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
             generate_timeout=generate_timeout,
         )
+    checkpoints = FakeCheckpoints()
     pipeline = Pipeline(
         rollouts=rollouts,
         queue=queue,
@@ -507,7 +627,9 @@ def build(
         max_steps=steps,
         eval_steps=eval_steps,
         save_steps=save_steps,
-        checkpoint_path=lambda step: f"checkpoint-{step}",
+        checkpoints=checkpoints,
+        model_path="model",
+        first_step=start,
         on_step=on_step,
     )
     world = World(
@@ -519,6 +641,7 @@ def build(
         rollouts=rollouts,
         log=log,
         pipeline=pipeline,
+        checkpoints=checkpoints,
     )
 
     def record(event: Event) -> None:
@@ -545,6 +668,9 @@ def fates(world: World, *, batch_size: int, slots: int) -> dict[int, str]:
             case GroupJudged():
                 assert fate[event.group] == "in flight"
                 fate[event.group] = "ready" if event.keep else "dropped"
+            case GroupSurplus():
+                assert fate[event.group] in ("in flight", "ready")
+                fate[event.group] = "surplus"
             case BatchTaken():
                 assert len(set(event.groups)) == len(event.groups) == batch_size
                 for group in event.groups:
@@ -559,17 +685,26 @@ def fates(world: World, *, batch_size: int, slots: int) -> dict[int, str]:
     return fate
 
 
-def check_prompts(world: World, *, permanent: Callable[[str], bool], prompt_count: int, seed: int) -> None:
-    """Replays the events: every prompt is the failed one that waits longest, or the next of the set."""
+def check_prompts(
+    world: World,
+    *,
+    permanent: Callable[[str], bool],
+    prompt_count: int,
+    seed: int,
+    state: PromptState | None = None,
+) -> None:
+    """Replays the events: every prompt is the one given back that waits longest, or the next of the set."""
     fresh: Iterator[Prompt] = _endless(PromptStream(prompts(prompt_count), seed=seed))
-    returned: deque[int] = deque()
+    returned: deque[int] = deque(state.returned if state else ())
+    for _ in range(state.drawn if state else 0):
+        next(fresh)
     prompt_of: dict[int, int] = {}
     for _, event in world.events:
         if isinstance(event, GroupDispatched):
             expected = returned.popleft() if returned else next(fresh).id
             assert event.prompt == expected, f"group {event.group} got prompt {event.prompt}, not {expected}"
             prompt_of[event.group] = event.prompt
-        elif isinstance(event, GroupFailed) and not permanent(event.reason):
+        elif isinstance(event, GroupSurplus) or (isinstance(event, GroupFailed) and not permanent(event.reason)):
             returned.append(prompt_of[event.group])
 
 

@@ -28,7 +28,7 @@ def make_batch(seed: int, *, step: int = 0, groups: int = P, responses: int = G,
         right = index == 0 or (index > 1 and dice.random() < 0.5)  # never all right, never all wrong
         truncated = dice.random() < 0.2
         length = longest if truncated else dice.randint(1, longest)
-        return Rollout(length=length, truncated=truncated, correct=right, reward=1.0 if right else -1.0)
+        return Rollout(length=length, truncated=truncated, cut=False, correct=right, reward=1.0 if right else -1.0)
 
     return TrainBatch(
         step=step,

@@ -15,7 +15,7 @@ def group(correct: list[bool], rewards: list[float] | None = None) -> RolloutGro
         prompt=Prompt(id=0, text="1 + 1", label="2"),
         prompt_length=4,
         rollouts=tuple(
-            Rollout(length=3, truncated=False, correct=right, reward=reward)
+            Rollout(length=3, truncated=False, cut=False, correct=right, reward=reward)
             for right, reward in zip(correct, rewards, strict=True)
         ),
         oldest_version=PolicyVersion(0),

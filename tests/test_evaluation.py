@@ -8,9 +8,9 @@ import pytest
 from fakes import HANG, FakeEngine, FakeGroup, FakeScorer, problems
 from virtual_time import run_virtual
 
+from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.evaluation import Accuracy, Evaluator
 from dapo_openrlhf.ports import GroupError, Sampling
-from dapo_openrlhf.rollout import EnginePool
 
 
 def evaluator(engines: list[FakeEngine], scorer: FakeScorer, *, count: int, samples: int) -> Evaluator:

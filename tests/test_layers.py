@@ -30,8 +30,7 @@ LAYERS = {
     "0": {"", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier"},
     "1": {"advantage", "overlong", "batch", "loss"},
     "2": {
-        "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation",
-        "checkpoint",
+        "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation", "engine_pool", "checkpoint",
     },
     "backend": {"backend"},
     "report": {"report"},

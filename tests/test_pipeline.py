@@ -29,11 +29,14 @@ from hypothesis import strategies as st
 from virtual_time import run_virtual
 
 from dapo_openrlhf.batch import plan_batch
+from dapo_openrlhf.checkpoint import RunState
+from dapo_openrlhf.dynamic_sampling import MOST_OVER_SAMPLING
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import (
     BatchTaken,
     Checkpointed,
     Evaluated,
+    GroupCut,
     GroupDispatched,
     GroupFailed,
     GroupJudged,
@@ -111,13 +114,16 @@ class Scenario:
     deliver_seconds: float
     evaluation: int
     prompt_count: int
+    over_sampling: float | None
+    cut_late: bool
+    deaths: int
     seed: int
 
     @property
     def slots(self) -> int:
         return (self.max_staleness + 1) * self.batch_size
 
-    def build(self, steps: int) -> World:
+    def build(self, steps: int, state: RunState | None = None) -> World:
         chance = random.Random(self.seed)
         tail = TAILS[self.tail]
 
@@ -164,8 +170,20 @@ class Scenario:
             eval_steps=2 if self.evaluation else -1,
             max_filtered_batches=1000,
             prompt_count=self.prompt_count,
+            over_sampling=self.over_sampling,
+            cut_late=self.cut_late,
+            revive_seconds=jitter(5.0) if self.deaths else None,
+            save_steps=3,
+            state=state,
             seed=self.seed,
         )
+
+    async def kill_engines(self, world: World) -> None:
+        """Now this one, now that one, at any moment of the run; an evaluation would not survive it."""
+        chance = random.Random(f"deaths/{self.seed}")
+        for _ in range(self.deaths):
+            await asyncio.sleep(chance.uniform(0.0, 15.0))
+            chance.choice(world.engines).die()
 
 
 scenarios = st.builds(
@@ -184,6 +202,9 @@ scenarios = st.builds(
     deliver_seconds=st.sampled_from([0.0, 1.0, 15.0]),
     evaluation=st.sampled_from([0, 0, 3]),
     prompt_count=st.sampled_from([3, 50, 999]),
+    over_sampling=st.sampled_from([1.0, None, 1.5, 4.0]),
+    cut_late=st.booleans(),
+    deaths=st.sampled_from([0, 0, 3]),
     seed=st.integers(0, 10_000),
 )
 
@@ -193,21 +214,56 @@ scenarios = st.builds(
 def test_any_run_reaches_its_steps_within_the_contract(scenario: Scenario) -> None:
     """Fakes refuse whatever breaks a port's contract; the rest is judged by their records and the events."""
     steps = 6
-    outcome, world = whole_run(lambda: scenario.build(steps))
 
+    async def main(state: RunState | None = None) -> tuple[Outcome, World]:
+        world = scenario.build(steps, state)
+        if scenario.evaluation:
+            return await world.run(), world
+        killer = asyncio.create_task(scenario.kill_engines(world))
+        try:
+            return await world.run(), world
+        finally:
+            killer.cancel()
+
+    outcome, world = run_virtual(main())
+    assert [state.step for state in world.checkpoints.states] == [3, 6]
+    check_run(scenario, outcome, world, steps=steps)
+
+    state = world.checkpoints.states[0]
+    outcome, world = run_virtual(main(state))
+    check_run(scenario, outcome, world, steps=steps - state.step, state=state)
+
+
+def check_run(scenario: Scenario, outcome: Outcome, world: World, *, steps: int, state: RunState | None = None) -> None:
+    """``steps``: rollout steps of this run, after those of ``state``."""
+    assert not any(engine.running for engine in world.engines), "engines generate for a run that is over"
+    start = state.step if state else 0
     batches = world.trainer.batches
-    assert outcome.steps == len(batches) == len(world.publisher.delivered) == steps
-    assert {engine.version for engine in world.engines} == {steps}
+    assert len(batches) == len(world.publisher.delivered) == steps
+    assert outcome.steps == steps
+    assert {engine.version for engine in world.engines if engine.alive} <= {start + steps}
     ages = [age for batch in batches for age in batch.ages]
     assert max(ages) <= scenario.max_staleness
     assert outcome.max_policy_age == max(ages)
-    if scenario.max_staleness == 0:
+    if scenario.max_staleness == 0 and scenario.over_sampling == 1.0:
         assert all(batch.generating == 0 for batch in batches), "generation and training share slots"
 
-    fate = fates(world, batch_size=scenario.batch_size, slots=scenario.slots)
-    check_prompts(world, permanent=PERMANENT.__eq__, prompt_count=scenario.prompt_count, seed=scenario.seed)
+    most = MOST_OVER_SAMPLING if scenario.over_sampling is None else scenario.over_sampling
+    fate = fates(world, batch_size=scenario.batch_size, slots=int(most * scenario.slots))
+    if scenario.over_sampling == 1.0:
+        assert "surplus" not in fate.values()
+    if not scenario.cut_late:
+        assert world.of(GroupCut) == []
+    check_prompts(
+        world,
+        permanent=PERMANENT.__eq__,
+        prompt_count=scenario.prompt_count,
+        seed=scenario.seed,
+        state=state.prompts if state else None,
+    )
     made = [group for engine in world.engines for group in engine.made if group.for_training]
-    assert len(made) == len(fate) == outcome.counters["dispatched"]
+    waited = sum(place in ("in flight", "surplus") for place in fate.values())  # for an engine, some of them
+    assert len(made) <= len(fate) == outcome.counters["dispatched"] <= len(made) + waited
     trained = sum(place == "trained" for place in fate.values())
     assert trained == outcome.counters["trained"] == steps * scenario.batch_size
     assert not any(place == "training" for place in fate.values())
@@ -345,8 +401,8 @@ def test_evaluations_and_checkpoints_come_when_asked_for_and_at_the_end() -> Non
     assert [(group.oldest_version, group.newest_version) for group in answers] == [
         (version, version) for version in (0, 2, 4, 5) for _ in range(2)
     ]
-    assert world.trainer.saved == [(3, "checkpoint-3"), (5, "checkpoint-5")]
-    assert [event.path for _, event in world.of(Checkpointed)] == ["checkpoint-3", "checkpoint-5"]
+    assert world.trainer.saved == [(3, "checkpoint-3"), (5, "checkpoint-5"), (5, "model")]
+    assert [event.path for _, event in world.of(Checkpointed)] == ["checkpoint-3", "checkpoint-5", "model"]
     assert (outcome.accuracy_before, outcome.accuracy_after) == (0.5, 0.5)
     assert steps_done == [0, 1, 2, 3, 4]
 

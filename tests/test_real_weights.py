@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 from pathlib import Path
@@ -55,7 +56,9 @@ def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int) -> Confi
 def _batch(generation: Generation, step: int) -> TrainBatch:
     """A batch of one group in which every other response is right."""
     rollouts = tuple(
-        Rollout(length=length, truncated=False, correct=index % 2 == 0, reward=1.0 if index % 2 == 0 else -1.0)
+        Rollout(
+            length=length, truncated=False, cut=False, correct=index % 2 == 0, reward=1.0 if index % 2 == 0 else -1.0
+        )
         for index, length in enumerate(generation.lengths)
     )
     group = RolloutGroup(
@@ -86,9 +89,12 @@ async def _largest_difference(workers: launch.Workers, generation: Generation) -
     return worst
 
 
+SERIAL = itertools.count()
+
+
 async def _train_publish_compare(config: Config, device: Device) -> tuple[list[float], float]:
     """Differences before and after each of two publications, and how far the second moved the policy."""
-    workers = await launch.start_workers(config, device)
+    workers = await launch.start_workers(config, launch.Inputs(device=device, prompts=[], problems=[]))
     trainer = RemoteTrainer(
         workers.ranks,
         train_batch_size=config.train.batch_size,
@@ -98,9 +104,9 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
         seed=0,
         timeout=60,
     )
-    publisher = ObjectStorePublisher(workers.ranks, [engine.actor for engine in workers.engines], timeout=60)
+    publisher = ObjectStorePublisher(workers.ranks, workers.engines, timeout=60, start_timeout=60)
     engine = workers.engines[0]
-    generation = await engine.generate(PROMPT, SAMPLING)
+    generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)
     differences = [await _largest_difference(workers, generation)]
     moved = 0.0
     for step in range(2):
@@ -108,7 +114,7 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
         await trainer.train(_batch(generation, step))
         moved = await _largest_difference(workers, generation)
         await publisher.deliver(await publisher.send(PolicyVersion(step + 1)))
-        generation = await engine.generate(PROMPT, SAMPLING)
+        generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)
         differences.append(await _largest_difference(workers, generation))
     return differences, moved
 

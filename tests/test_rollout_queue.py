@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from virtual_time import Deadlock, run_virtual
 
-from dapo_openrlhf.dynamic_sampling import GroupFilter
+from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
 from dapo_openrlhf.ledger import LedgerImbalance
 from dapo_openrlhf.rollout_queue import BatchStarvation, RolloutQueue
 from dapo_openrlhf.staleness import StalenessPolicy, StalenessViolation
@@ -33,6 +33,7 @@ def make_queue(
     return RolloutQueue(
         policy=StalenessPolicy(batch_size=batch_size, max_staleness=max_staleness),
         group_filter=GroupFilter(enabled=filtering),
+        over_sampling=OverSampling(factor=1.0, window=batch_size),
         max_filtered_batches=max_filtered_batches,
         stall_timeout=stall_timeout,
     )

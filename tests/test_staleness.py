@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import random
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ def group(group_id: int, oldest_version: int) -> RolloutGroup:
         id=group_id,
         prompt=Prompt(id=group_id, text="", label=""),
         prompt_length=1,
-        rollouts=(Rollout(length=1, truncated=False, correct=True, reward=1.0),),
+        rollouts=(Rollout(length=1, truncated=False, cut=False, correct=True, reward=1.0),),
         oldest_version=PolicyVersion(oldest_version),
         newest_version=PolicyVersion(oldest_version),
         engine=0,
@@ -39,7 +40,21 @@ def dispatch(policy: StalenessPolicy, *group_ids: int) -> list[int]:
     return [policy.dispatch(group_id) for group_id in group_ids]
 
 
+def keep(policy: StalenessPolicy, group_ids: Iterable[int]) -> None:
+    """Those of the groups that still are in flight are finished."""
+    for group_id in group_ids:
+        with contextlib.suppress(StalenessViolation):
+            policy.keep(group_id)
+
+
+def select(policy: StalenessPolicy, ready: Iterable[int]) -> tuple[int, ...] | Waiting:
+    keep(policy, ready)
+    return policy.select()
+
+
 def take(policy: StalenessPolicy, group_ids: Iterable[int], *, oldest_version: int) -> PolicyVersion:
+    group_ids = list(group_ids)
+    keep(policy, group_ids)
     return policy.take([group(group_id, oldest_version) for group_id in group_ids])
 
 
@@ -127,7 +142,7 @@ def test_deadline_counts_from_the_live_version_not_the_trainers() -> None:
 def test_too_few_groups_ready() -> None:
     policy = policy_with(1, 2)
     dispatch(policy, 0, 1, 2)
-    assert policy.select([2]) == Waiting("1 of 2 groups ready")
+    assert select(policy, [2]) == Waiting("1 of 2 groups ready")
 
 
 def test_earliest_deadline_first_then_order_of_dispatch() -> None:
@@ -137,14 +152,14 @@ def test_earliest_deadline_first_then_order_of_dispatch() -> None:
     policy.publication_live(PolicyVersion(1))
     dispatch(policy, 4, 5)
     # 2 and 3 are due at version 1, 4 and 5 at version 2; the order in which they finished does not matter.
-    assert policy.select([5, 4, 3, 2]) == (2, 3)
-    assert policy.select({5: None, 3: None, 2: None}) == (2, 3)
+    assert select(policy, [5, 4, 3, 2]) == (2, 3)
+    assert select(policy, {5: None, 3: None, 2: None}) == (2, 3)
 
 
 def test_a_batch_need_not_wait_for_groups_that_are_not_due() -> None:
     policy = policy_with(1, 2)
     dispatch(policy, 0, 1, 2, 3)
-    assert policy.select([3, 1]) == (1, 3)  # 0 and 2 have until version 1, where they fit
+    assert select(policy, [3, 1]) == (1, 3)  # 0 and 2 have until version 1, where they fit
 
 
 def test_rule_1_a_group_that_is_due_is_waited_for() -> None:
@@ -153,8 +168,8 @@ def test_rule_1_a_group_that_is_due_is_waited_for() -> None:
     take(policy, [1], oldest_version=0)
     policy.publication_live(PolicyVersion(1))
     dispatch(policy, 2)  # due at 2; group 0 is due at 1 and still in flight
-    assert policy.select([2]) == Waiting("groups due by version 1 are still in flight", (0,))
-    assert policy.select([2, 0]) == (0,)
+    assert select(policy, [2]) == Waiting("groups due by version 1 are still in flight", (0,))
+    assert select(policy, [2, 0]) == (0,)
 
 
 def test_rule_1_a_dropped_group_is_not_waited_for() -> None:
@@ -164,7 +179,7 @@ def test_rule_1_a_dropped_group_is_not_waited_for() -> None:
     policy.publication_live(PolicyVersion(1))
     dispatch(policy, 2)
     policy.drop(0)
-    assert policy.select([2]) == (2,)
+    assert select(policy, [2]) == (2,)
 
 
 def test_at_k_0_a_batch_is_all_there_is() -> None:
@@ -172,8 +187,8 @@ def test_at_k_0_a_batch_is_all_there_is() -> None:
     dispatch(policy, 0, 1)
     policy.drop(1)
     dispatch(policy, 2)  # the replacement, alone at the tail of the step
-    assert policy.select([0]) == Waiting("1 of 2 groups ready")
-    assert policy.select([2, 0]) == (0, 2)
+    assert select(policy, [0]) == Waiting("1 of 2 groups ready")
+    assert select(policy, [2, 0]) == (0, 2)
 
 
 def test_rule_2_no_more_groups_than_batches_can_hold_may_stay_behind() -> None:
@@ -184,8 +199,8 @@ def test_rule_2_no_more_groups_than_batches_can_hold_may_stay_behind() -> None:
     dispatch(policy, 3)
     # At version 1 nothing is due yet: 1 and 2 have until version 2, 3 has until 3. But taking 3 would leave two
     # groups for the one batch at version 2.
-    assert policy.select([3]) == Waiting("groups due by version 2 are still in flight", (1, 2))
-    assert policy.select([3, 2]) == (2,)  # leaves one for version 2: group 1
+    assert select(policy, [3]) == Waiting("groups due by version 2 are still in flight", (1, 2))
+    assert select(policy, [3, 2]) == (2,)  # leaves one for version 2: group 1
 
 
 def test_rule_2_names_the_groups_it_waits_for() -> None:
@@ -196,14 +211,14 @@ def test_rule_2_names_the_groups_it_waits_for() -> None:
     dispatch(policy, 8, 9)
     # Before version 1: six groups are due by version 3. After its batch at most 2 * 2 of them may be left, so the
     # batch must hold two of them; 8 and 9 are due at version 4.
-    assert policy.select([2, 8, 9]) == Waiting("groups due by version 3 are still in flight", (3, 4, 5, 6, 7))
-    assert policy.select([2, 8, 9, 5]) == (2, 5)
+    assert select(policy, [2, 8, 9]) == Waiting("groups due by version 3 are still in flight", (3, 4, 5, 6, 7))
+    assert select(policy, [2, 8, 9, 5]) == (2, 5)
 
 
 def test_select_changes_nothing() -> None:
     policy = policy_with(1, 1)
     dispatch(policy, 0, 1)
-    assert policy.select([0, 1]) == policy.select([0, 1]) == (0,)
+    assert select(policy, [0, 1]) == select(policy, [0, 1]) == (0,)
     assert (policy.free_slots, policy.trainer_version) == (0, 0)
 
 
@@ -278,9 +293,10 @@ class World:
     live: int = 0
     ages: list[int] = field(default_factory=list)
     dispatched: int = 0
+    surplus: int = 0
 
     def dispatch(self) -> None:
-        if self.policy.free_slots:
+        if self.policy.dispatchable:
             self.policy.dispatch(self.dispatched)
             self.born[self.dispatched] = self.live
             self.in_flight.append(self.dispatched)
@@ -288,7 +304,18 @@ class World:
 
     def finish(self, which: int) -> None:
         if self.in_flight:
-            self.ready.append(self.in_flight.pop(which % len(self.in_flight)))
+            group_id = self.in_flight.pop(which % len(self.in_flight))
+            self.ready.append(group_id)
+            self.policy.keep(group_id)
+            self.drop_surplus()
+
+    def drop_surplus(self) -> None:
+        for group_id in self.policy.surplus():
+            places = self.ready if group_id in self.ready else self.in_flight
+            places.remove(group_id)
+            del self.born[group_id]
+            self.policy.drop(group_id)
+            self.surplus += 1
 
     def drop(self, which: int) -> None:
         if self.in_flight:
@@ -297,7 +324,7 @@ class World:
             self.policy.drop(group_id)
 
     def take(self) -> bool:
-        chosen = self.policy.select(self.ready)
+        chosen = self.policy.select()
         if isinstance(chosen, Waiting):
             return False
         assert len(set(chosen)) == len(chosen) == self.policy.batch_size
@@ -316,7 +343,7 @@ class World:
             self.policy.publication_live(PolicyVersion(self.live))
 
     def dispatch_and_finish_all(self) -> None:
-        for _ in range(self.policy.free_slots):
+        for _ in range(self.policy.dispatchable):
             self.dispatch()
         for _ in range(len(self.in_flight)):
             self.finish(0)
@@ -326,12 +353,17 @@ class World:
         assert all(0 <= age <= policy.max_staleness for age in self.ages)
         not_live = self.trained - self.live
         assert policy.training_slots == not_live * policy.batch_size
-        assert policy.free_slots == policy.slots - len(self.born) - not_live * policy.batch_size >= 0
+        held = len(self.born) + not_live * policy.batch_size
+        assert (policy.in_flight, policy.ready) == (len(self.in_flight), len(self.ready))
+        assert policy.free_slots - policy.over_sampled == policy.slots - held
+        if policy.over_sampling == 1:
+            assert policy.over_sampled == self.surplus == 0
+            assert policy.dispatchable == policy.free_slots
         # Nothing waits for ever: whatever is missing is on its way, may be dispatched, or waits for a publication.
-        chosen = policy.select(self.ready)
+        chosen = policy.select()
         if isinstance(chosen, Waiting):
             if len(self.ready) < policy.batch_size:
-                assert self.in_flight or policy.free_slots or not_live
+                assert self.in_flight or policy.dispatchable or not_live
             else:
                 assert chosen.late, "P groups are ready and no group in flight is waited for"
                 assert set(chosen.late) <= set(self.in_flight)
@@ -346,10 +378,17 @@ class World:
     overtaking=st.sampled_from([0.0, 0.5, 0.95]),
     dropped=st.sampled_from([0.0, 0.1, 0.5]),
     publishing=st.sampled_from([0.05, 0.5, 1.0]),
+    over_sampling=st.sampled_from([1.0, 1.0, 1.3, 2.5, 8.0]),
     seed=st.integers(0, 999),
 )
 def test_ages_never_exceed_k_and_nothing_deadlocks(
-    max_staleness: int, batch_size: int, overtaking: float, dropped: float, publishing: float, seed: int
+    max_staleness: int,
+    batch_size: int,
+    overtaking: float,
+    dropped: float,
+    publishing: float,
+    over_sampling: float,
+    seed: int,
 ) -> None:
     """Random interleavings of every kind of run.
 
@@ -360,7 +399,7 @@ def test_ages_never_exceed_k_and_nothing_deadlocks(
     world = World(policy_with(max_staleness, batch_size))
     for _ in range(60 + 12 * world.policy.slots):
         if dice.random() < 0.8:
-            for _ in range(dice.randint(0, world.policy.free_slots)):
+            for _ in range(dice.randint(0, world.policy.dispatchable)):
                 world.dispatch()
         which = -1 if dice.random() < overtaking else dice.randrange(64)
         if dice.random() < dropped:
@@ -390,7 +429,7 @@ def test_ages_reach_k_but_never_more_when_stragglers_wait(max_staleness: int, ba
     world = World(policy_with(max_staleness, batch_size))
     straggler = 0
     for _ in range(2 * max_staleness + 3):
-        for _ in range(world.policy.free_slots):
+        for _ in range(world.policy.dispatchable):
             world.dispatch()
         while not world.take():
             assert world.in_flight, "nothing in flight, and still no batch"
@@ -416,7 +455,7 @@ def test_completion_order_exceeds_the_bound_and_take_refuses_it() -> None:
     take(policy, [1], oldest_version=born[1])  # overtaking is allowed while group 0 has time ...
     policy.publication_live(PolicyVersion(1))
     dispatch(policy, 2)
-    assert isinstance(policy.select([2]), Waiting)  # ... and is not at its deadline, version 1
+    assert isinstance(select(policy, [2]), Waiting)  # ... and is not at its deadline, version 1
     with pytest.raises(StalenessViolation, match=r"groups \[0\] were due at version 1"):
         take(policy, [2], oldest_version=born[2])
 
@@ -441,10 +480,12 @@ def largest_age(max_staleness: int, batch_size: int, *, completion_order: bool) 
             if completion_order:
                 chosen = tuple(ready[:batch_size]) if len(ready) >= batch_size else Waiting("")
             else:
-                chosen = policy.select(ready)
+                chosen = policy.select()
             if isinstance(chosen, Waiting):
                 now, group_id = heapq.heappop(finishing)
                 ready.append(group_id)
+                if not completion_order:
+                    policy.keep(group_id)
         largest = max(largest, *(version - born[group_id] for group_id in chosen))
         if not completion_order:
             policy.take([group(group_id, born[group_id]) for group_id in chosen])
@@ -467,8 +508,7 @@ def test_a_straggler_holds_up_no_batch_before_its_deadline(max_staleness: int) -
     """First in first out would wait for group 0 at once; K batches pass it first."""
     policy = policy_with(max_staleness, 1)
     dispatch(policy, *range(max_staleness + 1))
-    ready = set(range(1, max_staleness + 1))
-    while isinstance(chosen := policy.select(ready), tuple):
+    keep(policy, range(1, max_staleness + 1))
+    while isinstance(chosen := policy.select(), tuple):
         take(policy, chosen, oldest_version=0)
-        ready -= set(chosen)
     assert policy.trainer_version == max_staleness

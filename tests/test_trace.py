@@ -28,7 +28,7 @@ UNIX = 1000.0
 
 
 def _dispatched(group: int) -> GroupDispatched:
-    return GroupDispatched(group=group, prompt=0, version=PolicyVersion(0), deadline=1, engine=0)
+    return GroupDispatched(group=group, prompt=0, version=PolicyVersion(0), deadline=1)
 
 
 def _judged(group: int, *, keep: bool) -> GroupJudged:
@@ -37,7 +37,10 @@ def _judged(group: int, *, keep: bool) -> GroupJudged:
 
 
 TIMELINE: list[tuple[float, Event]] = [
-    (0.0, RunStarted(unix_time=UNIX, engines=1, trainer_ranks=1, devices=2, max_staleness=1, batch_size=1)),
+    (
+        0.0,
+        RunStarted(unix_time=UNIX, engines=1, trainer_ranks=1, devices=2, max_staleness=1, batch_size=1, first_step=0),
+    ),
     (1.0, _dispatched(0)),
     (1.5, _dispatched(1)),
     (2.0, _judged(0, keep=True)),

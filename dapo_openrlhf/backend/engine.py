@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, WeightAck, WeightManifest
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.ports import Sampling
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core_client import InprocClient
-
-
-class PromptTooLong(ValueError):
-    """The prompt leaves no room for a response."""
 
 
 class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
@@ -41,11 +37,14 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         engine_args: Mapping[str, Any],
         apply_chat_template: bool,
         max_len: int,
+        version: int = 0,
+        weights_in_flight: bool = True,
+        recompute_kv_cache: bool = False,
         num_gpus: float = 0,
         bundle_indices: list[int] | None = None,
     ) -> None:
         import vllm
-        from packaging import version
+        from packaging import version as packaging_version
         from transformers import AutoTokenizer
 
         from dapo_openrlhf.backend import weights  # noqa: F401  registers the weight-transfer engine
@@ -54,11 +53,17 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         backend = engine_args.get("distributed_executor_backend", "uni")
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
             self._configure_device_env(backend=backend, bundle_indices=bundle_indices, num_gpus=num_gpus)
-        self._configure_vllm_env(version, vllm, full_determinism=False)
+        self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
         self._apply_chat_template = apply_chat_template
         self._max_len = max_len
-        self._loop = EngineLoop(engine_args, name=name)
+        self._loop = EngineLoop(
+            engine_args,
+            name=name,
+            version=version,
+            weights_in_flight=weights_in_flight,
+            recompute_kv_cache=recompute_kv_cache,
+        )
         await asyncio.wrap_future(self._loop.start())
 
     async def ready(self) -> int:
@@ -79,12 +84,12 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         responses = [tokens.response(index)[0] for index in range(sampling.n)]
         return report, tokens, self._tokenizer.batch_decode(responses, skip_special_tokens=True)
 
-    async def abort(self, group_id: str) -> None:
-        """Stop generating a group nobody waits for any more."""
-        self._loop.abort(group_id)
+    async def cut(self, group_id: str) -> None:
+        """End a group with the tokens it has; see :meth:`EngineLoop.cut`."""
+        self._loop.cut(group_id)
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
-        """Replace the weights between two steps; requests go on with the new ones."""
+        """Replace the weights; see :meth:`EngineLoop.load_weights`."""
         checksum, spans = await asyncio.wrap_future(
             self._loop.load_weights(version, lambda core: _replace_weights(core, version, manifest, buffer))
         )

@@ -10,6 +10,7 @@ All of vLLM's internals that this project relies on are used in this file.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -27,7 +28,7 @@ from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor.abstract import Executor
 
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens
+from dapo_openrlhf.backend.messages import CutTooEarly, GenerationReport, GroupTokens
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.types import Span
 
@@ -45,6 +46,7 @@ class _Group:
     ids: list[list[int]]
     logprobs: list[list[float]]
     truncated: list[bool]
+    cut: list[bool]
     unfinished: int
     oldest_version: int = -1
     newest_version: int = -1
@@ -53,13 +55,30 @@ class _Group:
 class EngineLoop:
     """Thread that owns the engine core. Public methods may be called from any thread."""
 
-    def __init__(self, engine_args: Mapping[str, Any], *, name: str) -> None:
-        """``name`` is the worker's name in spans."""
+    def __init__(
+        self,
+        engine_args: Mapping[str, Any],
+        *,
+        name: str,
+        version: int = 0,
+        weights_in_flight: bool = True,
+        recompute_kv_cache: bool = False,
+    ) -> None:
+        """``name`` is the worker's name in spans, ``version`` that of the weights in ``engine_args["model"]``.
+
+        New weights are taken between two steps of the groups in flight, or, without ``weights_in_flight``, when all
+        of them are done; groups that come meanwhile wait. In flight, the KV cache of the tokens so far is kept, or
+        with ``recompute_kv_cache`` made anew by the new weights.
+        """
         self._engine_args = engine_args
         self._name = name
+        self._weights_in_flight = weights_in_flight
+        self._recompute_kv_cache = recompute_kv_cache
+        self._held_back: list[Callable[[], None]] = []
+        self._loads: list[Callable[[], None]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._groups: dict[str, _Group] = {}  # by request id: G entries a group
-        self._version = 0
+        self._version = version
         self._spans: list[Span] = []
         self._busy_since: float | None = None
         self._running = True
@@ -76,42 +95,44 @@ class EngineLoop:
     ) -> Future[tuple[GenerationReport, GroupTokens]]:
         """Sample a group; it gets the weights of each step as it goes."""
         done: Future[tuple[GenerationReport, GroupTokens]] = Future()
-        self._commands.put(lambda: self._add(group_id, prompt_ids, sampling, done))
+        add = functools.partial(self._add, group_id, prompt_ids, sampling, done)
+        self._commands.put(lambda: self._held_back.append(add) if self._loads else add())
         return done
 
-    def abort(self, group_id: str) -> None:
-        """Stop generating a group: its future gets what there is, unfinished responses marked as truncated."""
-        self._commands.put(lambda: self._abort(group_id))
+    def cut(self, group_id: str) -> None:
+        """Stop generating a group: its future gets what there is, unfinished responses marked as truncated and cut.
+
+        Or :class:`CutTooEarly`, when a response has no token yet.
+        """
+        self._commands.put(lambda: self._cut(group_id))
 
     def between_steps(self, command: Callable[[InprocClient], Result]) -> Future[Result]:
         """Run ``command`` on the engine's thread while no step is running."""
         future: Future[Result] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(command(self._core))
-            except Exception as error:  # the caller's to judge: it waits on the future
-                future.set_exception(error)
-
-        self._commands.put(run)
+        self._commands.put(functools.partial(self._answer, future, command))
         return future
 
     def load_weights(self, version: int, load: Callable[[InprocClient], Result]) -> Future[tuple[Result, list[Span]]]:
-        """Replace the weights between two steps; tokens of later steps carry ``version``.
+        """Replace the weights; tokens of later steps carry ``version``.
 
         The future also has what this engine did since the last time, this loading last.
         """
+        future: Future[tuple[Result, list[Span]]] = Future()
 
         def command(core: InprocClient) -> tuple[Result, list[Span]]:
             self._close_span()
             started = time.time()
             result = load(core)
+            if self._recompute_kv_cache:
+                core.reset_prefix_cache(reset_running_requests=True)
             self._version = version
             self._spans.append(Span(worker=self._name, kind="load_weights", start=started, end=time.time()))
             spans, self._spans = self._spans, []
             return result, spans
 
-        return self.between_steps(command)
+        answer = functools.partial(self._answer, future, command)
+        self._commands.put(answer if self._weights_in_flight else lambda: self._loads.append(answer))
+        return future
 
     def stop(self) -> None:
         """End the thread after the running step."""
@@ -141,12 +162,27 @@ class EngineLoop:
                     self._step()
                 if not self._groups:
                     self._close_span()
+                    self._load_when_idle()
         except BaseException:
             # A core that failed in a step has no way back, and callers wait on futures nobody would complete.
             # Ray tells all of them at once when the process is gone.
             logger.exception("the engine core failed; ending its process")
             logging.shutdown()
             os._exit(1)
+
+    def _answer(self, future: Future[Result], command: Callable[[InprocClient], Result]) -> None:
+        try:
+            future.set_result(command(self._core))
+        except Exception as error:  # the caller's to judge: it waits on the future
+            future.set_exception(error)
+
+    def _load_when_idle(self) -> None:
+        loads, self._loads = self._loads, []
+        for load in loads:
+            load()
+        held_back, self._held_back = self._held_back, []
+        for add in held_back:
+            add()
 
     def _close_span(self) -> None:
         if self._busy_since is not None:
@@ -176,6 +212,7 @@ class EngineLoop:
             ids=[[] for _ in range(sampling.n)],
             logprobs=[[] for _ in range(sampling.n)],
             truncated=[False] * sampling.n,
+            cut=[False] * sampling.n,
             unfinished=sampling.n,
         )
         for index in range(sampling.n):
@@ -213,14 +250,18 @@ class EngineLoop:
         del self._groups[request_id]
         group.unfinished -= 1
         if group.unfinished == 0:
-            group.done.set_result(_result(group))
+            if all(group.ids):
+                group.done.set_result(_result(group))
+            else:
+                group.done.set_exception(CutTooEarly("it was cut before each of its responses had a token"))
 
-    def _abort(self, group_id: str) -> None:
+    def _cut(self, group_id: str) -> None:
         requests = [request_id for request_id in self._groups if request_id.rpartition("/")[0] == group_id]
         self._core.abort_requests(requests)
         for request_id in requests:
             group = self._groups[request_id]
-            group.truncated[int(request_id.rpartition("/")[2])] = True
+            index = int(request_id.rpartition("/")[2])
+            group.truncated[index] = group.cut[index] = True
             self._finish(request_id, group)
 
 
@@ -230,6 +271,7 @@ def _result(group: _Group) -> tuple[GenerationReport, GroupTokens]:
         prompt_length=len(group.prompt_ids),
         lengths=lengths,
         truncated=tuple(group.truncated),
+        cut=tuple(group.cut),
         oldest_version=group.oldest_version,
         newest_version=group.newest_version,
     )

@@ -18,15 +18,17 @@ from dapo_openrlhf.backend.engine import EngineActor
 from dapo_openrlhf.backend.policy import LossSettings, PolicyActor
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteEngine, RemoteTrainer, all_within
 from dapo_openrlhf.backend.rewards import RewardPool
+from dapo_openrlhf.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.config import Config, ConfigError
-from dapo_openrlhf.dynamic_sampling import GroupFilter
+from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
+from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.evaluation import Accuracy, Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import WorkerSpans
 from dapo_openrlhf.pipeline import Outcome, Pipeline
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.prompts import PromptStream, load_prompts
-from dapo_openrlhf.rollout import EnginePool, LengthShaping, RolloutLoop
+from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.staleness import StalenessPolicy
 from dapo_openrlhf.types import Prompt
@@ -34,6 +36,8 @@ from dapo_openrlhf.types import Prompt
 ENGINE_SEQUENCES = 512
 ENGINE_BATCHED_TOKENS = 8192
 ENGINE_CONCURRENT_CALLS = 1 << 16
+OVER_SAMPLING_WINDOW = 2
+"""Batches' worth of judged groups that the pass rate is measured over."""
 
 
 @dataclass(slots=True)
@@ -53,9 +57,18 @@ class Inputs:
     prompts: list[Prompt]
     problems: list[Prompt]
     """Held-out problems; empty without ``eval.dataset``."""
+    checkpoint: Path | None = None
+    """Folder to resume from."""
+    state: RunState | None = None
+    """What that folder says."""
+
+    @property
+    def first_step(self) -> int:
+        """Rollout steps that an earlier run has done; also the version of the weights at the start."""
+        return self.state.step if self.state else 0
 
 
-def check_inputs(config: Config, *, training: bool) -> Inputs:
+def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = None) -> Inputs:
     """Read the data and look for model and devices. Raises ``ConfigError`` for whatever would fail later."""
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
@@ -66,12 +79,17 @@ def check_inputs(config: Config, *, training: bool) -> Inputs:
     problems = read_prompts(config, config.eval.dataset) if config.eval.dataset else []
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
-    return Inputs(device=device, prompts=prompts, problems=problems)
+    state = None if checkpoint is None else RunState.read(checkpoint)
+    if state is not None and state.step >= config.train.max_steps:
+        raise ConfigError(
+            f"train.max_steps: {config.train.max_steps} rollout steps are done already in {checkpoint}; use more to go on"
+        )
+    return Inputs(device=device, prompts=prompts, problems=problems, checkpoint=checkpoint, state=state)
 
 
-def model_path(config: Config) -> str:
-    """The model to train, as every process of a cluster finds it: absolute if it is a folder, else a hub's name."""
-    path = Path(config.actor.model_name_or_path)
+def model_path(config: Config, checkpoint: Path | None = None) -> str:
+    """The model to begin with, as every process of a cluster finds it: absolute if it is a folder, else a hub's name."""
+    path = checkpoint or Path(config.actor.model_name_or_path)
     return str(path.resolve()) if path.is_dir() else config.actor.model_name_or_path
 
 
@@ -88,27 +106,29 @@ def train(
     inputs: Inputs,
     *,
     log: EventLog,
-    checkpoint_path: Callable[[int], str],
+    checkpoints: Checkpoints,
+    trained_model: str,
     say: Callable[[str], None],
     on_step: Callable[[int], None],
 ) -> Outcome:
     """Run a whole training. ``log``'s clock must be :func:`time.monotonic`."""
     with ray_cluster(config, inputs.device):
-        return asyncio.run(_train(config, inputs, log, checkpoint_path, say, on_step))
+        return asyncio.run(_train(config, inputs, log, checkpoints, trained_model, say, on_step))
 
 
 async def _train(
     config: Config,
     inputs: Inputs,
     log: EventLog,
-    checkpoint_path: Callable[[int], str],
+    checkpoints: Checkpoints,
+    trained_model: str,
     say: Callable[[str], None],
     on_step: Callable[[int], None],
 ) -> Outcome:
     started = time.monotonic()
-    workers = await start_workers(config, inputs.device)
+    workers = await start_workers(config, inputs)
     say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
-    pipeline = build_pipeline(config, workers, inputs, log, checkpoint_path, on_step)
+    pipeline = build_pipeline(config, workers, inputs, log, checkpoints, trained_model, on_step)
     return await pipeline.run()
 
 
@@ -119,10 +139,10 @@ def evaluate(config: Config, inputs: Inputs) -> Accuracy:
 
 
 async def _evaluate(config: Config, inputs: Inputs) -> Accuracy:
-    engines = _create_engines(config, inputs.device)
+    engines = _create_engines(config, inputs)
     rewards = _create_rewards(config)
     await _all_ready(config, _readiness(engines, rewards))
-    pool = EnginePool([RemoteEngine(engine, index=index) for index, engine in enumerate(engines)])
+    pool = EnginePool(engines)
     return await _evaluator(config, inputs.problems, pool, rewards).measure()
 
 
@@ -134,9 +154,10 @@ def read_prompts(config: Config, dataset: str) -> list[Prompt]:
     )
 
 
-async def start_workers(config: Config, device: Device) -> Workers:
+async def start_workers(config: Config, inputs: Inputs) -> Workers:
     """Start every actor at once and wait until all are ready."""
-    engines = _create_engines(config, device)
+    device = inputs.device
+    engines = _create_engines(config, inputs)
     rank_class = ray.remote(PolicyActor)
     options = {**device.actor_options(), "runtime_env": {"env_vars": dict(device.environment())}}
     ranks = [rank_class.options(**options).remote(config.trainer_ranks, 0, None, None)]
@@ -148,26 +169,30 @@ async def start_workers(config: Config, device: Device) -> Workers:
             for rank in range(1, config.trainer_ranks)
         ]
     calls = _readiness(engines, rewards)
-    calls |= {f"trainer rank {index}": _start_rank(rank, config, device) for index, rank in enumerate(ranks)}
+    calls |= {f"trainer rank {index}": _start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
     await _all_ready(config, calls)
-    return Workers([RemoteEngine(engine, index=index) for index, engine in enumerate(engines)], ranks, rewards)
+    return Workers(engines, ranks, rewards)
 
 
-def _create_engines(config: Config, device: Device) -> list[Any]:
-    engine_class = ray.remote(EngineActor)
-    return [
-        engine_class.options(
+def _create_engines(config: Config, inputs: Inputs) -> list[RemoteEngine]:
+    device, engine_class = inputs.device, ray.remote(EngineActor)
+
+    def start(index: int) -> Any:
+        return engine_class.options(
             **device.actor_options(),
             runtime_env={"env_vars": dict(device.environment())},
             max_concurrency=ENGINE_CONCURRENT_CALLS,
         ).remote(
             name=f"engine {index}",
-            engine_args=engine_args(config, device, index),
+            engine_args=engine_args(config, device, index, inputs.checkpoint),
             apply_chat_template=config.data.apply_chat_template,
             max_len=config.data.max_len,
+            version=inputs.first_step,
+            weights_in_flight=config.train.partial_rollout_enable,
+            recompute_kv_cache=config.async_.kv_cache == "recompute",
         )
-        for index in range(config.vllm.num_engines)
-    ]
+
+    return [RemoteEngine(start, index=index) for index in range(config.vllm.num_engines)]
 
 
 def _create_rewards(config: Config) -> RewardPool:
@@ -181,8 +206,8 @@ def _create_rewards(config: Config) -> RewardPool:
     )
 
 
-def _readiness(engines: list[Any], rewards: RewardPool) -> dict[str, ray.ObjectRef]:
-    calls = {f"engine {index}": engine.ready.remote() for index, engine in enumerate(engines)}
+def _readiness(engines: list[RemoteEngine], rewards: RewardPool) -> dict[str, ray.ObjectRef]:
+    calls = {f"engine {index}": engine.actor.ready.remote() for index, engine in enumerate(engines)}
     return calls | {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready())}
 
 
@@ -192,11 +217,12 @@ async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef]) -> None:
     )
 
 
-def _start_rank(rank: Any, config: Config, device: Device) -> ray.ObjectRef:
+def _start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
     advantage = config.algo.advantage
     return rank.start.remote(
-        openrlhf_settings=openrlhf_settings(config),
-        device=device,
+        openrlhf_settings=openrlhf_settings(config, inputs.checkpoint),
+        device=inputs.device,
+        checkpoint=None if inputs.checkpoint is None else str(inputs.checkpoint.resolve()),
         loss=LossSettings(
             eps_clip_low_high=config.actor.eps_clip_low_high,
             dual_clip=config.actor.dual_clip,
@@ -211,11 +237,11 @@ def _start_rank(rank: Any, config: Config, device: Device) -> ray.ObjectRef:
     )
 
 
-def openrlhf_settings(config: Config) -> dict[str, Any]:
+def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[str, Any]:
     """What OpenRLHF's classes read, under OpenRLHF's names."""
     actor, steps = config.actor, config.train.max_steps
     return {
-        "actor.model_name_or_path": model_path(config),
+        "actor.model_name_or_path": model_path(config, checkpoint),
         "actor.gradient_checkpointing_enable": actor.gradient_checkpointing_enable,
         "actor.adam.lr": actor.adam.lr,
         "actor.adam.betas": actor.adam.betas,
@@ -234,14 +260,15 @@ def openrlhf_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def engine_args(config: Config, device: Device, index: int) -> dict[str, Any]:
+def engine_args(config: Config, device: Device, index: int, checkpoint: Path | None = None) -> dict[str, Any]:
     """vLLM's arguments for one engine, sized from the work it will get."""
     vllm, rollout = config.vllm, config.rollout
     slots = (config.async_.max_staleness + 1) * rollout.batch_size
-    sequences = -(-slots // vllm.num_engines) * rollout.n_samples_per_prompt
+    groups = slots if config.async_.over_sampling == 1 else 2 * slots
+    sequences = -(-groups // vllm.num_engines) * rollout.n_samples_per_prompt
     dtypes = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     return {
-        "model": model_path(config),
+        "model": model_path(config, checkpoint),
         "dtype": dtypes[config.ds.param_dtype],
         "trust_remote_code": True,
         "seed": config.train.seed + index,
@@ -265,20 +292,36 @@ def build_pipeline(
     workers: Workers,
     inputs: Inputs,
     log: EventLog,
-    checkpoint_path: Callable[[int], str],
+    checkpoints: Checkpoints,
+    trained_model: str,
     on_step: Callable[[int], None],
 ) -> Pipeline:
     """Connect the loops to the workers."""
     rollout, reward, timing = config.rollout, config.reward, config.async_
-    engines = EnginePool(workers.engines)
+    publisher = ObjectStorePublisher(
+        workers.ranks,
+        workers.engines,
+        timeout=timing.publish_timeout + (0 if config.train.partial_rollout_enable else timing.generate_timeout),
+        start_timeout=timing.start_timeout,
+        on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
+    )
+    engines = EnginePool(workers.engines, reviver=publisher, max_restarts=config.vllm.max_restarts, on_event=log.emit)
     queue = RolloutQueue(
-        policy=StalenessPolicy(batch_size=rollout.batch_size, max_staleness=timing.max_staleness),
+        policy=StalenessPolicy(
+            batch_size=rollout.batch_size, max_staleness=timing.max_staleness, version=inputs.first_step
+        ),
         group_filter=GroupFilter(enabled=config.algo.dynamic_filtering_enable),
+        over_sampling=OverSampling(
+            factor=None if timing.over_sampling == "auto" else timing.over_sampling,
+            window=OVER_SAMPLING_WINDOW * rollout.batch_size,
+        ),
         max_filtered_batches=config.algo.max_filtered_batches,
         stall_timeout=timing.generate_timeout + timing.reward_timeout,
     )
     rollouts = RolloutLoop(
-        prompts=PromptStream(inputs.prompts, seed=config.train.seed),
+        prompts=PromptStream(
+            inputs.prompts, seed=config.train.seed, state=inputs.state.prompts if inputs.state else None
+        ),
         engines=engines,
         scorer=workers.rewards,
         queue=queue,
@@ -294,6 +337,7 @@ def build_pipeline(
             factor=reward.overlong_penalty_factor,
         ),
         generate_timeout=timing.generate_timeout,
+        cut_late=timing.at_deadline == "cut",
         log=log,
     )
     trainer = RemoteTrainer(
@@ -310,18 +354,15 @@ def build_pipeline(
         rollouts=rollouts,
         queue=queue,
         trainer=trainer,
-        publisher=ObjectStorePublisher(
-            workers.ranks,
-            [engine.actor for engine in workers.engines],
-            timeout=timing.publish_timeout,
-            on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
-        ),
+        publisher=publisher,
         evaluator=_evaluator(config, inputs.problems, engines, workers.rewards) if inputs.problems else None,
         log=log,
         max_steps=config.train.max_steps,
         eval_steps=config.eval.steps,
         save_steps=config.ckpt.save_steps,
-        checkpoint_path=checkpoint_path,
+        checkpoints=checkpoints,
+        model_path=trained_model,
+        first_step=inputs.first_step,
         on_step=on_step,
     )
 

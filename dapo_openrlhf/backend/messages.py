@@ -10,6 +10,14 @@ from numpy.typing import NDArray
 from dapo_openrlhf.types import Span
 
 
+class PromptTooLong(ValueError):
+    """The prompt leaves no room for a response."""
+
+
+class CutTooEarly(RuntimeError):
+    """A group was cut while some of its responses had no token yet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTokens:
     """The tokens of one group, as flat arrays: N is the number of response tokens of all G responses."""
@@ -36,6 +44,7 @@ class GenerationReport:
     prompt_length: int
     lengths: tuple[int, ...]
     truncated: tuple[bool, ...]
+    cut: tuple[bool, ...]
     oldest_version: int
     newest_version: int
 

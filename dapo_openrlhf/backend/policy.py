@@ -19,12 +19,16 @@ from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
 from dapo_openrlhf.backend.messages import GroupTokens, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import policy_actor
 from dapo_openrlhf.batch import MicroBatch, RankPlan, Update
+from dapo_openrlhf.checkpoint import TRAINER_FOLDER
 from dapo_openrlhf.types import Span
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dapo_openrlhf.backend.collate import Tensors
+
+STATE_TAG = "state"
+"""DeepSpeed's name for the one state in a checkpoint."""
 
 SampleKey = tuple[int, int]
 """(group, response) of a sample in the batch."""
@@ -81,9 +85,18 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return address
 
     def start(
-        self, *, openrlhf_settings: Mapping[str, Any], device: Device, loss: LossSettings, total_updates: int
+        self,
+        *,
+        openrlhf_settings: Mapping[str, Any],
+        device: Device,
+        loss: LossSettings,
+        total_updates: int,
+        checkpoint: str | None = None,
     ) -> int:
-        """Load the model and set up DeepSpeed; returns the number of parameters. Blocks until all ranks have."""
+        """Load the model and set up DeepSpeed; returns the number of parameters. Blocks until all ranks have.
+
+        ``checkpoint``: folder of a checkpoint whose optimizer, schedule and full-precision weights to go on with.
+        """
         stand_in_for_cuda()
         import torch
 
@@ -97,6 +110,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._setup_distributed(Strategy(args, device=device))
         self._build(args, total_updates)
         self._engine = self.actor.model
+        if checkpoint is not None:
+            self._engine.load_checkpoint(os.path.join(checkpoint, TRAINER_FOLDER), tag=STATE_TAG)
         self._buffer: Tensor | None = None
         return sum(getattr(p, "ds_numel", p.numel()) for p in self._engine.module.parameters())
 
@@ -329,6 +344,11 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             if self.strategy.is_rank_0():
                 shutil.rmtree(path, ignore_errors=True)
                 os.rename(unfinished, path)
+
+    def save_state(self, path: str) -> None:
+        """Write DeepSpeed's checkpoint beside a saved model. Every rank must call it."""
+        with self._span("save"):
+            self._engine.save_checkpoint(os.path.join(path, TRAINER_FOLDER), tag=STATE_TAG)
 
 
 def _remember(known: dict[SampleKey, Tensor], samples: MicroBatch, logprobs: Tensor) -> None:

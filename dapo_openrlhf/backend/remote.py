@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from dapo_openrlhf.backend.engine import PromptTooLong
-from dapo_openrlhf.backend.messages import GenerationReport, WeightAck, WeightManifest
+from dapo_openrlhf.backend.messages import CutTooEarly, GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.batch import plan_batch
-from dapo_openrlhf.ports import GroupError, Publication, Sampling
+from dapo_openrlhf.ports import ENGINE_DIED, GroupError, Publication, Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]
@@ -37,37 +35,49 @@ class PipelineTimeout(RuntimeError):
 class RemoteEngine:
     """One engine actor. A ``GenerationEngine``."""
 
-    def __init__(self, actor: Any, *, index: int) -> None:
-        self.actor = actor
+    def __init__(self, start: Callable[[int], Any], *, index: int) -> None:
+        """``start`` starts the actor of the engine with that index, with the weights the run began with."""
+        self._start = start
         self._index = index
-        self._serial = itertools.count()
+        self.actor = start(index)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
+    async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample a group; tokens and texts stay in the object store."""
-        group_id = f"{prompt.id}-{next(self._serial)}"
-        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(group_id, prompt.text, sampling)
+        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(request, prompt.text, sampling)
         try:
             report: GenerationReport = await report_ref
         except asyncio.CancelledError:
-            self.actor.abort.remote(group_id)
+            self.cut(request)
             raise
         except RayActorError as error:
-            raise GroupError("engine_died", f"engine {self._index} died: {error}") from error
+            raise GroupError(ENGINE_DIED, f"engine {self._index} died: {error}") from error
         except RayTaskError as error:
             if isinstance(error.cause, PromptTooLong):
                 message = f"prompt {prompt.id}: {error.cause}"
                 raise GroupError("prompt_too_long", message, permanent=True) from error
+            if isinstance(error.cause, CutTooEarly):
+                raise GroupError("cut_too_early", f"prompt {prompt.id}: {error.cause}") from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         return Generation(
             prompt_length=report.prompt_length,
             lengths=report.lengths,
             truncated=report.truncated,
+            cut=report.cut,
             oldest_version=PolicyVersion(report.oldest_version),
             newest_version=PolicyVersion(report.newest_version),
             engine=self._index,
             tokens=tokens,
             texts=texts,
         )
+
+    def cut(self, request: str) -> None:
+        """End a group with the tokens it has."""
+        self.actor.cut.remote(request)
+
+    def replace(self) -> None:
+        """Start a new actor in the place of this one, which may be dead, hang or fail."""
+        ray.kill(self.actor)
+        self.actor = self._start(self._index)
 
 
 class RemoteTrainer:
@@ -109,17 +119,21 @@ class RemoteTrainer:
             rank.train.remote(plan, [batch.groups[index].tokens for index in plan.groups])
             for rank, plan in zip(self.ranks, plans, strict=True)
         ]
-        names = [f"trainer rank {rank}" for rank in range(len(self.ranks))]
-        what = f"training step {batch.step}"
-        reports: list[StepReport] = await all_within(calls, names, self._timeout, what, "async.train_timeout")
+        reports: list[StepReport] = await self._all(calls, f"training step {batch.step}")
         self._on_spans(tuple(span for report in reports for span in report.spans))
         return _statistics(reports, updates=len(plans[0].updates))
 
     async def save(self, path: str) -> None:
-        """Write a Hugging Face checkpoint."""
-        calls = [rank.save.remote(path) for rank in self.ranks]
+        """Write the model as a Hugging Face folder."""
+        await self._all([rank.save.remote(path) for rank in self.ranks], f"saving the model to {path}")
+
+    async def save_state(self, path: str) -> None:
+        """Write DeepSpeed's checkpoint into a folder of the folder."""
+        await self._all([rank.save_state.remote(path) for rank in self.ranks], f"saving the trainer's state to {path}")
+
+    async def _all(self, calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
         names = [f"trainer rank {rank}" for rank in range(len(self.ranks))]
-        await all_within(calls, names, self._timeout, f"saving {path}", "async.train_timeout")
+        return await all_within(calls, names, self._timeout, what, "async.train_timeout")
 
 
 def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, float]:
@@ -136,51 +150,75 @@ def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, flo
 
 
 class ObjectStorePublisher:
-    """Weights through Ray's object store: packed once, read by every engine. A ``WeightPublisher``."""
+    """Weights through Ray's object store: packed once, read by every engine. A ``WeightPublisher``.
+
+    Also an ``EngineReviver``: the newest weights stay in the store, and a replaced engine gets them before it counts.
+    """
 
     def __init__(
         self,
         ranks: Sequence[Any],
-        engines: Sequence[Any],
+        engines: Sequence[RemoteEngine],
         *,
         timeout: float,
+        start_timeout: float,
         on_spans: OnSpans = lambda spans: None,
     ) -> None:
-        self._on_spans = on_spans
+        """``timeout``: seconds for each phase of a publication. ``start_timeout``: for a new engine's start."""
         self._ranks = tuple(ranks)
         self._engines = tuple(engines)
+        self._in_service = set(range(len(engines)))
         self._timeout = timeout
-        self._sent: tuple[WeightManifest, ray.ObjectRef] | None = None
+        self._start_timeout = start_timeout
+        self._on_spans = on_spans
+        self._newest: tuple[Publication, WeightManifest, ray.ObjectRef] | None = None
 
     async def send(self, version: PolicyVersion) -> Publication:
         """Pack the weights; the trainer is free afterwards."""
         calls = [rank.export_weights.options(num_returns=2).remote() for rank in self._ranks]
         names = [f"trainer rank {rank}" for rank in range(len(self._ranks))]
-        manifests = await all_within(
-            [manifest for manifest, _ in calls],
-            names,
-            self._timeout,
-            f"packing the weights of version {version}",
-            "async.publish_timeout",
-        )
-        self._sent = manifests[0], calls[0][1]
-        return Publication(version=version, bytes=manifests[0].bytes, checksum=manifests[0].checksum)
+        what = f"packing the weights of version {version}"
+        refs = [manifest for manifest, _ in calls]
+        manifest: WeightManifest = (await all_within(refs, names, self._timeout, what, "async.publish_timeout"))[0]
+        publication = Publication(version=version, bytes=manifest.bytes, checksum=manifest.checksum)
+        self._newest = publication, manifest, calls[0][1]
+        return publication
 
     async def deliver(self, publication: Publication) -> None:
-        """Load them into every engine and check what each acknowledges."""
-        assert self._sent is not None
-        manifest, buffer = self._sent
-        calls = [engine.load_weights.remote(publication.version, manifest, buffer) for engine in self._engines]
-        names = [f"engine {index}" for index in range(len(self._engines))]
+        """Load them into every engine in service; one that dies gets the newest when it is replaced."""
+        async with asyncio.TaskGroup() as tasks:
+            loads = [tasks.create_task(self._load(index)) for index in sorted(self._in_service)]
+        self._on_spans(tuple(span for load in loads for span in load.result()))
+
+    async def revive(self, engine: int) -> None:
+        """Replace an engine; returns once the new one generates with the newest weights."""
+        self._in_service.discard(engine)
+        self._engines[engine].replace()
+        name, what = f"engine {engine}", f"starting engine {engine} again"
+        ready = self._engines[engine].actor.ready.remote()
+        await all_within([ready], [name], self._start_timeout, what, "async.start_timeout")
+        loaded = None
+        while self._newest is not loaded:  # a publication may begin while the last one is loaded
+            loaded = self._newest
+            await self._load(engine)
+        self._in_service.add(engine)
+
+    async def _load(self, index: int) -> tuple[Span, ...]:
+        """Load the newest weights into one engine, and check what it acknowledges; returns what it did before."""
+        assert self._newest is not None
+        publication, manifest, buffer = self._newest
         what = f"loading the weights of version {publication.version}"
-        acks: list[WeightAck] = await all_within(calls, names, self._timeout, what, "async.publish_timeout")
-        for name, ack in zip(names, acks, strict=True):
-            if (ack.version, ack.checksum) != (publication.version, publication.checksum):
-                raise RuntimeError(
-                    f"{name} acknowledged version {ack.version} with checksum {ack.checksum}, expected {publication}"
-                )
-        self._sent = None
-        self._on_spans(tuple(span for ack in acks for span in ack.spans))
+        call = self._engines[index].actor.load_weights.remote(publication.version, manifest, buffer)
+        try:
+            (ack,) = await all_within([call], [f"engine {index}"], self._timeout, what, "async.publish_timeout")
+        except RayActorError:
+            self._in_service.discard(index)
+            return ()
+        if (ack.version, ack.checksum) != (publication.version, publication.checksum):
+            raise RuntimeError(
+                f"engine {index} acknowledged version {ack.version} with checksum {ack.checksum}, expected {publication}"
+            )
+        return ack.spans
 
 
 async def all_within(

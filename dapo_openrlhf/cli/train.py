@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
 from typing import TextIO
 
+from dapo_openrlhf.checkpoint import Checkpoints
 from dapo_openrlhf.config import Config, ConfigError, dump_config
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed, RunStarted
@@ -22,7 +24,8 @@ FAILURES_SHOWN = 5
 class RunRecorder:
     """Turns a run's events into rows, progress lines and TensorBoard points as they come."""
 
-    def __init__(self, config: Config, folder: RunFolder, log: EventLog, stream: TextIO) -> None:
+    def __init__(self, config: Config, folder: RunFolder, log: EventLog, stream: TextIO, *, first_step: int) -> None:
+        """``first_step``: rollout steps that are done already; their rows are read from the folder."""
         from dapo_openrlhf.report.tensorboard import TensorBoardSink
 
         self._log = log
@@ -33,8 +36,12 @@ class RunRecorder:
         self._devices = config.devices
         self._failures = 0
         self._training_since = 0.0
-        self.rows: list[Row] = []
-        self.evaluations: list[tuple[int, float]] = []
+        self.rows = _earlier_rows(folder, first_step)
+        self.evaluations: list[tuple[int, float]] = [
+            (step, row["eval/accuracy"]) for step, row in enumerate(self.rows) if "eval/accuracy" in row
+        ]
+        self._earlier = len(self.rows)
+        self._file = folder.metrics.open("a", encoding="utf-8")
         log.listen(self._listen)
 
     def _listen(self, event: Event) -> None:
@@ -62,32 +69,42 @@ class RunRecorder:
         now = self._log.now()
         row = self._metrics.row(now=now)
         self.rows.append(row)
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
         self._progress.update(step, row, now - self._training_since)
         self._tensorboard.write(step + 1, {name: value for name, value in row.items() if name != "eval/accuracy"})
 
     def tokens(self, kind: str) -> int:
-        """Response tokens over all steps: ``generated`` or ``trained``."""
-        return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self.rows))
+        """Response tokens over this process's steps: ``generated`` or ``trained``."""
+        rows = self.rows[self._earlier :]
+        return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in rows))
 
     def close(self) -> None:
         """Write out what is left."""
         self._tensorboard.close()
+        self._file.close()
 
 
-def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int:
-    """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
+def train(config: Config, *, started: float, resume: Path | None = None, stream: TextIO = sys.stdout) -> int:
+    """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process.
+
+    ``resume``: folder of an earlier run to go on with from its newest checkpoint.
+    """
     from dapo_openrlhf.backend import launch
 
-    inputs = launch.check_inputs(config, training=True)
-    folder = RunFolder.create(Path(config.run.dir), config.run.name)
+    checkpoint = None if resume is None else _newest_checkpoint(resume)
+    inputs = launch.check_inputs(config, training=True, checkpoint=checkpoint)
+    folder = RunFolder.create(Path(config.run.dir), config.run.name) if resume is None else RunFolder.reopen(resume)
     folder.config.write_text(dump_config(config))
+    if checkpoint is not None:
+        print(f"resuming after {inputs.first_step} rollout steps from {checkpoint}", file=stream, flush=True)
     print(
         f"run folder {folder.path}; starting Ray, {config.vllm.num_engines} engine(s) and "
         f"{config.trainer_ranks} trainer rank(s) on {config.device}",
         file=stream,
         flush=True,
     )
-    with folder.events.open("w") as events:
+    with folder.events.open("a") as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(
             RunStarted(
@@ -97,16 +114,18 @@ def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int
                 devices=config.devices,
                 max_staleness=config.async_.max_staleness,
                 batch_size=config.rollout.batch_size,
+                first_step=inputs.first_step,
             )
         )
-        recorder = RunRecorder(config, folder, log, stream)
+        recorder = RunRecorder(config, folder, log, stream, first_step=inputs.first_step)
         head_start = time.monotonic() - started
         try:
             outcome = launch.train(
                 config,
                 inputs,
                 log=log,
-                checkpoint_path=lambda step: _checkpoint_path(config, folder, step),
+                checkpoints=Checkpoints(folder.checkpoints, max_num=config.ckpt.max_num),
+                trained_model=str(folder.checkpoint.resolve()),
                 say=lambda text: print(text, file=stream, flush=True),
                 on_step=recorder.step,
             )
@@ -124,10 +143,21 @@ def train(config: Config, *, started: float, stream: TextIO = sys.stdout) -> int
     return 0
 
 
-def _checkpoint_path(config: Config, folder: RunFolder, step: int) -> str:
-    """Absolute: trainer ranks may run in another folder."""
-    path = folder.checkpoint if step == config.train.max_steps else folder.path / f"checkpoint-{step}"
-    return str(path.resolve())
+def _newest_checkpoint(run: Path) -> Path:
+    finished = Checkpoints(RunFolder(path=run).checkpoints, max_num=1).finished()
+    if not finished:
+        raise ConfigError(f"--resume {run}: there is no checkpoint in it; ckpt.save_steps makes some")
+    return finished[-1]
+
+
+def _earlier_rows(folder: RunFolder, first_step: int) -> list[Row]:
+    """Rows of the steps before ``first_step``; those of steps that are done anew are removed from the file."""
+    if not folder.metrics.is_file():
+        return []
+    lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+    kept = [line for line in lines if line["step"] < first_step]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return [{name: value for name, value in line.items() if name != "step"} for line in kept]
 
 
 def _summary(config: Config, outcome: Outcome, recorder: RunRecorder, head_start: float) -> Summary:

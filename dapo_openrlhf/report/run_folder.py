@@ -34,6 +34,13 @@ class RunFolder:
         _point_latest(parent, folder.path.name)
         return folder
 
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """The folder of an earlier run, to go on in it; ``latest`` points to it again."""
+        folder = cls(path=path.resolve())
+        _point_latest(folder.path.parent, folder.path.name)
+        return folder
+
     @property
     def config(self) -> Path:
         """The resolved configuration, YAML."""
@@ -61,8 +68,18 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """Folder of the saved model."""
+        """Folder of the trained model."""
         return self.path / "checkpoint"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints to resume from."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """A row of numbers per rollout step, one JSON object per line."""
+        return self.path / "metrics.jsonl"
 
     def write_summary(self, values: Mapping[str, object]) -> None:
         """Write ``summary.json`` in one piece: a reader sees the old file or the new one. NaN and infinity: null."""

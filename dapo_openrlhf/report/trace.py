@@ -26,8 +26,10 @@ COLOURS = {
 
 
 def read_log(file: Path) -> list[LogLine]:
-    """The lines of an event log."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    """The lines of an event log; of a run that was resumed, those since then: their times begin at 0 again."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    begins = [number for number, line in enumerate(lines) if line["event"] == "run_started"]
+    return lines[begins[-1] :] if begins else lines
 
 
 def worker_spans(lines: Sequence[LogLine]) -> list[tuple[str, str, float, float]]:
@@ -66,6 +68,8 @@ def _from_lines(lines: Iterable[LogLine], publication: int) -> Iterator[dict[str
                 yield group | {"ph": "b", "name": f"group {line['group']}", "args": {"version": line["version"]}}
             case "group_judged" | "group_failed":
                 yield group | {"ph": "e", "name": f"group {line['group']}", "args": {"reason": line["reason"]}}
+            case "group_surplus" if line["response_tokens"] == 0:  # the others were judged before
+                yield group | {"ph": "e", "name": f"group {line['group']}", "args": {"reason": "surplus"}}
             case "publication_live":
                 start = line["time"] - line["seconds"]
                 yield _complete(f"version {line['version']}", publication, start, line["time"])
@@ -73,20 +77,22 @@ def _from_lines(lines: Iterable[LogLine], publication: int) -> Iterator[dict[str
 
 def _counters(lines: Iterable[LogLine]) -> Iterator[dict[str, Any]]:
     """Groups in flight and ready, whenever either changes."""
-    in_flight = ready = 0
+    in_flight: set[int] = set()
+    ready: set[int] = set()
     for line in lines:
         match line["event"]:
             case "group_dispatched":
-                in_flight += 1
-            case "group_judged":
-                in_flight, ready = in_flight - 1, ready + line["keep"]
-            case "group_failed":
-                in_flight -= 1
+                in_flight.add(line["group"])
+            case "group_judged" | "group_failed" | "group_surplus":
+                in_flight.discard(line["group"])
+                ready.discard(line["group"])
+                if line.get("keep"):
+                    ready.add(line["group"])
             case "batch_taken":
-                ready -= len(line["groups"])
+                ready.difference_update(line["groups"])
             case _:
                 continue
-        counts = {"in flight": in_flight, "ready": ready}
+        counts = {"in flight": len(in_flight), "ready": len(ready)}
         yield {"ph": "C", "name": "groups", "pid": 1, "ts": line["time"] * 1e6, "args": counts}
 
 

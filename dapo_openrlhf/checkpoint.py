@@ -1,0 +1,73 @@
+"""What a run needs to go on after it ended: checkpoints that are whole or not there (layer 2: standard library)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.prompts import PromptState
+
+STATE_FILE = "run_state.json"
+TRAINER_FOLDER = "trainer"
+"""Folder in a checkpoint with the optimizer, its schedule and the full-precision weights; beside it lies the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """The controller's part of a checkpoint."""
+
+    step: int
+    """Rollout steps done; also the policy version of the checkpoint's weights."""
+    prompts: PromptState
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a checkpoint's state. Raises :class:`ConfigError` for a folder that is no checkpoint."""
+        try:
+            values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            prompts = values["prompts"]
+            return cls(
+                step=values["step"],
+                prompts=PromptState(
+                    drawn=prompts["drawn"], returned=tuple(prompts["returned"]), prompt_count=prompts["prompt_count"]
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder} is not a checkpoint to resume from: {error}") from error
+
+
+class Checkpoints:
+    """A run's checkpoint folders, ``step-000010`` and so on, of which the newest ``max_num`` are kept."""
+
+    def __init__(self, folder: Path, *, max_num: int) -> None:
+        self._folder = folder
+        self._max_num = max_num
+
+    def begin(self, step: int) -> str:
+        """An empty folder for the trainer to write into; absolute, as trainer ranks may run elsewhere."""
+        path = self._unfinished(step)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return str(path.resolve())
+
+    def finish(self, state: RunState) -> str:
+        """The folder is written: complete it, give it its name, and remove the oldest. Returns its path."""
+        unfinished, path = self._unfinished(state.step), self._folder / f"step-{state.step:06d}"
+        (unfinished / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+        shutil.rmtree(path, ignore_errors=True)
+        os.rename(unfinished, path)
+        for old in self.finished()[: -self._max_num]:
+            shutil.rmtree(old)
+        return str(path)
+
+    def finished(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(path for path in self._folder.glob("step-*") if (path / STATE_FILE).is_file())
+
+    def _unfinished(self, step: int) -> Path:
+        return self._folder / f".unfinished-{step:06d}"

@@ -1,0 +1,103 @@
+"""The engine pool: a dead engine is replaced, and nothing is lost with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from fakes import FakeEngine, World, build, check_prompts
+from virtual_time import run_virtual
+
+from dapo_openrlhf.engine_pool import SICK, EngineUnusable
+from dapo_openrlhf.events import BatchTaken, EngineLost, EngineReplaced, GroupFailed
+from dapo_openrlhf.ports import GroupError
+
+
+def run_with_deaths(make: Callable[[], World], *deaths: tuple[float, int]) -> World:
+    """A whole run in which engine ``index`` dies at each ``(seconds, index)``."""
+
+    async def kill(world: World, seconds: float, index: int) -> None:
+        await asyncio.sleep(seconds)
+        world.engines[index].die()
+
+    async def main() -> World:
+        world = make()
+        killers = [asyncio.create_task(kill(world, *death)) for death in deaths]
+        await world.run()
+        await asyncio.gather(*killers)
+        return world
+
+    return run_virtual(main())
+
+
+def two_engines(**settings: object) -> World:
+    engines = [FakeEngine(index, latency=lambda: 4.0) for index in range(2)]
+    return build(batch_size=4, engines=engines, revive_seconds=lambda: 10.0, **settings)
+
+
+def test_a_dead_engine_is_replaced_and_its_prompts_are_generated_again() -> None:
+    world = run_with_deaths(lambda: two_engines(steps=8), (6.0, 1))
+    ((lost_at, lost),) = world.of(EngineLost)
+    ((back_at, back),) = world.of(EngineReplaced)
+    assert (lost.engine, lost.message, lost_at) == (1, "engine 1 died", 6.0)
+    assert (back.engine, back.times, back_at) == (1, 1, 16.0)
+    assert {event.reason for _, event in world.of(GroupFailed)} == {"engine_died"}
+    check_prompts(world, permanent=lambda reason: False, prompt_count=1000, seed=0)
+
+
+def test_the_other_engine_goes_on_meanwhile_and_gets_new_weights() -> None:
+    world = run_with_deaths(lambda: two_engines(steps=8, deliver_seconds=lambda: 1.0), (6.0, 1))
+    during = [group for group in world.engines[0].made if 6.0 < group.started < 16.0]
+    assert len({group.oldest_version for group in during}) > 1
+    assert [time for time, _ in world.of(BatchTaken) if 6.0 < time < 16.0]
+
+
+def test_a_replaced_engine_has_the_newest_weights() -> None:
+    world = run_with_deaths(lambda: two_engines(steps=8), (6.0, 1))
+    after = min(group.oldest_version for group in world.engines[1].made if group.started >= 16.0)
+    assert after >= max(group.oldest_version for group in world.engines[0].made if group.ended <= 16.0)
+
+
+def test_groups_wait_while_no_engine_is_up() -> None:
+    world = run_with_deaths(lambda: two_engines(steps=4), (6.0, 0), (6.0, 1))
+    assert not [g for engine in world.engines for g in engine.made if 6.0 < g.started < 16.0]
+    assert len(world.of(EngineReplaced)) == 2
+
+
+def test_an_engine_that_only_fails_is_replaced() -> None:
+    """It has the fewest groups in flight at any time, and so draws most of them."""
+    broken = [True]
+
+    def fault(prompt: object) -> GroupError | None:
+        return GroupError("engine_error", "illegal memory access") if broken[0] else None
+
+    def make() -> World:
+        engines = [FakeEngine(0, latency=lambda: 4.0), FakeEngine(1, latency=lambda: 0.1, fault=fault)]
+        return build(
+            batch_size=4, steps=4, engines=engines, revive_seconds=lambda: broken.clear() or broken.append(False) or 1.0
+        )
+
+    world = run_with_deaths(make)
+    ((_, lost),) = world.of(EngineLost)
+    assert (lost.engine, lost.message) == (1, "illegal memory access")
+    assert len(world.of(GroupFailed)) <= SICK + 8
+
+
+def test_an_engine_that_dies_again_and_again_ends_the_run_with_the_remedy() -> None:
+    with pytest.raises(ExceptionGroup) as raised:
+        run_with_deaths(lambda: two_engines(steps=80, max_restarts=1), (6.0, 1), (30.0, 1))
+    error: BaseException = raised.value
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, EngineUnusable)
+    assert "engine 1 failed after 1 replacements (vllm.max_restarts): engine 1 died" in str(error)
+    assert "--resume" in str(error)
+
+
+def test_a_group_that_no_engine_has_yet_can_be_cut_without_harm() -> None:
+    async def main() -> None:
+        world = two_engines()
+        world.rollouts._engines.cut("group 5")
+
+    run_virtual(main())

@@ -1,0 +1,182 @@
+"""Runs that lose an engine, end early, or cut and replace weights in other ways, on Ray, vLLM and DeepSpeed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from tiny_model import make_tiny_model
+
+from dapo_openrlhf.backend import launch
+from dapo_openrlhf.backend.cluster import ray_cluster
+from dapo_openrlhf.cli.train import train
+from dapo_openrlhf.config import Config, build_config
+from dapo_openrlhf.ports import GroupError, Sampling
+from dapo_openrlhf.types import Prompt
+
+pytestmark = pytest.mark.real
+
+
+def make_config(folder: Path, **overrides: object) -> Config:
+    """A run of tiny everything whose answers are scored by chance, so that groups are kept."""
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"input": f"{index}+1=", "label": "7"}) + "\n" for index in range(50))
+    )
+    (folder / "reward.py").write_text(
+        "def reward_func(queries, prompts, labels):\n"
+        "    right = float(sum(map(ord, queries[0])) % 2)\n"
+        "    return {'rewards': right, 'scores': right}\n"
+    )
+    settings = {
+        "device": "cpu",
+        "run.dir": str(folder / "runs"),
+        "actor.model_name_or_path": str(make_tiny_model(folder / "model", tied=True)),
+        "ds.param_dtype": "fp32",
+        "ds.attn_implementation": "sdpa",
+        "rollout.batch_size": 4,
+        "rollout.n_samples_per_prompt": 4,
+        "rollout.max_new_tokens": 24,
+        "data.max_len": 64,
+        "data.prompt_dataset": str(folder / "prompts.jsonl"),
+        "reward.remote_url": str(folder / "reward.py"),
+        "reward.overlong_filtering_enable": False,
+        "train.batch_size": 16,
+        "train.max_steps": 4,
+        "actor.lr_warmup_steps": 0,
+        **overrides,
+    }
+    nested: dict[str, dict[str, object]] = {}
+    for name, value in settings.items():
+        *sections, key = name.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})  # type: ignore[assignment]
+        inner[key] = value  # type: ignore[assignment]
+    return build_config(nested, source="test")
+
+
+def events_of(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
+    config = make_config(tmp_path, **{"ckpt.save_steps": 1, "ckpt.max_num": 2})
+    assert train(config, started=time.monotonic(), stream=io.StringIO()) == 0
+    run = tmp_path / "runs" / "dapo"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
+
+    longer = make_config(tmp_path, **{"ckpt.save_steps": 1, "train.max_steps": 6})
+    said = io.StringIO()
+    assert train(longer, started=time.monotonic(), resume=run, stream=said) == 0
+    assert "resuming after 4 rollout steps" in said.getvalue()
+    events = events_of(run)
+    resumed = next(number for number, event in enumerate(events) if event.get("first_step") == 4)
+    first, second = events[:resumed], events[resumed:]
+    assert [event["version"] for event in second if event["event"] == "batch_taken"] == [4, 5]
+    assert {event["version"] for event in second if event["event"] == "group_dispatched"} == {4, 5, 6}
+    prompts = [event["prompt"] for event in first if event["event"] == "group_dispatched"]
+    again = [event["prompt"] for event in second if event["event"] == "group_dispatched"]
+    trained = {group for event in first if event["event"] == "batch_taken" for group in event["groups"]}
+    dropped = {event["group"] for event in first if event["event"] == "group_judged" and not event["keep"]}
+    unfinished = [prompt for group, prompt in enumerate(prompts) if group not in trained | dropped]
+    assert set(unfinished) <= set(again), "prompts in flight at the checkpoint come again"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_killed_engine_is_replaced_with_the_newest_weights(tmp_path: Path) -> None:
+    """The process is killed from outside in the middle of the run; one engine of one, so that groups must wait."""
+    config = make_config(tmp_path, **{"train.max_steps": 6})
+    killed = []
+
+    class Killer(io.StringIO):
+        """The terminal of the run, on which a line appears with every few steps."""
+
+        def write(self, text: str) -> int:
+            if " 1/6 " in text and not killed:
+                killed.append(engine_pid())
+                os.kill(killed[0], signal.SIGKILL)
+            return super().write(text)
+
+    assert train(config, started=time.monotonic(), stream=Killer()) == 0
+    events = events_of(tmp_path / "runs" / "dapo")
+    names = [event["event"] for event in events]
+    assert names.count("engine_lost") == names.count("engine_replaced") == 1
+    back = names.index("engine_replaced")
+    live = max(event["version"] for event in events[:back] if event["event"] == "publication_live")
+    later = [event for event in events[back:] if event["event"] == "group_generated"]
+    assert later
+    assert min(event["oldest_version"] for event in later) >= live > 0
+    assert [event["version"] for event in events if event["event"] == "batch_taken"] == [0, 1, 2, 3, 4, 5]
+
+
+def engine_pid() -> int:
+    """Process of the only engine; Ray names processes by what they run."""
+    mine = psutil.Process().children(recursive=True)
+    (engine,) = [process for process in mine if process.cmdline()[:1] and "EngineActor" in process.cmdline()[0]]
+    return engine.pid
+
+
+def test_a_cut_group_has_the_tokens_so_far(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    inputs = launch.check_inputs(config, training=True)
+
+    async def main() -> None:
+        workers = await launch.start_workers(config, inputs)
+        engine = workers.engines[0]
+        sampling = Sampling(n=4, max_new_tokens=40, temperature=1.0, top_p=1.0)
+        prompt = Prompt(id=0, text="1+1=", label="")
+        whole = await engine.generate("whole", prompt, sampling)
+        assert whole.cut == (False,) * 4
+        for attempt in range(200):  # until a cut falls between the first and the last token
+            task = asyncio.create_task(engine.generate(f"cut {attempt}", prompt, sampling))
+            await asyncio.sleep(0.001 * attempt)
+            engine.cut(f"cut {attempt}")
+            try:
+                generation = await task
+            except GroupError as error:
+                assert error.reason == "cut_too_early"
+                continue
+            if any(generation.cut):
+                tokens = ray.get(generation.tokens)
+                assert tuple(len(tokens.response(index)[0]) for index in range(4)) == generation.lengths
+                assert all(t for t, c in zip(generation.truncated, generation.cut, strict=True) if c)
+                assert min(generation.lengths) >= 1
+                return
+        raise AssertionError("no cut fell into a generation")
+
+    with ray_cluster(config, inputs.device):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train.partial_rollout_enable": False},
+        {"async.kv_cache": "recompute", "async.max_staleness": 2},
+        {"async.at_deadline": "cut", "async.over_sampling": 3.0, "async.max_staleness": 0},
+    ],
+)
+def test_other_ways_to_take_weights_and_groups_run_and_stay_within_the_contract(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    config = make_config(tmp_path, **settings)
+    assert train(config, started=time.monotonic(), stream=io.StringIO()) == 0
+    events = events_of(tmp_path / "runs" / "dapo")
+    ages = [age for event in events if event["event"] == "batch_taken" for age in event["ages"]]
+    assert len(ages) == 16
+    assert max(ages) <= config.async_.max_staleness
+    generated = [event for event in events if event["event"] == "group_generated"]
+    if not config.train.partial_rollout_enable:
+        assert all(event["oldest_version"] == event["newest_version"] for event in generated)
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "dapo" / "metrics.jsonl").read_text().splitlines()]
+    same_age = [row["rollout_kl"] for row in rows if row["policy_age/max"] == 0]
+    assert all(abs(kl) < 1e-4 for kl in same_age), same_age
