@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return trace(options)
         overrides = parse_overrides(rest)
         resume = options.resume if options.command == "train" else None
-        config = load_config(options.config or resume / "config.yaml", overrides)
+        config = load_config(options.config if resume is None else resume / "config.yaml", overrides)
         if options.command == "submit":
             from dapo_openrlhf.cli.submit import submit
 
