@@ -1,4 +1,4 @@
-"""``dapo-openrlhf train|eval|submit|bench|trace``: parse, validate, then import the rest."""
+"""``dapo-openrlhf train|eval|compare|prepare|submit|bench|trace``: parse, validate, then import the rest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dapo_openrlhf.cli.prepare import add_options as add_prepare_options
+from dapo_openrlhf.cli.prepare import prepare
 from dapo_openrlhf.config import ConfigError, load_config, parse_overrides, settings_of
 
 STARTED = time.monotonic()
@@ -26,6 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from dapo_openrlhf.cli.trace import trace
 
             return trace(options)
+        if options.command == "compare":
+            from dapo_openrlhf.cli.compare import compare
+
+            _refuse(rest)
+            return compare(options)
+        if options.command == "prepare":
+            _refuse(rest)
+            return prepare(options)
         overrides = parse_overrides(rest)
         resume = options.resume if options.command == "train" else None
         config = load_config(options.config if resume is None else resume / "config.yaml", overrides)
@@ -36,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "eval":
             from dapo_openrlhf.cli.eval import evaluate
 
-            return evaluate(config, json_file=options.json)
+            return evaluate(config, json_file=options.json, responses_file=options.responses)
         from dapo_openrlhf.cli.train import train
 
         return train(config, started=STARTED, resume=resume)
@@ -45,9 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _refuse(arguments: Sequence[str]) -> None:
+    if arguments:
+        raise ConfigError(f"there is no such option: {' '.join(arguments)}; --help lists them")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|eval|submit|bench|trace")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="train|eval|compare|prepare|submit|bench|trace"
+    )
     for name, what in {
         "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
         "eval": "measure a model's accuracy on eval.dataset",
@@ -73,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "eval":
             command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+            command.add_argument(
+                "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
+            )
         if name == "submit":
             command.add_argument(
                 "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
@@ -84,9 +104,17 @@ def _parser() -> argparse.ArgumentParser:
                 help="upload this folder to the cluster; without it the job runs in the current folder's path",
             )
             command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    _add_compare(commands.add_parser("compare", help="compare two evaluations problem by problem"))
+    add_prepare_options(commands.add_parser("prepare", help="turn a data set into a prompt file, with a manifest"))
     _add_bench(commands.add_parser("bench", help="compare this pipeline with itself and with stock OpenRLHF"))
     _add_trace(commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing"))
     return parser
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("first", type=Path, metavar="A.jsonl", help="what `eval --responses` or a training wrote")
+    command.add_argument("second", type=Path, metavar="B.jsonl", help="another model's, on the same problems")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every problem there")
 
 
 def _add_trace(command: argparse.ArgumentParser) -> None:

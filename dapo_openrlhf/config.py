@@ -210,11 +210,16 @@ class EvalSection(Section):
     dataset: str | None = None
     """Held-out problems, same format as the prompts; null switches evaluation off."""
     steps: int = -1
-    """Evaluate every this many rollout steps too; -1 only before and after training."""
+    """Evaluate every this many rollout steps too; -1 only before and after training. Training goes on meanwhile; only
+    the next publication waits."""
     n_samples_per_prompt: PositiveInt = 1
-    """Responses of each problem; accuracy is their mean (avg@n)."""
+    """n: responses of each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Sampling temperature of the evaluation, apart from training's; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling of the evaluation; the paper takes 0.7."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest response, in tokens; null takes ``rollout.max_new_tokens``."""
 
 
 class CkptSection(Section):
@@ -306,6 +311,11 @@ def _impossible(config: Config) -> Iterator[str]:
         yield f"data.input_template: {data.input_template!r} has no {{}} where the prompt goes"
     if config.eval.steps == 0 or config.eval.steps < -1:
         yield f"eval.steps: {config.eval.steps} is neither -1 nor a positive number of steps"
+    if config.eval.max_new_tokens is not None and data.max_len <= config.eval.max_new_tokens:
+        yield (
+            f"eval.max_new_tokens: {config.eval.max_new_tokens} leaves no room for a problem within data.max_len "
+            f"{data.max_len}; use less than {data.max_len}, or raise data.max_len"
+        )
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
     yield from _impossible_on_device(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dapo_openrlhf.types import PolicyVersion, Span
 
@@ -163,8 +163,13 @@ class Evaluated(Event):
     step: int
     version: PolicyVersion
     accuracy: float
+    """avg@n over the judged responses."""
     problems: int
     responses: int
+    errors: int = 0
+    """Responses that could not be generated or judged."""
+    estimates: Mapping[str, float] = field(default_factory=dict)
+    """``avg@n``, ``pass@k``, ``maj@k``."""
     seconds: float
 
 

@@ -73,7 +73,7 @@ METRICS = {
     "seconds/evaluate": "seconds the train loop waited for an evaluation",
     "seconds/save": "seconds saving checkpoints",
     "seconds/publish": "seconds from reading the last published weights to their being live in every engine",
-    "eval/accuracy": "held-out accuracy, on steps where it was measured",
+    "eval/accuracy": "held-out accuracy, on steps in which a measurement ended",
 }
 """Every name a row may have, with what it means. Further statistics of the trainer appear under their own names,
 and ``policy_age/0``, ``policy_age/1``, ... count the trained groups of each age."""

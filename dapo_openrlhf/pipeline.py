@@ -11,6 +11,8 @@
 * The train loop consumes exact batches and produces weights; it waits for a batch, and before it sends weights for
   the previous ones to be live. Delivery runs beside the next step's training: the trainer's weights are read in
   ``send``, and only the engines are involved afterwards.
+* An evaluation begins once the weights it measures are live and runs beside rollouts and the next step's training. It
+  holds up the next ``send`` only: all its answers come from one version.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from dapo_openrlhf.checkpoint import RunState
-from dapo_openrlhf.evaluation import Evaluator
+from dapo_openrlhf.evaluation import Evaluation, Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepDone, StepTrained
 from dapo_openrlhf.ports import CheckpointStore, PolicyTrainer, Publication, WeightPublisher
@@ -29,6 +31,7 @@ from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 OnStep = Callable[[int], None]
+OnEvaluation = Callable[[int, Evaluation], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +89,7 @@ class Pipeline:
         model_path: str,
         first_step: int = 0,
         on_step: OnStep = lambda step: None,
+        on_evaluation: OnEvaluation = lambda step, evaluation: None,
     ) -> None:
         """``model_path``: where the trained model goes. ``first_step``: rollout steps that an earlier run has done."""
         self._rollouts = rollouts
@@ -101,6 +105,7 @@ class Pipeline:
         self._model_path = model_path
         self._first_step = first_step
         self._on_step = on_step
+        self._on_evaluation = on_evaluation
         self._delivery: Awaitable[None] | None = None
         self.outcome = Outcome()
 
@@ -108,12 +113,12 @@ class Pipeline:
         """Train, evaluate, save. Raises the first error of either loop, with the other one stopped."""
         outcome = self.outcome
         async with asyncio.TaskGroup() as tasks:
-            before = tasks.create_task(self._evaluate(self._first_step))
+            before = self._evaluation = tasks.create_task(self._evaluate(self._first_step, live=None))
             started = self._log.now()
             rollouts = tasks.create_task(self._rollouts.run())
             self._tasks, self._laps = tasks, Laps(self._log.now)
             for step in range(self._first_step, self._max_steps):
-                await self._step(step, before)
+                await self._step(step)
             await self._went_live()
             outcome.train_seconds = self._log.now() - started
             if self._save_steps > 0:
@@ -121,11 +126,11 @@ class Pipeline:
             outcome.counters = self._queue.counters()
             rollouts.cancel()
         outcome.accuracy_before = before.result()
-        outcome.accuracy_after = await self._evaluate(self._max_steps)
+        outcome.accuracy_after = await self._evaluate(self._max_steps, live=None)
         await self._save_model(self._max_steps)
         return outcome
 
-    async def _step(self, step: int, before: asyncio.Task[float | None]) -> None:
+    async def _step(self, step: int) -> None:
         laps = self._laps
         batch = await self._queue.take(step)
         self._log.emit(self._batch_taken(batch, waited=laps.lap("wait_batch")))
@@ -135,7 +140,7 @@ class Pipeline:
         self._log.emit(StepTrained(step=step, seconds=laps.lap("train"), statistics=statistics))
         await self._went_live()
         laps.lap("wait_live")
-        await before  # the measurement of the initial weights ends before they are replaced
+        await self._evaluation  # a measurement ends before the weights it measures are replaced
         laps.lap("evaluate")
         started = self._log.now()
         publication = await self._publisher.send(PolicyVersion(batch.version + 1))
@@ -152,9 +157,7 @@ class Pipeline:
         if done == self._max_steps:
             return  # evaluated and saved at the end
         if self._eval_steps > 0 and done % self._eval_steps == 0:
-            await self._went_live()
-            await self._evaluate(done)
-            self._laps.lap("evaluate")
+            self._evaluation = self._tasks.create_task(self._evaluate(done, live=self._delivery))
         if self._save_steps > 0 and done % self._save_steps == 0:
             await self._save_checkpoint(done)
             self._laps.lap("save")
@@ -176,9 +179,12 @@ class Pipeline:
             await self._delivery
             self._delivery = None
 
-    async def _evaluate(self, step: int) -> float | None:
+    async def _evaluate(self, step: int, *, live: Awaitable[None] | None) -> float | None:
+        """Measure the weights that are live now, or will be once ``live`` is over."""
         if self._evaluator is None:
             return None
+        if live is not None:
+            await live
         started = self._log.now()
         version = self._queue.live_version
         measured = await self._evaluator.measure()
@@ -186,13 +192,16 @@ class Pipeline:
             Evaluated(
                 step=step,
                 version=version,
-                accuracy=measured.accuracy,
-                problems=measured.problems,
-                responses=measured.responses,
+                accuracy=measured.accuracy.value,
+                problems=len(measured.results),
+                responses=len(measured.responses),
+                errors=measured.errors,
+                estimates={name: estimate.value for name, estimate in measured.estimates().items()},
                 seconds=self._log.now() - started,
             )
         )
-        return measured.accuracy
+        self._on_evaluation(step, measured)
+        return measured.accuracy.value
 
     async def _save_checkpoint(self, step: int) -> None:
         started = self._log.now()

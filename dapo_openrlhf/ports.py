@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +62,14 @@ class RewardScorer(Protocol):
 
     async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
         """Judge the responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
+        ...
+
+
+class ResponseTexts(Protocol):
+    """Brings responses to where an evaluation is written down; training never needs them there."""
+
+    async def fetch(self, texts: object) -> Sequence[str]:
+        """The responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
         ...
 
 

@@ -79,8 +79,10 @@ def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: 
     The prompt column holds text, or a chat list, which is kept as its JSON text for the tokenizer's chat template.
     """
     prompts: list[Prompt] = []
-    for line, row in _rows(path):
+    for line, row in read_rows(path):
         where = f"{path}, row {line}"
+        if isinstance(row, ConfigError):
+            raise row
         if not isinstance(row, dict):
             raise ConfigError(f"{where}: holds {type(row).__name__}, not a mapping of columns to values")
         for key, setting in ((input_key, "data.input_key"), (label_key, "data.label_key")):
@@ -94,8 +96,11 @@ def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: 
     return prompts
 
 
-def _rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Rows with their line or row number, from 1."""
+def read_rows(path: Path) -> Iterator[tuple[int, object]]:
+    """Rows with their line or row number, from 1; a line that is not JSON comes as the ``ConfigError`` about it.
+
+    Raises ``ConfigError`` for a file that cannot be read at all.
+    """
     if not path.is_file():
         raise ConfigError(f"there is no file {path} (data.prompt_dataset or eval.dataset)")
     if path.suffix == ".parquet":
@@ -114,7 +119,7 @@ def _rows(path: Path) -> Iterator[tuple[int, object]]:
                 try:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ConfigError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
+                    yield number, ConfigError(f"{path}, line {number}: not valid JSON: {error.msg}")
     else:
         raise ConfigError(f"{path}: prompts are read from .jsonl, .json or .parquet, not {path.suffix or 'this'}")
 
@@ -130,7 +135,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
     import pyarrow.parquet  # takes 0.3 s and most runs do without
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise ConfigError(f"{path}: not valid Parquet: {error}") from error
-    yield from enumerate(table.to_pylist(), start=1)
+    with file:
+        rows = (row for batch in file.iter_batches(batch_size=4096) for row in batch.to_pylist())
+        yield from enumerate(rows, start=1)

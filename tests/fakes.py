@@ -18,7 +18,7 @@ from typing import TypeVar
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
 from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.evaluation import Evaluator
+from dapo_openrlhf.evaluation import Evaluation, Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import (
     BatchTaken,
@@ -286,8 +286,31 @@ class FakeScorer:
         if (seconds := self._latency()) > 0:
             await asyncio.sleep(seconds)
         if (error := self._fault(texts)) is not None:
+            self._seen.remove(texts)  # may be asked again
             raise error
         return tuple(Score(correct=right, reward=1.0 if right else -1.0) for right in self._pattern(texts))
+
+
+class FakeTexts:
+    """Responses whose texts end in ``answers``; ``fault`` may return an error for a group."""
+
+    def __init__(
+        self,
+        *,
+        answers: Callable[[FakeGroup], Sequence[str]] = lambda group: ("1",) * len(group.lengths),
+        fault: Callable[[FakeGroup], GroupError | None] = lambda group: None,
+    ) -> None:
+        self._answers = answers
+        self._fault = fault
+
+    async def fetch(self, texts: object) -> Sequence[str]:
+        if not isinstance(texts, FakeGroup) or texts.end != "made":
+            raise Misuse(f"{texts!r} was made by no engine")
+        if texts.for_training:
+            raise Misuse(f"texts of prompt {texts.prompt.id} leave the object store in training")
+        if (error := self._fault(texts)) is not None:
+            raise error
+        return [f"Well.\nAnswer: {answer}" for answer in self._answers(texts)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -556,6 +579,7 @@ def build(
     seed: int = 0,
     log: EventLog | None = None,
     on_step: Callable[[int], None] = lambda step: None,
+    on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
 ) -> World:
     """Connect fakes and loops. ``checked``: events are kept, and the ledger is checked at each of them."""
     if engines is None:
@@ -613,8 +637,10 @@ def build(
             problems=problems(problem_count),
             engines=pool,
             scorer=scorer,
+            texts=FakeTexts(),
             sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
             generate_timeout=generate_timeout,
+            concurrency=problem_count,
         )
     checkpoints = FakeCheckpoints()
     pipeline = Pipeline(
@@ -631,6 +657,7 @@ def build(
         model_path="model",
         first_step=start,
         on_step=on_step,
+        on_evaluation=on_evaluation,
     )
     world = World(
         engines=engines,

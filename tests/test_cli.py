@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from dapo_openrlhf.cli.eval import summary_of, words
 from dapo_openrlhf.cli.submit import entrypoint
+from dapo_openrlhf.config import load_config
+from dapo_openrlhf.evaluation import Evaluation, ProblemResult, Response
+from dapo_openrlhf.types import Prompt
 
 CONFIG = """
 device: cpu
@@ -50,7 +55,7 @@ def test_help_lists_commands_and_settings_within_a_second(folder: Path) -> None:
         started = time.monotonic()
         overview, details = command(folder, "--help"), command(folder, "train", "--help")
         times.append((time.monotonic() - started) / 2)
-    assert all(name in overview.stdout for name in ("train", "eval", "submit", "bench", "trace"))
+    assert all(name in overview.stdout for name in ("train", "eval", "compare", "prepare", "submit", "bench", "trace"))
     assert "async.max_staleness (1)" in details.stdout
     assert "actor.eps_clip_low_high (0.2 0.28)" in details.stdout
     assert min(times) < 1.0
@@ -90,6 +95,40 @@ def test_a_broken_prompt_is_named_by_file_and_line(folder: Path) -> None:
 def test_eval_without_a_data_set_says_so(folder: Path) -> None:
     result = command(folder, "eval", "--config", "run.yaml")
     assert (result.returncode, "eval.dataset" in result.stderr) == (2, True)
+
+
+def test_eval_refuses_files_that_cannot_be_written_before_it_starts(folder: Path) -> None:
+    for option, path in (("--json", "nowhere/a.json"), ("--responses", "model")):
+        result = command(folder, "eval", "--config", "run.yaml", "--eval.dataset", "prompts.jsonl", option, path)
+        assert result.returncode == 2
+        assert f"{option}: {path} cannot be written" in result.stderr
+
+
+def test_eval_tells_every_estimate_with_errors_and_speed(folder: Path) -> None:
+    """Two problems of two responses: one right, one cut off without an answer; one right, one that was not judged."""
+    right = Response(text="Answer: 2", answer="2", correct=True, length=10)
+    cut = Response(text="1+", correct=False, length=30, truncated=True)
+    problem = Prompt(id=0, text="1+1=", label="2")
+    measured = Evaluation(
+        results=tuple(
+            ProblemResult(problem=problem, responses=responses)
+            for responses in ((right, cut), (right, Response(error="reward_timeout: late", length=50)))
+        ),
+        samples=2,
+        seconds=2.0,
+        with_texts=True,
+    )
+    config = load_config(folder / "run.yaml", {"eval.dataset": "prompts.jsonl", "eval.n_samples_per_prompt": 2})
+    summary = summary_of(config, measured)
+    assert (summary["accuracy"], summary["errors"], summary["truncated"], summary["no_answer"]) == (0.75, 1, 1, 1)
+    assert (summary["tokens"], summary["tokens_per_second"], summary["max_new_tokens"]) == (100, 50.0, 8)
+    estimates = summary["estimates"]
+    assert isinstance(estimates, dict) and list(estimates) == ["avg@2", "pass@1", "pass@2", "maj@2"]
+    assert estimates["avg@2"] == {"value": 0.75, "low": pytest.approx(0.26, abs=1e-4), "high": 1.0, "problems": 2}
+    assert json.loads(json.dumps(summary)) == summary
+    told = words(config, measured)
+    assert "avg@2    75.0% [26.0%, 100.0%]" in told
+    assert "4 responses: 1 truncated, 1 errors, 25 tokens each on average; 2.0 s, 50 tokens/s" in told
 
 
 def test_trace_of_no_run_says_so(folder: Path) -> None:

@@ -7,6 +7,7 @@
 | 2     | asynchronous                     | and layers 1 and 2, but not ``loss``; ``prompts`` also pyarrow |
 | 3     | ``backend`` (and only it: Ray..) | anything but ``report`` and ``cli``                            |
 | 4     | ``report``                       | layers 0 to 2, ``report``, matplotlib, tensorboard             |
+| 4     | ``prepare``                      | layers 0 to 2, ``prepare``, and what its sources come through  |
 | 4     | ``bench``                        | anything but ``cli``: it runs stock OpenRLHF too               |
 | 5     | ``cli``, ``__main__``            | anything but what only the backend may import                  |
 """
@@ -27,13 +28,14 @@ PACKAGE = "dapo_openrlhf"
 FOLDER = Path(dapo_openrlhf.__file__).parent
 
 LAYERS = {
-    "0": {"", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier"},
+    "0": {"", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier", "eval_metrics"},
     "1": {"advantage", "overlong", "batch", "loss"},
     "2": {
         "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation", "engine_pool", "checkpoint",
     },
     "backend": {"backend"},
     "report": {"report"},
+    "prepare": {"prepare"},
     "bench": {"bench"},
     "cli": {"cli", "__main__"},
 }  # fmt: skip
@@ -45,6 +47,7 @@ BELOW = {
     "2": {"0", "1", "2"},
     "backend": {"0", "1", "2", "backend"},
     "report": {"0", "1", "2", "report"},
+    "prepare": {"0", "1", "2", "prepare"},
     "bench": {"0", "1", "2", "backend", "report", "bench"},
     "cli": set(LAYERS),
 }
@@ -55,6 +58,8 @@ OUTSIDE = {
     "loss": {"torch"},
     "prompts": {"pyarrow"},
     "report": {"matplotlib", "tensorboard"},
+    "prepare.sources": {"datasets", "reasoning_gym"},
+    "prepare.tokenizer": {"transformers"},
 }
 """What one module or folder may import besides what its whole layer may."""
 

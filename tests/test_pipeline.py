@@ -46,7 +46,7 @@ from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.ports import GroupError
 from dapo_openrlhf.rollout_queue import BatchStarvation
 from dapo_openrlhf.staleness import StalenessViolation
-from dapo_openrlhf.types import Prompt, TrainBatch
+from dapo_openrlhf.types import PolicyVersion, Prompt, TrainBatch
 
 PERMANENT = "prompt_too_long"
 
@@ -129,7 +129,7 @@ class Scenario:
 
         def fault(prompt: Prompt) -> GroupError | float | None:
             if prompt.id >= 1000:
-                return None  # a failure in an evaluation ends the run
+                return None  # an evaluation in which nothing can be judged ends the run
             if chance.random() < self.hang_rate:
                 return HANG
             if chance.random() < self.failure_rate:
@@ -264,6 +264,9 @@ def check_run(scenario: Scenario, outcome: Outcome, world: World, *, steps: int,
     made = [group for engine in world.engines for group in engine.made if group.for_training]
     waited = sum(place in ("in flight", "surplus") for place in fate.values())  # for an engine, some of them
     assert len(made) <= len(fate) == outcome.counters["dispatched"] <= len(made) + waited
+    answers = [group for engine in world.engines for group in engine.made if not group.for_training]
+    assert len(answers) == scenario.evaluation * len(world.of(Evaluated))
+    assert all(group.oldest_version == group.newest_version for group in answers), "an evaluation mixes versions"
     trained = sum(place == "trained" for place in fate.values())
     assert trained == outcome.counters["trained"] == steps * scenario.batch_size
     assert not any(place == "training" for place in fate.values())
@@ -381,6 +384,43 @@ def test_the_initial_evaluation_ends_before_the_first_weights_are_sent() -> None
     answers = [group for group in world.engines[0].made if not group.for_training][:3]
     assert [(group.oldest_version, group.newest_version) for group in answers] == [(0, 0)] * 3
     assert world.trainer.batches[0].ended < measured == world.publisher.sent[0]
+
+
+class SlowOnProblems(FakeEngine):
+    """Takes half a minute longer for a problem of the evaluation."""
+
+    async def _sample(self, group: FakeGroup, cut: asyncio.Event) -> None:
+        await super()._sample(group, cut)
+        if not group.for_training:
+            await asyncio.sleep(30.0)
+            group.newest_version = self.version
+
+
+def test_an_evaluation_holds_up_the_next_publication_and_nothing_else() -> None:
+    """Version 2 is live 2 s after it was sent; its evaluation takes 31 s, the training beside it 10 s."""
+    measured: list[tuple[int, int]] = []
+    _, world = whole_run(
+        lambda: build(
+            engines=[SlowOnProblems()],
+            problem_count=3,
+            eval_steps=2,
+            train_seconds=lambda: 10.0,
+            deliver_seconds=lambda: 2.0,
+            on_evaluation=lambda step, evaluation: measured.append((step, len(evaluation.results))),
+        )
+    )
+    live = {event.version: at for at, event in world.of(PublicationLive)}
+    ended, event = world.of(Evaluated)[1]
+    assert (event.step, event.version, event.seconds) == (2, 2, 31.0)
+    assert ended == live[PolicyVersion(2)] + 31.0
+    answers = [group for group in world.engines[0].made if not group.for_training][3:6]
+    assert [(group.oldest_version, group.newest_version) for group in answers] == [(2, 2)] * 3
+    beside = world.trainer.batches[2]
+    assert beside.began == world.publisher.sent[1] and beside.ended == beside.began + 10.0 < ended
+    assert world.publisher.sent[2] == ended
+    dispatched = [at for at, _ in world.of(GroupDispatched)]
+    assert any(live[PolicyVersion(2)] <= at < ended for at in dispatched), "rollouts stood still"
+    assert measured == [(0, 3), (2, 3), (4, 3)]
 
 
 def test_evaluations_and_checkpoints_come_when_asked_for_and_at_the_end() -> None:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+CHARACTERS = ["<pad>", "<eos>", *(chr(code) for code in range(32, 127)), "\n"]
+
+
+def make_tiny_tokenizer(folder: Path) -> Path:
+    """Write a tokenizer of one token per character to ``folder``."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(CHARACTERS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
+    return folder
+
 
 def make_tiny_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
     """Write a Qwen2 model to ``folder``; its head is tied to the embedding or not."""
     import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    characters = ["<pad>", "<eos>", *(chr(code) for code in range(32, 127)), "\n"]
-    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
+    make_tiny_tokenizer(folder)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=len(characters),
+            vocab_size=len(CHARACTERS),
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,

@@ -16,13 +16,13 @@ from dapo_openrlhf.backend.cluster import check_devices, ray_cluster
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.engine import EngineActor
 from dapo_openrlhf.backend.policy import LossSettings, PolicyActor
-from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteEngine, RemoteTrainer, all_within
+from dapo_openrlhf.backend.remote import ObjectStorePublisher, ObjectStoreTexts, RemoteEngine, RemoteTrainer, all_within
 from dapo_openrlhf.backend.rewards import RewardPool
 from dapo_openrlhf.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
 from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.evaluation import Accuracy, Evaluator
+from dapo_openrlhf.evaluation import Evaluation, Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import WorkerSpans
 from dapo_openrlhf.pipeline import Outcome, Pipeline
@@ -110,10 +110,11 @@ def train(
     trained_model: str,
     say: Callable[[str], None],
     on_step: Callable[[int], None],
+    on_evaluation: Callable[[int, Evaluation], None],
 ) -> Outcome:
     """Run a whole training. ``log``'s clock must be :func:`time.monotonic`."""
     with ray_cluster(config, inputs.device):
-        return asyncio.run(_train(config, inputs, log, checkpoints, trained_model, say, on_step))
+        return asyncio.run(_train(config, inputs, log, checkpoints, trained_model, say, on_step, on_evaluation))
 
 
 async def _train(
@@ -124,21 +125,22 @@ async def _train(
     trained_model: str,
     say: Callable[[str], None],
     on_step: Callable[[int], None],
+    on_evaluation: Callable[[int, Evaluation], None],
 ) -> Outcome:
     started = time.monotonic()
     workers = await start_workers(config, inputs)
     say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
-    pipeline = build_pipeline(config, workers, inputs, log, checkpoints, trained_model, on_step)
+    pipeline = build_pipeline(config, workers, inputs, log, checkpoints, trained_model, on_step, on_evaluation)
     return await pipeline.run()
 
 
-def evaluate(config: Config, inputs: Inputs) -> Accuracy:
-    """Accuracy of ``actor.model_name_or_path`` on ``eval.dataset``, with engines and reward workers only."""
+def evaluate(config: Config, inputs: Inputs) -> Evaluation:
+    """Measure ``actor.model_name_or_path`` on ``eval.dataset``, with engines and reward workers only."""
     with ray_cluster(config, inputs.device):
         return asyncio.run(_evaluate(config, inputs))
 
 
-async def _evaluate(config: Config, inputs: Inputs) -> Accuracy:
+async def _evaluate(config: Config, inputs: Inputs) -> Evaluation:
     engines = _create_engines(config, inputs)
     rewards = _create_rewards(config)
     await _all_ready(config, _readiness(engines, rewards))
@@ -262,10 +264,7 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
 
 def engine_args(config: Config, device: Device, index: int, checkpoint: Path | None = None) -> dict[str, Any]:
     """vLLM's arguments for one engine, sized from the work it will get."""
-    vllm, rollout = config.vllm, config.rollout
-    slots = (config.async_.max_staleness + 1) * rollout.batch_size
-    groups = slots if config.async_.over_sampling == 1 else 2 * slots
-    sequences = -(-groups // vllm.num_engines) * rollout.n_samples_per_prompt
+    vllm = config.vllm
     dtypes = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     return {
         "model": model_path(config, checkpoint),
@@ -274,7 +273,7 @@ def engine_args(config: Config, device: Device, index: int, checkpoint: Path | N
         "seed": config.train.seed + index,
         "tensor_parallel_size": vllm.tensor_parallel_size,
         "max_model_len": config.data.max_len,
-        "max_num_seqs": vllm.max_num_seqs or min(sequences, ENGINE_SEQUENCES),
+        "max_num_seqs": max_num_seqs(config),
         "max_num_batched_tokens": vllm.max_num_batched_tokens or max(ENGINE_BATCHED_TOKENS, config.data.max_len),
         "enable_prefix_caching": vllm.enable_prefix_caching,
         "enforce_eager": vllm.enforce_eager,
@@ -287,6 +286,14 @@ def engine_args(config: Config, device: Device, index: int, checkpoint: Path | N
     }
 
 
+def max_num_seqs(config: Config) -> int:
+    """Responses that one engine generates at once."""
+    slots = (config.async_.max_staleness + 1) * config.rollout.batch_size
+    groups = slots if config.async_.over_sampling == 1 else 2 * slots
+    sequences = -(-groups // config.vllm.num_engines) * config.rollout.n_samples_per_prompt
+    return config.vllm.max_num_seqs or min(sequences, ENGINE_SEQUENCES)
+
+
 def build_pipeline(
     config: Config,
     workers: Workers,
@@ -295,6 +302,7 @@ def build_pipeline(
     checkpoints: Checkpoints,
     trained_model: str,
     on_step: Callable[[int], None],
+    on_evaluation: Callable[[int, Evaluation], None],
 ) -> Pipeline:
     """Connect the loops to the workers."""
     rollout, reward, timing = config.rollout, config.reward, config.async_
@@ -364,19 +372,24 @@ def build_pipeline(
         model_path=trained_model,
         first_step=inputs.first_step,
         on_step=on_step,
+        on_evaluation=on_evaluation,
     )
 
 
 def _evaluator(config: Config, problems: list[Prompt], engines: EnginePool, rewards: RewardPool) -> Evaluator:
+    samples = config.eval.n_samples_per_prompt
     return Evaluator(
         problems=problems,
         engines=engines,
         scorer=rewards,
+        texts=ObjectStoreTexts(),
         sampling=Sampling(
-            n=config.eval.n_samples_per_prompt,
-            max_new_tokens=config.rollout.max_new_tokens,
+            n=samples,
+            max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,
             temperature=config.eval.temperature,
             top_p=config.eval.top_p,
         ),
         generate_timeout=config.async_.generate_timeout,
+        # Each engine full, and as much again waiting, so that none runs dry between two problems.
+        concurrency=max(1, 2 * config.vllm.num_engines * max_num_seqs(config) // samples),
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from dapo_openrlhf.backend.messages import CutTooEarly, GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
@@ -78,6 +78,17 @@ class RemoteEngine:
         """Start a new actor in the place of this one, which may be dead, hang or fail."""
         ray.kill(self.actor)
         self.actor = self._start(self._index)
+
+
+class ObjectStoreTexts:
+    """Responses out of the object store. A ``ResponseTexts``."""
+
+    async def fetch(self, texts: Any) -> Sequence[str]:
+        """Wait for a group's texts and copy them here."""
+        try:
+            return list(await texts)
+        except RayError as error:
+            raise GroupError("texts_lost", f"a group's texts are lost: {error}") from error
 
 
 class RemoteTrainer:

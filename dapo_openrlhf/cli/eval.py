@@ -5,36 +5,76 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from dapo_openrlhf.config import Config, ConfigError
+from dapo_openrlhf.evaluation import Evaluation
+from dapo_openrlhf.report.responses import write_responses
 
 
-def evaluate(config: Config, *, json_file: Path | None) -> int:
+def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | None) -> int:
     """Measure ``actor.model_name_or_path`` on ``eval.dataset``; returns the exit status."""
     if config.eval.dataset is None:
         raise ConfigError("eval.dataset: must be set to measure anything")
+    for option, path in (("--json", json_file), ("--responses", responses_file)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ConfigError(f"{option}: {path} cannot be written; name a file in a folder that exists")
     from dapo_openrlhf.backend import launch
 
     started = time.monotonic()
-    measured = launch.evaluate(config, launch.check_inputs(config, training=False))
-    result = {
-        "model": config.actor.model_name_or_path,
-        "dataset": config.eval.dataset,
-        "accuracy": measured.accuracy,
-        "problems": measured.problems,
-        "responses": measured.responses,
-        "n_samples_per_prompt": config.eval.n_samples_per_prompt,
-        "temperature": config.eval.temperature,
-        "top_p": config.eval.top_p,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    inputs = launch.check_inputs(config, training=False)
+    try:
+        measured = launch.evaluate(config, inputs)
+    except RuntimeError as error:  # nothing could be judged, or engines did not start in time
+        print(error, file=sys.stderr)
+        return 1
+    summary = summary_of(config, measured) | {"total_seconds": round(time.monotonic() - started, 1)}
+    if responses_file is not None:
+        write_responses(responses_file, measured)
     if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        f"avg@{config.eval.n_samples_per_prompt} {measured.accuracy:.1%} on {measured.problems} problems of "
-        f"{config.eval.dataset} ({measured.responses} responses, T {config.eval.temperature:g}, "
-        f"top-p {config.eval.top_p:g}): {config.actor.model_name_or_path}",
-        file=sys.stdout,
-    )
+        json_file.write_text(json.dumps(summary, indent=2) + "\n")
+    print(words(config, measured))
     return 0
+
+
+def summary_of(config: Config, measured: Evaluation) -> dict[str, object]:
+    """What ``--json`` writes: settings, every estimate with its 95 % interval, errors, lengths, speed."""
+    settings, responses = config.eval, measured.responses
+    tokens = sum(response.length for response in responses)
+    return {
+        "model": config.actor.model_name_or_path,
+        "dataset": settings.dataset,
+        "accuracy": measured.accuracy.value,
+        "estimates": {name: asdict(estimate) for name, estimate in measured.estimates().items()},
+        "problems": len(measured.results),
+        "responses": len(responses),
+        "errors": measured.errors,
+        "n_samples_per_prompt": settings.n_samples_per_prompt,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_new_tokens": settings.max_new_tokens or config.rollout.max_new_tokens,
+        "truncated": sum(response.truncated for response in responses),
+        "no_answer": sum(response.correct is False and response.answer is None for response in responses),
+        "tokens": tokens,
+        "seconds": round(measured.seconds, 3),
+        "tokens_per_second": round(tokens / max(measured.seconds, 1e-9), 1),
+    }
+
+
+def words(config: Config, measured: Evaluation) -> str:
+    """The same for the eye."""
+    settings, responses = config.eval, measured.responses
+    sampling = f"T {settings.temperature:g}, top-p {settings.top_p:g}"
+    lines = [
+        f"{config.actor.model_name_or_path} on {len(measured.results)} problems of {settings.dataset} ({sampling}), "
+        "95 % intervals over problems"
+    ]
+    lines += [f"  {name:<8} {estimate}" for name, estimate in measured.estimates().items()]
+    tokens = sum(response.length for response in responses)
+    truncated = sum(response.truncated for response in responses)
+    lines.append(
+        f"  {len(responses)} responses: {truncated} truncated, {measured.errors} errors, {tokens / len(responses):.0f} tokens "
+        f"each on average; {measured.seconds:.1f} s, {tokens / max(measured.seconds, 1e-9):,.0f} tokens/s"
+    )
+    return "\n".join(lines)

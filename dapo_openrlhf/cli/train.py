@@ -15,6 +15,7 @@ from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed,
 from dapo_openrlhf.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.report.progress import ProgressLine
+from dapo_openrlhf.report.responses import write_responses
 from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.summary import Summary, closing_words
 
@@ -53,9 +54,11 @@ class RunRecorder:
         match event:
             case Evaluated():
                 self.evaluations.append((event.step, event.accuracy))
-                self._tensorboard.write(event.step, {"eval/accuracy": event.accuracy})
+                estimates = {f"eval/{name}": value for name, value in event.estimates.items()}
+                self._tensorboard.write(event.step, {"eval/accuracy": event.accuracy, **estimates})
+                errors = f"; {event.errors} of {event.responses} responses were errors" if event.errors else ""
                 print(
-                    f"held-out accuracy {event.accuracy:.1%} on {event.problems} problems after {event.step} steps",
+                    f"held-out accuracy {event.accuracy:.1%} on {event.problems} problems after {event.step} steps{errors}",
                     file=self._stream,
                     flush=True,
                 )
@@ -128,6 +131,7 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
                 trained_model=str(folder.checkpoint.resolve()),
                 say=lambda text: print(text, file=stream, flush=True),
                 on_step=recorder.step,
+                on_evaluation=lambda step, measured: write_responses(folder.responses(step), measured),
             )
         except ConfigError:
             raise

@@ -81,6 +81,10 @@ class RunFolder:
         """A row of numbers per rollout step, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
+    def responses(self, step: int) -> Path:
+        """Every response of the evaluation after ``step`` steps, for ``dapo-openrlhf compare``."""
+        return self.path / "eval" / f"step-{step}.jsonl"
+
     def write_summary(self, values: Mapping[str, object]) -> None:
         """Write ``summary.json`` in one piece: a reader sees the old file or the new one. NaN and infinity: null."""
         text = json.dumps(_without_nan(values), indent=2, sort_keys=True, allow_nan=False)

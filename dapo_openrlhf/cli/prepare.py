@@ -1,0 +1,161 @@
+"""``dapo-openrlhf prepare``: a public data set as a prompt file with a manifest."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.prepare.cleaning import Cleaned, Rules, clean
+from dapo_openrlhf.prepare.formats import read_problems
+from dapo_openrlhf.prepare.output import manifest_path, write
+from dapo_openrlhf.prepare.rows import Problem, Source
+from dapo_openrlhf.prepare.templates import wrapper
+
+CONFLICTS_SHOWN = 20
+EXAMPLES_SHOWN = 3
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What ``prepare`` understands."""
+    command.description = "Writes one {input, label} per line, and beside it a manifest with counts and hashes."
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help=".jsonl, .json or .parquet file, hf:OWNER/NAME[@CONFIG][:SPLIT] or reasoning-gym:TASK",
+    )
+    command.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl")
+    formats = ("auto", "dapo-math", "gsm8k", "aime", "generic")
+    command.add_argument("--format", choices=formats, default="auto", help="default auto: by the first row's columns")
+    command.add_argument(
+        "--input-key", metavar="KEY", help="column with the problem; a dotted path reaches into nested ones"
+    )
+    command.add_argument("--label-key", metavar="KEY", help="column with the answer")
+    command.add_argument(
+        "--template",
+        default="dapo",
+        metavar="dapo|none|TEXT",
+        help="put around each problem; TEXT has a {} (default dapo)",
+    )
+    command.add_argument(
+        "--chat-template", metavar="TOKENIZER", help="render the prompt with this tokenizer's chat template"
+    )
+    command.add_argument("--max-tokens", type=int, metavar="N", help="drop prompts of more tokens")
+    command.add_argument("--tokenizer", metavar="TOKENIZER", help="counts them (default: that of --chat-template)")
+    command.add_argument("--keep-duplicates", action="store_true", help="keep rows with the same prompt and answer")
+    command.add_argument(
+        "--conflicts",
+        choices=("drop", "keep", "error"),
+        default="drop",
+        help="same prompt, other answer (default drop)",
+    )
+    command.add_argument("--require-integer", action="store_true", help="drop answers that are no integers")
+    command.add_argument(
+        "--broken", choices=("error", "drop"), default="error", help="rows without problem or answer (default error)"
+    )
+    gym = command.add_argument_group("reasoning-gym")
+    gym.add_argument("--size", type=int, default=1000, metavar="N", help="items (default 1000)")
+    gym.add_argument("--seed", type=int, default=0, metavar="N", help="different seeds share no item (default 0)")
+    gym.add_argument("--task-setting", action="append", default=[], metavar="NAME=VALUE", help="a setting of the task")
+    gym.add_argument(
+        "--task-label",
+        choices=("auto", "answer", "entry"),
+        default="auto",
+        help="entry: what the task's own scorer needs, for data/reasoning_gym_reward.py (default auto: where answers "
+        "are no integers)",
+    )
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Read, clean, write; returns the exit status. Raises ``ConfigError``."""
+    _check(options)
+    wrap = wrapper(options.template)
+    tokenizer = template = None
+    if options.chat_template:
+        from dapo_openrlhf.prepare.tokenizer import Tokenizer
+
+        template = tokenizer = Tokenizer(options.chat_template, option="--chat-template")
+        template.require_chat_template()
+    if options.tokenizer:
+        from dapo_openrlhf.prepare.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer(options.tokenizer, option="--tokenizer")
+
+    def finished(problem: Problem) -> Problem:
+        wrapped = problem.with_text(wrap)
+        return template.render(wrapped) if template else wrapped
+
+    source = _source(options)
+    rows = read_problems(source, data_format=options.format, input_key=options.input_key, label_key=options.label_key)
+    cleaned = clean(
+        rows,
+        Rules(
+            broken=options.broken,
+            conflicts=options.conflicts,
+            keep_duplicates=options.keep_duplicates,
+            require_integer=options.require_integer,
+            max_tokens=options.max_tokens,
+        ),
+        tokens=(lambda problem: tokenizer.count(finished(problem))) if tokenizer else None,
+    )
+    cleaned.problems = [finished(problem) for problem in cleaned.problems]
+    write(options.output, cleaned, source, _recorded(options))
+    _tell(options.output, cleaned, source)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.output.suffix != ".jsonl":
+        raise ConfigError(f"--output: {options.output} does not end in .jsonl")
+    if options.output.exists() and Path(options.source).exists() and options.output.samefile(options.source):
+        raise ConfigError(f"--output: {options.output} is the source; choose another file")
+    if options.max_tokens is not None and options.max_tokens < 1:
+        raise ConfigError(f"--max-tokens: {options.max_tokens} is not positive")
+    if options.max_tokens is not None and not (options.tokenizer or options.chat_template):
+        raise ConfigError(f"--max-tokens: {options.max_tokens} of whose tokens? Name a model with --tokenizer")
+
+
+def _source(options: argparse.Namespace) -> Source:
+    from dapo_openrlhf.prepare import sources
+
+    kind, _, name = options.source.partition(":")
+    if kind == "reasoning-gym":
+        return sources.reasoning_gym_source(
+            name,
+            size=options.size,
+            seed=options.seed,
+            settings=dict(_setting(text) for text in options.task_setting),
+            label=options.task_label,
+        )
+    return sources.hugging_face_source(name) if kind == "hf" else sources.file_source(Path(options.source))
+
+
+def _setting(text: str) -> tuple[str, object]:
+    import yaml
+
+    name, found, value = text.partition("=")
+    if not found:
+        raise ConfigError(f"--task-setting: {text!r} is not of the form NAME=VALUE")
+    return name, yaml.safe_load(value)
+
+
+def _recorded(options: argparse.Namespace) -> dict[str, object]:
+    """The options that shape the output."""
+    left_out = {"command", "source", "output"}
+    if not options.source.startswith("reasoning-gym:"):
+        left_out |= {"size", "seed", "task_setting", "task_label"}
+    return {name: value for name, value in vars(options).items() if name not in left_out}
+
+
+def _tell(output: Path, cleaned: Cleaned, source: Source) -> None:
+    found = cleaned.found
+    print(f"{source.name}: {cleaned.read:,} rows with {found['unique_prompts']:,} different prompts")
+    print(f"{output}: {len(cleaned.problems):,} written; dropped: {cleaned.drops}")
+    labels = f"{found['non_integer_labels']:,} answers are no integers, {found['negative_labels']:,} are negative"
+    print(f"{found['conflicting_prompts']:,} prompts have conflicting answers, {labels}")
+    for conflict in cleaned.conflicts[:CONFLICTS_SHOWN]:
+        print(f"  conflict: {conflict}")
+    for kind in ("broken", "non_integer", "too_long"):
+        for words in cleaned.examples.get(kind, [])[:EXAMPLES_SHOWN]:
+            print(f"  {kind.replace('_', ' ')}: {words}")
+    print(f"all of it is in {manifest_path(output)}")

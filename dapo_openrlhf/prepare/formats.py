@@ -1,0 +1,138 @@
+"""Where public data sets keep problem and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.prepare.labels import canonical, is_integer
+from dapo_openrlhf.prepare.rows import Message, Problem, Readable, Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Where one format keeps its two texts. A key is a column, or a dotted path into nested ones."""
+
+    input_key: str
+    label_key: str
+    mark: str | None = None
+    """The label is what follows this in its column; thousands separators of a number go."""
+
+    def fit(self, row: Mapping[str, object]) -> bool:
+        """Whether a row looks like this format."""
+        label = _at(row, self.label_key)
+        return _at(row, self.input_key) is not None and label is not None and (self.mark or "") in str(label)
+
+
+GENERIC = Columns(input_key="input", label_key="label")
+CHAT = Columns(input_key="prompt", label_key="reward_model.ground_truth")
+
+FORMATS: Mapping[str, tuple[Columns, ...]] = {
+    "dapo-math": (CHAT,),
+    "gsm8k": (Columns(input_key="question", label_key="answer", mark="####"),),
+    "aime": (
+        Columns(input_key="problem", label_key="answer"),
+        Columns(input_key="Problem", label_key="Answer"),
+        Columns(input_key="question", label_key="answer"),
+        CHAT,
+    ),
+    "generic": (GENERIC,),
+}
+"""Shapes that a data set of each name comes in."""
+
+
+def read_problems(
+    source: Source, *, data_format: str, input_key: str | None, label_key: str | None
+) -> Iterator[Readable]:
+    """Every row as a problem, or as the error about it.
+
+    ``data_format`` is a key of :data:`FORMATS`, or ``auto``, which goes by the first row that can be read; keys given
+    explicitly win. Raises ``ConfigError`` if no format fits.
+    """
+    columns: Columns | None = None
+    for where, row in source.rows():
+        if isinstance(row, ConfigError):
+            yield row
+        elif not isinstance(row, dict):
+            yield ConfigError(f"{where}: holds {type(row).__name__}, not a mapping of columns to values")
+        else:
+            columns = columns or _columns(row, where, data_format, input_key, label_key)
+            try:
+                yield _problem(row, where, columns)
+            except ConfigError as error:
+                yield error
+
+
+def _columns(
+    row: Mapping[str, object], where: str, data_format: str, input_key: str | None, label_key: str | None
+) -> Columns:
+    shapes = list(chain(*FORMATS.values())) if data_format == "auto" else list(FORMATS[data_format])
+    if input_key or label_key:
+        base = next((shape for shape in shapes if shape.fit(row)), GENERIC if data_format == "auto" else shapes[0])
+        return replace(base, input_key=input_key or base.input_key, label_key=label_key or base.label_key)
+    for shape in shapes:
+        if shape.fit(row):
+            return shape
+    known = ", ".join(sorted({f"{shape.input_key} + {shape.label_key}" for shape in shapes}))
+    raise ConfigError(
+        f"{where}: no known pair of columns ({known}) in {_keys(row)}; name them with --input-key and --label-key"
+    )
+
+
+def _problem(row: Mapping[str, object], where: str, columns: Columns) -> Problem:
+    given, label = _at(row, columns.input_key), _at(row, columns.label_key)
+    for key, option, value in ((columns.input_key, "--input-key", given), (columns.label_key, "--label-key", label)):
+        if value in (None, "", []):
+            raise ConfigError(f"{where}: column {key!r} ({option}) is missing or empty; it has {_keys(row)}")
+    return Problem(where=where, messages=_messages(given, where), label=_label(label, where, columns.mark))
+
+
+def _messages(given: object, where: str) -> tuple[Message, ...]:
+    if isinstance(given, str):
+        return (Message(role="user", content=given),)
+    if not isinstance(given, list):
+        raise ConfigError(f"{where}: the prompt is {type(given).__name__}, neither text nor a chat list")
+    messages = []
+    for turn in given:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ConfigError(f"{where}: {turn!r} is no turn of a chat; it needs the texts 'role' and 'content'")
+        messages.append(Message(role=role, content=content))
+    if all(message.role != "user" for message in messages):
+        raise ConfigError(f"{where}: the chat has no turn of the role 'user'")
+    return tuple(messages)
+
+
+def _label(given: object, where: str, mark: str | None) -> str:
+    if not isinstance(given, str | int | float):
+        raise ConfigError(f"{where}: the answer is {type(given).__name__}, neither text nor a number")
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)  # a table turns a column of integers with a gap into floats
+    text = str(given).strip()
+    if mark is None:
+        return text
+    after = text.rpartition(mark)[2] if mark in text else ""
+    if not after.strip():
+        raise ConfigError(f"{where}: the answer {text[-40:]!r} does not end in {mark!r} and a value")
+    return canonical(after) if is_integer(after) else after.strip()
+
+
+def _at(row: Mapping[str, object], key: str) -> object:
+    """The value of a column, or of a dotted path; None if there is none."""
+    if key in row:
+        return row[key]
+    value: object = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _keys(row: Mapping[str, object]) -> list[str]:
+    """Columns, nested ones as dotted paths."""
+    return sorted(
+        name
+        for key, value in row.items()
+        for name in ([f"{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [key])
+    )

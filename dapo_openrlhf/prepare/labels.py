@@ -1,0 +1,21 @@
+"""Gold answers as they are compared: by the verifier's notion of the same text."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from dapo_openrlhf.verifier import normalise
+
+_INTEGER = re.compile(r"[-+]?\d+")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def canonical(label: str) -> str:
+    """One text for all ways to write an answer that the verifier takes for the same."""
+    return normalise(label)
+
+
+def is_integer(label: str) -> bool:
+    """Whether an answer is an integer."""
+    return _INTEGER.fullmatch(canonical(label)) is not None

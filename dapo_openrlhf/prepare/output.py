@@ -1,0 +1,60 @@
+"""The prepared file and its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dapo_openrlhf import __version__
+from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.prepare.cleaning import LISTED, Cleaned
+from dapo_openrlhf.prepare.rows import Source
+
+
+def manifest_path(output: Path) -> Path:
+    """``prompts.jsonl`` has its manifest in ``prompts.manifest.json``."""
+    return output.with_suffix(".manifest.json")
+
+
+def write(output: Path, cleaned: Cleaned, source: Source, options: Mapping[str, object]) -> dict[str, object]:
+    """Replace file and manifest, each in one step; returns the manifest, which the same input gives again.
+
+    Raises ``ConfigError``, with what was there left alone, if no problem is left.
+    """
+    if not cleaned.problems:
+        raise ConfigError(f"{source.name}: none of {cleaned.read} rows is left to write: {cleaned.drops}")
+    lines = (json.dumps({"input": p.prompt, "label": p.label}, ensure_ascii=False) + "\n" for p in cleaned.problems)
+    content = "".join(lines).encode()
+    manifest: dict[str, object] = {
+        "made_by": f"dapo_openrlhf {__version__}",
+        "source": {"name": source.name, "sha256": source.sha256()},
+        "output": {"name": output.name, "sha256": hashlib.sha256(content).hexdigest()},
+        "counts": {
+            "read": cleaned.read,
+            "written": len(cleaned.problems),
+            **cleaned.dropped,
+        },
+        "found": dict(cleaned.found),
+        "conflicts": [
+            {"prompt": c.prompt, "answers": {answer: str(stand) for answer, stand in c.answers.items()}}
+            for c in cleaned.conflicts[:LISTED]
+        ],
+        "examples": cleaned.examples,
+        "options": dict(options),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _replace(output, content)
+    _replace(manifest_path(output), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    return manifest
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

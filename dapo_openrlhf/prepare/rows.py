@@ -1,0 +1,57 @@
+"""What travels through the preparation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from dapo_openrlhf.config import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One problem with its gold answer."""
+
+    where: str
+    """File and line, or set and row, for messages."""
+    messages: tuple[Message, ...]
+    """At least one; plain text is a single turn of the user."""
+    label: str
+
+    @property
+    def prompt(self) -> str | list[dict[str, str]]:
+        """As a prompt file holds it: text, or a chat list where one turn does not tell it all."""
+        if len(self.messages) == 1 and self.messages[0].role == "user":
+            return self.messages[0].content
+        return [{"role": message.role, "content": message.content} for message in self.messages]
+
+    def with_text(self, change: Callable[[str], str]) -> Problem:
+        """The same problem with the user's last turn changed."""
+        last = max(index for index, message in enumerate(self.messages) if message.role == "user")
+        messages = list(self.messages)
+        messages[last] = replace(messages[last], content=change(messages[last].content))
+        return replace(self, messages=tuple(messages))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Rows from somewhere."""
+
+    name: str
+    """Without folders, so that a manifest does not depend on the machine."""
+    rows: Callable[[], Iterator[tuple[str, object]]]
+    """Where each row stands, and the row; one that cannot be read comes as the ``ConfigError`` about it."""
+    sha256: Callable[[], str]
+    """Of the file's bytes, or of all rows as JSON where there is no file."""
+
+
+Readable = Problem | ConfigError
+"""A problem, or why a row is none."""

@@ -1,0 +1,100 @@
+"""Where rows come from: a file, a Hugging Face data set, a procedural task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.prepare.labels import is_integer
+from dapo_openrlhf.prepare.rows import Source
+from dapo_openrlhf.prompts import read_rows
+
+SEED_STRIDE = 10**6
+"""reasoning-gym makes item i from seed + i: without a distance, neighbouring seeds would share nearly all items."""
+
+
+def file_source(path: Path) -> Source:
+    """A .jsonl, .json or .parquet file. Raises ``ConfigError`` if there is none."""
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no file {path}; a source is a .jsonl, .json or .parquet file, hf:OWNER/NAME[@CONFIG][:SPLIT] or "
+            "reasoning-gym:TASK"
+        )
+
+    def digest() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    unit = "line" if path.suffix == ".jsonl" else "row"
+    return Source(
+        name=path.name,
+        rows=lambda: ((f"{path.name}, {unit} {number}", row) for number, row in read_rows(path)),
+        sha256=digest,
+    )
+
+
+def hugging_face_source(name: str) -> Source:
+    """``OWNER/NAME[@CONFIG][:SPLIT]``, split ``train`` by default, through the package ``datasets`` and its cache.
+
+    Raises ``ConfigError`` without the package, and for what it cannot load.
+    """
+    dataset, _, split = name.partition(":")
+    repository, _, subset = dataset.partition("@")
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(f"hf:{name}: needs the package datasets; `pip install datasets`, or give a file") from error
+    try:
+        loaded = datasets.load_dataset(repository, subset or None, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"hf:{name}: cannot be loaded: {error}") from error
+    return _listed(f"hf:{name}", loaded)
+
+
+def reasoning_gym_source(task: str, *, size: int, seed: int, settings: Mapping[str, object], label: str) -> Source:
+    """``size`` items of a procedural task as rows with ``input`` and ``label``.
+
+    ``label``: ``answer`` is the task's own answer, for the rule reward; ``entry`` is all that the task's scorer needs,
+    as JSON, for ``data/reasoning_gym_reward.py``; ``auto`` takes the answers if all of them are integers. Raises
+    ``ConfigError`` for an unknown task or setting, or one that cannot be written as JSON.
+    """
+    if not 1 <= size <= SEED_STRIDE:
+        raise ConfigError(f"--size: {size} is not between 1 and {SEED_STRIDE}")
+    # A SAT solver that comes as source only and of which just the zebra puzzles make use: no reason to need a compiler.
+    sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))
+    import reasoning_gym
+
+    try:
+        items = list(reasoning_gym.create_dataset(task, size=size, seed=seed * SEED_STRIDE, **settings))
+        entries = [json.dumps({"task": task, "entry": item}) for item in items]
+    except (ValueError, TypeError, AssertionError, AttributeError) as error:
+        raise ConfigError(f"reasoning-gym:{task}: {error}") from error
+    if label == "auto":
+        integers = all(is_integer(str(item["answer"])) for item in items)
+        label = "answer" if integers else "entry"
+    labels = [item["answer"] for item in items] if label == "answer" else entries
+    return _listed(
+        f"reasoning-gym:{task}",
+        [{"input": item["question"], "label": answer} for item, answer in zip(items, labels, strict=True)],
+    )
+
+
+def _listed(name: str, rows: Iterable[dict[str, object]]) -> Source:
+    """``rows`` is gone through more than once."""
+
+    def numbered() -> Iterator[tuple[str, object]]:
+        for number, row in enumerate(rows, start=1):
+            yield f"{name}, row {number}", row
+
+    def digest() -> str:
+        sha = hashlib.sha256()
+        for row in rows:
+            sha.update(json.dumps(row, sort_keys=True, default=str).encode())
+        return sha.hexdigest()
+
+    return Source(name=name, rows=numbered, sha256=digest)

@@ -1,0 +1,125 @@
+"""Two evaluations of the same problems, problem by problem (layer 4: standard library only)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dapo_openrlhf.eval_metrics import Estimate, paired_bootstrap
+from dapo_openrlhf.report.responses import JudgedProblem, ResponsesError
+
+SHOWN = 10
+PROMPT_SHOWN = 70
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One problem in both."""
+
+    first: JudgedProblem
+    second: JudgedProblem
+
+    @property
+    def difference(self) -> float:
+        """Second accuracy minus first, -1 to 1."""
+        return self.second.accuracy - self.first.accuracy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What became of the problems that both judged."""
+
+    pairs: tuple[Pair, ...]
+    """At least one."""
+    left_out: int
+    """Problems that only one of the two has, or that one of them could not judge."""
+    difference: Estimate
+    """Mean difference with its paired bootstrap interval over problems."""
+
+    @property
+    def accuracies(self) -> tuple[float, float]:
+        """Mean accuracy of the first and of the second, over the pairs."""
+        count = len(self.pairs)
+        first = sum(pair.first.accuracy for pair in self.pairs) / count
+        return first, sum(pair.second.accuracy for pair in self.pairs) / count
+
+    @property
+    def wins(self) -> int:
+        """Problems that the second answers right more often."""
+        return sum(pair.difference > 0 for pair in self.pairs)
+
+    @property
+    def losses(self) -> int:
+        """Problems that the second answers right less often."""
+        return sum(pair.difference < 0 for pair in self.pairs)
+
+    def most_changed(self, count: int) -> list[Pair]:
+        """The problems with the largest differences, either way."""
+        changed = [pair for pair in self.pairs if pair.difference]
+        return sorted(changed, key=lambda pair: -abs(pair.difference))[:count]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        difference, (first, second) = self.difference, self.accuracies
+        return {
+            "problems": len(self.pairs),
+            "left_out": self.left_out,
+            "first": first,
+            "second": second,
+            "difference": {"value": difference.value, "low": difference.low, "high": difference.high},
+            "wins": self.wins,
+            "losses": self.losses,
+            "ties": len(self.pairs) - self.wins - self.losses,
+            "by_problem": [
+                {
+                    "prompt": pair.first.prompt,
+                    "label": pair.first.label,
+                    "first": pair.first.accuracy,
+                    "second": pair.second.accuracy,
+                    "difference": pair.difference,
+                }
+                for pair in self.pairs
+            ],
+        }
+
+    def __str__(self) -> str:
+        difference, (first, second) = self.difference, self.accuracies
+        points = [f"{100 * value:+.1f}" for value in (difference.value, difference.low, difference.high)]
+        ties = len(self.pairs) - self.wins - self.losses
+        lines = [
+            f"{first:.1%} -> {second:.1%} on {len(self.pairs)} problems: {points[0]} percentage points, 95 % interval "
+            f"{points[1]} to {points[2]} (paired bootstrap over problems)",
+            f"{self.wins} better, {self.losses} worse, {ties} equal"
+            + (f"; {self.left_out} left out, not judged in both" if self.left_out else ""),
+        ]
+        for pair in self.most_changed(SHOWN):
+            prompt = " ".join(pair.first.prompt.split())
+            shown = prompt if len(prompt) <= PROMPT_SHOWN else "..." + prompt[-PROMPT_SHOWN:]
+            lines.append(f"  {pair.first.accuracy:5.0%} -> {pair.second.accuracy:4.0%}  {shown}")
+        return "\n".join(lines)
+
+
+def compare_verdicts(first: Mapping[str, JudgedProblem], second: Mapping[str, JudgedProblem]) -> Comparison:
+    """Pair problems by their prompts. Raises ``ResponsesError`` if none is in both, or labels differ."""
+    shared = [prompt for prompt in first if prompt in second]
+    for prompt in shared:
+        if first[prompt].label != second[prompt].label:
+            raise ResponsesError(
+                f"the problem {prompt[:PROMPT_SHOWN]!r} has the label {first[prompt].label!r} in one file and "
+                f"{second[prompt].label!r} in the other; evaluate both on the same file"
+            )
+    pairs = tuple(
+        Pair(first=first[prompt], second=second[prompt])
+        for prompt in shared
+        if first[prompt].judged and second[prompt].judged
+    )
+    if not pairs:
+        raise ResponsesError(
+            f"no problem was judged in both files ({len(first)} and {len(second)} problems, {len(shared)} of them the "
+            "same); evaluate both on the same file"
+        )
+    return Comparison(
+        pairs=pairs,
+        left_out=len(first.keys() | second.keys()) - len(pairs),
+        difference=paired_bootstrap([pair.difference for pair in pairs]),
+    )

@@ -1,0 +1,90 @@
+"""Every response of an evaluation with its verdict, as a JSON-lines file (layer 4: standard library only)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapo_openrlhf.evaluation import Evaluation
+
+
+class ResponsesError(ValueError):
+    """A file holds no responses; the message names file and line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedProblem:
+    """One problem's count of verdicts."""
+
+    prompt: str
+    label: str
+    judged: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers among the judged ones; at least one is judged."""
+        return self.right / self.judged
+
+
+def write_responses(path: Path, evaluation: Evaluation) -> None:
+    """One line per response, replacing the file in one step.
+
+    Columns: ``problem`` (its place in the set, from 0), ``prompt``, ``label``, ``sample`` (from 0), ``response``,
+    ``answer`` (null: none found), ``correct`` (null: not judged, see ``error``), ``error``, ``length`` (tokens),
+    ``truncated``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        for result in evaluation.results:
+            for sample, response in enumerate(result.responses):
+                line = {
+                    "problem": result.problem.id,
+                    "prompt": result.problem.text,
+                    "label": result.problem.label,
+                    "sample": sample,
+                    "response": response.text,
+                    "answer": response.answer,
+                    "correct": response.correct,
+                    "error": response.error,
+                    "length": response.length,
+                    "truncated": response.truncated,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(unfinished, path)
+
+
+def read_verdicts(path: Path) -> dict[str, JudgedProblem]:
+    """Problems by prompt, in the order of the file; one without any verdict has ``judged`` 0.
+
+    Raises :class:`ResponsesError`.
+    """
+    problems: dict[str, JudgedProblem] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResponsesError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompt, label, correct = row["prompt"], row["label"], row["correct"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ResponsesError(
+                f"{path}, line {number}: no response with prompt, label and correct, as `eval --responses` writes it: "
+                f"{error!r}"
+            ) from error
+        before = problems.get(prompt, JudgedProblem(prompt=prompt, label=label, judged=0, right=0))
+        if before.label != label:
+            raise ResponsesError(f"{path}, line {number}: label {label!r} of a problem that had {before.label!r}")
+        problems[prompt] = JudgedProblem(
+            prompt=prompt,
+            label=label,
+            judged=before.judged + (correct is not None),
+            right=before.right + (correct is True),
+        )
+    return problems

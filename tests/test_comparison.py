@@ -1,0 +1,118 @@
+"""Responses on disk, and two evaluations compared problem by problem."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fakes import problems
+
+from dapo_openrlhf.__main__ import main
+from dapo_openrlhf.evaluation import Evaluation, ProblemResult, Response
+from dapo_openrlhf.report.comparison import compare_verdicts
+from dapo_openrlhf.report.responses import JudgedProblem, ResponsesError, read_verdicts, write_responses
+
+
+def evaluation(*verdicts: list[bool | None]) -> Evaluation:
+    return Evaluation(
+        results=tuple(
+            ProblemResult(
+                problem=problem,
+                responses=tuple(
+                    Response(text="½\nAnswer: 1", answer="1", correct=right, length=7, truncated=right is False)
+                    if right is not None
+                    else Response(error="engine_died: gone")
+                    for right in row
+                ),
+            )
+            for problem, row in zip(problems(len(verdicts)), verdicts, strict=True)
+        ),
+        samples=len(verdicts[0]),
+        seconds=1.0,
+        with_texts=True,
+    )
+
+
+def test_every_response_is_a_line_with_its_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "eval" / "step-3.jsonl"
+    write_responses(path, evaluation([True, None], [False, False]))
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    first = problems(1)[0]
+    assert lines[0] == {
+        "problem": first.id, "prompt": first.text, "label": first.label, "sample": 0, "response": "½\nAnswer: 1",
+        "answer": "1", "correct": True, "error": "", "length": 7, "truncated": False,
+    }  # fmt: skip
+    assert [(line["sample"], line["correct"], line["error"]) for line in lines] == [
+        (0, True, ""), (1, None, "engine_died: gone"), (0, False, ""), (1, False, "")
+    ]  # fmt: skip
+    assert [(p.judged, p.right) for p in read_verdicts(path).values()] == [(1, 1), (2, 0)]
+    assert [other.name for other in path.parent.iterdir()] == ["step-3.jsonl"]
+
+
+def verdicts(**right_of_four: int | None) -> dict[str, JudgedProblem]:
+    """Problems by name: how many of four answers are right; None: none was judged."""
+    return {
+        name: JudgedProblem(prompt=name, label="1", judged=0 if right is None else 4, right=right or 0)
+        for name, right in right_of_four.items()
+    }
+
+
+def test_problems_are_paired_and_the_difference_is_theirs() -> None:
+    comparison = compare_verdicts(verdicts(a=0, b=2, c=4, d=1, e=None, only_first=4), verdicts(d=2, c=3, b=2, a=4, e=4))
+    assert [(pair.first.prompt, pair.difference) for pair in comparison.pairs] == [
+        ("a", 1.0), ("b", 0.0), ("c", -0.25), ("d", 0.25)
+    ]  # fmt: skip
+    assert (comparison.wins, comparison.losses, comparison.left_out) == (2, 1, 2)
+    assert comparison.accuracies == (7 / 16, 11 / 16)
+    assert comparison.difference.value == 0.25
+    assert -0.25 <= comparison.difference.low < 0.25 < comparison.difference.high <= 1.0
+    assert [pair.first.prompt for pair in comparison.most_changed(2)] == ["a", "c"]
+    assert comparison.as_dict()["ties"] == 1
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(ResponsesError, match=r"no problem was judged in both .*1 and 2 problems, 0 of them the same"):
+        compare_verdicts(verdicts(a=1), verdicts(b=1, c=1))
+    other = {"a": JudgedProblem(prompt="a", label="2", judged=1, right=1)}
+    with pytest.raises(ResponsesError, match="label '1' in one file and '2' in the other"):
+        compare_verdicts(verdicts(a=1), other)
+
+
+def test_compare_prints_and_writes_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after, result = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "c.json"
+    write_responses(before, evaluation([False, False], [True, False]))
+    write_responses(after, evaluation([True, True], [True, False]))
+    assert main(["compare", str(before), str(after), "--json", str(result)]) == 0
+    printed = capsys.readouterr().out
+    assert "25.0% -> 75.0% on 2 problems: +50.0 percentage points, 95 % interval +0.0 to +100.0" in printed
+    assert "1 better, 0 worse, 1 equal" in printed
+    assert "0% -> 100%  question 0" in printed and "question 1" not in printed
+    written = json.loads(result.read_text())
+    assert written["difference"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert [problem["difference"] for problem in written["by_problem"]] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        ('{"prompt": "a", "label": "1", "correct": true}\n{"prompt": "a"', "b.jsonl, line 2"),
+        ('{"prompt": "a", "label": "1"}', "b.jsonl, line 1"),
+        ("[1]", "b.jsonl, line 1"),
+        (
+            '{"prompt": "a", "label": "1", "correct": true}\n\n{"prompt": "a", "label": "2", "correct": true}',
+            "b.jsonl, line 3: label '2' of a problem that had '1'",
+        ),
+        ("", "no problem was judged in both"),
+    ],
+)
+def test_a_file_that_holds_no_responses_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: str
+) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_responses(first, evaluation([True]))
+    if content is not None:
+        second.write_text(content)
+    assert main(["compare", str(first), str(second)]) == 2
+    assert words in capsys.readouterr().err
