@@ -102,6 +102,9 @@ class VllmSection(Section):
     """Tokens an engine processes in one step; null takes 8192."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often each engine that dies, or only fails, is replaced before the run ends."""
+    sync_backend: Literal["auto", "nccl", "ipc", "object_store"] = "auto"
+    """How weights reach the engines: ``nccl`` between GPUs, ``ipc`` on a GPU that engine and trainer share, or through
+    Ray's object store and host memory. ``auto`` takes the first of these that the placement allows."""
 
 
 class RolloutSection(Section):
@@ -129,6 +132,9 @@ class TrainSection(Section):
     partial_rollout_enable: bool = True
     """Engines take new weights in flight, with their requests kept; false: each finishes what it has begun before."""
     seed: Annotated[int, Field(ge=0)] = 42
+    colocate_all: bool = False
+    """Engine i and trainer rank i share GPU i: for machines with a single GPU. Leave the trainer its part of the memory
+    with ``vllm.gpu_memory_utilization``."""
 
 
 class AsyncSection(Section):
@@ -255,7 +261,18 @@ class Config(Section):
     @property
     def devices(self) -> int:
         """GPUs, or model-holding processes on a CPU: engines times their tensor-parallel size, and trainer ranks."""
+        if self.train.colocate_all:
+            return self.trainer_ranks
         return self.vllm.num_engines * self.vllm.tensor_parallel_size + self.trainer_ranks
+
+    @property
+    def weight_transfer(self) -> Literal["nccl", "ipc", "object_store"]:
+        """``vllm.sync_backend`` with ``auto`` decided."""
+        if self.vllm.sync_backend != "auto":
+            return self.vllm.sync_backend
+        if self.device == "cpu":
+            return "object_store"
+        return "ipc" if self.train.colocate_all else "nccl"
 
     @property
     def updates_per_step(self) -> int:
@@ -330,8 +347,55 @@ def _impossible_on_device(config: Config) -> Iterator[str]:
             yield "ds.adam_offload: true has nowhere to offload from with device: cpu; use false"
         if config.ds.param_dtype == "fp16":
             yield "ds.param_dtype: fp16 has no loss scaling on a CPU; use fp32 or bf16 with device: cpu"
+        if config.train.colocate_all:
+            yield "train.colocate_all: true is for GPUs; processes share the cores of a CPU anyway, use false"
     elif config.ds.param_dtype == "fp32" and config.ds.attn_implementation == "flash_attention_2":
         yield "ds.param_dtype: fp32 is not supported by flash_attention_2; use bf16, or sdpa"
+    yield from _impossible_transfer(config)
+    if config.device == "cuda" and config.train.colocate_all:
+        yield from _impossible_to_share(config)
+
+
+MOST_SHARED_MEMORY = 0.7
+"""Share of a GPU's memory that an engine may claim where a trainer rank lives on the same GPU."""
+
+
+def _impossible_transfer(config: Config) -> Iterator[str]:
+    """Yield a sentence if weights cannot reach the engines the way that was asked for."""
+    backend = config.vllm.sync_backend
+    if config.device == "cpu" and backend in ("nccl", "ipc"):
+        yield f"vllm.sync_backend: {backend} needs GPUs; use auto or object_store with device: cpu"
+    elif backend == "nccl" and config.train.colocate_all:
+        yield (
+            "vllm.sync_backend: nccl refuses two processes on one GPU, which train.colocate_all asks for; use auto or ipc"
+        )
+    elif backend == "ipc" and config.device == "cuda" and not config.train.colocate_all:
+        yield "vllm.sync_backend: ipc needs engine and trainer on the same GPU (train.colocate_all); use auto or nccl"
+    elif backend == "object_store" and config.vllm.tensor_parallel_size > 1:
+        yield (
+            f"vllm.sync_backend: object_store cannot feed an engine of vllm.tensor_parallel_size "
+            f"{config.vllm.tensor_parallel_size}; use auto or nccl"
+        )
+
+
+def _impossible_to_share(config: Config) -> Iterator[str]:
+    """Yield a sentence for each setting that engine and trainer on one GPU rule out."""
+    vllm = config.vllm
+    if vllm.tensor_parallel_size > 1:
+        yield (
+            f"vllm.tensor_parallel_size: {vllm.tensor_parallel_size} needs GPUs of its own; use 1 with "
+            "train.colocate_all, or train.colocate_all false"
+        )
+    elif vllm.num_engines != config.trainer_ranks:
+        yield (
+            f"vllm.num_engines: {vllm.num_engines} engines cannot each share a GPU with one of the "
+            f"{config.trainer_ranks} trainer ranks (train.colocate_all); use {config.trainer_ranks}"
+        )
+    if vllm.kv_cache_memory_bytes is None and vllm.gpu_memory_utilization > MOST_SHARED_MEMORY:
+        yield (
+            f"vllm.gpu_memory_utilization: {vllm.gpu_memory_utilization:g} leaves the trainer on the same GPU too little "
+            f"(train.colocate_all); use at most {MOST_SHARED_MEMORY}, such as 0.4"
+        )
 
 
 def _nearest_divisor(number: int, target: int) -> int:

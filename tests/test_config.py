@@ -236,6 +236,35 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             "--device cuda --ds.param_dtype fp32",
             ["ds.param_dtype: fp32 is not supported by flash_attention_2", "use bf16, or sdpa"],
         ),
+        (
+            "--device cpu --ds.attn_implementation sdpa --train.colocate_all",
+            ["train.colocate_all: true is for GPUs", "use false"],
+        ),
+        (
+            "--device cpu --ds.attn_implementation sdpa --vllm.sync_backend nccl",
+            ["vllm.sync_backend: nccl needs GPUs", "use auto or object_store"],
+        ),
+        (
+            "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.sync_backend nccl",
+            ["vllm.sync_backend: nccl refuses two processes on one GPU", "use auto or ipc"],
+        ),
+        (
+            "--vllm.sync_backend ipc",
+            ["vllm.sync_backend: ipc needs engine and trainer on the same GPU", "auto or nccl"],
+        ),
+        (
+            "--vllm.sync_backend object_store --vllm.tensor_parallel_size 2",
+            ["vllm.sync_backend: object_store cannot feed", "vllm.tensor_parallel_size 2", "use auto or nccl"],
+        ),
+        ("--train.colocate_all", ["vllm.gpu_memory_utilization: 0.9 leaves the trainer", "at most 0.7, such as 0.4"]),
+        (
+            "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.num_engines 2",
+            ["vllm.num_engines: 2 engines", "1 trainer ranks", "use 1"],
+        ),
+        (
+            "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.tensor_parallel_size 2",
+            ["vllm.tensor_parallel_size: 2 needs GPUs of its own", "use 1 with train.colocate_all"],
+        ),
     ],
 )
 def test_impossible_combination_is_refused(file: Path, arguments: str, parts: list[str]) -> None:
@@ -261,12 +290,30 @@ def test_impossible_combination_is_refused(file: Path, arguments: str, parts: li
         "--device cpu --ds.attn_implementation sdpa --ds.param_dtype fp32",
         "--device cuda --ds.attn_implementation sdpa --ds.param_dtype fp32",
         "--device cuda --ds.adam_offload",
+        "--train.colocate_all --vllm.gpu_memory_utilization 0.7",
+        "--train.colocate_all --vllm.kv_cache_memory_bytes 1000000000 --vllm.sync_backend ipc",
+        "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.sync_backend object_store",
         "--actor.eps_clip_low_high 0.2 0.2",
         "--async.max_staleness 0",
     ],
 )
 def test_combination_on_the_edge_is_accepted(file: Path, arguments: str) -> None:
     load(file, *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way", "devices"),
+    [
+        ("", "nccl", 2),
+        ("--vllm.tensor_parallel_size 4 --vllm.num_engines 2", "nccl", 9),
+        ("--train.colocate_all --vllm.gpu_memory_utilization 0.4", "ipc", 1),
+        ("--vllm.sync_backend object_store", "object_store", 2),
+        ("--device cpu --ds.attn_implementation sdpa", "object_store", 2),
+    ],
+)
+def test_placement_decides_how_weights_travel(file: Path, arguments: str, way: str, devices: int) -> None:
+    config = load(file, *arguments.split())
+    assert (config.weight_transfer, config.devices) == (way, devices)
 
 
 def test_several_impossible_combinations_are_told_at_once(file: Path) -> None:

@@ -20,15 +20,17 @@ OBJECT_STORE_BYTES_ON_CPU = 512 << 20
 
 def check_devices(config: Config, device: Device, available: float, where: str) -> None:
     """Refuse a run that asks for more devices than exist. ``available``: GPUs, or CPU cores."""
-    engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
-    wanted = engines + config.trainer_ranks
+    wanted = config.devices
+    trainer = f"actor.num_nodes {config.actor.num_nodes} x actor.num_gpus_per_node {config.actor.num_gpus_per_node} = {wanted}"
     asked = (
-        f"vllm.num_engines {config.vllm.num_engines} x vllm.tensor_parallel_size {config.vllm.tensor_parallel_size} "
-        f"+ actor.num_nodes {config.actor.num_nodes} x actor.num_gpus_per_node {config.actor.num_gpus_per_node} "
-        f"= {wanted}"
+        f"vllm.num_engines {config.vllm.num_engines} x vllm.tensor_parallel_size {config.vllm.tensor_parallel_size} + "
+        + trainer
     )
+    if config.train.colocate_all:
+        asked = f"with train.colocate_all, {trainer}"
     if device.kind == "cuda" and wanted > available:
-        raise ConfigError(f"{asked} GPUs, but {where} has {available:g}; use fewer engines or trainer ranks")
+        share = "" if config.train.colocate_all else ", or let them share GPUs with train.colocate_all"
+        raise ConfigError(f"{asked} GPUs, but {where} has {available:g}; use fewer engines or trainer ranks{share}")
     if device.kind == "cpu" and wanted > PROCESSES_PER_CORE * available:
         raise ConfigError(
             f"{asked} processes, but {where} has {available:g} CPU cores and takes at most {PROCESSES_PER_CORE} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,15 +30,6 @@ class Device:
         """torch.distributed backend of the trainer ranks."""
         return "gloo" if self.kind == "cpu" else "nccl"
 
-    @property
-    def weight_transfer_backend(self) -> str:
-        """Name of the vLLM weight-transfer engine."""
-        return "object_store"
-
-    def actor_options(self) -> dict[str, Any]:
-        """Ray resources of one trainer rank or one engine."""
-        return {"num_cpus": 1} if self.kind == "cpu" else {"num_cpus": 1, "num_gpus": 1}
-
     def environment(self) -> Mapping[str, str]:
         """Environment variables that must be set before torch or vLLM are imported in an actor."""
         common = {
@@ -52,7 +44,10 @@ class Device:
             "DS_ACCELERATOR": self.kind,
         }
         if self.kind == "cuda":
-            return common
+            flashinfer = importlib.util.find_spec("flashinfer") is not None
+            return (
+                common if flashinfer else common | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+            )  # vLLM assumes that it is there
         return common | {
             "OMP_NUM_THREADS": str(self.threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would bind every engine to the same cores

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
@@ -53,10 +54,13 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         backend = engine_args.get("distributed_executor_backend", "uni")
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
             self._configure_device_env(backend=backend, bundle_indices=bundle_indices, num_gpus=num_gpus)
+            # The base keeps one GPU only where Ray is told not to hide the others.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, ray.get_gpu_ids()))
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
         self._apply_chat_template = apply_chat_template
         self._max_len = max_len
+        self._phase = "loading its model"
         self._loop = EngineLoop(
             engine_args,
             name=name,
@@ -65,10 +69,15 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             recompute_kv_cache=recompute_kv_cache,
         )
         await asyncio.wrap_future(self._loop.start())
+        self._enter(f"generating with version {version}")
 
     async def ready(self) -> int:
         """The process id; answers once the model is loaded."""
         return os.getpid()
+
+    async def phase(self) -> str:
+        """What the engine did last for a publication, for the error message of a late one; answers while it is busy."""
+        return self._phase
 
     async def generate(
         self, group_id: str, text: str, sampling: Sampling
@@ -94,6 +103,30 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             self._loop.load_weights(version, lambda core: _replace_weights(core, version, manifest, buffer))
         )
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
+
+    async def join_transfer(self, init_info: Mapping[str, Any]) -> None:
+        """Meet the trainer for transfers between GPUs. Blocks until all engines have."""
+        self._enter("joining the trainer's transfer group")
+        arguments = {"init_info": dict(init_info)}
+        await asyncio.wrap_future(
+            self._loop.between_steps(
+                lambda core: core.collective_rpc("init_weight_transfer_engine", kwargs=arguments),
+            )
+        )
+
+    async def receive_weights(self, version: int, update_info: Mapping[str, Any]) -> WeightAck:
+        """Replace the weights between two steps by those that a trainer's GPU holds; requests go on with the new ones."""
+        from dapo_openrlhf.backend.weights_cuda import receive
+
+        self._enter("waiting for the running step to end")
+        checksum, spans = await asyncio.wrap_future(
+            self._loop.load_weights(version, lambda core: receive(core, update_info, self._enter))
+        )
+        self._enter(f"generating with version {version}")
+        return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
+
+    def _enter(self, phase: str) -> None:
+        self._phase = phase
 
     def _tokenize(self, text: str) -> list[int]:
         if self._apply_chat_template:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor.abstract import Executor
@@ -172,6 +173,7 @@ class EngineLoop:
 
     def _answer(self, future: Future[Result], command: Callable[[InprocClient], Result]) -> None:
         try:
+            self._settle()
             future.set_result(command(self._core))
         except Exception as error:  # the caller's to judge: it waits on the future
             future.set_exception(error)
@@ -245,6 +247,22 @@ class EngineLoop:
             if output.finish_reason is not None:
                 group.truncated[index] = output.finish_reason == FinishReason.LENGTH
                 self._finish(output.request_id, group)
+
+    def _settle(self) -> None:
+        """Let a step that is under way end, and start none.
+
+        On CUDA vLLM schedules a step while the one before still runs, which is worth keeping; so between two calls of
+        ``get_output`` one may be in flight, whose tokens are of the weights before.
+        """
+        core = self._core.engine_core
+        if not core.batch_queue:  # None without asynchronous scheduling
+            return
+        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)  # as ``pause_generation(mode="keep")``
+        try:
+            while core.batch_queue:
+                self._step()
+        finally:
+            core.scheduler.set_pause_state(PauseState.UNPAUSED)
 
     def _finish(self, request_id: str, group: _Group) -> None:
         del self._groups[request_id]

@@ -15,8 +15,17 @@ import ray
 from dapo_openrlhf.backend.cluster import check_devices, ray_cluster
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.engine import EngineActor
-from dapo_openrlhf.backend.policy import LossSettings, PolicyActor
-from dapo_openrlhf.backend.remote import ObjectStorePublisher, ObjectStoreTexts, RemoteEngine, RemoteTrainer, all_within
+from dapo_openrlhf.backend.placement import Anywhere, Placement, reserve
+from dapo_openrlhf.backend.policy import LossSettings, PolicyActor, RankReady
+from dapo_openrlhf.backend.publish import IpcPublisher, NcclPublisher
+from dapo_openrlhf.backend.remote import (
+    ObjectStorePublisher,
+    ObjectStoreTexts,
+    OnSpans,
+    RemoteEngine,
+    RemoteTrainer,
+    all_within,
+)
 from dapo_openrlhf.backend.rewards import RewardPool
 from dapo_openrlhf.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.config import Config, ConfigError
@@ -38,6 +47,11 @@ ENGINE_BATCHED_TOKENS = 8192
 ENGINE_CONCURRENT_CALLS = 1 << 16
 OVER_SAMPLING_WINDOW = 2
 """Batches' worth of judged groups that the pass rate is measured over."""
+TRANSFER_ENGINES = {"object_store": "object_store", "nccl": "checked_nccl", "ipc": "checked_ipc"}
+"""``vllm.sync_backend`` as vLLM's weight-transfer engines are registered."""
+
+
+Publisher = ObjectStorePublisher | NcclPublisher | IpcPublisher
 
 
 @dataclass(slots=True)
@@ -47,6 +61,8 @@ class Workers:
     engines: list[RemoteEngine]
     ranks: list[Any]
     rewards: RewardPool
+    notes: tuple[str, ...] = ()
+    """What the user should know about how they run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +87,12 @@ class Inputs:
 def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = None) -> Inputs:
     """Read the data and look for model and devices. Raises ``ConfigError`` for whatever would fail later."""
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
+    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
+    if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:
+        raise ConfigError(
+            "PYTORCH_CUDA_ALLOC_CONF: with expandable_segments:True processes share memory slowly or, in most containers, "
+            "not at all, which vllm.sync_backend ipc needs; unset it, or use vllm.sync_backend object_store"
+        )
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
     check_model(config.actor.model_name_or_path)
     if config.reward.remote_url is not None and not Path(config.reward.remote_url).is_file():
@@ -129,8 +151,13 @@ async def _train(
 ) -> Outcome:
     started = time.monotonic()
     workers = await start_workers(config, inputs)
+    publisher = await open_publisher(config, workers, on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)))
+    for note in workers.notes:
+        say(note)
     say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
-    pipeline = build_pipeline(config, workers, inputs, log, checkpoints, trained_model, on_step, on_evaluation)
+    pipeline = build_pipeline(
+        config, workers, publisher, inputs, log, checkpoints, trained_model, on_step, on_evaluation
+    )
     return await pipeline.run()
 
 
@@ -141,7 +168,8 @@ def evaluate(config: Config, inputs: Inputs) -> Evaluation:
 
 
 async def _evaluate(config: Config, inputs: Inputs) -> Evaluation:
-    engines = _create_engines(config, inputs)
+    placement = reserve(config, inputs.device, training=False)
+    engines = _create_engines(config, inputs, placement)
     rewards = _create_rewards(config)
     await _all_ready(config, _readiness(engines, rewards))
     pool = EnginePool(engines)
@@ -159,29 +187,69 @@ def read_prompts(config: Config, dataset: str) -> list[Prompt]:
 async def start_workers(config: Config, inputs: Inputs) -> Workers:
     """Start every actor at once and wait until all are ready."""
     device = inputs.device
-    engines = _create_engines(config, inputs)
-    rank_class = ray.remote(PolicyActor)
-    options = {**device.actor_options(), "runtime_env": {"env_vars": dict(device.environment())}}
-    ranks = [rank_class.options(**options).remote(config.trainer_ranks, 0, None, None)]
+    placement = reserve(config, device, training=True)
+    engines = _create_engines(config, inputs, placement)
+    if config.train.colocate_all:
+        # While vLLM measures what memory there is, nothing else may take or give back any on the same GPU.
+        await _all_ready(config, _readiness(engines))
     rewards = _create_rewards(config)
-    if config.trainer_ranks > 1:
+    rank_class = ray.remote(PolicyActor)
+    environment = {"runtime_env": {"env_vars": dict(device.environment())}}
+    size = config.trainer_ranks
+    ranks = [rank_class.options(**placement.of_rank(0), **environment).remote(size, 0, None, None)]
+    if size > 1:
         address, port = await ranks[0].get_master_addr_port.remote()
         ranks += [
-            rank_class.options(**options).remote(config.trainer_ranks, rank, address, port)
-            for rank in range(1, config.trainer_ranks)
+            rank_class.options(**placement.of_rank(rank), **environment).remote(size, rank, address, port)
+            for rank in range(1, size)
         ]
     calls = _readiness(engines, rewards)
-    calls |= {f"trainer rank {index}": _start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
-    await _all_ready(config, calls)
-    return Workers(engines, ranks, rewards)
+    names = [f"trainer rank {index}" for index in range(size)]
+    calls |= {name: _start_rank(rank, config, inputs) for name, rank in zip(names, ranks, strict=True)}
+    ready = await _all_ready(config, calls)
+    return Workers(engines, ranks, rewards, _notes(config, ready[names[0]]))
 
 
-def _create_engines(config: Config, inputs: Inputs) -> list[RemoteEngine]:
+def _notes(config: Config, rank: RankReady) -> tuple[str, ...]:
+    if rank.attention == config.ds.attn_implementation or config.ds.attn_implementation == "sdpa":
+        return ()
+    return (
+        f"{config.ds.attn_implementation} is not installed: the trainer attends with sdpa over packed sequences, which is "
+        "slower; install flash-attn, or set ds.attn_implementation sdpa",
+    )
+
+
+async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans) -> Publisher:
+    """The publisher for the way that weights take, ready for the first publication."""
+    ranks, timing = workers.ranks, config.async_
+    # An engine that finishes what it has begun answers only then.
+    timeout = timing.publish_timeout + (0 if config.train.partial_rollout_enable else timing.generate_timeout)
+    if config.weight_transfer == "object_store":
+        return ObjectStorePublisher(
+            ranks, workers.engines, timeout=timeout, start_timeout=timing.start_timeout, on_spans=on_spans
+        )
+    engines = [engine.actor for engine in workers.engines]
+    publisher = (
+        IpcPublisher(ranks, engines, timeout=timeout, on_spans=on_spans)
+        if config.weight_transfer == "ipc"
+        else NcclPublisher(
+            ranks,
+            engines,
+            workers_per_engine=config.vllm.tensor_parallel_size,
+            timeout=timeout,
+            on_spans=on_spans,
+        )
+    )
+    await publisher.open()
+    return publisher
+
+
+def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[RemoteEngine]:
     device, engine_class = inputs.device, ray.remote(EngineActor)
 
     def start(index: int) -> Any:
         return engine_class.options(
-            **device.actor_options(),
+            **placement.of_engine(index),
             runtime_env={"env_vars": dict(device.environment())},
             max_concurrency=ENGINE_CONCURRENT_CALLS,
         ).remote(
@@ -208,15 +276,16 @@ def _create_rewards(config: Config) -> RewardPool:
     )
 
 
-def _readiness(engines: list[RemoteEngine], rewards: RewardPool) -> dict[str, ray.ObjectRef]:
+def _readiness(engines: list[RemoteEngine], rewards: RewardPool | None = None) -> dict[str, ray.ObjectRef]:
     calls = {f"engine {index}": engine.actor.ready.remote() for index, engine in enumerate(engines)}
-    return calls | {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready())}
+    return calls | {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready() if rewards else [])}
 
 
-async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef]) -> None:
-    await all_within(
+async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef]) -> dict[str, Any]:
+    answers = await all_within(
         [*calls.values()], [*calls], config.async_.start_timeout, "starting the actors", "async.start_timeout"
     )
+    return dict(zip(calls, answers, strict=True))
 
 
 def _start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
@@ -279,7 +348,7 @@ def engine_args(config: Config, device: Device, index: int, checkpoint: Path | N
         "enforce_eager": vllm.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
-        "weight_transfer_config": {"backend": device.weight_transfer_backend},
+        **_transfer_settings(config),
         **device.engine_settings(
             kv_cache_memory_bytes=vllm.kv_cache_memory_bytes, gpu_memory_utilization=vllm.gpu_memory_utilization
         ),
@@ -294,9 +363,20 @@ def max_num_seqs(config: Config) -> int:
     return config.vllm.max_num_seqs or min(sequences, ENGINE_SEQUENCES)
 
 
+def _transfer_settings(config: Config) -> dict[str, Any]:
+    """vLLM's arguments for the way that weights take, and for workers that are processes of their own."""
+    settings: dict[str, Any] = {"weight_transfer_config": {"backend": TRANSFER_ENGINES[config.weight_transfer]}}
+    if config.weight_transfer != "object_store":
+        settings["worker_extension_cls"] = "dapo_openrlhf.backend.weights_cuda.WorkerExtension"
+    if config.vllm.tensor_parallel_size > 1:
+        settings["distributed_executor_backend"] = "mp"  # all on the actor's own GPUs, so no Ray inside Ray
+    return settings
+
+
 def build_pipeline(
     config: Config,
     workers: Workers,
+    publisher: Publisher,
     inputs: Inputs,
     log: EventLog,
     checkpoints: Checkpoints,
@@ -306,13 +386,6 @@ def build_pipeline(
 ) -> Pipeline:
     """Connect the loops to the workers."""
     rollout, reward, timing = config.rollout, config.reward, config.async_
-    publisher = ObjectStorePublisher(
-        workers.ranks,
-        workers.engines,
-        timeout=timing.publish_timeout + (0 if config.train.partial_rollout_enable else timing.generate_timeout),
-        start_timeout=timing.start_timeout,
-        on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
-    )
     engines = EnginePool(workers.engines, reviver=publisher, max_restarts=config.vllm.max_restarts, on_event=log.emit)
     queue = RolloutQueue(
         policy=StalenessPolicy(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +68,46 @@ class WeightManifest:
     def bytes(self) -> int:
         """Size of the buffer."""
         return self.offsets[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightLayout:
+    """Which tensors a publication consists of, in the order in which they travel from GPU to GPU."""
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    """Names of torch dtypes, such as ``bfloat16``."""
+    shapes: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+    """In bytes."""
+
+    @property
+    def bytes(self) -> int:
+        """All tensors together."""
+        return sum(self.sizes)
+
+    def update_info(self, **more: Any) -> dict[str, Any]:
+        """What vLLM's workers are told of a transfer, under vLLM's names; they take of it what their version knows."""
+        return {
+            "names": list(self.names),
+            "dtype_names": list(self.dtypes),
+            "shapes": [list(shape) for shape in self.shapes],
+            **PACKED,
+            **more,
+        }
+
+
+PACKED: Mapping[str, Any] = {"packed": True, "packed_buffer_size_bytes": 256 << 20, "packed_num_buffers": 2}
+"""What both ends of a transfer between GPUs must agree on, under vLLM's names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedWeights:
+    """Weights in memory that other processes on the same GPU may read."""
+
+    checksum: int
+    handles: Mapping[str, tuple[Any, ...]]
+    """CUDA IPC handle of the memory by the GPU's UUID."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

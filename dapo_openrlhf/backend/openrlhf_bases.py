@@ -16,6 +16,9 @@ import types
 from pathlib import Path
 from typing import Any
 
+FLASH_ATTENTION = "flash_attn_2_cuda"
+"""flash-attn's compiled module."""
+
 
 def rollout_actor() -> Any:
     """``openrlhf.trainer.ray.vllm_engine.RolloutRayActor`` without its decorator."""
@@ -40,9 +43,8 @@ def import_openrlhf_lightly() -> None:
     The package's ``__init__`` imports vLLM, which trainer ranks do not need. flash-attn's interface, which OpenRLHF
     imports for its padding helpers, wants a compiled module that machines without CUDA do not have.
     """
-    compiled = "flash_attn_2_cuda"
-    if compiled not in sys.modules and importlib.util.find_spec(compiled) is None:
-        sys.modules[compiled] = types.ModuleType(compiled)
+    if FLASH_ATTENTION not in sys.modules and importlib.util.find_spec(FLASH_ATTENTION) is None:
+        sys.modules[FLASH_ATTENTION] = types.ModuleType(FLASH_ATTENTION)
     package = "openrlhf.trainer.ray"
     if package not in sys.modules:
         spec = importlib.util.find_spec("openrlhf.trainer")
@@ -51,3 +53,9 @@ def import_openrlhf_lightly() -> None:
         shell = types.ModuleType(package)
         shell.__path__ = [str(Path(spec.origin).parent / "ray")]
         sys.modules[package] = shell
+
+
+def flash_attention_installed() -> bool:
+    """Whether flash-attn's compiled module is there, and not our stand-in for it."""
+    module = sys.modules.get(FLASH_ATTENTION)
+    return importlib.util.find_spec(FLASH_ATTENTION) is not None if module is None else module.__spec__ is not None

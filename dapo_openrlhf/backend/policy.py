@@ -16,8 +16,9 @@ import ray
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
-from dapo_openrlhf.backend.messages import GroupTokens, WeightManifest
-from dapo_openrlhf.backend.openrlhf_bases import policy_actor
+from dapo_openrlhf.backend.messages import GroupTokens, StagedWeights, WeightLayout, WeightManifest
+from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed, policy_actor
+from dapo_openrlhf.backend.parameters import whole_numel, whole_parameters, whole_shape
 from dapo_openrlhf.batch import MicroBatch, RankPlan, Update
 from dapo_openrlhf.checkpoint import TRAINER_FOLDER
 from dapo_openrlhf.types import Span
@@ -46,6 +47,16 @@ class LossSettings:
     is_correction_mode: Any
     is_correction_threshold: tuple[float, float]
     temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankReady:
+    """A rank can train now."""
+
+    parameters: int
+    """Of the whole model."""
+    attention: str
+    """As transformers knows it; ``packed_sdpa`` also where flash-attn was asked for and is not installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +103,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         loss: LossSettings,
         total_updates: int,
         checkpoint: str | None = None,
-    ) -> int:
-        """Load the model and set up DeepSpeed; returns the number of parameters. Blocks until all ranks have.
+    ) -> RankReady:
+        """Load the model and set up DeepSpeed. Blocks until all ranks have.
 
         ``checkpoint``: folder of a checkpoint whose optimizer, schedule and full-precision weights to go on with.
         """
@@ -105,7 +116,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
         torch.set_num_threads(device.threads)
         self._loss = loss
-        self._device = torch.device(device.kind, 0) if device.kind == "cuda" else torch.device("cpu")
+        self._device = (
+            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.kind == "cuda" else torch.device("cpu")
+        )
         args = openrlhf_namespace(openrlhf_settings)
         self._setup_distributed(Strategy(args, device=device))
         self._build(args, total_updates)
@@ -113,7 +126,10 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         if checkpoint is not None:
             self._engine.load_checkpoint(os.path.join(checkpoint, TRAINER_FOLDER), tag=STATE_TAG)
         self._buffer: Tensor | None = None
-        return sum(getattr(p, "ds_numel", p.numel()) for p in self._engine.module.parameters())
+        return RankReady(
+            parameters=sum(map(whole_numel, self._engine.module.parameters())),
+            attention=self._attention_name,
+        )
 
     def _build(self, args: Any, total_updates: int) -> None:
         from openrlhf.models import Actor
@@ -124,7 +140,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
         path = args.actor.model_name_or_path
         attention.register()
-        self._attention_name = {"sdpa": attention.NAME}.get(args.ds.attn_implementation, args.ds.attn_implementation)
+        wanted = args.ds.attn_implementation
+        packed_sdpa = wanted == "sdpa" or (wanted == "flash_attention_2" and not flash_attention_installed())
+        self._attention_name = attention.NAME if packed_sdpa else wanted
         with _partitioned_loading(self.strategy, enabled=args.ds.zero_stage == 3 and self._device.type == "cuda"):
             model = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -291,31 +309,69 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     def _export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
         import torch
         import xxhash
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-        named = list(self._engine.module.named_parameters())
-        shapes = [tuple(getattr(parameter, "ds_shape", parameter.shape)) for _, parameter in named]
-        offsets = _offsets([p.element_size() * int(np.prod(s)) for (_, p), s in zip(named, shapes, strict=True)])
+        layout = self.weight_layout()
+        offsets = _offsets(layout.sizes)
         rank0 = self.strategy.is_rank_0()
         if rank0 and self._buffer is None:
             self._buffer = torch.empty(offsets[-1], dtype=torch.uint8)
-        for index, (_, parameter) in enumerate(named):
-            with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                if rank0:
-                    flat = parameter.detach().contiguous().view(-1).view(torch.uint8)
-                    assert self._buffer is not None
-                    self._buffer[offsets[index] : offsets[index] + flat.numel()].copy_(flat)
+        for index, (_, parameter) in enumerate(whole_parameters(self._engine.module)):
+            if rank0:
+                flat = parameter.contiguous().view(-1).view(torch.uint8)
+                assert self._buffer is not None
+                self._buffer[offsets[index] : offsets[index] + flat.numel()].copy_(flat)
         if not rank0 or self._buffer is None:
             return None, None
         array = self._buffer.numpy()
         manifest = WeightManifest(
-            names=tuple(name for name, _ in named),
-            dtypes=tuple(str(parameter.dtype).removeprefix("torch.") for _, parameter in named),
-            shapes=tuple(shapes),
+            names=layout.names,
+            dtypes=layout.dtypes,
+            shapes=layout.shapes,
             offsets=tuple(offsets),
             checksum=xxhash.xxh3_64_intdigest(array),
         )
         return manifest, array
+
+    def weight_layout(self) -> WeightLayout:
+        """Which tensors a publication consists of."""
+        named = list(self._engine.module.named_parameters())
+        return WeightLayout(
+            names=tuple(name for name, _ in named),
+            dtypes=tuple(str(parameter.dtype).removeprefix("torch.") for _, parameter in named),
+            shapes=tuple(whole_shape(parameter) for _, parameter in named),
+            sizes=tuple(parameter.element_size() * whole_numel(parameter) for _, parameter in named),
+        )
+
+    def transfer_address(self) -> tuple[str, int]:
+        """A free port of this rank's machine, for engines to meet it."""
+        return self._master_addr, self._get_free_port()
+
+    def open_nccl(self, address: str, port: int, world_size: int) -> None:
+        """Meet the engines' workers, on rank 0. Blocks until all have joined."""
+        from dapo_openrlhf.backend.senders import NcclSender
+
+        self._nccl = NcclSender(address=address, port=port, world_size=world_size)
+
+    def open_ipc(self) -> None:
+        """Get ready to show the weights to the engine on this rank's GPU."""
+        from dapo_openrlhf.backend.senders import IpcSender
+
+        self._ipc = IpcSender()
+
+    def broadcast_weights(self) -> int | None:
+        """Send all parameters to the engines. Every rank must call it; rank 0 returns their checksum."""
+        with self._span("export_weights"):
+            parameters = whole_parameters(self._engine.module)
+            if self.strategy.is_rank_0():
+                return self._nccl.send(parameters)
+            for _ in parameters:  # gathering takes every rank
+                pass
+            return None
+
+    def stage_weights(self) -> StagedWeights:
+        """Copy all parameters aside for the engine on this rank's GPU. Every rank must call it."""
+        with self._span("export_weights"):
+            return self._ipc.stage(whole_parameters(self._engine.module), size=self.weight_layout().bytes)
 
     def score_logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
         """Log-probs of a response under the current weights, for comparison with an engine's."""

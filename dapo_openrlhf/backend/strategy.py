@@ -50,10 +50,14 @@ class Strategy(DeepspeedStrategy):
         self.accumulated_gradient = 1
 
     def get_ds_train_config(self, optim_dict: dict[str, Any] | None = None, *, max_norm: float | None = None) -> Any:
-        """OpenRLHF's configuration; on a CPU with torch's own Adam, which needs no compiler."""
+        """OpenRLHF's configuration with torch's own Adam where it can be: DeepSpeed's wants a compiler at the first start.
+
+        On CUDA torch's is fused as well. With the optimizer's states in host memory only DeepSpeed's will do.
+        """
         config = super().get_ds_train_config(optim_dict, max_norm=max_norm)
         if self._device.kind == "cpu":
             config["zero_optimization"]["offload_optimizer"] = {"device": "none"}
-            if optim_dict is not None:
-                config["optimizer"]["params"]["torch_adam"] = True
+        if optim_dict is not None and not self.adam_offload:
+            fused = {"fused": True} if self._device.kind == "cuda" else {}
+            config["optimizer"]["params"] |= {"torch_adam": True, **fused}
         return config

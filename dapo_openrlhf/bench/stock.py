@@ -289,12 +289,12 @@ def _run_tree(command: Sequence[str], environment: Mapping[str, str], log: Path,
         except subprocess.TimeoutExpired:
             raise StockRunError(f"stock OpenRLHF took over {timeout:g} s\n{_last_lines(log)}") from None
         finally:
-            _end_tree(process)
+            end_tree(process)
     if code:
         raise StockRunError(f"stock OpenRLHF ended with exit status {code}\n{_last_lines(log)}")
 
 
-def _end_tree(process: subprocess.Popen[bytes]) -> None:
+def end_tree(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that still runs, with all its descendants."""
     import psutil
 

@@ -1,0 +1,62 @@
+"""A checksum of named tensors, computed where they lie (torch; runs in trainer ranks and in vLLM's workers).
+
+Weights go from one GPU to another without touching the host, so what arrived is compared with what was sent by one
+read of either side's memory. Every bit counts, and so does where it stands: a flipped bit, two exchanged tensors, rows
+or elements, and a tensor that is missing each change the sum.
+"""
+
+from __future__ import annotations
+
+import xxhash
+from torch import Tensor, arange, int16, int64, stack, uint8
+from torch.nn.functional import pad
+
+BLOCK = 1024
+"""Elements added up before they are weighed by their place."""
+PRIME = 0x9E3779B1
+"""Spreads places over 64 bits."""
+
+
+class Checksum:
+    """Takes tensors one after the other; waits for the device once, at the end."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: list[Tensor] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Count a tensor in. Queued on the current stream; the tensor may be overwritten once that has run."""
+        self._names.append(name)
+        self._sums.append(bits_sum(tensor))
+
+    @property
+    def tensors(self) -> int:
+        """How many were counted in."""
+        return len(self._names)
+
+    def value(self) -> int:
+        """The checksum, 0 to 2^64 - 1; depends on names and order. All streams in use must have been waited for."""
+        sums = stack(self._sums).tolist() if self._sums else []
+        digest = xxhash.xxh3_64()
+        for name, total in zip(self._names, sums, strict=True):
+            digest.update(f"{name}={total};".encode())
+        return digest.intdigest()
+
+
+def bits_sum(tensor: Tensor) -> Tensor:
+    """Sum of a tensor's 16-bit patterns, each weighed by its place, modulo 2^64: int64, shape []."""
+    flat = tensor.detach().contiguous().view(-1).view(uint8)
+    bits = pad(flat, (0, -flat.numel() % 2)).view(int16) if flat.numel() % 2 else flat.view(int16)
+    whole = bits.numel() // BLOCK * BLOCK
+    total = _weighed(bits[whole:].to(int64))
+    if whole:
+        blocks = bits[:whole].view(-1, BLOCK)
+        # Weighing each element would need an index for each. Sums over rows and over columns of the same matrix see
+        # an exchange across blocks and one within a block.
+        total = total + _weighed(blocks.sum(1, dtype=int64)) + 3 * _weighed(blocks.sum(0, dtype=int64))
+    return total
+
+
+def _weighed(values: Tensor) -> Tensor:
+    places = arange(1, values.numel() + 1, device=values.device, dtype=int64)
+    return (values * (places * PRIME)).sum()

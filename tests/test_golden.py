@@ -1,0 +1,87 @@
+"""What vLLM and DeepSpeed are told for shipped configurations, against files: a change shows up as a difference.
+
+After a change that is meant: ``python tests/test_golden.py`` writes the files anew; read the difference before committing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.launch import engine_args, openrlhf_settings
+from dapo_openrlhf.config import Config, load_config
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+NAMES = ("quickstart_cpu", "one_gpu_qwen2.5_1.5b", "node_8gpu_qwen2.5_7b", "dapo_paper_qwen2.5_32b")
+
+
+def config_of(name: str) -> Config:
+    overrides = {"actor.model_name_or_path": "some/model"}  # a folder would be made absolute
+    return load_config(ROOT / "configs" / f"{name}.yaml", overrides)
+
+
+def for_engine(name: str) -> Any:
+    config = config_of(name)
+    return _plain(engine_args(config, Device(kind=config.device, threads=1), index=0))
+
+
+def for_deepspeed(name: str) -> Any:
+    from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
+    from dapo_openrlhf.backend.openrlhf_bases import import_openrlhf_lightly
+
+    import_openrlhf_lightly()
+    from dapo_openrlhf.backend.strategy import Strategy
+
+    config = config_of(name)
+    args = openrlhf_namespace(openrlhf_settings(config))
+    adam = {"lr": args.actor.adam.lr, "betas": args.actor.adam.betas, "eps": args.actor.adam.eps}
+    optimizer = {"type": "AdamW", "params": adam | {"weight_decay": args.actor.adam.weight_decay}}
+    strategy = Strategy(args, device=Device(kind=config.device, threads=1))
+    return _plain(strategy.get_ds_train_config(optimizer, max_norm=args.actor.max_norm))
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def golden(kind: str, name: str) -> Any:
+    return json.loads((GOLDEN / f"{kind}-{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_engine_arguments(name: str) -> None:
+    assert for_engine(name) == golden("engine", name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.real
+def test_deepspeed_configuration(name: str) -> None:
+    assert for_deepspeed(name) == golden("deepspeed", name)
+
+
+def test_placement_decides_what_engines_are_told() -> None:
+    shared, separate, parallel = (for_engine(name) for name in NAMES[1:])
+    assert shared["weight_transfer_config"] == {"backend": "checked_ipc"}
+    assert separate["weight_transfer_config"] == parallel["weight_transfer_config"] == {"backend": "checked_nccl"}
+    assert "distributed_executor_backend" not in separate
+    assert (parallel["tensor_parallel_size"], parallel["distributed_executor_backend"]) == (4, "mp")
+    assert not any(arguments["enforce_eager"] for arguments in (shared, separate, parallel)), "CUDA graphs are used"
+
+
+def write() -> None:
+    """Write every file anew."""
+    GOLDEN.mkdir(exist_ok=True)
+    for name in NAMES:
+        for kind, made in (("engine", for_engine), ("deepspeed", for_deepspeed)):
+            text = json.dumps(made(name), indent=2, sort_keys=True)
+            (GOLDEN / f"{kind}-{name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(write())

@@ -1,0 +1,164 @@
+"""gpu_check as far as a machine without a GPU goes: it says so at once, keeps limits, and judges figures rightly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.bench import gpu_check, gpu_work
+from dapo_openrlhf.bench.gpu_check import (
+    PARTS,
+    Check,
+    compare,
+    figures,
+    judge_agreement,
+    judge_run,
+    judge_versions,
+    main,
+    table,
+)
+from dapo_openrlhf.config import build_config
+
+AGREEMENT: dict[str, Any] = {
+    "before": {"mean": 0.009, "largest": 0.04},
+    "after": {"mean": 0.01, "largest": 0.05},
+    "unpublished": {"mean": 0.3, "largest": 2.0},
+    "publication": 0.06,
+    "send": 0.004,
+    "pause": 0.03,
+    "bytes": 988_000_000,
+}
+RUN = {
+    "step_median": 8.0,
+    "trainer_tokens_per_second": 50_000.0,
+    "max_age": 1,
+    "generate_seconds": 6.0,
+    "train_seconds": 2.5,
+    "pause_seconds": 0.04,
+}
+
+
+def verdicts(checks: list[Check]) -> list[bool]:
+    return [check.passed for check in checks if check.passed is not None]
+
+
+def test_without_a_gpu_it_says_so_and_starts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main([]) == 2
+    assert "there is no NVIDIA GPU here" in capsys.readouterr().err
+
+
+def test_unknown_parts_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert main(["--parts", "versions,speed"]) == 2
+    assert "there is no speed; choose among versions, work, agreement, k1, k0, k2" in capsys.readouterr().err
+
+
+def test_a_part_that_breaks_costs_its_own_answer_and_fails_the_check(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Device, "count", lambda self: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert main(["--parts", "versions", "--json", str(tmp_path / "out.json")]) == 1
+    printed = capsys.readouterr().out
+    assert "failed with exit status 1" in printed
+    assert "CUDA" in printed, "the last lines of its log are shown"
+    (check,) = json.loads((tmp_path / "out.json").read_text())["checks"]
+    assert (check["name"], check["passed"]) == ("versions", False)
+
+
+def test_parts_do_not_start_once_the_time_is_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "count", lambda self: 1)
+    monkeypatch.setattr(gpu_check, "_run", lambda *arguments: pytest.fail("a part was started"))
+    assert main(["--budget", "0"]) == 1
+    assert capsys.readouterr().out.count("no time was left") == 2 * len(PARTS)
+
+
+def test_agreement_passes_and_fails_where_it_should() -> None:
+    assert verdicts(judge_agreement(AGREEMENT)) == [True, True, True]
+    stale = AGREEMENT | {"after": {"mean": 0.3, "largest": 2.0}}
+    assert verdicts(judge_agreement(stale)) == [True, False, True]
+    assert verdicts(judge_agreement(AGREEMENT | {"pause": 0.051})) == [True, True, False]
+
+
+def test_a_publication_is_told_in_copies() -> None:
+    assert compare({"agreement": AGREEMENT}) == []
+    (check,) = compare({"agreement": AGREEMENT, "versions": {"copy_seconds": 0.0006}})
+    assert check.measured == "100"
+
+
+def test_only_k1_is_held_to_speeds_and_every_k_to_its_bound() -> None:
+    assert verdicts(judge_run(1)(RUN)) == [True, True, True]
+    assert verdicts(judge_run(1)(RUN | {"step_median": 9.0, "trainer_tokens_per_second": 44_999.0})) == [
+        False,
+        False,
+        True,
+    ]
+    assert verdicts(judge_run(0)(RUN | {"step_median": 20.0})) == [False], "age 1 at K = 0"
+
+
+def test_flash_attn_may_be_absent_and_vllm_may_not() -> None:
+    found: dict[str, Any] = {
+        "gpu": "H100",
+        "memory_gb": 80.0,
+        "cuda": "13.0",
+        "packages": {"torch": "2.13.0", "vllm": None, "flashinfer-python": None},
+        "flash_attention_compiled": False,
+        "copy_seconds": 0.0007,
+    }
+    assert verdicts(judge_versions(found)) == [False]
+    assert verdicts(judge_versions(found | {"packages": {"vllm": "0.29.0", "flashinfer-python": None}})) == [True]
+
+
+def test_figures_come_from_the_event_log(tmp_path: Path) -> None:
+    """Two updates of 2 s and 0.5 s + 0.5 s after it; 10 responses of 100 tokens and as many prompts of 64 a step."""
+    events: list[dict[str, Any]] = [{"event": "run_started", "time": 0.0, "unix_time": 1000.0}]
+    for step in range(5):
+        now = 10.0 * (step + 1)
+        spans = [
+            {
+                "worker": "trainer 0",
+                "kind": "update",
+                "start": 1000 + now - 2,
+                "end": 1000 + now - (1.5 if step else 0),
+            },
+            {"worker": "engine 0", "kind": "load_weights", "start": 1000 + now - 1, "end": 1000 + now - 0.97},
+            {"worker": "engine 0", "kind": "generate", "start": 1000 + now - 9, "end": 1000 + now - 1},
+        ]
+        events += [
+            {"event": "batch_taken", "time": now - 3, "ages": [0, 1], "responses": 10, "response_tokens": 1000},
+            {"event": "worker_spans", "time": now, "spans": spans},
+            {"event": "group_judged", "time": now - 4, "keep": True},
+            {"event": "publication_live", "time": now, "seconds": 0.1},
+            {"event": "step_done", "time": now},
+        ]
+    path = tmp_path / "events.jsonl"
+    path.write_text("\n".join(map(json.dumps, events)))
+    found = figures(path)
+    assert found["step_median"] == pytest.approx(10.0)
+    assert found["trainer_tokens_per_second"] == pytest.approx((1000 + 10 * gpu_work.PROMPT_TOKENS) / 0.5)
+    assert found["pause_seconds"] == pytest.approx(0.03)
+    assert (found["max_age"], found["publish_seconds"]) == (1, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
+def test_its_runs_are_configurations_that_run(tmp_path: Path, max_staleness: int) -> None:
+    config = build_config(gpu_work.settings(tmp_path, max_staleness=max_staleness, steps=6), source="test")
+    assert (config.devices, config.weight_transfer, config.updates_per_step) == (1, "ipc", 2)
+
+
+def test_the_table_lines_up() -> None:
+    lines = table([Check(name="a", measured="1"), Check(name="long name", measured="2", wanted="3", passed=False)])
+    assert lines.splitlines() == [
+        "check      measured  wanted",
+        "a          1",
+        "long name  2         3       FAILED",
+    ]

@@ -1,0 +1,149 @@
+"""vLLM's own classes for weights between GPUs, as far as a machine without one can go: nothing is started here."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dapo_openrlhf.backend.checksum import Checksum
+from dapo_openrlhf.backend.messages import PACKED, WeightLayout
+
+pytestmark = pytest.mark.real
+
+WEIGHTS = {"up": torch.randn(8, 4).bfloat16(), "down": torch.randn(4, 8).bfloat16()}
+LAYOUT = WeightLayout(
+    names=tuple(WEIGHTS),
+    dtypes=("bfloat16",) * 2,
+    shapes=tuple(tuple(w.shape) for w in WEIGHTS.values()),
+    sizes=(64,) * 2,
+)
+
+
+class Model:
+    """Keeps what it is given to load."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Tensor] = {}
+
+    def load_weights(self, weights: Any) -> None:
+        self.loaded |= {name: tensor.clone() for name, tensor in weights}
+
+
+class Broadcast:
+    """The receiving end of a group whose sender sends ``WEIGHTS`` in order, with ``flaw`` on the way."""
+
+    def __init__(self, flaw: Any = lambda tensor: tensor) -> None:
+        self._tensors = iter(WEIGHTS.values())
+        self._flaw = flaw
+
+    def broadcast(self, tensor: Tensor, *, src: int, stream: Any) -> None:
+        tensor.copy_(self._flaw(next(self._tensors).clone()))
+
+
+def sent() -> int:
+    checksum = Checksum()
+    for name, tensor in WEIGHTS.items():
+        checksum.add(name, tensor)
+    return checksum.value()
+
+
+def receive(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, int]:
+    from dapo_openrlhf.backend import weights_cuda
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(weights_cuda.NCCLWeightTransferEngine, "start_weight_update", lambda self: None)
+    model = Model()
+    settings = SimpleNamespace(parallel_config=None, model_config=None)
+    engine = weights_cuda.CheckedNcclEngine(None, settings, torch.device("cpu"), model)
+    engine.model_update_group = group
+    engine.start_weight_update()
+    engine.receive_weights(engine.parse_update_info(LAYOUT.update_info(packed=False)))
+    assert engine.model is model
+    return model, engine.received_checksum()
+
+
+def test_what_arrives_is_loaded_and_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, checksum = receive(Broadcast(), monkeypatch)
+    assert checksum == sent()
+    assert all(torch.equal(model.loaded[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+def test_what_changes_on_the_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, checksum = receive(Broadcast(flaw=lambda tensor: tensor.flip(0)), monkeypatch)
+    assert checksum != sent()
+
+
+def test_messages_are_cut_to_what_the_installed_version_knows() -> None:
+    from dapo_openrlhf.backend import weights_cuda
+
+    where = {"master_address": "h", "master_port": 1, "rank_offset": 1, "world_size": 2}
+    for engine_class in (weights_cuda.CheckedNcclEngine, weights_cuda.CheckedIpcEngine):
+        settings = SimpleNamespace(parallel_config=None, model_config=None)
+        engine = engine_class(None, settings, torch.device("cpu"), Model())
+        init = engine.parse_init_info({**where, **PACKED})
+        update = engine.parse_update_info(LAYOUT.update_info(ipc_handles={"GPU": (1,)}, tensor_sizes=[64, 64]))
+        assert update.names == ["up", "down"]
+        # 0.26 has it in the update, 0.29 in the rendezvous; nowhere would mean one call per parameter.
+        assert getattr(init, "packed", False) or getattr(update, "packed", False)
+
+
+def test_the_extension_hides_nothing_of_vllms_worker() -> None:
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    from dapo_openrlhf.backend.weights_cuda import WorkerExtension
+
+    added = {name for name in dir(WorkerExtension) if not name.startswith("__")}
+    assert added == {"received_checksum"}
+    assert not hasattr(WorkerBase, "received_checksum")
+
+
+class AsyncCore:
+    """An engine core with asynchronous scheduling: each step returns the tokens of the one before."""
+
+    def __init__(self) -> None:
+        self.engine_core = self
+        self.scheduler = self
+        self.batch_queue: deque[int] = deque()
+        self.states: list[str] = []
+        self._paused = False
+
+    def set_pause_state(self, state: Any) -> None:
+        self._paused = state.name != "UNPAUSED"
+        self.states.append(state.name)
+
+    def get_output(self) -> SimpleNamespace:
+        if not self._paused:
+            self.batch_queue.appendleft(1)
+            if len(self.batch_queue) < 2:
+                return SimpleNamespace(outputs=[])
+        token = self.batch_queue.pop()
+        output = SimpleNamespace(request_id="g/0", new_token_ids=[token], new_logprobs=None, finish_reason=None)
+        return SimpleNamespace(outputs=[output])
+
+
+def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> None:
+    from dapo_openrlhf.backend.engine_loop import EngineLoop, _Group
+
+    loop, core = EngineLoop({}, name="engine 0"), AsyncCore()
+    loop._core = core  # type: ignore[assignment]
+    group = _Group(prompt_ids=[1], done=Future(), ids=[[]], logprobs=[[]], truncated=[False], unfinished=1)
+    loop._groups["g/0"] = group
+    for _ in range(3):
+        loop._step()
+    assert (len(group.ids[0]), len(core.batch_queue)) == (2, 1)
+
+    in_flight = loop.load_weights(1, lambda _: len(core.batch_queue))
+    loop._obey(block=False)
+    assert in_flight.result()[0] == 0, "weights were replaced under a running step"
+    assert (len(group.ids[0]), group.newest_version) == (3, 0), "its token belongs to the weights before"
+    assert core.states == ["PAUSED_ALL", "UNPAUSED"]
+
+    loop._step()
+    loop._step()
+    assert group.newest_version == 1
