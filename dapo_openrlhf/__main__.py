@@ -1,8 +1,9 @@
-"""``dapo-openrlhf train|eval|compare|prepare|submit|bench|trace``: parse, validate, then import the rest."""
+"""``dapo-openrlhf train|eval|compare|prepare|verify|submit|bench|trace``: parse, validate, then import the rest."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import time
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _refuse(rest)
             return prepare(options)
         overrides = parse_overrides(rest)
+        if options.command == "verify":
+            from dapo_openrlhf.cli.verify import verify
+
+            return verify(options, overrides)
         resume = options.resume if options.command == "train" else None
         config = load_config(options.config if resume is None else resume / "config.yaml", overrides)
         if options.command == "submit":
@@ -63,7 +68,7 @@ def _refuse(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train|eval|compare|prepare|submit|bench|trace"
+        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace"
     )
     for name, what in {
         "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
@@ -106,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     _add_compare(commands.add_parser("compare", help="compare two evaluations problem by problem"))
     add_prepare_options(commands.add_parser("prepare", help="turn a data set into a prompt file, with a manifest"))
+    _add_verify(
+        commands.add_parser("verify", help="judge a file of responses with a training's reward", allow_abbrev=False)
+    )
     _add_bench(commands.add_parser("bench", help="compare this pipeline with itself and with stock OpenRLHF"))
     _add_trace(commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing"))
     return parser
@@ -115,6 +123,30 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("first", type=Path, metavar="A.jsonl", help="what `eval --responses` or a training wrote")
     command.add_argument("second", type=Path, metavar="B.jsonl", help="another model's, on the same problems")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every problem there")
+
+
+def _add_verify(command: argparse.ArgumentParser) -> None:
+    command.usage = "dapo-openrlhf verify FILE.jsonl [options] [--reward.key VALUE ...]"
+    command.description = "Verdicts of a reward on responses and gold answers; errors are counted apart from wrong."
+    command.epilog = _settings("reward.")
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.add_argument("file", type=Path, metavar="FILE.jsonl", help="a mapping with response and answer per line")
+    for key, default in {"response": "response", "answer": "answer", "prompt": "prompt"}.items():
+        command.add_argument(f"--{key}-key", default=default, metavar="KEY", help=f"default {default}")
+    command.add_argument("--config", type=Path, metavar="FILE", help="take the reward of this run")
+    command.add_argument(
+        "--reward",
+        action="append",
+        metavar="REWARD",
+        help="rule (default), a .py file or an http(s) address; repeatable",
+    )
+    command.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each --reward")
+    command.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: cores"
+    )
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every verdict there, in the order of the lines"
+    )
 
 
 def _add_trace(command: argparse.ArgumentParser) -> None:
@@ -136,9 +168,11 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--picture", type=Path, metavar="FILE", default=Path("bench.png"))
 
 
-def _settings() -> str:
+def _settings(prefix: str = "") -> str:
     lines = ["settings, as --section.key VALUE or section.key=VALUE, with their defaults:"]
     for name, field in settings_of():
+        if not name.startswith(prefix):
+            continue
         lines.append(f"  {name} ({'must be set' if field.is_required() else _typed(field.default)})")
         lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)

@@ -12,10 +12,10 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -31,6 +31,19 @@ class Section(BaseModel):
     """A frozen group of settings; the docstring below a field becomes its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def _listed(value: object) -> object:
+    """One value where a list may stand; null stays null."""
+    return (value,) if isinstance(value, str | int | float) else value
+
+
+def _rewards(value: object) -> object:
+    """As a list, in which null stands for the rule."""
+    return _listed("rule" if value is None else value)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class RunSection(Section):
@@ -182,19 +195,48 @@ class AlgoSection(Section):
     """Stop with a diagnosis when this many batches' worth of groups were dropped while one batch was filled."""
 
 
+def _impossible_rewards(reward: RewardSection) -> Iterator[str]:
+    """Yield a sentence for each combination of reward settings that cannot run."""
+    for name in reward.remote_url:
+        if name != "rule" and not name.endswith(".py") and not re.match(r"https?://[^/]", name):
+            yield (
+                f"reward.remote_url: {name} is no reward; give rule, a Python file that ends in .py, or an http(s) address"
+            )
+    if reward.weights is not None and len(reward.weights) != len(reward.remote_url):
+        yield (
+            f"reward.weights: {len(reward.weights)} weights for {len(reward.remote_url)} rewards in reward.remote_url; "
+            "give one for each"
+        )
+
+
 class RewardSection(Section):
-    remote_url: str | None = None
-    """A Python file with ``reward_func(queries, prompts, labels)`` as OpenRLHF takes it; null is the rule reward (eq. 7)."""
+    remote_url: Annotated[tuple[str, ...], BeforeValidator(_rewards), Field(strict=False, min_length=1)] = ("rule",)
+    """One or several of: ``rule`` (eq. 7); a Python file with ``reward_func(queries, prompts, labels)`` as OpenRLHF takes
+    it; an http(s) address that speaks OpenRLHF's remote reward protocol. The first decides which answers are right."""
+    weights: Annotated[tuple[FiniteFloat, ...], BeforeValidator(_listed), Field(strict=False)] | None = None
+    """One for each reward: their weighted sum is trained; null weighs each with 1."""
     correct_from: float = 1.0
-    """A ``reward_func`` score of at least this counts as a right answer, for accuracy and dynamic sampling."""
+    """A file's or an endpoint's score of at least this counts as a right answer, for accuracy and dynamic sampling."""
     num_workers: PositiveInt = 1
     """Reward worker processes."""
+    timeout: PositiveFloat = 5.0
+    """Seconds the judging of one response may take before its process is killed and replaced."""
+    memory: PositiveInt = 1024
+    """MiB that judging may take in one process, beyond what it has once the rewards are loaded."""
+    max_attempts: PositiveInt = 3
+    """A prompt whose groups could not be scored this many times in a row is dropped instead of tried again."""
     overlong_buffer_len: Annotated[int, Field(ge=0)] | None = None
     """L_cache of the soft overlong punishment (eq. 13), in tokens; null or 0 switches it off."""
     overlong_penalty_factor: PositiveFloat = 1.0
     """Scales the soft overlong punishment."""
     overlong_filtering_enable: bool = True
     """Overlong filtering: truncated responses carry no loss."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if problems := list(_impossible_rewards(self)):
+            raise ConfigError("\n".join(problems))
+        return self
 
 
 class DataSection(Section):
@@ -322,8 +364,11 @@ def _impossible(config: Config) -> Iterator[str]:
     low, high = config.algo.advantage.is_correction_threshold
     if not 0 <= low < high:
         yield f"algo.advantage.is_correction_threshold: {low} {high} is not a range; use 0 <= LOW < HIGH"
-    if reward.remote_url is not None and not reward.remote_url.endswith(".py"):
-        yield f"reward.remote_url: {reward.remote_url} is not a Python file; give a path that ends in .py"
+    if reward.timeout > config.async_.reward_timeout:
+        yield (
+            f"reward.timeout: {reward.timeout:g} s for one response is more than async.reward_timeout "
+            f"{config.async_.reward_timeout:g} s for its group; use at most that"
+        )
     if data.input_template is not None and "{}" not in data.input_template:
         yield f"data.input_template: {data.input_template!r} has no {{}} where the prompt goes"
     if config.eval.steps == 0 or config.eval.steps < -1:
@@ -433,8 +478,17 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
 
 def build_config(settings: Mapping[str, Any], *, source: str) -> Config:
     """Check a nested mapping of settings. ``source`` names it in errors. Raises :class:`ConfigError`."""
+    return _checked(Config, settings, source)
+
+
+def build_reward(settings: Mapping[str, Any], *, source: str) -> RewardSection:
+    """Check the ``reward.*`` settings alone, as :func:`build_config` checks all. Raises :class:`ConfigError`."""
+    return _checked(RewardSection, settings, source)
+
+
+def _checked(section: type[AnySection], settings: Mapping[str, Any], source: str) -> AnySection:
     try:
-        return Config.model_validate(settings)
+        return section.model_validate(settings)
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise ConfigError("\n".join([f"{source} cannot be run:", *(f"  {line}" for line in lines)])) from None

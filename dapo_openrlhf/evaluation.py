@@ -17,7 +17,7 @@ from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
 from dapo_openrlhf.ports import GroupError, ResponseTexts, RewardScorer, Sampling
 from dapo_openrlhf.types import Generation, Prompt, Score
-from dapo_openrlhf.verifier import extract_answer, normalise
+from dapo_openrlhf.verifier import answer_key, extract_answer
 
 T = TypeVar("T")
 
@@ -60,9 +60,9 @@ class ProblemResult:
         return sum(response.correct is True for response in self.responses)
 
     def majority(self, k: int) -> float:
-        """maj@k. Right responses agree with each other, wrong ones if their answers are the same text once normalised."""
+        """maj@k. Right responses agree with each other, wrong ones if their answers are the same text or number."""
         wrong = [response.answer for response in self.responses if response.correct is False]
-        votes = Counter(normalise(answer) for answer in wrong if answer is not None)
+        votes = Counter(answer_key(answer) for answer in wrong if answer is not None)
         return maj_at_k(self.right, tuple(votes.values()), abstained=wrong.count(None), k=k)
 
 

@@ -34,6 +34,7 @@ METRICS = {
     "groups/failed": "groups that failed since the last step",
     "groups/surplus": "groups that over-sampling made in vain, since the last step",
     "groups/cut": "groups cut at their deadline since the last step",
+    "reward_errors": "groups that could not be scored, over those and the judged ones, since the last step; 0 without any",
     "pass_rate": "kept groups over judged groups, 0 to 1; absent where none was judged",
     "policy_age/mean": "mean policy age of the trained groups, in versions",
     "policy_age/max": "largest policy age of the trained groups, in versions",
@@ -94,6 +95,7 @@ class StepMetrics:
     def _reset(self) -> None:
         self._reasons: Counter[str] = Counter()
         self._accuracy = 0.0
+        self._unscored = 0
         self._tokens: Counter[str] = Counter()
         self._values: Row = {}
 
@@ -108,6 +110,7 @@ class StepMetrics:
                 self._tokens["kept"] += event.response_tokens if event.keep else 0
             case GroupFailed():
                 self._reasons["failed"] += 1
+                self._unscored += event.reason.startswith("reward_")
             case GroupSurplus():
                 self._reasons["surplus"] += 1
                 self._tokens["surplus"] += event.response_tokens
@@ -174,6 +177,7 @@ class StepMetrics:
         row = {
             **shares,
             "seconds/step": seconds,
+            "reward_errors": self._unscored / max(judged + self._unscored, 1),
             **{
                 f"groups/{reason}": float(self._reasons[reason])
                 for reason in (KEPT, ALL_RIGHT, ALL_WRONG, "failed", "surplus", "cut")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import dapo_openrlhf
 from dapo_openrlhf.cli.eval import summary_of, words
 from dapo_openrlhf.cli.submit import entrypoint
 from dapo_openrlhf.config import load_config
@@ -33,12 +34,14 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "run.yaml").write_text(CONFIG)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "broken.py").write_text("import nowhere\n")
     (tmp_path / "prompts.jsonl").write_text('{"input": "1+1=", "label": "2"}\n')
     return tmp_path
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(Path(dapo_openrlhf.__file__).parent.parent)  # whatever the current folder is
     return subprocess.run(
         [sys.executable, "-m", "dapo_openrlhf", *arguments],
         cwd=folder,
@@ -55,7 +58,8 @@ def test_help_lists_commands_and_settings_within_a_second(folder: Path) -> None:
         started = time.monotonic()
         overview, details = command(folder, "--help"), command(folder, "train", "--help")
         times.append((time.monotonic() - started) / 2)
-    assert all(name in overview.stdout for name in ("train", "eval", "compare", "prepare", "submit", "bench", "trace"))
+    commands = ("train", "eval", "compare", "prepare", "verify", "submit", "bench", "trace")
+    assert all(name in overview.stdout for name in commands)
     assert "async.max_staleness (1)" in details.stdout
     assert "actor.eps_clip_low_high (0.2 0.28)" in details.stdout
     assert min(times) < 1.0
@@ -70,6 +74,7 @@ def test_help_lists_commands_and_settings_within_a_second(folder: Path) -> None:
         (["--actor.model_name_or_path", "./nowhere"], ["actor.model_name_or_path", "./nowhere"]),
         (["--data.prompt_dataset", "missing.jsonl"], ["missing.jsonl", "data.prompt_dataset"]),
         (["--reward.remote_url", "missing.py"], ["reward.remote_url", "missing.py"]),
+        (["--reward.remote_url", "broken.py"], ["reward.remote_url", "broken.py", "No module named 'nowhere'"]),
         (["--device", "cuda"], ["GPUs", "this machine has 0"]),
     ],
 )

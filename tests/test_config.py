@@ -12,6 +12,7 @@ from dapo_openrlhf.config import (
     Config,
     ConfigError,
     build_config,
+    build_reward,
     dump_config,
     load_config,
     parse_overrides,
@@ -468,3 +469,41 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     file.write_bytes("device: cpu # für".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin\.yaml is not a text file"):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "sources"),
+    [
+        (None, ("rule",)),
+        ("rule", ("rule",)),
+        ("mine.py", ("mine.py",)),
+        (["rule", "http://host:5000/get_reward"], ("rule", "http://host:5000/get_reward")),
+    ],
+)
+def test_rewards_are_one_or_several(given: object, sources: tuple[str, ...]) -> None:
+    assert build_reward({"remote_url": given}, source="x").remote_url == sources
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"remote_url": "reward"}, "reward is no reward; give rule"),
+        ({"remote_url": "ftp://host"}, "ftp://host is no reward"),
+        ({"remote_url": []}, "remote_url"),
+        ({"remote_url": ["rule", "a.py"], "weights": [1]}, "1 weights for 2 rewards"),
+        ({"weights": float("nan")}, "weights"),
+        ({"timeout": 0}, "timeout"),
+    ],
+)
+def test_impossible_rewards_are_refused(given: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_reward(given, source="x")
+    assert words in str(caught.value)
+
+
+def test_a_response_may_not_take_longer_than_its_group() -> None:
+    settings = {"actor": {"model_name_or_path": "m"}, "data": {"prompt_dataset": "d"}, "reward": {"timeout": 61.0}}
+    with pytest.raises(
+        ConfigError, match=r"reward\.timeout: 61 s for one response is more than async\.reward_timeout 60 s"
+    ):
+        build_config(settings, source="x")

@@ -5,6 +5,7 @@
 | 0     | pure                             | standard library, layer 0; ``config`` also pydantic and yaml   |
 | 1     | maths                            | and layer 1; ``loss`` also torch                               |
 | 2     | asynchronous                     | and layers 1 and 2, but not ``loss``; ``prompts`` also pyarrow |
+| 3     | ``judge``                        | standard library, layer 0, ``judge``; ``algebra`` math-verify  |
 | 3     | ``backend`` (and only it: Ray..) | anything but ``report`` and ``cli``                            |
 | 4     | ``report``                       | layers 0 to 2, ``report``, matplotlib, tensorboard             |
 | 4     | ``prepare``                      | layers 0 to 2, ``prepare``, and what its sources come through  |
@@ -31,8 +32,10 @@ LAYERS = {
     "0": {"", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier", "eval_metrics"},
     "1": {"advantage", "overlong", "batch", "loss"},
     "2": {
-        "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation", "engine_pool", "checkpoint",
+        "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation",
+        "engine_pool", "checkpoint", "reward_attempts",
     },
+    "judge": {"judge"},
     "backend": {"backend"},
     "report": {"report"},
     "prepare": {"prepare"},
@@ -45,7 +48,8 @@ BELOW = {
     "0": {"0"},
     "1": {"0", "1"},
     "2": {"0", "1", "2"},
-    "backend": {"0", "1", "2", "backend"},
+    "judge": {"0", "judge"},
+    "backend": {"0", "1", "2", "judge", "backend"},
     "report": {"0", "1", "2", "report"},
     "prepare": {"0", "1", "2", "prepare"},
     "bench": {"0", "1", "2", "backend", "report", "bench"},
@@ -57,6 +61,7 @@ OUTSIDE = {
     "config": {"pydantic", "yaml"},
     "loss": {"torch"},
     "prompts": {"pyarrow"},
+    "judge.algebra": {"latex2sympy2_extended", "math_verify", "sympy"},
     "report": {"matplotlib", "tensorboard"},
     "prepare.sources": {"datasets", "reasoning_gym"},
     "prepare.tokenizer": {"transformers"},

@@ -135,6 +135,7 @@ def test_a_row_in_numbers() -> None:
         "cut_length_ratio": 0.75,
         "queue/over_sampled": 2,
         "tokens_per_second/surplus": 25.0,
+        "reward_errors": 0.2,  # 1 of 4 judged and 1 not
         "pass_rate": 0.5,
         "policy_age/mean": 0.5,
         "policy_age/max": 1,

@@ -115,6 +115,16 @@ def test_thinning_loses_neither_held_out_accuracy_nor_failed_groups() -> None:
     assert "failed" not in first + after and "62.5%" not in first + after
 
 
+def test_a_rising_share_of_reward_errors_is_reported_once_and_again_after_it_fell() -> None:
+    # Means over the last steps, 20 at most: 0, 0, 0.3/3 = 10 % (warned), 0.3/4 (still above), ..., 0.3/7 = 4.3 %, then
+    # 1.3/8 = 16.3 %: warned again.
+    shares = [0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 1.0]
+    lines = progress(9, [(step, ROW | {"reward_errors": share}, 3.0 * step) for step, share in enumerate(shares)])
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert [line.split(" of the ")[0] for line in warnings] == ["warning: 10.0%", "warning: 16.2%"]
+    assert "last 3 steps could not be scored" in warnings[0] and "events.jsonl" in warnings[0]
+
+
 def test_the_header_comes_again_after_a_screenful() -> None:
     lines = progress(50, [(step, ROW, 3.0 * step) for step in range(50)])
     assert [number for number, line in enumerate(lines) if "reward" in line] == [

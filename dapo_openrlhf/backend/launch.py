@@ -34,9 +34,12 @@ from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.evaluation import Evaluation, Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import WorkerSpans
+from dapo_openrlhf.judge.process import Judge, JudgeUnavailable
+from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
 from dapo_openrlhf.pipeline import Outcome, Pipeline
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.prompts import PromptStream, load_prompts
+from dapo_openrlhf.reward_attempts import LimitedAttempts
 from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.staleness import StalenessPolicy
@@ -95,8 +98,7 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
         )
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
     check_model(config.actor.model_name_or_path)
-    if config.reward.remote_url is not None and not Path(config.reward.remote_url).is_file():
-        raise ConfigError(f"reward.remote_url: there is no file {config.reward.remote_url}")
+    check_rewards(judge_settings(config.reward))
     prompts = read_prompts(config, config.data.prompt_dataset) if training else []
     problems = read_prompts(config, config.eval.dataset) if config.eval.dataset else []
     if not os.environ.get("RAY_ADDRESS"):
@@ -107,6 +109,16 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
             f"train.max_steps: {config.train.max_steps} rollout steps are done already in {checkpoint}; use more to go on"
         )
     return Inputs(device=device, prompts=prompts, problems=problems, checkpoint=checkpoint, state=state)
+
+
+def check_rewards(settings: JudgeSettings) -> None:
+    """Load users' files once, here. Raises ``ConfigError`` with what they raise."""
+    if any(source.endswith(".py") for source in settings.sources):
+        with Judge(settings) as judge:
+            try:
+                judge.wait_ready()
+            except JudgeUnavailable as error:
+                raise ConfigError(f"reward.remote_url: {' '.join(settings.sources)}: {error}") from error
 
 
 def model_path(config: Config, checkpoint: Path | None = None) -> str:
@@ -266,13 +278,11 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
 
 
 def _create_rewards(config: Config) -> RewardPool:
-    reward = config.reward
-    function_file = None if reward.remote_url is None else str(Path(reward.remote_url).resolve())
     return RewardPool(
-        workers=reward.num_workers,
+        workers=config.reward.num_workers,
+        settings=judge_settings(config.reward),
         timeout=config.async_.reward_timeout,
-        function_file=function_file,
-        correct_from=reward.correct_from,
+        start_timeout=config.async_.start_timeout,
     )
 
 
@@ -404,7 +414,7 @@ def build_pipeline(
             inputs.prompts, seed=config.train.seed, state=inputs.state.prompts if inputs.state else None
         ),
         engines=engines,
-        scorer=workers.rewards,
+        scorer=LimitedAttempts(workers.rewards, most=reward.max_attempts),
         queue=queue,
         sampling=Sampling(
             n=rollout.n_samples_per_prompt,

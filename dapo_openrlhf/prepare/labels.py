@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 
-from dapo_openrlhf.verifier import normalise
+from dapo_openrlhf import verifier
 
 _INTEGER = re.compile(r"[-+]?\d+")
 
@@ -13,7 +13,7 @@ _INTEGER = re.compile(r"[-+]?\d+")
 @functools.lru_cache(maxsize=1 << 16)
 def canonical(label: str) -> str:
     """One text for all ways to write an answer that the verifier takes for the same."""
-    return normalise(label)
+    return verifier.answer_key(label)
 
 
 def is_integer(label: str) -> bool:

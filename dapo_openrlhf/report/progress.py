@@ -11,6 +11,8 @@ from typing import TextIO
 LINES_PER_HEADER = 20
 SECONDS_PER_LINE = 2.0
 RECENT_STEPS = 20
+MOST_REWARD_ERRORS = 0.05
+"""Share of groups that could not be scored, over the recent steps, from which on a line warns."""
 
 _FILTERED = ("groups/all_right", "groups/all_wrong")
 
@@ -39,6 +41,8 @@ class ProgressLine:
         self._printed_at = -math.inf
         self._held_out: float | None = None
         self._failed = 0.0
+        self._reward_errors: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._warned = False
 
     def update(self, step: int, row: Mapping[str, float], elapsed: float) -> None:
         """Take in the row of ``step`` (counted from 0, shown from 1), ``elapsed`` seconds into the run."""
@@ -52,6 +56,21 @@ class ProgressLine:
             self._printed_at = elapsed
             self._held_out = None
             self._failed = 0.0
+        self._watch_rewards(row)
+
+    def _watch_rewards(self, row: Mapping[str, float]) -> None:
+        """Warn once when the recent share of groups without a score rises above what is normal; again after it fell."""
+        self._reward_errors.append(row.get("reward_errors", 0.0))
+        share = sum(self._reward_errors) / len(self._reward_errors)
+        if share > MOST_REWARD_ERRORS and not self._warned:
+            steps = len(self._reward_errors)
+            print(
+                f"warning: {share:.1%} of the groups of the last {steps} steps could not be scored; events.jsonl says why "
+                "(group_failed, reason reward_...)",
+                file=self._stream,
+                flush=True,
+            )
+        self._warned = share > MOST_REWARD_ERRORS
 
     def seconds_left(self, done: int) -> float | None:
         """Steps left times the median of the last 20 steps' seconds; None before any step was timed."""

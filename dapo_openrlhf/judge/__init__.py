@@ -1,0 +1,1 @@
+"""Rewards in processes that can be killed; runs without Ray."""

@@ -1,0 +1,100 @@
+"""The process in which rewards are computed: one response at a time, on request (``python -m``, by ``process.py``).
+
+It reads lines of JSON from a socket and answers each with one. Its limits are its own; its deadline is its parent's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import socket
+import sys
+import threading
+import time
+import traceback
+
+from dapo_openrlhf.judge.sources import RULE, RewardSource, Undecided, WeightedReward, open_source
+
+ORPHAN_CHECK_SECONDS = 1.0
+LONGEST_MESSAGE = 300
+MEBIBYTE = 1 << 20
+HEADROOM = 1024
+"""MiB between the limit that the parent watches and the hard one, which holds for what is faster than the parent."""
+
+
+def main(handle: int, settings: dict[str, object]) -> None:
+    """Answer requests until the parent closes the socket. ``settings`` as ``JudgeSettings`` has them."""
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    with socket.socket(fileno=handle) as connection, connection.makefile("rwb") as lines:
+        timeout = float(str(settings["timeout"]))
+        try:
+            reward = _open(settings, timeout)
+        except Exception as error:  # a user's file may raise anything; it is reported, and nothing is judged with it
+            _send(lines, {"error": _explain(error)})
+            return
+        if settings["sources"] == [RULE]:  # a user's libraries may map far more than they use: CUDA's do
+            _limit_memory((int(str(settings["memory"])) + HEADROOM) * MEBIBYTE)
+        _send(lines, {})
+        for line in lines:
+            _limit_cpu(timeout)
+            _send(lines, _answer(reward, json.loads(line)))
+
+
+def _open(settings: dict[str, object], timeout: float) -> RewardSource:
+    names, weights = settings["sources"], settings["weights"]
+    assert isinstance(names, list) and isinstance(weights, list)
+    correct_from = float(str(settings["correct_from"]))
+    return WeightedReward([open_source(name, correct_from=correct_from, timeout=timeout) for name in names], weights)
+
+
+def _answer(reward: RewardSource, request: dict[str, str]) -> dict[str, object]:
+    try:
+        score = reward(request["response"], request["prompt"], request["label"])
+    except MemoryError as error:
+        return {"error": _explain(error), "spent": True}  # what is left of the heap is anybody's guess
+    except (Exception, Undecided) as error:  # a user's function may raise anything
+        return {"error": _explain(error), "spent": isinstance(error.__cause__, MemoryError)}
+    return {"correct": score.correct, "reward": score.reward}
+
+
+def _explain(error: BaseException) -> str:
+    """Kind, message and place of an exception, short and printable."""
+    words = str(error)[:LONGEST_MESSAGE]
+    if not isinstance(error, Undecided):
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+        words = f"{type(error).__name__}: {words}{place}"
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
+
+
+def _send(lines: object, message: dict[str, object]) -> None:
+    lines.write(json.dumps(message).encode() + b"\n")  # type: ignore[attr-defined]
+    lines.flush()  # type: ignore[attr-defined]
+
+
+def _limit_memory(more: int) -> None:
+    """Allow ``more`` bytes of address space beyond what is mapped now, with everything loaded."""
+    with open("/proc/self/statm") as statm:
+        mapped = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
+
+
+def _limit_cpu(timeout: float) -> None:
+    """End this process when it has computed for longer than any response may take, should its parent be gone by then."""
+    times = os.times()
+    most = math.ceil(times.user + times.system + (timeout + 1) * (os.cpu_count() or 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _die_with(parent: int) -> None:
+    """End this process once its parent has ended, whatever the main thread is waiting for."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_CHECK_SECONDS)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,39 @@
+"""What a judge's process is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapo_openrlhf.config import ConfigError, RewardSection
+from dapo_openrlhf.judge.sources import RULE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSettings:
+    """One or several rewards and the limits they are computed under."""
+
+    sources: tuple[str, ...] = (RULE,)
+    """``rule``, absolute paths of Python files, http(s) addresses; the first decides on right."""
+    weights: tuple[float, ...] = (1.0,)
+    """One for each source; the weighted sum is the reward."""
+    correct_from: float = 1.0
+    """Scores of a file or an endpoint from here on are right answers."""
+    timeout: float = 5.0
+    """Seconds one response may take."""
+    memory: int = 1024
+    """MiB the process may take beyond what it holds once everything is loaded."""
+
+
+def judge_settings(reward: RewardSection) -> JudgeSettings:
+    """A judge as the configuration says. Raises ``ConfigError`` for a file that is not there."""
+    for name in reward.remote_url:
+        if name.endswith(".py") and not Path(name).is_file():
+            raise ConfigError(f"reward.remote_url: there is no file {name}")
+    return JudgeSettings(
+        sources=tuple(str(Path(name).resolve()) if name.endswith(".py") else name for name in reward.remote_url),
+        weights=reward.weights or (1.0,) * len(reward.remote_url),
+        correct_from=reward.correct_from,
+        timeout=reward.timeout,
+        memory=reward.memory,
+    )

@@ -1,0 +1,421 @@
+"""Rewards in processes of their own: nothing hangs, exhausts memory or executes, and an error is never a wrong answer."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dapo_openrlhf.config import ConfigError, build_reward
+from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
+from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.judge.sources import read_reply
+from dapo_openrlhf.types import Score
+
+DATA = Path(__file__).parent / "data"
+HOSTILE = [json.loads(line) for line in (DATA / "hostile_answers.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Judge]:
+    """The rule, with the time it has in a run."""
+    with Judge(JudgeSettings(timeout=5.0)) as judge:
+        yield judge
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Judge]:
+    """The rule with 0.4 seconds, so that what hangs does not hold the tests up."""
+    with Judge(JudgeSettings(timeout=0.4)) as judge:
+        yield judge
+
+
+def function_judge(folder: Path, source: str, **options: object) -> Judge:
+    file = folder / "reward.py"
+    file.write_text(source)
+    return Judge(JudgeSettings(sources=(str(file),), **{"timeout": 5.0, **options}))  # type: ignore[arg-type]
+
+
+def verdict(judgement: Judgement) -> bool | None:
+    """True or False, None for an error; checks that a judgement is one or the other."""
+    assert (judgement.score is None) == (judgement.error is not None) == (judgement.reason != "judged")
+    return None if judgement.score is None else judgement.score.correct
+
+
+# ----------------------------------------------------------------------------------------------- algebra
+
+RIGHT = [
+    (r"\sqrt{8}", r"2\sqrt{2}"), ("√8", r"2\sqrt{2}"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), (r"2\pi", r"\pi+\pi"),
+    ("x^2+2x+1", "(x+1)^2"), ("2x", "x+x"), ("y = 2x + 1", "y=1+2x"), ("30 + 4", "34"), (r"\binom{5}{2}", "10"), (r"\log_2 8", "3"),
+    ("7", r"\boxed{7}"), (r"\pm 2", "2,-2"),
+    (r"\{1, 2\}", r"\{2,1\}"), ("1, 2", r"\{1,2\}"), ("2,1", "1,2"), (r"x=1 \text{ or } x=2", "1,2"), ("(1, 4/2)", "(1,2)"),
+    (r"(-\infty, 6/2]", r"(-\infty,3]"), (r"x \in [3,\infty)", r"[3, \infty)"), (r"[1,2] \cup [3,4]", r"[3,4]\cup[1,2]"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 8/2 \end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"), (r"\sum_{i=1}^{3} i", "6"),
+    (r"\sqrt{2}\text{ cm}", r"2^{1/2}"), ("3 + 4i", "4i+3"), (r"\varnothing", r"\emptyset"),
+]  # fmt: skip
+WRONG = [
+    ("7,8", "8"), ("7 or 8", "8"), ("8", "7,8"), ("(2,1)", "(1,2)"), ("[1,2]", "(1,2)"), ("(1,2,3)", "(1,2)"), (r"7\pm 1", "7"),
+    ("x=7", "y=7"), ("x=3, y=7", "7"), ("2x", "3x"), (r"\infty", "7"), ("1/0", "7"), ("7^", "7"), (r"7\foo", "7"),
+    (r"\sqrt{7}", "7"), ("-x", "x"), ("(x+1)^2", "x^2+1"), ("6<x<8", "7"), ("A. 7", "A"), (r"\text{7 or 8}", "78"), ("1234", "(1,234)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "label"), RIGHT)
+def test_equal_by_algebra(judge: Judge, answer: str, label: str) -> None:
+    assert verdict(judge.judge(f"so\nAnswer: {answer}", label=label)) is True
+    assert verdict(judge.judge(rf"so \boxed{{{answer}}}", label=label)) is True
+
+
+@pytest.mark.parametrize(("answer", "label"), WRONG)
+def test_not_equal_by_algebra(judge: Judge, answer: str, label: str) -> None:
+    assert verdict(judge.judge(f"Answer: {answer}", label=label)) is False
+
+
+def test_the_rule_rewards_as_eq_7_says(judge: Judge) -> None:
+    scores = [judge.judge(response, label="7").score for response in ("Answer: 7", "Answer: 8", "7")]
+    assert scores == [
+        Score(correct=right, reward=reward) for right, reward in [(True, 1.0), (False, -1.0), (False, -1.0)]
+    ]
+
+
+def test_a_gold_answer_that_cannot_be_read_is_an_error(judge: Judge) -> None:
+    judgement = judge.judge("Answer: 2", label=r"\frac{1}{")
+    assert verdict(judgement) in (False, None)
+    judgement = judge.judge("Answer: x+1", label="^^x")
+    assert verdict(judgement) is None and "gold answer" in str(judgement.error)
+
+
+def test_integers_have_as_many_digits_as_they_like(judge: Judge) -> None:
+    many = "7" * 1900
+    assert verdict(judge.judge(f"Answer: {many}", label=many)) is True
+    assert verdict(judge.judge(f"Answer: {many}", label="7" * 5000)) is False
+    assert verdict(judge.judge(r"Answer: \frac{10^{4400}}{10^{4399}} + \sqrt{1}", label="11")) is True
+
+
+# ------------------------------------------------------------------------------------------- hostile answers
+
+
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case["name"].replace(" ", "-"))
+def test_hostile_answers(hasty: Judge, judge: Judge, case: dict[str, str]) -> None:
+    hasty.wait_ready()
+    judgement = hasty.judge(case["response"], label=case["answer"])
+    if judgement.reason == "reward_timeout" and case["expect"] == "wrong":  # the machine is busy
+        judgement = judge.judge(case["response"], label=case["answer"])
+    found = "error" if verdict(judgement) is None else "right" if verdict(judgement) else "wrong"
+    assert found != "right"
+    assert case["expect"] in (found, "either"), judgement
+    assert judgement.seconds < 5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["9" * 1_000_000, "\\sqrt{" * 150_000, "\\boxed{" * 150_000, "{" * 1_000_000, "9^" * 500_000, "\x00" * 1_000_000, "Answer:" * 150_000],
+    ids=["digits", "radicals", "boxes", "braces", "powers", "NUL", "answers"],
+)  # fmt: skip
+def test_megabytes(hasty: Judge, answer: str) -> None:
+    hasty.wait_ready()
+    judgement = hasty.judge("Answer: " + answer, label="7")
+    assert not verdict(judgement) and judgement.seconds < 5
+
+
+def test_the_corpus_is_one() -> None:
+    assert len(HOSTILE) >= 60 and len({case["name"] for case in HOSTILE}) == len(HOSTILE)
+
+
+def test_nothing_was_executed() -> None:
+    """Several hostile answers would leave this file in the current folder."""
+    assert not Path("pwned").exists()
+
+
+LATEX = st.sampled_from(
+    [
+        "\\frac{", "\\sqrt{", "}", "{", "(", ")", "[", "]", "^", "_", "1", "7", "x", "+", "-", "=", ",", "\\pi", "\\sin", "!", "\\sum_{",
+        "\\int", "\\infty", "|", "\\left(", "\\right)", "\\text{", "%", "\\cup", "<", "\\le", ".", "\\begin{matrix}", "&", "\\\\",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.lists(LATEX, max_size=25).map("".join), st.text(max_size=60)))
+def test_fuzzed_answers(hasty: Judge, answer: str) -> None:
+    hasty.wait_ready()
+    judgement = hasty.judge("Answer: " + answer, label="123456789")
+    assert not verdict(judgement) and judgement.seconds < 5
+
+
+def test_what_math_verify_may_swallow() -> None:
+    from sympy.polys.polyerrors import PolynomialError
+
+    from dapo_openrlhf.judge.algebra import _without_exhaustion
+
+    kinds = tuple(_without_exhaustion(Exception))
+    for kind in (ValueError, ZeroDivisionError, NotImplementedError, PolynomialError):
+        assert issubclass(kind, kinds)
+    assert not issubclass(MemoryError, kinds) and not issubclass(RecursionError, kinds)
+
+
+def test_too_little_memory_is_no_wrong_answer() -> None:
+    """math-verify takes MemoryError for "not equal"; these are equal, and comparing them takes more than the 1 MiB."""
+    with Judge(JudgeSettings(timeout=10.0, memory=1)) as judge:
+        judgement = judge.judge(r"Answer: (1+\sqrt{2})^{300}", label=r"(3+2\sqrt{2})^{150}")
+        assert (verdict(judgement), judgement.error) == (None, "took over 1 MiB (reward.memory)")
+        assert verdict(judge.judge("Answer: 7", label="7")) is True
+
+
+# ------------------------------------------------------------------------------------- processes and their ends
+
+POISON = """
+import os, subprocess, sys, time
+def reward_func(queries, prompts, labels):
+    what = queries[0].removeprefix(prompts[0])
+    if what == "hang": time.sleep(1e6)
+    if what == "spin":
+        while True: pass
+    if what == "memory":
+        blocks = []
+        while True: blocks.append(bytearray(1 << 22))
+    if what == "giant": b"x" * (8 << 30)
+    if what == "refused": bytearray(1 << 60)
+    if what == "exit": os._exit(3)
+    if what == "leave": sys.exit(4)
+    if what == "crash": os.abort()
+    if what == "raise": raise RuntimeError("broken \\x1b[31m\\ud800")
+    if what == "child": print(subprocess.Popen(["sleep", "1000"]).pid, file=open(labels[0], "w"), flush=True); time.sleep(1e6)
+    if what == "print": print("noise"); sys.stdout.flush()
+    if what == "nan": return {"rewards": float("nan")}
+    if what == "none": return None
+    if what == "two": return {"rewards": [1.0, 2.0]}
+    return {"rewards": 0.5, "scores": 1.0}
+"""
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+    """A reward that does what the response says."""
+    with function_judge(tmp_path_factory.mktemp("reward"), POISON, timeout=1.0, memory=64) as judge:
+        yield judge
+
+
+@pytest.mark.parametrize(
+    ("response", "reason", "words", "replaced"),
+    [
+        ("hang", "reward_timeout", "took over 1 s (reward.timeout)", True),
+        ("spin", "reward_timeout", "took over 1 s", True),
+        ("memory", "reward_error", "took over 64 MiB (reward.memory)", True),
+        ("giant", "reward_error", "took over 64 MiB (reward.memory)", True),
+        ("refused", "reward_error", "MemoryError", True),
+        ("exit", "reward_died", "exited with status 3", True),
+        ("leave", "reward_died", "exited with status 4", True),
+        ("crash", "reward_died", "SIGABRT", True),
+        ("raise", "reward_error", r"RuntimeError: broken \x1b[31m\ud800 (reward.py, line 16)", False),
+        ("nan", "reward_error", "nan is no finite number", False),
+        ("none", "reward_error", "not a mapping with 'rewards'", False),
+        ("two", "reward_error", "2 rewards were answered", False),
+    ],
+)
+def test_a_failure_is_an_error_and_the_next_response_is_judged(
+    poisoned: Judge, response: str, reason: str, words: str, replaced: bool
+) -> None:
+    poisoned.wait_ready()
+    pid = poisoned.pid
+    judgement = poisoned.judge(response, label="7", prompt="1+6=")
+    assert (verdict(judgement), judgement.reason) == (None, reason)
+    assert words in str(judgement.error)
+    assert judgement.seconds < 5
+    assert (poisoned.pid != pid) == replaced
+    assert poisoned.judge("fine", label="7").score == Score(correct=True, reward=0.5)
+
+
+def test_what_a_reward_prints_is_no_answer(poisoned: Judge) -> None:
+    assert poisoned.judge("print", label="7").score == Score(correct=True, reward=0.5)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_ended(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    return not is_running(pid)
+
+
+def test_what_a_reward_started_ends_with_it(poisoned: Judge, tmp_path: Path) -> None:
+    judgement = poisoned.judge("child", label=str(tmp_path / "pid"))
+    assert judgement.reason == "reward_timeout"
+    assert wait_until_ended(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("doing", ["hang", "spin"])
+def test_a_judge_without_a_parent_ends(tmp_path: Path, doing: str) -> None:
+    (tmp_path / "reward.py").write_text(POISON)
+    script = (
+        "from dapo_openrlhf.judge.process import Judge\n"
+        "from dapo_openrlhf.judge.settings import JudgeSettings\n"
+        f"judge = Judge(JudgeSettings(sources=({str(tmp_path / 'reward.py')!r},), timeout=100.0))\n"
+        "judge.wait_ready()\n"
+        "print(judge.pid, flush=True)\n"
+        f"judge.judge({doing!r}, label='7')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert wait_until_ended(pid)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("raise ValueError('no key')", "ValueError: no key (reward.py, line 1)"),
+        ("import nowhere", "No module named 'nowhere'"),
+        ("def reward_func(", "SyntaxError"),
+        ("x = 1", "defines no reward_func(queries, prompts, labels)"),
+        ("import os; os._exit(7)", "exited with status 7 while loading"),
+    ],
+)
+def test_a_reward_that_does_not_load_says_why(tmp_path: Path, source: str, words: str) -> None:
+    with function_judge(tmp_path, source) as judge, pytest.raises(JudgeUnavailable) as caught:
+        judge.wait_ready()
+    assert words in str(caught.value)
+
+
+def test_a_reward_that_loads_for_ever_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("import time; time.sleep(1e6)")
+    reward = JudgeSettings(sources=(str(tmp_path / "reward.py"),))
+    with Judge(reward, start_timeout=0.5) as judge, pytest.raises(JudgeUnavailable, match=r"not load within 0\.5 s"):
+        judge.wait_ready()
+
+
+# --------------------------------------------------------------------------------------- functions and endpoints
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ({"rewards": 1.0}, Score(correct=True, reward=1.0)),
+        ({"rewards": 0.9}, Score(correct=False, reward=0.9)),
+        ({"rewards": -3, "scores": 1}, Score(correct=True, reward=-3.0)),
+        ({"rewards": [2.0], "scores": [[0.0]], "extra_logs": {}}, Score(correct=False, reward=2.0)),
+    ],
+)
+def test_replies_in_openrlhf_s_forms(reply: object, score: Score) -> None:
+    assert read_reply(reply, 1.0) == score
+
+
+@pytest.mark.parametrize("reply", [None, 1.0, [1.0], {}, {"rewards": []}, {"rewards": "x"}, {"rewards": float("inf")}])
+def test_other_replies_are_errors(reply: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        read_reply(reply, 1.0)
+
+
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    """A reward server: right when the query ends in 7; it fails when the query says so."""
+
+    seen: list[dict[str, list[str]]] = []  # noqa: RUF012 - for all requests
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append(request)
+        query = request["query"][0]
+        if query.endswith("fail"):
+            self.send_error(500)
+            return
+        body = b"<html>" if query.endswith("html") else json.dumps({"rewards": [float(query.endswith("7"))]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silence."""
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a reward server."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    Endpoint.seen.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/get_reward"
+        server.shutdown()
+
+
+def test_an_endpoint_in_openrlhf_s_protocol(endpoint: str) -> None:
+    with Judge(JudgeSettings(sources=(endpoint,))) as judge:
+        assert judge.judge("7", label="x", prompt="3+4=").score == Score(correct=True, reward=1.0)
+        assert judge.judge("8", label="x", prompt="3+4=").score == Score(correct=False, reward=0.0)
+        failed, garbage = judge.judge("fail", label="x"), judge.judge("html", label="x")
+    assert Endpoint.seen[0] == {"query": ["3+4=7"], "prompts": ["3+4="], "labels": ["x"]}
+    assert (failed.reason, "HTTP Error 500" in str(failed.error)) == ("reward_error", True)
+    assert (garbage.reason, "JSONDecodeError" in str(garbage.error)) == ("reward_error", True)
+
+
+def test_no_server_is_an_error() -> None:
+    with Judge(JudgeSettings(sources=("http://127.0.0.1:9/",))) as judge:
+        assert judge.judge("7", label="7").reason == "reward_error"
+
+
+def test_several_rewards_are_weighed_and_the_first_decides(tmp_path: Path) -> None:
+    (tmp_path / "length.py").write_text(
+        "def reward_func(queries, prompts, labels):\n    return {'rewards': len(queries[0]) - len(prompts[0])}\n"
+    )
+    with Judge(JudgeSettings(sources=("rule", str(tmp_path / "length.py")), weights=(2.0, -0.5))) as judge:
+        # rule +1 and -1; both responses have 9 characters: 2 * 1 - 0.5 * 9 = -2.5 and 2 * -1 - 4.5 = -6.5
+        assert judge.judge("Answer: 7", label="7", prompt="3+4=").score == Score(correct=True, reward=-2.5)
+        assert judge.judge("Answer: 8", label="7", prompt="3+4=").score == Score(correct=False, reward=-6.5)
+
+
+def test_settings_from_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("")
+    section = build_reward(
+        {"remote_url": ["rule", "mine.py"], "weights": [1, 0.5], "timeout": 2.0, "memory": 64}, source="x"
+    )
+    assert judge_settings(section) == JudgeSettings(
+        sources=("rule", str(tmp_path / "mine.py")), weights=(1.0, 0.5), timeout=2.0, memory=64
+    )
+    assert judge_settings(build_reward({}, source="x")) == JudgeSettings()
+    with pytest.raises(ConfigError, match=r"there is no file yours\.py"):
+        judge_settings(build_reward({"remote_url": "yours.py"}, source="x"))
+
+
+# --------------------------------------------------------------------------------------------------------- speed
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("length", [1_000, 100_000])
+def test_500_verifications_a_second_and_core(judge: Judge, length: int) -> None:
+    """Both processes' processor time, for integers, fractions and text, one in eight of them a question of algebra."""
+    answers = ["42", "-17", "1,234", r"\frac{3}{4}", "0.5", "12 cm", "x=5"] * 50
+    responses = [("so " * length)[:length] + "\nAnswer: " + answer for answer in answers]
+    judge.judge("Answer: x", label="x+x")
+    own, other = time.process_time(), processor_seconds(judge.pid)
+    for index, (response, answer) in enumerate(zip(responses, answers, strict=True)):
+        assert verdict(judge.judge(response, label=answer)) is True
+        if index % 8 == 0:
+            assert verdict(judge.judge(rf"\boxed{{{index}+\sqrt{{8}}}}", label=rf"2\sqrt{{2}}+{index}")) is True
+    used = time.process_time() - own + processor_seconds(judge.pid) - other
+    assert used / (len(answers) * 9 / 8) < 1 / 500

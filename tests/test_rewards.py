@@ -1,0 +1,59 @@
+"""The reward actor and what its pool makes of judgements, without Ray running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dapo_openrlhf.backend.rewards import RewardActor, scores_of
+from dapo_openrlhf.judge.process import Judge, JudgeUnavailable
+from dapo_openrlhf.judge.settings import JudgeSettings
+from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.types import Prompt, Score
+
+PROMPT = Prompt(id=4, text="3+4=", label="7")
+SOURCE = """
+import time
+def reward_func(queries, prompts, labels):
+    assert queries[0] != "3+4=bad", "bad"
+    if queries[0] == "3+4=slow": time.sleep(1e6)
+    return {"rewards": float(queries[0] == prompts[0] + labels[0])}
+"""
+
+
+def actor(folder: Path) -> RewardActor:
+    (folder / "reward.py").write_text(SOURCE)
+    return RewardActor(settings=JudgeSettings(sources=(str(folder / "reward.py"),), timeout=1.0), start_timeout=60.0)
+
+
+def test_a_group_is_scored_in_order(tmp_path: Path) -> None:
+    worker = actor(tmp_path)
+    assert worker.ready() > 0
+    scores = scores_of(worker.score(["7", "8", "7"], PROMPT), PROMPT)
+    assert scores == tuple(Score(correct=right, reward=float(right)) for right in (True, False, True))
+
+
+@pytest.mark.parametrize(("response", "reason"), [("bad", "reward_error"), ("slow", "reward_timeout")])
+def test_one_error_fails_its_group_and_ends_it(tmp_path: Path, response: str, reason: str) -> None:
+    worker = actor(tmp_path)
+    judgements = worker.score(["7", response, "7"], PROMPT)
+    assert len(judgements) == 2, "nothing is judged for a group that has failed"
+    with pytest.raises(GroupError, match="response 1 to prompt 4") as caught:
+        scores_of(judgements, PROMPT)
+    assert (caught.value.reason, caught.value.permanent) == (reason, False)
+    assert scores_of(worker.score(["7"], PROMPT), PROMPT)[0].correct
+
+
+def test_a_worker_that_cannot_load_its_reward_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("import nowhere")
+    with pytest.raises(JudgeUnavailable, match="nowhere"):
+        RewardActor(settings=JudgeSettings(sources=(str(tmp_path / "reward.py"),)), start_timeout=60.0).ready()
+
+
+def test_training_and_a_file_of_responses_are_judged_alike() -> None:
+    responses = ["Answer: 7", r"\boxed{\sqrt{49}}", "Answer: 8", "7"]
+    worker = RewardActor(settings=JudgeSettings(), start_timeout=60.0)
+    with Judge(JudgeSettings()) as judge:
+        alone = [judge.judge(response, label="7").score for response in responses]
+    assert list(scores_of(worker.score(responses, PROMPT), PROMPT)) == alone
