@@ -150,8 +150,9 @@ class StalenessPolicy:
 
     def surplus(self) -> tuple[int, ...]:
         """Groups, in flight or ready, that can never be trained in time: enough ready ones precede them. Pure."""
-        if self.ready < self.batch_size:
-            return ()
+        earliest = next(iter(self._deadlines.values()), None)
+        if earliest is None or self.ready < self._capacity(earliest):
+            return ()  # capacities only grow with deadlines
         surplus, preceding = [], 0
         for group_id, deadline in self._deadlines.items():
             if preceding >= self._capacity(deadline):

@@ -718,7 +718,8 @@ def test_staleness_buys_the_speed_it_is_there_for() -> None:
     assert seconds == pytest.approx(expected, rel=0.15)
 
 
-def test_the_controller_costs_little_at_full_size() -> None:
+@pytest.mark.parametrize("over_sampling", [1.0, None])
+def test_the_controller_costs_little_at_full_size(over_sampling: float | None) -> None:
     """512 prompts x 16 responses, K = 1, 8 trainer ranks, half of all groups filtered, every event written.
 
     Processor seconds of queue, loops, log and batch plan, and of the fakes, per step. A step takes minutes.
@@ -756,6 +757,7 @@ def test_the_controller_costs_little_at_full_size() -> None:
             scorer=FakeScorer(pattern=filtered(0.5, seed=0)),
             train_seconds=lambda: 100.0,
             work=work,
+            over_sampling=over_sampling,
             generate_timeout=1e6,
             stall_timeout=1e6,
             checked=False,
