@@ -13,6 +13,7 @@ from pathlib import Path
 from dapo_openrlhf.cli.prepare import add_options as add_prepare_options
 from dapo_openrlhf.cli.prepare import prepare
 from dapo_openrlhf.config import ConfigError, load_config, parse_overrides, settings_of
+from dapo_openrlhf.presets import PRESETS
 
 STARTED = time.monotonic()
 
@@ -169,7 +170,13 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
 
 
 def _settings(prefix: str = "") -> str:
-    lines = ["settings, as --section.key VALUE or section.key=VALUE, with their defaults:"]
+    lines = []
+    if not prefix:
+        lines.append("presets, as --preset NAME; the file and the command line change single settings of one:")
+        for preset, what in PRESETS.items():
+            lines += textwrap.wrap(f"{preset}: {what.summary}", 110, initial_indent="  ", subsequent_indent="      ")
+        lines.append("")
+    lines.append("settings, as --section.key VALUE or section.key=VALUE, with their defaults:")
     for name, field in settings_of():
         if not name.startswith(prefix):
             continue

@@ -1,9 +1,14 @@
-"""Group-relative advantages (pure Python: a group is a handful of numbers)."""
+"""What each response of a group is credited with (pure Python: a group is a handful of numbers).
+
+Legend: ``rewards`` are the G shaped rewards of one prompt's responses.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from dapo_openrlhf.algorithm import EstimatorName
 
 STD_EPSILON = 1e-6
 
@@ -11,15 +16,44 @@ STD_EPSILON = 1e-6
 def group_norm(rewards: Sequence[float]) -> list[float]:
     """Group-normalised advantage of each response, ``(R_i - mean R) / (std R + 1e-6)``.
 
-    DAPO eq. 9 (GRPO, arXiv 2402.03300, the same). ``rewards`` are the G >= 2 shaped rewards of one prompt; the
-    standard deviation is the sample's (G - 1), as in the public recipe and in OpenRLHF. All advantages are 0 where
-    all rewards are equal.
+    DAPO eq. 9 (GRPO, arXiv 2402.03300, the same). Needs G >= 2; the standard deviation is the sample's (G - 1), as
+    in the public recipe and in OpenRLHF. All advantages are 0 where all rewards are equal.
     """
+    centred = mean_only(rewards)
+    std = math.sqrt(math.fsum(c * c for c in centred) / (len(rewards) - 1))
+    return [c / (std + STD_EPSILON) for c in centred]
+
+
+def mean_only(rewards: Sequence[float]) -> list[float]:
+    """``R_i - mean R``: Dr. GRPO (arXiv 2503.20783, section 3.2). Needs G >= 2; 0 where all rewards are equal."""
     if len(rewards) < 2:
         raise ValueError(f"a group needs at least 2 rewards, got {len(rewards)}")
     if len(set(rewards)) == 1:
         return [0.0] * len(rewards)  # rounding of the mean would leave 1e-10, which Adam would take for a gradient
     mean = math.fsum(rewards) / len(rewards)
-    centred = [reward - mean for reward in rewards]
-    std = math.sqrt(math.fsum(c * c for c in centred) / (len(rewards) - 1))
-    return [c / (std + STD_EPSILON) for c in centred]
+    return [reward - mean for reward in rewards]
+
+
+def leave_one_out(rewards: Sequence[float]) -> list[float]:
+    """``R_i`` minus the mean of the other G - 1 rewards: RLOO (arXiv 2402.14740, the estimator after eq. 8).
+
+    Needs G >= 2. The same as ``G / (G - 1)`` times :func:`mean_only`, which is how it is computed.
+    """
+    centred = mean_only(rewards)
+    return [c * len(rewards) / (len(rewards) - 1) for c in centred]
+
+
+def plain(rewards: Sequence[float]) -> list[float]:
+    """The rewards as they are: what trainer ranks turn into advantages with a critic, or by whitening."""
+    return list(rewards)
+
+
+CREDITS: Mapping[EstimatorName, Callable[[Sequence[float]], list[float]]] = {
+    "group_norm": group_norm,
+    "dr_grpo": mean_only,
+    "rloo": leave_one_out,
+    "reinforce_baseline": mean_only,
+    "reinforce": plain,
+    "gae": plain,
+}
+"""By estimator, the credit of each response of a group."""

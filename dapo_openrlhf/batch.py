@@ -3,8 +3,8 @@
 Legend: P groups of G responses; U updates of ``train_batch_size`` responses each; R trainer ranks; every rank does
 the same number of micro-batches in an update, because DeepSpeed's collectives run once per micro-batch.
 
-The loss of an update has one denominator, counted here over the whole mini-batch, so the gradient does not depend on
-how the mini-batch is cut.
+What each token weighs in the loss of its update is decided here, over the whole mini-batch, so the gradient does not
+depend on how the mini-batch is cut.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dapo_openrlhf.advantage import group_norm
+from dapo_openrlhf.advantage import CREDITS
+from dapo_openrlhf.aggregation import token_weights
+from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
 from dapo_openrlhf.types import RolloutGroup, TrainBatch
 
 
@@ -30,8 +32,12 @@ class Sample:
     length: int
     """Response tokens."""
     advantage: float
+    """The response's group-relative advantage; with a critic, or where the batch is whitened, the credit from which
+    trainer ranks make each token's."""
     trained: bool
     """False where overlong filtering masks the response: its tokens count in no denominator."""
+    weight: float = 0.0
+    """What each of its trained tokens weighs in the policy loss of its update."""
 
     @property
     def tokens(self) -> int:
@@ -48,9 +54,7 @@ class Update:
 
     micro_batches: tuple[MicroBatch, ...]
     total_tokens: int
-    """Trained response tokens of the whole mini-batch over all ranks: the denominator of eq. 12."""
-    total_responses: int
-    """Trained responses of the whole mini-batch over all ranks."""
+    """Trained response tokens of the whole mini-batch over all ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +69,11 @@ class RankPlan:
         return tuple(sorted({s.group for u in self.updates for micro in u.micro_batches for s in micro}))
 
 
-def samples_of(groups: Sequence[RolloutGroup], *, overlong_filtering: bool) -> list[list[Sample]]:
+def samples_of(
+    groups: Sequence[RolloutGroup], *, overlong_filtering: bool, estimator: EstimatorName = "group_norm"
+) -> list[list[Sample]]:
     """Per group, its G responses with their advantages."""
+    credits = CREDITS[estimator]
     return [
         [
             Sample(
@@ -78,7 +85,7 @@ def samples_of(groups: Sequence[RolloutGroup], *, overlong_filtering: bool) -> l
                 trained=not (rollout.cut or (overlong_filtering and rollout.truncated)),
             )
             for index, (rollout, advantage) in enumerate(
-                zip(group.rollouts, group_norm([r.reward for r in group.rollouts]), strict=True)
+                zip(group.rollouts, credits([r.reward for r in group.rollouts]), strict=True)
             )
         ]
         for position, group in enumerate(groups)
@@ -94,30 +101,43 @@ def plan_batch(
     max_tokens: int,
     overlong_filtering: bool,
     seed: int,
+    estimator: EstimatorName = "group_norm",
+    loss_agg_mode: LossAggMode = "token-mean",
+    longest_response: int = 1,
 ) -> tuple[RankPlan, ...]:
     """Cut a batch into U x max_epochs updates for each of ``ranks`` ranks.
 
     Groups are shuffled by ``seed`` and the step, so that an update is no better filled with early finishers than
     another; a group's responses stay together where ``train_batch_size`` allows. ``max_tokens`` bounds a micro-batch's
-    prompt and response tokens; a single longer sequence goes alone.
+    prompt and response tokens; a single longer sequence goes alone. ``longest_response`` is the constant of the
+    aggregation that has one.
     """
-    groups = samples_of(batch.groups, overlong_filtering=overlong_filtering)
+    groups = samples_of(batch.groups, overlong_filtering=overlong_filtering, estimator=estimator)
     plans: list[list[Update]] = [[] for _ in range(ranks)]
     for epoch in range(max_epochs):
         random.Random(f"{seed}/{batch.step}/{epoch}").shuffle(groups)
         samples = [sample for group in groups for sample in group]
         for start in range(0, len(samples), train_batch_size):
-            mini_batch = samples[start : start + train_batch_size]
-            trained = [sample for sample in mini_batch if sample.trained]
+            mini_batch = weighted(samples[start : start + train_batch_size], loss_agg_mode, longest_response)
             for plan, micro_batches in zip(plans, split_mini_batch(mini_batch, ranks, max_tokens), strict=True):
                 plan.append(
                     Update(
                         micro_batches=micro_batches,
-                        total_tokens=sum(sample.length for sample in trained),
-                        total_responses=len(trained),
+                        total_tokens=sum(sample.length for sample in mini_batch if sample.trained),
                     )
                 )
     return tuple(RankPlan(updates=tuple(updates)) for updates in plans)
+
+
+def weighted(samples: Sequence[Sample], mode: LossAggMode, longest: int) -> list[Sample]:
+    """The samples of one mini-batch with what their tokens weigh in its loss."""
+    weights = token_weights(
+        [sample.group for sample in samples],
+        [sample.length if sample.trained else 0 for sample in samples],
+        mode=mode,
+        longest=longest,
+    )
+    return [replace(sample, weight=weight) for sample, weight in zip(samples, weights, strict=True)]
 
 
 def split_mini_batch(samples: Sequence[Sample], ranks: int, max_tokens: int) -> list[tuple[MicroBatch, ...]]:

@@ -1,7 +1,7 @@
 """Every setting, its unit, its range and what it must agree with (layer 0: pydantic and the standard library).
 
 A setting that OpenRLHF has keeps OpenRLHF's dotted name. Files are YAML; ``--rollout.batch_size 64`` on the command
-line overrides ``rollout: {batch_size: ...}`` in the file. Everything is checked here, before anything starts: unknown
+line overrides ``rollout: {batch_size: ...}`` in the file, and both override what ``preset`` sets. Everything is checked here, before anything starts: unknown
 keys, wrong types and impossible combinations are refused in one :class:`ConfigError` that names the key, the value
 and what would be right.
 """
@@ -17,6 +17,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+
+from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName, KlEstimator, LossAggMode, PolicyLossType
+from dapo_openrlhf.presets import PRESETS, PresetName
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -73,8 +76,13 @@ class ActorSection(Section):
     """Clip range (eps_low, eps_high) of the ratio, eq. 8; Clip-Higher is eps_high > eps_low (eq. 10)."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Dual-clip constant c > 1 for negative advantages, or null for none (the paper has none)."""
-    loss_agg_mode: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
-    """``token-mean`` is DAPO's eq. 12 (one denominator for the whole batch), the other GRPO's eq. 5."""
+    policy_loss_type: PolicyLossType = "ppo"
+    """Ratio of each token (``ppo``), or of the whole response (``gspo``, arXiv 2507.18071, eq. 7, whose clip range is
+    some 3e-4)."""
+    loss_agg_mode: LossAggMode = "token-mean"
+    """``token-mean``: all tokens alike (DAPO eq. 12); ``seq-mean-token-mean``: all responses (GRPO, DAPO eq. 5);
+    ``prompt-mean-token-mean``: all prompts (DAPO eq. 8 to the letter); ``seq-mean-token-sum-norm``: a response's sum
+    over the constant rollout.max_new_tokens (Dr. GRPO)."""
     adam: AdamSection = AdamSection()
     lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     """Schedule over the run's gradient steps; its lengths are given in rollout steps, however many prompts they took."""
@@ -83,6 +91,21 @@ class ActorSection(Section):
     max_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient norm is clipped to this; 0 switches clipping off."""
     gradient_checkpointing_enable: bool = False
+
+
+class CriticAdamSection(AdamSection):
+    lr: PositiveFloat = 9e-6
+    """Peak learning rate of the critic; its schedule is the actor's."""
+
+
+class CriticSection(Section):
+    model_name_or_path: str | None = None
+    """Model the critic starts from, with a new value head where it has none; null takes the actor's."""
+    adam: CriticAdamSection = CriticAdamSection()
+    value_clip: PositiveFloat | None = 0.5
+    """How far a value may move within a step before its loss is clipped (arXiv 2005.12729), or null."""
+    save_value_network: bool = False
+    """Save the critic's model too, in each saved model's folder ``critic``, for ``critic.model_name_or_path``."""
 
 
 class DsSection(Section):
@@ -176,8 +199,17 @@ class AsyncSection(Section):
 
 
 class AdvantageSection(Section):
-    estimator: Literal["group_norm"] = "group_norm"
-    """Reward minus the group's mean, over its standard deviation (eq. 9)."""
+    estimator: EstimatorName = "group_norm"
+    """``group_norm``: reward minus the group's mean, over its standard deviation (DAPO eq. 9); ``dr_grpo``: minus the
+    mean only (arXiv 2503.20783); ``rloo``: minus the mean of the others (arXiv 2402.14740); ``gae``: with a critic
+    (arXiv 1506.02438, eq. 16); ``reinforce_baseline``, ``reinforce``: minus the group's mean, or the reward itself,
+    whitened over the batch (arXiv 2501.03262)."""
+    gamma: Fraction = 1.0
+    """Discount of ``gae``."""
+    lambd: Fraction = 1.0
+    """Lambda of ``gae``: 1 trusts rewards only, 0 values only."""
+    no_std_norm: bool = False
+    """Centre advantages over the batch without scaling them, with the estimators that whiten."""
     is_correction_level: Literal["off", "token", "seq"] = "token"
     """Importance weights old/rollout for what engine and trainer, or two versions, disagree on: none, each token's,
     or each response's (geometric mean)."""
@@ -187,8 +219,18 @@ class AdvantageSection(Section):
     """LOW HIGH bounds of the weight."""
 
 
+class KlSection(Section):
+    init_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the KL to the reference policy, which is the model at the start; 0: none, and no reference model."""
+    use_loss: bool = False
+    """KL as a term of the loss (GRPO eq. 3), or of each token's reward (PPO; arXiv 1909.08593, eq. 2)."""
+    estimator: KlEstimator = "k1"
+    """Log ratio, half its square, or the unbiased positive one (GRPO eq. 4)."""
+
+
 class AlgoSection(Section):
     advantage: AdvantageSection = AdvantageSection()
+    kl: KlSection = KlSection()
     dynamic_filtering_enable: bool = True
     """Dynamic sampling (eq. 11): train only groups with 0 < accuracy < 1, refill until the batch is full."""
     max_filtered_batches: PositiveInt = 20
@@ -280,10 +322,13 @@ class CkptSection(Section):
 class Config(Section):
     """A whole run."""
 
+    preset: PresetName = "dapo"
+    """Algorithm whose settings lie below the run's own."""
     device: Literal["cpu", "cuda"] = "cuda"
     """Kind of machine trainer and engines run on."""
     run: RunSection = RunSection()
     actor: ActorSection
+    critic: CriticSection = CriticSection()
     ds: DsSection = DsSection()
     vllm: VllmSection = VllmSection()
     rollout: RolloutSection = RolloutSection()
@@ -323,6 +368,19 @@ class Config(Section):
             self.rollout.batch_size * self.rollout.n_samples_per_prompt // self.train.batch_size * self.train.max_epochs
         )
 
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient updates of the run. Batches are full whatever is filtered, so generation rounds do not enter."""
+        return self.train.max_steps * self.updates_per_step
+
+    @property
+    def lr_warmup_ratio(self) -> float:
+        """Warm-up as the share of the gradient steps that OpenRLHF takes.
+
+        It rounds ratio x steps up; half an update less makes it land on ``actor.lr_warmup_steps`` rollout steps.
+        """
+        return max(0.0, self.actor.lr_warmup_steps * self.updates_per_step - 0.5) / self.gradient_steps
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         problems = list(_impossible(self))
@@ -346,11 +404,7 @@ def _impossible(config: Config) -> Iterator[str]:
             f"train.batch_size: {train.batch_size} is not a multiple of the {config.trainer_ranks} trainer ranks "
             f"(actor.num_nodes x actor.num_gpus_per_node); use a multiple of {config.trainer_ranks}"
         )
-    if rollout.n_samples_per_prompt < 2:
-        yield (
-            f"rollout.n_samples_per_prompt: {rollout.n_samples_per_prompt} leaves nothing to compare a response with; "
-            "group-normalised advantages need at least 2"
-        )
+    yield from _impossible_algorithm(config)
     if reward.overlong_buffer_len and reward.overlong_buffer_len > rollout.max_new_tokens:
         yield (
             f"reward.overlong_buffer_len: {reward.overlong_buffer_len} (L_cache) is larger than rollout.max_new_tokens "
@@ -381,6 +435,40 @@ def _impossible(config: Config) -> Iterator[str]:
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
     yield from _impossible_on_device(config)
+
+
+def _impossible_algorithm(config: Config) -> Iterator[str]:
+    """Yield a sentence for each choice of the algorithm that does not go with another."""
+    advantage, kl, responses = config.algo.advantage, config.algo.kl, config.rollout.n_samples_per_prompt
+    name, traits = advantage.estimator, ESTIMATORS[advantage.estimator]
+    if responses < traits.smallest_group:
+        yield (
+            f"rollout.n_samples_per_prompt: {responses} leaves nothing to compare a response with; "
+            f"algo.advantage.estimator {name} needs at least {traits.smallest_group}, gae and reinforce do with 1"
+        )
+    elif responses == 1 and config.algo.dynamic_filtering_enable:
+        yield (
+            "algo.dynamic_filtering_enable: true drops every prompt of a single response, which is all right or all "
+            "wrong; use false, or rollout.n_samples_per_prompt of at least 2"
+        )
+    for key, value in (("gamma", advantage.gamma), ("lambd", advantage.lambd)):
+        if value != 1 and not traits.critic:
+            yield f"algo.advantage.{key}: {value:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae"
+    if advantage.no_std_norm and not traits.whitened:
+        yield (
+            f"algo.advantage.no_std_norm: true has no meaning for algo.advantage.estimator {name}, which does not "
+            "whiten; use false (dr_grpo is group_norm without the standard deviation)"
+        )
+    if config.critic.model_name_or_path is not None and not traits.critic:
+        yield (
+            f"critic.model_name_or_path: {config.critic.model_name_or_path} is not used by algo.advantage.estimator "
+            f"{name}; use null, or gae"
+        )
+    if kl.use_loss and kl.init_coef > 0 and kl.estimator == "k1":
+        yield (
+            "algo.kl.estimator: k1 as a loss has no gradient on average, so it holds nothing back; use k3 or k2, or "
+            "algo.kl.use_loss false"
+        )
 
 
 def _impossible_on_device(config: Config) -> Iterator[str]:
@@ -477,8 +565,11 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
 
 
 def build_config(settings: Mapping[str, Any], *, source: str) -> Config:
-    """Check a nested mapping of settings. ``source`` names it in errors. Raises :class:`ConfigError`."""
-    return _checked(Config, settings, source)
+    """Check a nested mapping of settings, laid over its preset. ``source`` names it in errors.
+
+    Raises :class:`ConfigError`.
+    """
+    return _checked(Config, _over_preset(settings), source)
 
 
 def build_reward(settings: Mapping[str, Any], *, source: str) -> RewardSection:
@@ -492,6 +583,26 @@ def _checked(section: type[AnySection], settings: Mapping[str, Any], source: str
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise ConfigError("\n".join([f"{source} cannot be run:", *(f"  {line}" for line in lines)])) from None
+
+
+def _over_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    layered: dict[str, Any] = {}
+    name = settings.get("preset", Config.model_fields["preset"].default)
+    if name in list(PRESETS):  # another is refused with everything else
+        for dotted, value in PRESETS[name].settings.items():
+            _assign(layered, dotted, value)
+    _overlay(layered, settings)
+    return layered
+
+
+def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Lay nested settings over others, value by value; an empty section changes nothing."""
+    for key, value in above.items():
+        inner = below.get(key)
+        if isinstance(inner, dict) and isinstance(value, Mapping):
+            _overlay(inner, value)
+        elif not isinstance(inner, dict) or value is not None:
+            below[key] = value
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -530,6 +641,17 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
+def preset_changes(config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Settings of the configuration's preset that the run has otherwise: name, the run's value, the preset's."""
+    values = config.model_dump(mode="json", by_alias=True)
+    for dotted, expected in PRESETS[config.preset].settings.items():
+        value: Any = values
+        for part in dotted.split("."):
+            value = value[part]
+        if value != expected:
+            yield dotted, value, expected
+
+
 def settings_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every setting with its dotted name."""
     for field_name, field in section.model_fields.items():
@@ -560,7 +682,7 @@ def _assign(settings: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"{dotted}: {name} is a setting, not a section")
         settings = inner
-    settings[key] = value
+    _overlay(settings, {key: value})
 
 
 def _explain(problem: Any) -> str:

@@ -16,26 +16,36 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dapo_openrlhf.algorithm import PolicyLossType
+
+LARGEST_LOG_RATIO = 20.0
+"""Beyond it, far outside every clip range, a ratio is cut, so that none is infinite."""
+
 Sums = dict[str, Tensor]
 """Metrics as sums over trained tokens, so that micro-batches and ranks add up; divide by ``tokens``."""
 
 
+def policy_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, level: PolicyLossType) -> Tensor:
+    """Ratio [B, T] of the policy being trained to the old one, differentiable.
+
+    ``ppo``: each token's, ``exp(logprobs - old_logprobs)``: arXiv 1707.06347, eq. 6; DAPO eq. 8. ``gspo``: the
+    response's, ``(pi(y) / pi_old(y))^(1/|y|)``, on each of its tokens: arXiv 2507.18071, eq. 7.
+    """
+    log_ratio = logprobs - old_logprobs
+    if level == "gspo":
+        log_ratio = ((log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)
+    return torch.exp(log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
+
+
 def clipped_surrogate(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    *,
-    eps_low: float,
-    eps_high: float,
-    dual_clip: float | None = None,
+    ratio: Tensor, advantages: Tensor, *, eps_low: float, eps_high: float, dual_clip: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Per-token loss [B, T] and whether clipping decided it [B, T].
 
-    ``-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)`` with ``r = exp(logprobs - old_logprobs)``: DAPO eqs. 8 and 10;
-    PPO's (arXiv 1707.06347, eq. 7) where both eps are equal. With ``dual_clip`` c > 1, ``c A`` bounds the objective
-    from below for A < 0 (arXiv 1912.09729, eq. 5). ``advantages`` broadcasts to [B, T].
+    ``-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)``: DAPO eqs. 8 and 10; PPO's (arXiv 1707.06347, eq. 7) where
+    both eps are equal. With ``dual_clip`` c > 1, ``c A`` bounds the objective from below for A < 0 (arXiv 1912.09729,
+    eq. 5). ``advantages`` broadcasts to [B, T].
     """
-    ratio = torch.exp(logprobs - old_logprobs)
     unclipped = -ratio * advantages
     clipped = -ratio.clamp(1 - eps_low, 1 + eps_high) * advantages
     loss = torch.maximum(unclipped, clipped)
@@ -48,24 +58,26 @@ def clipped_surrogate(
     return loss, decided
 
 
-def aggregate(
-    token_losses: Tensor,
-    mask: Tensor,
-    *,
-    mode: Literal["token-mean", "seq-mean-token-mean"],
-    total_tokens: int,
-    total_responses: int,
-) -> Tensor:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None) -> Tensor:
+    """Per-token loss [B, T] of the critic, half the squared error; PPO (arXiv 1707.06347), eq. 9's second term.
+
+    With ``clip`` the value may leave ``old_values`` by at most that much before the larger of both errors counts
+    (arXiv 2005.12729, section 3).
+    """
+    errors = (values - returns).square()
+    if clip is not None:
+        clipped = old_values + (values - old_values).clamp(-clip, clip)
+        errors = torch.maximum(errors, (clipped - returns).square())
+    return errors / 2
+
+
+def aggregate(token_losses: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Sum a micro-batch's token losses [B, T] to its share of the update's loss.
 
-    ``token-mean`` (DAPO eq. 12): divided by all trained tokens of the update. ``seq-mean-token-mean`` (GRPO, DAPO
-    eq. 5): each response's mean, divided by all trained responses of the update. The denominators are the whole
-    update's, so that shares add up to the same loss however it is cut. An update without trained tokens has loss 0.
+    ``weights`` [B, 1] is what each of a response's tokens weighs in the whole update, see :mod:`aggregation`; so
+    shares add up to the same loss however the update is cut. An update without trained tokens has loss 0.
     """
-    if mode == "token-mean":
-        return (token_losses * mask).sum() / max(total_tokens, 1)
-    per_response = (token_losses * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-    return per_response.sum() / max(total_responses, 1)
+    return (token_losses * mask * weights).sum()
 
 
 def importance_weights(

@@ -137,7 +137,8 @@ class Span:
     worker: str
     """``engine 0``, ``trainer 0``, ..."""
     kind: str
-    """``generate``, ``load_weights``; ``fetch``, ``old_logprobs``, ``update``, ``export_weights``, ``save``."""
+    """``generate``, ``load_weights``; ``fetch``, ``old_logprobs``, ``ref_logprobs``, ``values``, ``update``,
+    ``update_critic``, ``export_weights``, ``save``."""
     start: float
     """Unix time, seconds."""
     end: float

@@ -1,14 +1,16 @@
-"""Group-normalised advantages, DAPO eq. 9."""
+"""What each response of a group is credited with, by hand."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dapo_openrlhf.advantage import STD_EPSILON, group_norm
+from dapo_openrlhf.advantage import CREDITS, STD_EPSILON, group_norm, leave_one_out, mean_only, plain
+from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName
 
 
 def test_one_right_of_four() -> None:
@@ -40,21 +42,63 @@ def test_tiny_differences_are_damped_by_epsilon() -> None:
     assert group_norm([5e-7, -5e-7])[0] == pytest.approx(0.5 / (0.5 * math.sqrt(2) + 1), rel=1e-9)
 
 
-@given(st.floats(-2, 2), st.integers(2, 64))
-def test_equal_rewards_carry_no_gradient(reward: float, size: int) -> None:
+def test_mean_only() -> None:
+    # Dr. GRPO: rewards 1, 0.5, -1.5, -1: mean -0.25; no division by the spread.
+    assert mean_only([1.0, 0.5, -1.5, -1.0]) == pytest.approx([1.25, 0.75, -1.25, -0.75], rel=1e-12)
+
+
+def test_leave_one_out() -> None:
+    # RLOO: 1 - (0.5 - 1.5) / 2 = 1.5;  0.5 - (1 - 1.5) / 2 = 0.75;  -1.5 - (1 + 0.5) / 2 = -2.25.
+    assert leave_one_out([1.0, 0.5, -1.5]) == pytest.approx([1.5, 0.75, -2.25], rel=1e-12)
+    # Two responses: each against the other.
+    assert leave_one_out([1.0, -1.0]) == pytest.approx([2.0, -2.0], rel=1e-12)
+
+
+def test_plain_leaves_rewards_alone() -> None:
+    assert plain([0.3]) == [0.3]
+    assert plain([1.0, 1.0]) == [1.0, 1.0]
+
+
+def test_every_estimator_has_its_credit() -> None:
+    assert set(CREDITS) == set(ESTIMATORS)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_smallest_group_an_estimator_names_is_the_smallest_it_takes(estimator: EstimatorName) -> None:
+    smallest = ESTIMATORS[estimator].smallest_group
+    assert len(CREDITS[estimator]([1.0] * smallest)) == smallest
+    if smallest > 1:
+        with pytest.raises(ValueError, match="at least 2 rewards"):
+            CREDITS[estimator]([1.0] * (smallest - 1))
+
+
+GROUP_RELATIVE = [group_norm, mean_only, leave_one_out]
+
+
+@pytest.mark.parametrize("credit", GROUP_RELATIVE)
+@given(reward=st.floats(-2, 2), size=st.integers(2, 64))
+def test_equal_rewards_carry_no_gradient(
+    credit: Callable[[Sequence[float]], list[float]], reward: float, size: int
+) -> None:
     # Exactly 0, not a rounding error: an optimizer that divides by the gradient's size would blow 1e-10 up to 1.
-    assert group_norm([reward] * size) == [0.0] * size
+    assert credit([reward] * size) == [0.0] * size
 
 
-@given(st.lists(st.floats(-2, 2), min_size=2, max_size=32))
-def test_advantages_sum_to_zero_and_keep_the_order(rewards: list[float]) -> None:
-    advantages = group_norm(rewards)
+@pytest.mark.parametrize("credit", GROUP_RELATIVE)
+@given(rewards=st.lists(st.floats(-2, 2), min_size=2, max_size=32))
+def test_advantages_sum_to_zero_and_keep_the_order(
+    credit: Callable[[Sequence[float]], list[float]], rewards: list[float]
+) -> None:
+    advantages = credit(rewards)
     assert math.fsum(advantages) == pytest.approx(0, abs=1e-6)
     by_reward = [advantage for _, advantage in sorted(zip(rewards, advantages, strict=True))]
     assert by_reward == sorted(by_reward)
 
 
+@pytest.mark.parametrize("credit", GROUP_RELATIVE)
 @pytest.mark.parametrize("rewards", [[], [1.0]])
-def test_less_than_two_rewards_are_refused(rewards: list[float]) -> None:
+def test_less_than_two_rewards_are_refused(
+    credit: Callable[[Sequence[float]], list[float]], rewards: list[float]
+) -> None:
     with pytest.raises(ValueError, match=f"at least 2 rewards, got {len(rewards)}"):
-        group_norm(rewards)
+        credit(rewards)

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dapo_openrlhf.advantage import group_norm
-from dapo_openrlhf.batch import RankPlan, Sample, Update, plan_batch, samples_of, split_mini_batch
-from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights
+from dapo_openrlhf.advantage import CREDITS, group_norm
+from dapo_openrlhf.algorithm import EstimatorName, LossAggMode, PolicyLossType
+from dapo_openrlhf.batch import RankPlan, Sample, Update, plan_batch, samples_of, split_mini_batch, weighted
+from dapo_openrlhf.kl import kl_estimate
+from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 P, G = 6, 4
@@ -49,7 +51,7 @@ def make_batch(seed: int, *, step: int = 0, groups: int = P, responses: int = G,
     )
 
 
-def plan(batch: TrainBatch, **changes: int | bool) -> tuple[RankPlan, ...]:
+def plan(batch: TrainBatch, **changes: int | bool | str) -> tuple[RankPlan, ...]:
     settings = {
         "ranks": 2, "train_batch_size": 8, "max_epochs": 1, "max_tokens": 40, "overlong_filtering": True, "seed": 7,
     }  # fmt: skip
@@ -67,6 +69,11 @@ def key(sample: Sample) -> tuple[int, int]:
 # ---------------------------------------------------------------- the gradient does not depend on the cut
 
 VOCABULARY = 7
+KL_COEF = 0.1
+LONGEST = 9
+MODES: list[LossAggMode] = [
+    "token-mean", "seq-mean-token-mean", "prompt-mean-token-mean", "seq-mean-token-sum-norm",
+]  # fmt: skip
 
 
 class Policy:
@@ -94,8 +101,8 @@ class Policy:
         tokens = self.tokens(sample)
         return table.log_softmax(-1)[tokens[:-1], tokens[1:]]
 
-    def micro_batch_loss(self, samples: Sequence[Sample], update: Update, mode: str) -> Tensor:
-        """As a trainer's rank does it: [B, T], right-padded, the update's denominators."""
+    def micro_batch_loss(self, samples: Sequence[Sample], level: PolicyLossType = "ppo") -> Tensor:
+        """As a trainer's rank does it: [B, T], right-padded, with the weights of the whole update."""
         width = max(sample.length for sample in samples)
 
         def padded(rows: Iterable[Tensor]) -> Tensor:
@@ -108,53 +115,84 @@ class Policy:
         mask = padded(torch.full((sample.length,), float(sample.trained)) for sample in samples)
         weights, _ = importance_weights(old, rollout, mask, level="token", mode="clip", threshold=(0.0, 2.0))
         advantages = torch.tensor([[sample.advantage] for sample in samples], dtype=torch.float64)
-        losses, _ = clipped_surrogate(logprobs, old, advantages, eps_low=0.2, eps_high=0.28)
-        return aggregate(
-            losses * weights,
-            mask,
-            mode=mode,  # type: ignore[arg-type]
-            total_tokens=update.total_tokens,
-            total_responses=update.total_responses,
-        )
+        ratio = policy_ratio(logprobs, old, mask, level=level)
+        losses, _ = clipped_surrogate(ratio, advantages, eps_low=0.2, eps_high=0.28)
+        losses = losses + KL_COEF * kl_estimate(logprobs, rollout, estimator="k3")
+        return aggregate(losses * weights, mask, torch.tensor([[s.weight] for s in samples], dtype=torch.float64))
 
-    def unsplit_loss(self, samples: Sequence[Sample], batch: TrainBatch, mode: str) -> Tensor:
-        """Straight from eqs. 8, 12 and 5: response by response, no padding, no masks, from the batch itself."""
-        totals = []
+    def unsplit_loss(
+        self, samples: Sequence[Sample], batch: TrainBatch, mode: LossAggMode, level: PolicyLossType = "ppo"
+    ) -> Tensor:
+        """Straight from the equations: response by response, no padding, no masks, from the batch itself."""
+        totals, prompts = [], []
         for sample in samples:
             group = batch.groups[sample.group]
             if group.rollouts[sample.index].truncated:
                 continue
             advantage = group_norm([rollout.reward for rollout in group.rollouts])[sample.index]
-            ratio = (self.logprobs(self.weights, sample) - self.logprobs(self.old, sample)).exp()
-            weight = (self.logprobs(self.old, sample) - self.logprobs(self.rollout, sample)).exp().clamp(max=2.0)
-            totals.append(weight * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage))
+            new, old, rollout = (self.logprobs(t, sample) for t in (self.weights, self.old, self.rollout))
+            ratio = (new - old).exp() if level == "ppo" else (new - old).mean().exp()
+            kl = (rollout - new).exp() - 1 - (rollout - new)
+            surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+            totals.append((old - rollout).exp().clamp(max=2.0) * (KL_COEF * kl - surrogate))
+            prompts.append(sample.group)
         if mode == "token-mean":
-            return -torch.cat(totals).sum() / sum(len(total) for total in totals)
-        return -torch.stack([total.mean() for total in totals]).sum() / len(totals)
+            return torch.cat(totals).mean()
+        if mode == "seq-mean-token-mean":
+            return torch.stack([total.mean() for total in totals]).mean()
+        if mode == "seq-mean-token-sum-norm":
+            return torch.stack([total.sum() / LONGEST for total in totals]).mean()
+        return torch.stack(
+            [
+                torch.cat([total for total, its in zip(totals, prompts, strict=True) if its == prompt]).mean()
+                for prompt in sorted(set(prompts))
+            ]
+        ).mean()
 
     def gradient(self, loss: Tensor) -> Tensor:
         return torch.autograd.grad(loss, self.weights)[0]
 
 
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("level", ["ppo", "gspo"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("train_batch_size", [8, 12])  # whole groups of 4
 @pytest.mark.parametrize("max_tokens", [1, 25, 60, 10_000])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_loss_and_gradient_do_not_depend_on_the_cut(seed: int, ranks: int, max_tokens: int, mode: str) -> None:
+def test_loss_and_gradient_do_not_depend_on_the_cut(
+    ranks: int, max_tokens: int, train_batch_size: int, mode: LossAggMode, level: PolicyLossType
+) -> None:
+    check_cut(0, ranks, max_tokens, train_batch_size, mode, level)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_loss_and_gradient_do_not_depend_on_the_cut_where_updates_cut_groups(seed: int, mode: LossAggMode) -> None:
+    check_cut(seed, 2, 25, 6, mode, "ppo")
+
+
+def check_cut(
+    seed: int, ranks: int, max_tokens: int, train_batch_size: int, mode: LossAggMode, level: PolicyLossType
+) -> None:
     batch = make_batch(seed)
     policy = Policy(seed)
-    plans = plan(batch, ranks=ranks, max_tokens=max_tokens, seed=seed)
+    plans = plan(
+        batch,
+        ranks=ranks,
+        max_tokens=max_tokens,
+        seed=seed,
+        train_batch_size=train_batch_size,
+        loss_agg_mode=mode,
+        longest_response=LONGEST,
+    )
     truncated = 0
-    for number in range(P * G // 8):
+    for number in range(P * G // train_batch_size):
         updates = [rank.updates[number] for rank in plans]
         samples = samples_in(updates)
         truncated += sum(not sample.trained for sample in samples)
-        whole = policy.unsplit_loss(samples, batch, mode)
+        whole = policy.unsplit_loss(samples, batch, mode, level)
         gradient_of_whole = policy.gradient(whole)
         shares = [
-            policy.micro_batch_loss(micro_batch, update, mode)
-            for update in updates
-            for micro_batch in update.micro_batches
+            policy.micro_batch_loss(micro_batch, level) for update in updates for micro_batch in update.micro_batches
         ]
         gradient = sum((policy.gradient(share) for share in shares), torch.zeros_like(gradient_of_whole))
         assert sum(share.item() for share in shares) == pytest.approx(whole.item(), abs=1e-9)
@@ -171,9 +209,8 @@ def test_invariance_would_notice_a_denominator_of_its_own_per_micro_batch() -> N
     whole = policy.gradient(policy.unsplit_loss(samples_in([update]), batch, "token-mean"))
     wrong = torch.zeros_like(whole)
     for micro_batch in update.micro_batches:
-        tokens = sum(sample.length for sample in micro_batch if sample.trained)
-        own = Update(micro_batches=(micro_batch,), total_tokens=tokens, total_responses=len(micro_batch))
-        wrong += policy.gradient(policy.micro_batch_loss(micro_batch, own, "token-mean")) / len(update.micro_batches)
+        own = weighted(micro_batch, "token-mean", LONGEST)
+        wrong += policy.gradient(policy.micro_batch_loss(own)) / len(update.micro_batches)
     assert len(update.micro_batches) > 1
     assert not torch.allclose(wrong, whole, rtol=0, atol=1e-3)
 
@@ -184,9 +221,8 @@ def test_a_mini_batch_of_truncated_responses_has_no_gradient() -> None:
         Sample(group=0, index=index, prompt_length=2, length=3 + index, advantage=1.0, trained=False)
         for index in range(3)
     )
-    update = Update(micro_batches=(samples,), total_tokens=0, total_responses=0)
-    for mode in ("token-mean", "seq-mean-token-mean"):
-        loss = policy.micro_batch_loss(samples, update, mode)
+    for mode in MODES:
+        loss = policy.micro_batch_loss(weighted(samples, mode, LONGEST))
         assert loss == 0
         assert not policy.gradient(loss).any()
 
@@ -204,6 +240,15 @@ def test_samples_carry_their_groups_advantages() -> None:
         assert [sample.length for sample in samples] == [rollout.length for rollout in group.rollouts]
         assert [sample.trained for sample in samples] == [not rollout.truncated for rollout in group.rollouts]
         assert [sample.tokens for sample in samples] == [group.prompt_length + r.length for r in group.rollouts]
+
+
+@pytest.mark.parametrize("estimator", CREDITS)
+def test_samples_carry_the_credit_of_their_estimator(estimator: EstimatorName) -> None:
+    batch = make_batch(3)
+    groups = samples_of(batch.groups, overlong_filtering=True, estimator=estimator)
+    for samples, group in zip(groups, batch.groups, strict=True):
+        rewards = [rollout.reward for rollout in group.rollouts]
+        assert [sample.advantage for sample in samples] == CREDITS[estimator](rewards)
 
 
 def test_truncated_responses_shape_the_group_even_when_they_are_masked() -> None:
@@ -248,7 +293,7 @@ def test_each_update_has_its_size_and_its_denominators(ranks: int, seed: int) ->
         trained = [rollout for rollout in rollouts if not rollout.truncated]
         assert len(rollouts) == 8
         assert {update.total_tokens for update in updates} == {sum(rollout.length for rollout in trained)}
-        assert {update.total_responses for update in updates} == {len(trained)}
+        assert {s.weight for s in samples_in(updates) if s.trained} == {1 / sum(r.length for r in trained)}
 
 
 def test_denominators_count_truncated_responses_when_they_are_trained() -> None:
@@ -256,7 +301,7 @@ def test_denominators_count_truncated_responses_when_they_are_trained() -> None:
     (rank,) = plan(batch, ranks=1, train_batch_size=24, overlong_filtering=False)
     (update,) = rank.updates
     assert update.total_tokens == sum(group.response_tokens for group in batch.groups)
-    assert update.total_responses == P * G
+    assert {sample.weight for sample in samples_in([update])} == {1 / update.total_tokens}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -142,12 +142,19 @@ def test_a_setting_is_not_a_section(file: Path) -> None:
         (
             "actor.loss_agg_mode",
             "mean",
-            "'mean' is not accepted: input should be 'token-mean' or 'seq-mean-token-mean'",
+            "'mean' is not accepted: input should be 'token-mean', 'seq-mean-token-mean', 'prompt-mean-token-mean' or "
+            "'seq-mean-token-sum-norm'",
         ),
         ("algo.dynamic_filtering_enable", "maybe", "'maybe' is not accepted: input should be a valid boolean"),
         ("async.max_staleness", "-1", "-1 is not accepted: input should be greater than or equal to 0"),
         ("vllm.gpu_memory_utilization", "0", "0 is not accepted: input should be greater than 0"),
         ("ds.zero_stage", "0", "0 is not accepted: input should be 1, 2 or 3"),
+        ("preset", "dappo", "'dappo' is not accepted: input should be 'dapo', 'dapo-paper', 'dapo-recipe', 'grpo' or"),
+        ("preset", "[ppo]", "['ppo'] is not accepted"),
+        ("algo.advantage.estimator", "mc", "'mc' is not accepted: input should be 'group_norm', 'dr_grpo', 'rloo'"),
+        ("algo.advantage.lambd", "1.1", "1.1 is not accepted: input should be less than or equal to 1"),
+        ("algo.kl.init_coef", "-0.1", "-0.1 is not accepted: input should be greater than or equal to 0"),
+        ("critic.value_clip", "0", "0 is not accepted: input should be greater than 0"),
         ("device", "tpu", "'tpu' is not accepted: input should be 'cpu' or 'cuda'"),
         ("rollout", "3", "3 is not accepted"),
     ],
@@ -195,7 +202,38 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             "--train.batch_size 512 --actor.num_gpus_per_node 3",
             ["train.batch_size: 512 is not a multiple of the 3 trainer ranks", "use a multiple of 3"],
         ),
-        ("--rollout.n_samples_per_prompt 1", ["rollout.n_samples_per_prompt: 1 leaves", "at least 2"]),
+        (
+            "--rollout.n_samples_per_prompt 1",
+            ["rollout.n_samples_per_prompt: 1 leaves", "algo.advantage.estimator group_norm needs at least 2"],
+        ),
+        (
+            "--rollout.n_samples_per_prompt 1 --algo.advantage.estimator rloo",
+            ["rollout.n_samples_per_prompt: 1 leaves", "algo.advantage.estimator rloo needs at least 2"],
+        ),
+        (
+            "--rollout.n_samples_per_prompt 1 --algo.advantage.estimator gae",
+            ["algo.dynamic_filtering_enable: true drops every prompt of a single response", "use false"],
+        ),
+        (
+            "--algo.advantage.gamma 0.9",
+            ["algo.advantage.gamma: 0.9 has no meaning for algo.advantage.estimator group_norm", "use 1, or gae"],
+        ),
+        (
+            "--algo.advantage.lambd 0.95 --algo.advantage.estimator dr_grpo",
+            ["algo.advantage.lambd: 0.95 has no meaning for algo.advantage.estimator dr_grpo", "use 1, or gae"],
+        ),
+        (
+            "--algo.advantage.no_std_norm",
+            ["algo.advantage.no_std_norm: true has no meaning", "group_norm", "use false"],
+        ),
+        (
+            "--critic.model_name_or_path some/model",
+            ["critic.model_name_or_path: some/model is not used by", "group_norm", "use null, or gae"],
+        ),
+        (
+            "--algo.kl.init_coef 0.1 --algo.kl.use_loss",
+            ["algo.kl.estimator: k1 as a loss has no gradient on average", "use k3 or k2, or algo.kl.use_loss false"],
+        ),
         (
             "--reward.overlong_buffer_len 101 --rollout.max_new_tokens 100",
             ["reward.overlong_buffer_len: 101", "rollout.max_new_tokens 100", "use at most 100"],
@@ -281,6 +319,13 @@ def test_impossible_combination_is_refused(file: Path, arguments: str, parts: li
         "--train.batch_size 8192",
         "--actor.num_gpus_per_node 8 --actor.num_nodes 2",
         "--rollout.n_samples_per_prompt 2",
+        "--rollout.n_samples_per_prompt 1 --algo.advantage.estimator gae --algo.dynamic_filtering_enable false",
+        "--algo.advantage.estimator gae --algo.advantage.gamma 0.99 --algo.advantage.lambd 0 --critic.value_clip null",
+        "--algo.advantage.estimator gae --algo.advantage.no_std_norm --critic.model_name_or_path some/model",
+        "--algo.advantage.estimator reinforce_baseline --algo.advantage.no_std_norm",
+        "--algo.kl.init_coef 0.1 --algo.kl.use_loss --algo.kl.estimator k2",
+        "--algo.kl.use_loss",  # without a coefficient there is no KL
+        "--actor.policy_loss_type gspo --actor.eps_clip_low_high 3e-4 4e-4",
         "--reward.overlong_buffer_len 100 --rollout.max_new_tokens 100",
         "--reward.overlong_buffer_len 0",
         "--data.max_len 101 --rollout.max_new_tokens 100",
@@ -429,6 +474,7 @@ def test_yaml_cannot_run_code(file: Path) -> None:
 SELF_EXPLANATORY = {
     "actor.num_nodes",
     "actor.adam.eps",
+    "critic.adam.eps",
     "actor.gradient_checkpointing_enable",
     "ds.attn_implementation",
     "train.seed",

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights
+from dapo_openrlhf.aggregation import token_weights
+from dapo_openrlhf.algorithm import LossAggMode
+from dapo_openrlhf.kl import kl_estimate
+from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio, value_loss
 
 ZERO = torch.tensor(0.0, dtype=torch.float64)
 
@@ -23,8 +26,9 @@ def surrogate(
     """Losses, whether clipping decided them, and d loss / d logprob for one response with the given ratios."""
     old = tensor([[-1.0] * len(ratios)])
     logprobs = (old + tensor([ratios]).log()).requires_grad_()
+    ratio = policy_ratio(logprobs, old, torch.ones_like(old), level="ppo")
     losses, decided = clipped_surrogate(
-        logprobs, old, tensor([[advantage]]), eps_low=eps[0], eps_high=eps[1], dual_clip=dual_clip
+        ratio, tensor([[advantage]]), eps_low=eps[0], eps_high=eps[1], dual_clip=dual_clip
     )
     losses.sum().backward()
     assert logprobs.grad is not None
@@ -86,40 +90,202 @@ def test_dual_clip_leaves_positive_advantages_alone() -> None:
 
 def test_each_response_has_its_own_advantage() -> None:
     # Two responses of two tokens, advantages [B, 1] = 1 and -1, all ratios 1: losses -1 and +1 by row.
-    zeros = torch.zeros(2, 2, dtype=torch.float64)
-    losses, _ = clipped_surrogate(zeros, zeros, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.28)
+    ones = torch.ones(2, 2, dtype=torch.float64)
+    losses, _ = clipped_surrogate(ones, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.28)
     assert losses.tolist() == [[-1.0, -1.0], [1.0, 1.0]]
 
 
-# Three responses with 1, 3 and 2 tokens, token losses l; the last is overlong-filtered: its mask is 0.
-LOSSES = tensor([[6.0, 9.0, 9.0], [1.0, 2.0, 3.0], [100.0, 100.0, 0.0]])
-MASK = tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("level", ["ppo", "gspo"])
+@pytest.mark.parametrize(("log_ratio", "advantage"), [(1000.0, -1.0), (-1000.0, 1.0), (1000.0, 1.0), (-1000.0, -1.0)])
+def test_ratios_far_away_stay_finite(level: str, log_ratio: float, advantage: float) -> None:
+    logprobs = torch.tensor([[log_ratio]], requires_grad=True)
+    ratio = policy_ratio(logprobs, torch.zeros(1, 1), torch.ones(1, 1), level=level)  # type: ignore[arg-type]
+    losses, _ = clipped_surrogate(ratio, torch.tensor([[advantage]]), eps_low=0.2, eps_high=0.28)
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert logprobs.grad is not None and logprobs.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------- the ratio of a response (GSPO)
+
+
+def test_a_responses_ratio_is_its_geometric_mean() -> None:
+    # Token ratios 1/2, 1, 4 and a padding of garbage: (1/2 * 1 * 4)^(1/3) = 2^(1/3) = 1.26 on each token.
+    # d s / d logprob_t = s / 3 on trained tokens; summed over the four positions that carry s: 4 s / 3.
+    logprobs = tensor([[0.5, 1.0, 4.0, 99.0]]).log().requires_grad_()
+    mask = tensor([[1.0, 1.0, 1.0, 0.0]])
+    ratio = policy_ratio(logprobs, torch.zeros_like(mask), mask, level="gspo")
+    assert ratio[0].tolist() == pytest.approx([2 ** (1 / 3)] * 4, rel=1e-12)
+    (gradient,) = torch.autograd.grad(ratio.sum(), logprobs)
+    assert gradient[0].tolist() == pytest.approx([4 / 3 * 2 ** (1 / 3)] * 3 + [0.0], rel=1e-12)
+
+
+def test_gspo_clips_a_whole_response() -> None:
+    # A = 1, range [0.8, 1.28]. First response: ratios 4 and 1, s = 2, clipped to 1.28 on both tokens. Second: ratios
+    # 1.5 and 2/3, s = 1, not clipped, although by itself the first token would be (1.5 > 1.28).
+    # Mean per response, then over responses (eq. 5): -(1.28 + 1) / 2 = -1.14.
+    logprobs = tensor([[4.0, 1.0], [1.5, 2 / 3]]).log()
+    mask = torch.ones_like(logprobs)
+    ratio = policy_ratio(logprobs, torch.zeros_like(mask), mask, level="gspo")
+    losses, decided = clipped_surrogate(ratio, tensor([[1.0], [1.0]]), eps_low=0.2, eps_high=0.28)
+    assert losses.flatten().tolist() == pytest.approx([-1.28, -1.28, -1.0, -1.0], rel=1e-12)
+    assert decided.tolist() == [[True, True], [False, False]]
+    weights = tensor([[weight] for weight in token_weights([0, 0], [2, 2], mode="seq-mean-token-mean", longest=9)])
+    assert aggregate(losses, mask, weights).item() == pytest.approx(-1.14, rel=1e-12)
+
+
+# ---------------------------------------------------------------- aggregation
+
+# Four responses of two prompts with 1, 3, 2 and 2 tokens; the third is overlong-filtered: its mask is 0.
+LOSSES = tensor([[6.0, 9.0, 9.0], [1.0, 2.0, 3.0], [100.0, 100.0, 0.0], [5.0, 7.0, 0.0]])
+MASK = tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+PROMPTS = [0, 0, 1, 1]
+TOKENS = [1, 3, 0, 2]
+MODES: list[LossAggMode] = [
+    "token-mean", "seq-mean-token-mean", "prompt-mean-token-mean", "seq-mean-token-sum-norm",
+]  # fmt: skip
+
+
+def aggregated(mode: LossAggMode) -> float:
+    weights = token_weights(PROMPTS, TOKENS, mode=mode, longest=10)
+    return aggregate(LOSSES, MASK, tensor(weights)[:, None]).item()
 
 
 def test_token_mean_has_one_denominator() -> None:
-    # eq. 12: (6 + 1 + 2 + 3) / 4 trained tokens = 3.
-    assert aggregate(LOSSES, MASK, mode="token-mean", total_tokens=4, total_responses=2) == 3.0
+    # DAPO eq. 12: (6 + 1 + 2 + 3 + 5 + 7) / 6 trained tokens = 4.
+    assert aggregated("token-mean") == pytest.approx(4.0, rel=1e-12)
 
 
 def test_seq_mean_averages_responses_first() -> None:
-    # eq. 5: (6 / 1 + (1 + 2 + 3) / 3) / 2 trained responses = (6 + 2) / 2 = 4.
-    assert aggregate(LOSSES, MASK, mode="seq-mean-token-mean", total_tokens=4, total_responses=2) == 4.0
+    # GRPO eq. 3: (6 / 1 + (1 + 2 + 3) / 3 + (5 + 7) / 2) / 3 trained responses = (6 + 2 + 6) / 3 = 14/3.
+    assert aggregated("seq-mean-token-mean") == pytest.approx(14 / 3, rel=1e-12)
 
 
-def test_denominators_are_the_updates_not_the_micro_batchs() -> None:
-    # The same micro-batch within an update of 24 tokens and 8 responses: 12 / 24 and 8 / 8.
-    assert aggregate(LOSSES, MASK, mode="token-mean", total_tokens=24, total_responses=8) == 0.5
-    assert aggregate(LOSSES, MASK, mode="seq-mean-token-mean", total_tokens=24, total_responses=8) == 1.0
+def test_prompt_mean_averages_prompts_first() -> None:
+    # DAPO eq. 8 prompt by prompt: ((6 + 1 + 2 + 3) / 4 + (5 + 7) / 2) / 2 prompts = (3 + 6) / 2 = 4.5.
+    assert aggregated("prompt-mean-token-mean") == pytest.approx(4.5, rel=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
-def test_update_without_trained_tokens_has_loss_zero(mode: str) -> None:
+def test_token_sum_norm_divides_by_a_constant() -> None:
+    # Dr. GRPO: (6 + 6 + 12) / 10 tokens that a response may have / 3 trained responses = 0.8.
+    assert aggregated("seq-mean-token-sum-norm") == pytest.approx(0.8, rel=1e-12)
+
+
+def test_prompts_without_trained_tokens_do_not_count() -> None:
+    # One of three prompts is wholly masked: the mean is over the other two.
+    assert token_weights([0, 1, 2], [4, 0, 5], mode="prompt-mean-token-mean", longest=9) == [1 / 8, 0.0, 1 / 10]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_update_without_trained_tokens_has_loss_zero(mode: LossAggMode) -> None:
     losses = LOSSES.clone().requires_grad_()
-    loss = aggregate(losses, torch.zeros_like(MASK), mode=mode, total_tokens=0, total_responses=0)
+    weights = token_weights(PROMPTS, [0, 0, 0, 0], mode=mode, longest=10)
+    loss = aggregate(losses, torch.zeros_like(MASK), tensor(weights)[:, None])
     loss.backward()
     assert loss == 0.0
     assert losses.grad is not None and not losses.grad.any()
 
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "prompt-mean-token-mean"])
+def test_equal_losses_keep_their_size(mode: LossAggMode) -> None:
+    # Every mean of a constant is the constant, so modes can be exchanged without changing the learning rate.
+    weights = token_weights(PROMPTS, TOKENS, mode=mode, longest=10)
+    assert aggregate(torch.full_like(MASK, 3.0), MASK, tensor(weights)[:, None]).item() == pytest.approx(3.0)
+
+
+# ---------------------------------------------------------------- KL
+
+
+def test_kl_estimates() -> None:
+    # Policy over reference 2, 1 and 1/2: log ratios x = ln 2, 0, -ln 2.
+    #   k1 = x;  k2 = x^2 / 2 = 0.2402 at both ends;  k3 = 1/ratio - 1 + x: 1/2 - 1 + ln 2, 0, 2 - 1 - ln 2.
+    log2 = math.log(2)
+    logprobs, reference = tensor([2.0, 1.0, 0.5]).log() - 3, tensor([1.0, 1.0, 1.0]).log() - 3
+    assert kl_estimate(logprobs, reference, estimator="k1").tolist() == pytest.approx([log2, 0, -log2])
+    assert kl_estimate(logprobs, reference, estimator="k2").tolist() == pytest.approx([log2**2 / 2, 0, log2**2 / 2])
+    assert kl_estimate(logprobs, reference, estimator="k3").tolist() == pytest.approx([log2 - 0.5, 0, 1 - log2])
+
+
+def test_kl_gradients() -> None:
+    # d k1 / d logprob = 1 whatever the ratio, which averages to no gradient; d k2 = x; d k3 = 1 - 1/ratio.
+    for estimator, expected in (("k1", [1, 1]), ("k2", [math.log(2), -math.log(2)]), ("k3", [0.5, -1])):
+        logprobs = tensor([2.0, 0.5]).log().requires_grad_()
+        kl_estimate(logprobs, tensor([0.0, 0.0]), estimator=estimator).sum().backward()  # type: ignore[arg-type]
+        assert logprobs.grad is not None
+        assert logprobs.grad.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_estimates_average_to_the_kl(estimator: str) -> None:
+    # Policy (0.6, 0.4) against (0.5, 0.5): KL = 0.6 ln 1.2 + 0.4 ln 0.8 = 0.020136. k1 and k3 average to it exactly
+    # under the policy; k2 differs in the third order of x: 0.6 * 0.016621 + 0.4 * 0.024897 = 0.019931.
+    policy, reference = tensor([0.6, 0.4]), tensor([0.5, 0.5])
+    mean = (policy * kl_estimate(policy.log(), reference.log(), estimator=estimator)).sum()  # type: ignore[arg-type]
+    exact = 0.6 * math.log(1.2) + 0.4 * math.log(0.8)
+    assert mean.item() == pytest.approx(0.019931 if estimator == "k2" else exact, abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("distance", [-500.0, 500.0])
+def test_kl_estimate_stays_finite_far_away(estimator: str, distance: float) -> None:
+    logprobs = torch.tensor([distance], requires_grad=True)
+    estimate = kl_estimate(logprobs, torch.zeros(1), estimator=estimator)  # type: ignore[arg-type]
+    estimate.sum().backward()
+    assert abs(estimate.item()) == 10.0
+    assert logprobs.grad is not None and logprobs.grad.item() == 0.0
+
+
+def test_grpo_loss_by_hand() -> None:
+    # Two responses of one prompt, advantages 1 and -1, eps 0.2, beta 0.04, k3; GRPO eqs. 3 and 4.
+    # Response 1: ratios 1.5 and 1, surrogate losses -1.2 (clipped) and -1; policy over reference 2 and 1:
+    #   k3 = ln 2 - 1/2 = 0.193147 and 0. Mean: (-1.2 - 1 + 0.04 * 0.193147) / 2 = -1.096137.
+    # Response 2: ratio 0.5, surrogate loss 0.8 (clipped); policy over reference 1/2: k3 = 1 - ln 2 = 0.306853.
+    #   Mean of its one token: 0.8 + 0.04 * 0.306853 = 0.812274.
+    # Mean of both responses: (-1.096137 + 0.812274) / 2 = -0.141931.
+    logprobs = tensor([[0.3, 0.2], [0.1, 1.0]]).log()
+    old = tensor([[0.2, 0.2], [0.2, 1.0]]).log()
+    reference = tensor([[0.15, 0.2], [0.2, 1.0]]).log()
+    mask = tensor([[1.0, 1.0], [1.0, 0.0]])
+    ratio = policy_ratio(logprobs, old, mask, level="ppo")
+    losses, _ = clipped_surrogate(ratio, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.2)
+    losses = losses + 0.04 * kl_estimate(logprobs, reference, estimator="k3")
+    weights = token_weights([0, 0], [2, 1], mode="seq-mean-token-mean", longest=2)
+    assert aggregate(losses, mask, tensor(weights)[:, None]).item() == pytest.approx(-0.141931, abs=1e-6)
+
+
+def test_dapo_loss_by_hand() -> None:
+    # The same two responses under DAPO: eps 0.2 / 0.28, no KL, one denominator of 3 tokens (eqs. 8, 10 and 12).
+    # Losses -1.28 (clipped later than at 1.2), -1 and 0.8: together -1.48; over 3 tokens -0.493333.
+    logprobs = tensor([[0.3, 0.2], [0.1, 1.0]]).log()
+    old = tensor([[0.2, 0.2], [0.2, 1.0]]).log()
+    mask = tensor([[1.0, 1.0], [1.0, 0.0]])
+    ratio = policy_ratio(logprobs, old, mask, level="ppo")
+    losses, _ = clipped_surrogate(ratio, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.28)
+    weights = token_weights([0, 0], [2, 1], mode="token-mean", longest=2)
+    assert aggregate(losses, mask, tensor(weights)[:, None]).item() == pytest.approx(-1.48 / 3, rel=1e-12)
+
+
+# ---------------------------------------------------------------- the critic's loss
+
+
+def test_value_loss_is_half_the_squared_error() -> None:
+    # Values 1 and 3, returns 2 and 1: errors 1 and 4, halves 0.5 and 2.
+    losses = value_loss(tensor([[1.0, 3.0]]), tensor([[0.0, 0.0]]), tensor([[2.0, 1.0]]), clip=None)
+    assert losses.tolist() == [[0.5, 2.0]]
+
+
+def test_clipped_value_loss_takes_the_larger_error() -> None:
+    # Old value 0, clip 0.5, return 2. Value 1 is clipped to 0.5: errors 1 and 2.25, so 2.25 / 2, without gradient;
+    # value -1 is clipped to -0.5: errors 9 and 6.25, so 9 / 2, with gradient -3; value 0.3 is inside: 2.89 / 2.
+    values = tensor([[1.0, -1.0, 0.3]]).requires_grad_()
+    losses = value_loss(values, torch.zeros(1, 3, dtype=torch.float64), tensor([[2.0, 2.0, 2.0]]), clip=0.5)
+    losses.sum().backward()
+    assert losses[0].tolist() == pytest.approx([1.125, 4.5, 1.445], rel=1e-12)
+    assert values.grad is not None
+    assert values.grad[0].tolist() == pytest.approx([0.0, -3.0, -1.7], rel=1e-12)
+
+
+# ---------------------------------------------------------------- importance weights
 
 # One response of three tokens whose ratios old / rollout are 1/2, 1 and 4; a second, filtered one.
 OLD = tensor([[0.5, 1.0, 4.0], [8.0, 8.0, 8.0]]).log() - 2.0
@@ -208,21 +374,24 @@ def test_weights_carry_no_gradient(level: str) -> None:
     assert not any(value.requires_grad for value in sums.values())
 
 
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dual_clip", [None, 1.5])
-def test_gradient_against_finite_differences(mode: str, dual_clip: float | None) -> None:
+@pytest.mark.parametrize("level", ["ppo", "gspo"])
+def test_gradient_against_finite_differences(mode: LossAggMode, dual_clip: float | None, level: str) -> None:
     """The whole loss of a micro-batch, with ratios inside, above and below the clip range, none on an edge."""
     old = tensor([[-1.0, -2.0, -0.5], [-0.7, -1.2, -3.0]])
     ratios = tensor([[1.1, 1.6, 0.5], [0.6, 1.9, 1.2]])
     advantages = tensor([[1.3], [-0.8]])
     mask = tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    # Within an update of three responses of two prompts and seven tokens.
+    shares = tensor(token_weights([0, 0, 1], [3, 2, 2], mode=mode, longest=5)[:2])[:, None]
 
     def loss(logprobs: Tensor) -> Tensor:
         weights, _ = importance_weights(old, old - 0.1, mask, level="token", mode="clip", threshold=(0.0, 2.0))
-        losses, _ = clipped_surrogate(
-            logprobs, old, advantages, eps_low=0.2, eps_high=0.28, dual_clip=dual_clip
-        )  # fmt: skip
-        return aggregate(losses * weights, mask, mode=mode, total_tokens=7, total_responses=3)
+        ratio = policy_ratio(logprobs, old, mask, level=level)  # type: ignore[arg-type]
+        losses, _ = clipped_surrogate(ratio, advantages, eps_low=0.2, eps_high=0.28, dual_clip=dual_clip)
+        losses = losses + 0.1 * kl_estimate(logprobs, old - 0.2, estimator="k3")
+        return aggregate(losses * weights, mask, shares)
 
     logprobs = (old + ratios.log()).requires_grad_()
     (gradient,) = torch.autograd.grad(loss(logprobs), logprobs)
@@ -233,9 +402,12 @@ def test_gradient_against_finite_differences(mode: str, dual_clip: float | None)
         with torch.no_grad():
             slope = (loss(logprobs + nudge) - loss(logprobs - nudge)) / (2 * step)
         assert gradient[row, column].item() == pytest.approx(slope.item(), abs=1e-8)
-    # By hand: the token at (0, 0) has r = 1.1 inside the range, A = 1.3 and weight e^0.1; its mean is over 7 tokens,
-    # or over its response's 3 and 3 responses. The one at (0, 1) is clipped, the one at (1, 2) is padding.
-    share = 7 if mode == "token-mean" else 9
-    assert gradient[0, 0].item() == pytest.approx(-1.1 * 1.3 * math.exp(0.1) / share, rel=1e-12)
-    assert gradient[0, 1] == 0.0
-    assert gradient[1, 2] == 0.0
+    assert gradient[1, 2] == 0.0  # padding
+    if level == "ppo":
+        # By hand: the token at (0, 1) is clipped, so that its KL alone has a gradient, 0.1 (1 - exp(-x)) with
+        # x = ln 1.6 + 0.2; the one at (0, 0) has r = 1.1 inside the range, A = 1.3 besides. Both weigh e^0.1.
+        share = {"token-mean": 7, "seq-mean-token-mean": 9, "prompt-mean-token-mean": 10, "seq-mean-token-sum-norm": 15}
+        clipped = 0.1 * (1 - math.exp(-0.2) / 1.6)
+        inside = -1.1 * 1.3 + 0.1 * (1 - math.exp(-0.2) / 1.1)
+        assert gradient[0, 1].item() == pytest.approx(clipped * math.exp(0.1) / share[mode], rel=1e-12)
+        assert gradient[0, 0].item() == pytest.approx(inside * math.exp(0.1) / share[mode], rel=1e-12)

@@ -82,12 +82,14 @@ def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
     first, second = events[:resumed], events[resumed:]
     assert [event["version"] for event in second if event["event"] == "batch_taken"] == [4, 5]
     assert {event["version"] for event in second if event["event"] == "group_dispatched"} == {4, 5, 6}
-    prompts = [event["prompt"] for event in first if event["event"] == "group_dispatched"]
+    saved = next(number for number, event in enumerate(first) if event.get("path", "").endswith("step-000004"))
+    prompts = [event["prompt"] for event in first[:saved] if event["event"] == "group_dispatched"]
+    ended = {group for event in first[:saved] if event["event"] == "batch_taken" for group in event["groups"]}
+    ended |= {event["group"] for event in first[:saved] if event["event"] == "group_judged" and not event["keep"]}
+    unfinished = {prompt for group, prompt in enumerate(prompts) if group not in ended}
     again = [event["prompt"] for event in second if event["event"] == "group_dispatched"]
-    trained = {group for event in first if event["event"] == "batch_taken" for group in event["groups"]}
-    dropped = {event["group"] for event in first if event["event"] == "group_judged" and not event["keep"]}
-    unfinished = [prompt for group, prompt in enumerate(prompts) if group not in trained | dropped]
-    assert set(unfinished) <= set(again), "prompts in flight at the checkpoint come again"
+    assert unfinished, "nothing was in flight at the checkpoint"
+    assert unfinished == set(again[: len(unfinished)]), "what was in flight at the checkpoint comes first"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
 

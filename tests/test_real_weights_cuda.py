@@ -132,7 +132,7 @@ def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> N
 
     loop, core = EngineLoop({}, name="engine 0"), AsyncCore()
     loop._core = core  # type: ignore[assignment]
-    group = _Group(prompt_ids=[1], done=Future(), ids=[[]], logprobs=[[]], truncated=[False], unfinished=1)
+    group = _Group(prompt_ids=[1], done=Future(), ids=[[]], logprobs=[[]], truncated=[False], cut=[False], unfinished=1)
     loop._groups["g/0"] = group
     for _ in range(3):
         loop._step()

@@ -39,6 +39,8 @@ class Tensors:
     """[B, T] float32, 1 on trained tokens."""
     advantages: Tensor
     """[B, 1] float32"""
+    weights: Tensor
+    """[B, 1] float32, what each of a response's tokens weighs in the policy loss of the update."""
     rollout_logprobs: Tensor
     """[B, T] float32, 0 beyond a response."""
 
@@ -75,5 +77,6 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
         present=present.to(device),
         mask=(present & trained[:, None]).float().to(device),
         advantages=torch.tensor([[sample.advantage] for sample in samples]).to(device),
+        weights=torch.tensor([[sample.weight] for sample in samples]).to(device),
         rollout_logprobs=padded_logprobs.to(device),
     )

@@ -12,11 +12,12 @@ from typing import Any
 
 import ray
 
+from dapo_openrlhf.algorithm import ESTIMATORS
 from dapo_openrlhf.backend.cluster import check_devices, ray_cluster
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.engine import EngineActor
 from dapo_openrlhf.backend.placement import Anywhere, Placement, reserve
-from dapo_openrlhf.backend.policy import LossSettings, PolicyActor, RankReady
+from dapo_openrlhf.backend.policy import PolicyActor, RankReady
 from dapo_openrlhf.backend.publish import IpcPublisher, NcclPublisher
 from dapo_openrlhf.backend.remote import (
     ObjectStorePublisher,
@@ -27,6 +28,7 @@ from dapo_openrlhf.backend.remote import (
     all_within,
 )
 from dapo_openrlhf.backend.rewards import RewardPool
+from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
 from dapo_openrlhf.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
@@ -98,6 +100,8 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
         )
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
     check_model(config.actor.model_name_or_path)
+    if training and config.critic.model_name_or_path is not None:
+        check_model(config.critic.model_name_or_path, "critic.model_name_or_path")
     check_rewards(judge_settings(config.reward))
     prompts = read_prompts(config, config.data.prompt_dataset) if training else []
     problems = read_prompts(config, config.eval.dataset) if config.eval.dataset else []
@@ -122,17 +126,22 @@ def check_rewards(settings: JudgeSettings) -> None:
 
 
 def model_path(config: Config, checkpoint: Path | None = None) -> str:
-    """The model to begin with, as every process of a cluster finds it: absolute if it is a folder, else a hub's name."""
-    path = checkpoint or Path(config.actor.model_name_or_path)
-    return str(path.resolve()) if path.is_dir() else config.actor.model_name_or_path
+    """The model to begin with, as every process of a cluster finds it."""
+    return local_model(config.actor.model_name_or_path if checkpoint is None else str(checkpoint))
 
 
-def check_model(name_or_path: str) -> None:
+def local_model(name_or_path: str) -> str:
+    """Absolute if it is a folder, else a hub's name."""
+    path = Path(name_or_path)
+    return str(path.resolve()) if path.is_dir() else name_or_path
+
+
+def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") -> None:
     """Refuse a path that holds no model; a name on the Hugging Face hub is left to transformers."""
     path = Path(name_or_path)
     looks_like_path = path.is_absolute() or name_or_path.startswith(".") or len(path.parts) > 2 or path.exists()
     if looks_like_path and not (path / "config.json").is_file():
-        raise ConfigError(f"actor.model_name_or_path: there is no model in {name_or_path} (no config.json)")
+        raise ConfigError(f"{setting}: there is no model in {name_or_path} (no config.json)")
 
 
 def train(
@@ -217,7 +226,7 @@ async def start_workers(config: Config, inputs: Inputs) -> Workers:
         ]
     calls = _readiness(engines, rewards)
     names = [f"trainer rank {index}" for index in range(size)]
-    calls |= {name: _start_rank(rank, config, inputs) for name, rank in zip(names, ranks, strict=True)}
+    calls |= {name: start_rank(rank, config, inputs) for name, rank in zip(names, ranks, strict=True)}
     ready = await _all_ready(config, calls)
     return Workers(engines, ranks, rewards, _notes(config, ready[names[0]]))
 
@@ -298,29 +307,43 @@ async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef]) -> dict[st
     return dict(zip(calls, answers, strict=True))
 
 
-def _start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
-    advantage = config.algo.advantage
+def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
+    """Load models and set up DeepSpeed on one rank; all ranks' calls end together."""
+    advantage, kl = config.algo.advantage, config.algo.kl
+    estimator = ESTIMATORS[advantage.estimator]
     return rank.start.remote(
         openrlhf_settings=openrlhf_settings(config, inputs.checkpoint),
         device=inputs.device,
         checkpoint=None if inputs.checkpoint is None else str(inputs.checkpoint.resolve()),
+        reference=model_path(config) if kl.init_coef > 0 else None,  # also after a resume
         loss=LossSettings(
             eps_clip_low_high=config.actor.eps_clip_low_high,
             dual_clip=config.actor.dual_clip,
-            loss_agg_mode=config.actor.loss_agg_mode,
+            policy_loss_type=config.actor.policy_loss_type,
+            kl_coef=kl.init_coef if kl.use_loss else 0.0,
+            kl_estimator=kl.estimator,
             old_logprobs=config.async_.old_logprobs,
             is_correction_level=advantage.is_correction_level,
             is_correction_mode=advantage.is_correction_mode,
             is_correction_threshold=advantage.is_correction_threshold,
             temperature=config.rollout.temperature,
         ),
-        total_updates=config.train.max_steps * config.updates_per_step,
+        advantages=AdvantageSettings(
+            critic=estimator.critic,
+            whitened=estimator.whitened,
+            gamma=advantage.gamma,
+            lambd=advantage.lambd,
+            no_std_norm=advantage.no_std_norm,
+            kl_coef=0.0 if kl.use_loss else kl.init_coef,
+            kl_estimator=kl.estimator,
+        ),
+        total_updates=config.gradient_steps,
     )
 
 
 def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[str, Any]:
     """What OpenRLHF's classes read, under OpenRLHF's names."""
-    actor, steps = config.actor, config.train.max_steps
+    actor, critic = config.actor, config.critic
     return {
         "actor.model_name_or_path": model_path(config, checkpoint),
         "actor.gradient_checkpointing_enable": actor.gradient_checkpointing_enable,
@@ -329,9 +352,15 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "actor.adam.eps": actor.adam.eps,
         "actor.adam.weight_decay": actor.adam.weight_decay,
         "actor.lr_scheduler": actor.lr_scheduler,
-        # OpenRLHF rounds ratio x updates up; half an update less makes it land on the number of warm-up steps.
-        "actor.lr_warmup_ratio": max(0.0, actor.lr_warmup_steps - 0.5 / config.updates_per_step) / steps,
+        "actor.lr_warmup_ratio": config.lr_warmup_ratio,
         "actor.max_norm": actor.max_norm,
+        "critic.model_name_or_path": local_model(critic.model_name_or_path or actor.model_name_or_path),
+        "critic.adam.lr": critic.adam.lr,
+        "critic.adam.betas": critic.adam.betas,
+        "critic.adam.eps": critic.adam.eps,
+        "critic.adam.weight_decay": critic.adam.weight_decay,
+        "critic.value_clip": critic.value_clip,
+        "critic.save_value_network": critic.save_value_network,
         "ds.zero_stage": config.ds.zero_stage,
         "ds.param_dtype": config.ds.param_dtype,
         "ds.attn_implementation": config.ds.attn_implementation,
@@ -431,12 +460,16 @@ def build_pipeline(
         cut_late=timing.at_deadline == "cut",
         log=log,
     )
+
     trainer = RemoteTrainer(
         workers.ranks,
         train_batch_size=config.train.batch_size,
         max_epochs=config.train.max_epochs,
         max_tokens=config.train.max_tokens_per_gpu,
         overlong_filtering=reward.overlong_filtering_enable,
+        estimator=config.algo.advantage.estimator,
+        loss_agg_mode=config.actor.loss_agg_mode,
+        longest_response=rollout.max_new_tokens,
         seed=config.train.seed,
         timeout=timing.train_timeout,
         on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),

@@ -1,4 +1,4 @@
-"""One rank of the trainer: an actor around a DeepSpeed engine."""
+"""One rank of the trainer: an actor around the policy's DeepSpeed engine, with reference and critic where needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
 from dapo_openrlhf.backend.messages import GroupTokens, StagedWeights, WeightLayout, WeightManifest
-from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed, policy_actor
+from dapo_openrlhf.backend.openrlhf_bases import policy_actor
 from dapo_openrlhf.backend.parameters import whole_numel, whole_parameters, whole_shape
-from dapo_openrlhf.batch import MicroBatch, RankPlan, Update
+from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.batch import RankPlan, Sample, Update
 from dapo_openrlhf.checkpoint import TRAINER_FOLDER
 from dapo_openrlhf.types import Span
 
@@ -27,26 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dapo_openrlhf.backend.collate import Tensors
+    from dapo_openrlhf.backend.per_sample import Known, PerSample
 
-STATE_TAG = "state"
-"""DeepSpeed's name for the one state in a checkpoint."""
-
-SampleKey = tuple[int, int]
-"""(group, response) of a sample in the batch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossSettings:
-    """What the loss depends on; names and values as in the configuration."""
-
-    eps_clip_low_high: tuple[float, float]
-    dual_clip: float | None
-    loss_agg_mode: Any
-    old_logprobs: str
-    is_correction_level: Any
-    is_correction_mode: Any
-    is_correction_threshold: tuple[float, float]
-    temperature: float
+STATE_TAG, CRITIC_TAG = "state", "critic"
+"""DeepSpeed's names for the policy's and the critic's state in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,59 +86,46 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         openrlhf_settings: Mapping[str, Any],
         device: Device,
         loss: LossSettings,
+        advantages: AdvantageSettings,
         total_updates: int,
         checkpoint: str | None = None,
+        reference: str | None = None,
     ) -> RankReady:
-        """Load the model and set up DeepSpeed. Blocks until all ranks have.
+        """Load the models and set up DeepSpeed. Blocks until all ranks have.
 
         ``checkpoint``: folder of a checkpoint whose optimizer, schedule and full-precision weights to go on with.
+        ``reference``: the model that a KL is measured to, or None.
         """
         stand_in_for_cuda()
         import torch
 
+        from dapo_openrlhf.backend.models import Models
         from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
         from dapo_openrlhf.backend.strategy import Strategy
 
         torch.set_num_threads(device.threads)
         self._loss = loss
+        self._advantages = advantages
         self._device = (
             torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.kind == "cuda" else torch.device("cpu")
         )
         args = openrlhf_namespace(openrlhf_settings)
         self._setup_distributed(Strategy(args, device=device))
-        self._build(args, total_updates)
-        self._engine = self.actor.model
+        self._models = Models(self.strategy, device=self._device)
+        self._build(args, total_updates, reference)
         if checkpoint is not None:
-            self._engine.load_checkpoint(os.path.join(checkpoint, TRAINER_FOLDER), tag=STATE_TAG)
+            self._resume(os.path.join(checkpoint, TRAINER_FOLDER))
         self._buffer: Tensor | None = None
         return RankReady(
             parameters=sum(map(whole_numel, self._engine.module.parameters())),
-            attention=self._attention_name,
+            attention=self._models.attention_name,
         )
 
-    def _build(self, args: Any, total_updates: int) -> None:
+    def _build(self, args: Any, total_updates: int, reference: str | None) -> None:
         from openrlhf.models import Actor
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from dapo_openrlhf.backend import attention, logprobs
-        from dapo_openrlhf.backend.strategy import PARAM_DTYPES
+        from transformers import AutoTokenizer
 
         path = args.actor.model_name_or_path
-        attention.register()
-        wanted = args.ds.attn_implementation
-        packed_sdpa = wanted == "sdpa" or (wanted == "flash_attention_2" and not flash_attention_installed())
-        self._attention_name = attention.NAME if packed_sdpa else wanted
-        with _partitioned_loading(self.strategy, enabled=args.ds.zero_stage == 3 and self._device.type == "cuda"):
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=PARAM_DTYPES[args.ds.param_dtype],
-                attn_implementation=self._attention_name,
-                trust_remote_code=True,
-            )
-        model.config.use_cache = False
-        if args.actor.gradient_checkpointing_enable:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        logprobs.install(model)
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
         settings = {
             "optim": "adam",
@@ -163,8 +135,25 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             "max_norm": args.actor.max_norm,
             "scheduler_steps": total_updates,
         }
-        self.actor, self._optimizer, self._scheduler = self.strategy.prepare((Actor(model), settings))
+        model = Actor(self._models.language_model(path))
+        self.actor, self._optimizer, self._scheduler = self.strategy.prepare((model, settings))
         self.actor.train()
+        self._engine = self.actor.model
+        self._reference = self._critic = None
+        if reference is not None:
+            self._reference = self.strategy.prepare(self._models.language_model(reference).requires_grad_(False))
+            self._reference.eval()
+        if self._advantages.critic:
+            from dapo_openrlhf.backend.critic import Critic
+
+            self._critic = Critic(self._models, self.strategy, total_updates=total_updates)
+
+    def _resume(self, folder: str) -> None:
+        self._engine.load_checkpoint(folder, tag=STATE_TAG)
+        if self._critic is not None:
+            found, _ = self._critic.engine.load_checkpoint(folder, tag=CRITIC_TAG)
+            if found is None:
+                raise RuntimeError(f"{folder} holds no critic: its run trained none; start from its model instead")
 
     # ------------------------------------------------------------------ one rollout step
 
@@ -172,132 +161,132 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """All updates of one rollout step. ``tokens`` are this rank's groups, in the order of ``plan.groups``."""
         with self._span("fetch"):
             fetched = dict(zip(plan.groups, ray.get(list(tokens)), strict=True))
-        with self._span("old_logprobs"):
-            old = self._old_logprobs(plan, fetched)
+        known = self._look_ahead(plan, fetched)
         sums: defaultdict[str, float] = defaultdict(float)
-        grad_norms = []
+        grad_norms: defaultdict[str, list[float]] = defaultdict(list)
         for position, update in enumerate(plan.updates):
             with self._span("update"):
-                self._update(update, fetched, None if position == 0 else old, sums)
-                grad_norms.append(float(self.strategy.get_grad_norm(self.actor)))
+                self._update(update, fetched, known, sums, first=position == 0)
+                grad_norms["grad_norm"].append(float(self.strategy.get_grad_norm(self.actor)))
+            if self._critic is not None:
+                with self._span("update_critic"):
+                    self._update_critic(update, fetched, known, sums)
+                    grad_norms["critic_grad_norm"].append(self._critic.grad_norm)
         spans, self._spans = tuple(self._spans), []
-        return StepReport(
-            sums=sums,
-            values={"grad_norm": sum(grad_norms) / len(grad_norms), "lr": self._scheduler.get_last_lr()[0]},
-            spans=spans,
-        )
+        means = {name: sum(norms) / len(norms) for name, norms in grad_norms.items()}
+        return StepReport(sums=sums, values={**means, "lr": self._scheduler.get_last_lr()[0]}, spans=spans)
 
-    def _old_logprobs(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> dict[SampleKey, Tensor]:
-        """Log-probs of the weights at the start of the step, for samples of all updates but the first.
+    def _look_ahead(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> Known:
+        """Everything that depends on the weights at the start of the step."""
+        from dapo_openrlhf.backend.per_sample import Known, token_advantages
 
-        During the first update the weights still are those of the start, so its own forward pass has them.
-        """
+        kl_in_reward = self._advantages.kl_coef > 0
+        old, reference, values, advantages, returns = {}, {}, {}, {}, {}
+        with self._span("old_logprobs"):
+            if self._loss.old_logprobs == "recompute":
+                # During the first update the weights still are those of the start: its own forward pass has them.
+                old = self._forward_all(self._logprobs, plan.updates if kl_in_reward else plan.updates[1:], tokens)
+            elif kl_in_reward:
+                old = self._forward_all(lambda batch: batch.rollout_logprobs, plan.updates, tokens)
+        if self._reference is not None:
+            with self._span("ref_logprobs"):
+                reference = self._forward_all(self._ref_logprobs, plan.updates, tokens)
+        if self._critic is not None:
+            with self._span("values"):
+                values = self._forward_all(self._critic.values, plan.updates, tokens)
+        if self._advantages.by_token:
+            advantages, returns = token_advantages(
+                [s for update in plan.updates for samples in update.micro_batches for s in samples],
+                self._advantages,
+                old_logprobs=old,
+                ref_logprobs=reference,
+                values=values,
+                sum_over_ranks=self._sum_over_ranks,
+            )
+        return Known(old_logprobs=old, ref_logprobs=reference, values=values, advantages=advantages, returns=returns)
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        import torch.distributed
+
+        total = tensor.to(self._device)
+        torch.distributed.all_reduce(total)
+        return total.cpu()
+
+    def _forward_all(
+        self, forward: Callable[[Tensors], Tensor], updates: Sequence[Update], tokens: Mapping[int, GroupTokens]
+    ) -> PerSample:
+        """[B, T] of every micro-batch, without gradient, by sample."""
         import torch
 
+        from dapo_openrlhf.backend.per_sample import key_of, remember
+
         alone = self.strategy.world_size == 1
-        known: dict[SampleKey, Tensor] = {}
-        if self._loss.old_logprobs != "recompute":
-            return known
+        known: PerSample = {}
         with torch.no_grad():
-            for update in plan.updates[1:]:
+            for update in updates:
                 for samples in update.micro_batches:
                     # A forward pass is a collective under ZeRO-3, and ranks deal samples anew in each epoch: what one
                     # rank knows already another may not, so only a single rank may leave a pass out.
-                    if alone and all((sample.group, sample.index) in known for sample in samples):
+                    if alone and all(key_of(sample) in known for sample in samples):
                         continue
-                    logprobs, _, batch = self._forward(samples, tokens)
-                    _remember(known, batch.samples, logprobs)
+                    batch = self._collate(samples, tokens)
+                    remember(known, batch.samples, forward(batch))
         return known
+
+    def _collate(self, samples: Sequence[Sample], tokens: Mapping[int, GroupTokens]) -> Tensors:
+        from dapo_openrlhf.backend.collate import collate
+
+        return collate(tuple(samples), tokens, device=self._device)
+
+    def _forward(self, engine: Any, batch: Tensors) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies [B, T] of a micro-batch's responses."""
+        logprobs, entropies = engine(
+            **self._models.inputs(batch), targets=batch.targets, temperature=self._loss.temperature
+        )
+        return batch.unflatten(logprobs), batch.unflatten(entropies)
+
+    def _logprobs(self, batch: Tensors) -> Tensor:
+        return self._forward(self._engine, batch)[0]
+
+    def _ref_logprobs(self, batch: Tensors) -> Tensor:
+        return self._forward(self._reference, batch)[0]
 
     def _update(
         self,
         update: Update,
         tokens: Mapping[int, GroupTokens],
-        old: Mapping[SampleKey, Tensor] | None,
+        known: Known,
         sums: defaultdict[str, float],
+        *,
+        first: bool,
     ) -> None:
+        from dapo_openrlhf.backend.policy_loss import policy_loss
+
         for position, samples in enumerate(update.micro_batches):
             # DeepSpeed steps once an update, however many micro-batches it took.
             self._engine.set_gradient_accumulation_boundary(position == len(update.micro_batches) - 1)
-            logprobs, entropies, batch = self._forward(samples, tokens)
-            loss, metrics = self._policy_loss(update, logprobs, entropies, batch, old)
+            batch = self._collate(samples, tokens)
+            logprobs, entropies = self._forward(self._engine, batch)
+            loss, metrics = policy_loss(batch, logprobs, entropies, known, self._loss, first=first)
             self._engine.backward(loss * self.strategy.world_size)  # DeepSpeed averages over the ranks
-            for name, value in metrics.items():
-                sums[name] += float(value)
+            _add(sums, metrics)
         self._engine.step()
 
-    def _forward(self, samples: MicroBatch, tokens: Mapping[int, GroupTokens]) -> tuple[Tensor, Tensor, Tensors]:
-        """Log-probs and entropies [B, T] of a micro-batch's responses, and its tensors."""
-        from dapo_openrlhf.backend.collate import collate
+    def _update_critic(
+        self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, sums: defaultdict[str, float]
+    ) -> None:
+        from dapo_openrlhf.backend.per_sample import recall
 
-        batch = collate(samples, tokens, device=self._device)
-        logprobs, entropies = self._engine(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            positions=batch.positions,
-            targets=batch.targets,
-            temperature=self._loss.temperature,
-            **self._attention(batch),
-        )
-        return batch.unflatten(logprobs), batch.unflatten(entropies), batch
-
-    def _attention(self, batch: Tensors) -> dict[str, Any]:
-        """How the attention in use is told where sequences end."""
-        import torch
-
-        from dapo_openrlhf.backend import attention
-
-        if self._attention_name == attention.NAME:
-            return {"buckets": attention.make_buckets(batch.lengths, device=self._device)}
-        ends = torch.tensor([0, *batch.lengths]).cumsum(0).to(self._device, torch.int32)
-        longest = batch.lengths[0]
-        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-
-    def _policy_loss(
-        self,
-        update: Update,
-        logprobs: Tensor,
-        entropies: Tensor,
-        batch: Tensors,
-        old: Mapping[SampleKey, Tensor] | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A micro-batch's share of the update's loss. ``old`` is None while the weights are still the step's first."""
-        from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights
-
-        settings, samples = self._loss, batch.samples
-        if settings.old_logprobs == "rollout":
-            old_logprobs = batch.rollout_logprobs
-        elif old is None:
-            old_logprobs = logprobs.detach()
-        else:
-            old_logprobs = _recall(old, samples, like=logprobs)
-        weights, metrics = importance_weights(
-            old_logprobs,
-            batch.rollout_logprobs,
-            batch.mask,
-            level=settings.is_correction_level,
-            mode=settings.is_correction_mode,
-            threshold=settings.is_correction_threshold,
-        )
-        eps_low, eps_high = settings.eps_clip_low_high
-        token_losses, decided = clipped_surrogate(
-            logprobs, old_logprobs, batch.advantages, eps_low=eps_low, eps_high=eps_high, dual_clip=settings.dual_clip
-        )
-        loss = aggregate(
-            token_losses * weights,
-            batch.mask,
-            mode=settings.loss_agg_mode,
-            total_tokens=update.total_tokens,
-            total_responses=update.total_responses,
-        )
-        metrics |= {
-            "tokens": batch.mask.sum(),
-            "loss": loss.detach(),
-            "entropy": (entropies * batch.mask).sum(),
-            "token_probability": (logprobs.detach().exp() * batch.mask).sum(),
-            "clip_fraction": (decided * batch.mask).sum(),
-        }
-        return loss, metrics
+        for position, samples in enumerate(update.micro_batches):
+            batch = self._collate(samples, tokens)
+            metrics = self._critic.learn(
+                batch,
+                old_values=recall(known.values, batch.samples, like=batch.mask),
+                returns=recall(known.returns, batch.samples, like=batch.mask),
+                total_tokens=update.total_tokens,
+                last=position == len(update.micro_batches) - 1,
+            )
+            _add(sums, metrics)
 
     # ------------------------------------------------------------------ weights out
 
@@ -377,8 +366,6 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """Log-probs of a response under the current weights, for comparison with an engine's."""
         import torch
 
-        from dapo_openrlhf.batch import Sample
-
         sample = Sample(
             group=0, index=0, prompt_length=len(prompt_ids), length=len(response_ids), advantage=0.0, trained=True
         )
@@ -389,36 +376,34 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             offsets=np.asarray([0, len(response_ids)]),
         )
         with torch.no_grad():
-            logprobs, _, _ = self._forward((sample,), {0: tokens})
+            logprobs = self._logprobs(self._collate((sample,), {0: tokens}))
         return logprobs[0].tolist()
 
     def save(self, path: str) -> None:
-        """Write a Hugging Face checkpoint; ``path`` appears only once it is whole. Every rank must call it."""
+        """Write a Hugging Face checkpoint, with the critic's in its folder ``critic`` if that is to be kept.
+
+        ``path`` appears only once it is whole. Every rank must call it.
+        """
         unfinished = path + ".unfinished"
         with self._span("save"):
             self.strategy.save_model(self.actor, self.tokenizer, unfinished)
+            if self._critic is not None and self.strategy.args.critic.save_value_network:
+                self.strategy.save_model(self._critic.engine, self.tokenizer, os.path.join(unfinished, "critic"))
             if self.strategy.is_rank_0():
                 shutil.rmtree(path, ignore_errors=True)
                 os.rename(unfinished, path)
 
     def save_state(self, path: str) -> None:
-        """Write DeepSpeed's checkpoint beside a saved model. Every rank must call it."""
+        """Write DeepSpeed's checkpoints beside a saved model. Every rank must call it."""
         with self._span("save"):
             self._engine.save_checkpoint(os.path.join(path, TRAINER_FOLDER), tag=STATE_TAG)
+            if self._critic is not None:
+                self._critic.engine.save_checkpoint(os.path.join(path, TRAINER_FOLDER), tag=CRITIC_TAG)
 
 
-def _remember(known: dict[SampleKey, Tensor], samples: MicroBatch, logprobs: Tensor) -> None:
-    for row, sample in enumerate(samples):
-        known[sample.group, sample.index] = logprobs[row, : sample.length].detach()
-
-
-def _recall(known: Mapping[SampleKey, Tensor], samples: MicroBatch, *, like: Tensor) -> Tensor:
-    import torch
-
-    rows = torch.zeros_like(like)
-    for row, sample in enumerate(samples):
-        rows[row, : sample.length] = known[sample.group, sample.index]
-    return rows.detach()
+def _add(sums: defaultdict[str, float], metrics: Mapping[str, Tensor]) -> None:
+    for name, value in metrics.items():
+        sums[name] += float(value)
 
 
 def _offsets(sizes: Sequence[int], alignment: int = 64) -> list[int]:
@@ -427,20 +412,3 @@ def _offsets(sizes: Sequence[int], alignment: int = 64) -> list[int]:
     for size in sizes:
         offsets.append(offsets[-1] + -(-size // alignment) * alignment)
     return offsets
-
-
-@contextmanager
-def _partitioned_loading(strategy: Any, *, enabled: bool) -> Iterator[None]:
-    """Load a ZeRO-3 model already partitioned, as transformers does while such a configuration is alive.
-
-    For models that a rank cannot hold whole. Not on a CPU: with gloo one parameter in some loads keeps what memory
-    held before (transformers 5.15, DeepSpeed 0.19.6), and DeepSpeed partitions a model that was loaded whole as well.
-    """
-    if not enabled:
-        yield
-        return
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig
-
-    alive = HfDeepSpeedConfig(strategy.get_ds_train_config())
-    yield
-    del alive

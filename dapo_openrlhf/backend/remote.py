@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
 from dapo_openrlhf.backend.messages import CutTooEarly, GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.batch import plan_batch
@@ -22,6 +23,8 @@ _PER_TOKEN = {
     "entropy": "entropy",
     "token_probability": "token_probability",
     "clip_fraction": "clip_fraction",
+    "ratio": "ratio",
+    "kl": "kl",
     "is_weight": "is_weight/mean",
     "is_outside": "is_weight/outside",
     "rollout_kl": "rollout_kl",
@@ -104,6 +107,9 @@ class RemoteTrainer:
         overlong_filtering: bool,
         seed: int,
         timeout: float,
+        estimator: EstimatorName = "group_norm",
+        loss_agg_mode: LossAggMode = "token-mean",
+        longest_response: int = 1,
         on_spans: OnSpans = lambda spans: None,
     ) -> None:
         self.ranks = tuple(ranks)
@@ -112,6 +118,9 @@ class RemoteTrainer:
         self._max_epochs = max_epochs
         self._max_tokens = max_tokens
         self._overlong_filtering = overlong_filtering
+        self._estimator = estimator
+        self._loss_agg_mode = loss_agg_mode
+        self._longest_response = longest_response
         self._seed = seed
         self._timeout = timeout
 
@@ -125,6 +134,9 @@ class RemoteTrainer:
             max_tokens=self._max_tokens,
             overlong_filtering=self._overlong_filtering,
             seed=self._seed,
+            estimator=self._estimator,
+            loss_agg_mode=self._loss_agg_mode,
+            longest_response=self._longest_response,
         )
         calls = [
             rank.train.remote(plan, [batch.groups[index].tokens for index in plan.groups])
@@ -154,10 +166,21 @@ def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, flo
         for name, value in report.sums.items():
             sums[name] += value
     tokens = max(sums["tokens"], 1.0)
-    statistics = {shown: sums[name] / tokens for name, shown in _PER_TOKEN.items()}
+    statistics = {shown: sums[name] / tokens for name, shown in _PER_TOKEN.items() if name in sums}
     statistics["is_weight/ess"] = sums["is_weight"] ** 2 / max(sums["is_weight_squared"] * tokens, 1e-12)
     statistics["loss"] = sums["loss"] / updates
+    if "value_loss" in sums:
+        statistics["value_loss"] = sums["value_loss"] / updates
+        statistics["value"] = sums["value"] / tokens
+        statistics["explained_variance"] = _explained_variance(sums, tokens)
     return statistics | dict(reports[0].values)
+
+
+def _explained_variance(sums: Mapping[str, float], tokens: float) -> float:
+    """Share of the returns' variance that the values explain: 1 - Var(return - value) / Var(return), at most 1."""
+    variance = sums["return_squared"] / tokens - (sums["return"] / tokens) ** 2
+    unexplained = sums["value_error_squared"] / tokens - (sums["value_error"] / tokens) ** 2
+    return 1 - unexplained / max(variance, 1e-12)
 
 
 class ObjectStorePublisher:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from dapo_openrlhf.checkpoint import Checkpoints
-from dapo_openrlhf.config import Config, ConfigError, dump_config
+from dapo_openrlhf.config import Config, ConfigError, dump_config, preset_changes
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed, RunStarted
 from dapo_openrlhf.metrics import Row, StepMetrics
@@ -107,6 +107,9 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
         file=stream,
         flush=True,
     )
+    changes = [f"{name} {value} (preset {expected})" for name, value, expected in preset_changes(config)]
+    if changes:
+        print(f"preset {config.preset}, but {', '.join(changes)}", file=stream, flush=True)
     with folder.events.open("a") as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(

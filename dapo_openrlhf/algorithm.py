@@ -1,0 +1,44 @@
+"""What an algorithm may be made of, by OpenRLHF's names where it has one (layer 0: standard library only).
+
+Every choice is independent of the others; :mod:`dapo_openrlhf.presets` gives the usual combinations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+EstimatorName = Literal["group_norm", "dr_grpo", "rloo", "reinforce_baseline", "reinforce", "gae"]
+"""``algo.advantage.estimator``"""
+
+PolicyLossType = Literal["ppo", "gspo"]
+"""``actor.policy_loss_type``: the ratio of each token, or of the response (GSPO)."""
+
+LossAggMode = Literal["token-mean", "seq-mean-token-mean", "prompt-mean-token-mean", "seq-mean-token-sum-norm"]
+"""``actor.loss_agg_mode``: what each token weighs in an update's loss."""
+
+KlEstimator = Literal["k1", "k2", "k3"]
+"""``algo.kl.estimator``"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimator:
+    """What an advantage estimator needs and does besides its formula."""
+
+    critic: bool = False
+    """A value model is trained along."""
+    whitened: bool = False
+    """Advantages are centred and scaled over all trained tokens of the batch."""
+    smallest_group: int = 2
+    """Fewest responses per prompt that leave something to compare with."""
+
+
+ESTIMATORS: Mapping[EstimatorName, Estimator] = {
+    "group_norm": Estimator(),
+    "dr_grpo": Estimator(),
+    "rloo": Estimator(),
+    "reinforce_baseline": Estimator(whitened=True),
+    "reinforce": Estimator(whitened=True, smallest_group=1),
+    "gae": Estimator(critic=True, whitened=True, smallest_group=1),
+}

@@ -1,0 +1,98 @@
+"""The models of a trainer rank: loading them, and running them over packed micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from openrlhf.models.model import _get_critic_model
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from dapo_openrlhf.backend import attention, logprobs, values
+from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed
+from dapo_openrlhf.backend.strategy import PARAM_DTYPES, Strategy
+
+if TYPE_CHECKING:
+    from dapo_openrlhf.backend.collate import Tensors
+
+
+class Models:
+    """Loads models as the strategy's settings say. All read packed sequences."""
+
+    def __init__(self, strategy: Strategy, *, device: torch.device) -> None:
+        attention.register()
+        self._strategy = strategy
+        self._device = device
+        ds, wanted = strategy.args.ds, strategy.args.ds.attn_implementation
+        packed_sdpa = wanted == "sdpa" or (wanted == "flash_attention_2" and not flash_attention_installed())
+        self.attention_name = attention.NAME if packed_sdpa else wanted
+        self._options = {
+            "dtype": PARAM_DTYPES[ds.param_dtype],
+            "attn_implementation": self.attention_name,
+            "trust_remote_code": True,
+        }
+
+    def language_model(self, path: str) -> Any:
+        """A causal language model that computes :func:`logprobs.token_logprobs`."""
+        with self._partitioned_loading():
+            model = AutoModelForCausalLM.from_pretrained(path, **self._options)
+        logprobs.install(model)
+        return self._prepared(model)
+
+    def critic(self, path: str) -> Any:
+        """OpenRLHF's critic that computes :func:`values.token_values`; a value head that ``path`` lacks is new.
+
+        The class is OpenRLHF's; its loader is not used, because it knows no float32 and partitions while loading
+        on a CPU too (see :meth:`_partitioned_loading`).
+        """
+        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        config.normalize_reward = False
+        head = getattr(config, "value_head_prefix", self._strategy.args.ds.value_head_prefix)
+        base = AutoModel._model_mapping[type(config)]
+        critic_class = _get_critic_model(base.__base__, base, head, packing_samples=True)
+        with self._partitioned_loading():
+            model, report = critic_class.from_pretrained(path, config=config, output_loading_info=True, **self._options)
+        values.install(model, new_head=f"{head}.weight" in report["missing_keys"])
+        return self._prepared(model)
+
+    def _prepared(self, model: Any) -> Any:
+        model.config.use_cache = False
+        if self._strategy.args.actor.gradient_checkpointing_enable:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def inputs(self, batch: Tensors) -> dict[str, Any]:
+        """What every model is given of a micro-batch."""
+        return {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids,
+            "positions": batch.positions,
+            **self._attention(batch),
+        }
+
+    def _attention(self, batch: Tensors) -> dict[str, Any]:
+        """How the attention in use is told where sequences end."""
+        if self.attention_name == attention.NAME:
+            return {"buckets": attention.make_buckets(batch.lengths, device=self._device)}
+        ends = torch.tensor([0, *batch.lengths]).cumsum(0).to(self._device, torch.int32)
+        longest = batch.lengths[0]
+        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+    @contextmanager
+    def _partitioned_loading(self) -> Iterator[None]:
+        """Load a ZeRO-3 model already partitioned, as transformers does while such a configuration is alive.
+
+        For models that a rank cannot hold whole. Not on a CPU: with gloo one parameter in some loads keeps what memory
+        held before (transformers 5.15, DeepSpeed 0.19.6), and DeepSpeed partitions a model that was loaded whole as
+        well.
+        """
+        if self._strategy.stage != 3 or self._device.type != "cuda":
+            yield
+            return
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+        alive = HfDeepSpeedConfig(self._strategy.get_ds_train_config())
+        yield
+        del alive

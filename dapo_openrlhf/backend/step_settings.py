@@ -1,0 +1,44 @@
+"""What a trainer rank's step depends on, as the controller hands it over (standard library)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dapo_openrlhf.algorithm import KlEstimator, PolicyLossType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """What the loss depends on; names and values as in the configuration."""
+
+    eps_clip_low_high: tuple[float, float]
+    dual_clip: float | None
+    policy_loss_type: PolicyLossType
+    kl_coef: float
+    """Of the KL in the loss; 0 for none."""
+    kl_estimator: KlEstimator
+    old_logprobs: Literal["recompute", "rollout"]
+    is_correction_level: Literal["off", "token", "seq"]
+    is_correction_mode: Literal["clip", "mask"]
+    is_correction_threshold: tuple[float, float]
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantageSettings:
+    """How responses' credits become tokens' advantages; names and values as in the configuration."""
+
+    critic: bool
+    whitened: bool
+    gamma: float
+    lambd: float
+    no_std_norm: bool
+    kl_coef: float
+    """Of the KL in the reward; 0 for none."""
+    kl_estimator: KlEstimator
+
+    @property
+    def by_token(self) -> bool:
+        """Whether a response's tokens may differ, or the batch matters; else every token has the response's credit."""
+        return self.critic or self.whitened or self.kl_coef > 0

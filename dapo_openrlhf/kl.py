@@ -1,0 +1,29 @@
+"""Estimates of the distance to a reference policy (torch only)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dapo_openrlhf.algorithm import KlEstimator
+
+LARGEST = 10.0
+"""Nats per token beyond which an estimate is cut, and with it its gradient: ``exp`` would let one token decide."""
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KlEstimator) -> Tensor:
+    """Per-token estimate of KL(policy || reference) from tokens that the policy sampled; same shape as the arguments.
+
+    With ``x = logprobs - ref_logprobs`` (J. Schulman, "Approximating KL divergence"): k1 is ``x``, unbiased and of
+    either sign; k2 is ``x^2 / 2``, whose gradient is that of the KL; k3 is ``exp(-x) - 1 + x``, unbiased and never
+    negative: GRPO eq. 4 (arXiv 2402.03300).
+    """
+    x = logprobs - ref_logprobs
+    if estimator == "k1":
+        estimate = x
+    elif estimator == "k2":
+        estimate = x.square() / 2
+    else:
+        bounded = x.clamp(min=-LARGEST)  # exp(10) is beyond LARGEST already; exp(100) would make the gradient nan
+        estimate = torch.exp(-bounded) - 1 + bounded
+    return estimate.clamp(-LARGEST, LARGEST)

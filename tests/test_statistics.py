@@ -1,0 +1,63 @@
+"""Sums of trainer ranks as the means that are shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from dapo_openrlhf.backend.policy import StepReport
+from dapo_openrlhf.backend.remote import _statistics
+from dapo_openrlhf.metrics import METRICS
+
+POLICY = {
+    "tokens": 0.0, "loss": 0.0, "entropy": 0.0, "token_probability": 0.0, "clip_fraction": 0.0, "ratio": 0.0,
+    "is_weight": 0.0, "is_weight_squared": 0.0, "is_outside": 0.0, "rollout_kl": 0.0,
+}  # fmt: skip
+
+
+def report(**sums: float) -> StepReport:
+    return StepReport(sums=POLICY | sums, values={"grad_norm": 1.0, "lr": 0.1}, spans=())
+
+
+def test_sums_over_ranks_become_means_per_token_and_update() -> None:
+    # 3 and 1 tokens, entropies 6 and 2, so 2 per token; losses 0.5 and 0.3 over 4 updates, so 0.2 each.
+    # Weights 3 and 1, squares 5 and 1: (3 + 1)^2 / (6 * 4 tokens) = 2/3.
+    statistics = _statistics(
+        [
+            report(tokens=3, entropy=6, loss=0.5, is_weight=3, is_weight_squared=5, kl=0.5),
+            report(tokens=1, entropy=2, loss=0.3, is_weight=1, is_weight_squared=1, kl=0.3),
+        ],
+        updates=4,
+    )
+    assert statistics["entropy"] == 2.0
+    assert statistics["loss"] == pytest.approx(0.2)
+    assert statistics["is_weight/mean"] == 1.0
+    assert statistics["is_weight/ess"] == pytest.approx(2 / 3)
+    assert statistics["kl"] == pytest.approx(0.2)
+
+
+def test_explained_variance_by_hand() -> None:
+    # Returns 1, -1, 1, -1: variance 1. Values 0.5, -0.5, 0.5, 0.5, so errors 0.5, -0.5, 0.5, -1.5: mean -1/4, mean
+    # square 3/4, variance 11/16. 5/16 is explained. Two tokens on each rank.
+    one = {"tokens": 2, "value_loss": 1.0, "value": 0.0, "return": 0.0, "return_squared": 2.0}
+    statistics = _statistics(
+        [
+            report(**one, value_error=0.0, value_error_squared=0.5),
+            report(**one | {"value": 1.0}, value_error=-1.0, value_error_squared=2.5),
+        ],
+        updates=4,
+    )
+    assert statistics["explained_variance"] == pytest.approx(5 / 16)
+    assert statistics["value"] == 0.25
+    assert statistics["value_loss"] == 0.5
+
+
+def test_what_was_not_measured_is_not_shown() -> None:
+    statistics = _statistics([report(tokens=1)], updates=1)
+    assert {"kl", "value_loss", "value", "explained_variance"} & set(statistics) == set()
+
+
+def test_everything_shown_has_a_meaning() -> None:
+    with_all = report(
+        tokens=1, kl=0, value_loss=0, value=0, return_squared=0, value_error=0, value_error_squared=0, **{"return": 0}
+    )
+    assert set(_statistics([with_all], updates=1)) <= set(METRICS)
