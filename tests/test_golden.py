@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from dapo_openrlhf.backend.actor_settings import engine_args, openrlhf_settings
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.launch import engine_args, openrlhf_settings
 from dapo_openrlhf.config import Config, load_config
 
 ROOT = Path(__file__).parent.parent

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from dapo_openrlhf.backend import launch
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.backend.workers import start_rank
 from dapo_openrlhf.config import Config, build_config
 
-INPUTS = launch.Inputs(device=Device(kind="cpu", threads=1), prompts=[], problems=[])
+INPUTS = Inputs(device=Device(kind="cpu", threads=1), prompts=[], problems=[])
 
 
 class FakeRank:
@@ -42,9 +43,9 @@ def config(preset: str = "dapo", **changes: Any) -> Config:
     return build_config(settings, source="test")
 
 
-def handed(config: Config, inputs: launch.Inputs = INPUTS) -> dict[str, Any]:
+def handed(config: Config, inputs: Inputs = INPUTS) -> dict[str, Any]:
     rank = FakeRank()
-    launch.start_rank(rank, config, inputs)
+    start_rank(rank, config, inputs)
     return rank.given
 
 

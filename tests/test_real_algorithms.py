@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import make_tiny_model
 
-from dapo_openrlhf.backend import launch
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.policy import PolicyActor
 from dapo_openrlhf.backend.remote import RemoteTrainer
+from dapo_openrlhf.backend.workers import start_rank
 from dapo_openrlhf.config import Config, build_config, dump_config
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
@@ -53,14 +54,14 @@ def _config(model: Path, preset: str, *, ranks: int, zero_stage: int, updates: i
 
 
 async def _start(config: Config, device: Device) -> tuple[RemoteTrainer, list[Any]]:
-    inputs = launch.Inputs(device=device, prompts=[], problems=[])
+    inputs = Inputs(device=device, prompts=[], problems=[])
     size = config.trainer_ranks
     rank_class = ray.remote(PolicyActor).options(runtime_env={"env_vars": dict(device.environment())})
     ranks = [rank_class.remote(size, 0, None, None)]
     if size > 1:
         address, port = await ranks[0].get_master_addr_port.remote()
         ranks += [rank_class.remote(size, rank, address, port) for rank in range(1, size)]
-    await asyncio.gather(*(launch.start_rank(rank, config, inputs) for rank in ranks))
+    await asyncio.gather(*(start_rank(rank, config, inputs) for rank in ranks))
     trainer = RemoteTrainer(
         ranks,
         train_batch_size=config.train.batch_size,

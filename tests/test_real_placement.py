@@ -14,8 +14,9 @@ from ray.util import remove_placement_group
 from stub_actors import Place, StubActor, StubEngine, StubRank, StubRewards
 from test_placement import config
 
-from dapo_openrlhf.backend import launch
+from dapo_openrlhf.backend import workers as run_workers
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.placement import Placement, reserve
 from dapo_openrlhf.config import ConfigError
 
@@ -103,13 +104,13 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once(cluster: None) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_starting_a_run_places_its_workers(cluster: None, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
-    monkeypatch.setattr(launch, "EngineActor", StubEngine)
-    monkeypatch.setattr(launch, "PolicyActor", StubRank)
-    monkeypatch.setattr(launch, "_create_rewards", lambda config: StubRewards())
+    monkeypatch.setattr(run_workers, "EngineActor", StubEngine)
+    monkeypatch.setattr(run_workers, "PolicyActor", StubRank)
+    monkeypatch.setattr(run_workers, "_create_rewards", lambda config: StubRewards())
     placements: list[Any] = []
-    monkeypatch.setattr(launch, "reserve", lambda *a, **k: placements.append(reserve(*a, **k)) or placements[0])
+    monkeypatch.setattr(run_workers, "reserve", lambda *a, **k: placements.append(reserve(*a, **k)) or placements[0])
     asked = config(per_node=2, engines=2, workers=1 if shared else 4, shared=shared)
-    workers = asyncio.run(launch.start_workers(asked, launch.Inputs(device=CUDA, prompts=[], problems=[])))
+    workers = asyncio.run(run_workers.start_workers(asked, Inputs(device=CUDA, prompts=[], problems=[])))
     actors = [*workers.ranks, *(engine.actor for engine in workers.engines)]
     try:
         places: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=120)

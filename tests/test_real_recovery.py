@@ -15,8 +15,9 @@ import pytest
 import ray
 from tiny_model import make_tiny_model
 
-from dapo_openrlhf.backend import launch
 from dapo_openrlhf.backend.cluster import ray_cluster
+from dapo_openrlhf.backend.inputs import check_inputs
+from dapo_openrlhf.backend.workers import start_workers
 from dapo_openrlhf.cli.train import train
 from dapo_openrlhf.config import Config, build_config
 from dapo_openrlhf.ports import GroupError, Sampling
@@ -129,10 +130,10 @@ def engine_pid() -> int:
 
 def test_a_cut_group_has_the_tokens_so_far(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    inputs = launch.check_inputs(config, training=True)
+    inputs = check_inputs(config, training=True)
 
     async def main() -> None:
-        workers = await launch.start_workers(config, inputs)
+        workers = await start_workers(config, inputs)
         engine = workers.engines[0]
         sampling = Sampling(n=4, max_new_tokens=40, temperature=1.0, top_p=1.0)
         prompt = Prompt(id=0, text="1+1=", label="")

@@ -12,11 +12,12 @@ import pytest
 import ray
 from tiny_model import make_tiny_model
 
-from dapo_openrlhf.backend import launch
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteTrainer
+from dapo_openrlhf.backend.workers import Workers, start_workers
 from dapo_openrlhf.config import Config, build_config
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
@@ -74,7 +75,7 @@ def _batch(generation: Generation, step: int) -> TrainBatch:
     return TrainBatch(step=step, version=PolicyVersion(step), groups=(group,))
 
 
-async def _largest_difference(workers: launch.Workers, generation: Generation) -> float:
+async def _largest_difference(workers: Workers, generation: Generation) -> float:
     """Between the engine's log-probs of what it sampled and the trainer's of the same tokens."""
     tokens: GroupTokens = await generation.tokens  # type: ignore[misc]
     worst = 0.0
@@ -94,7 +95,7 @@ SERIAL = itertools.count()
 
 async def _train_publish_compare(config: Config, device: Device) -> tuple[list[float], float]:
     """Differences before and after each of two publications, and how far the second moved the policy."""
-    workers = await launch.start_workers(config, launch.Inputs(device=device, prompts=[], problems=[]))
+    workers = await start_workers(config, Inputs(device=device, prompts=[], problems=[]))
     trainer = RemoteTrainer(
         workers.ranks,
         train_batch_size=config.train.batch_size,

@@ -11,9 +11,10 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.backend import launch
+from dapo_openrlhf.backend import workers as run_workers
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.remote import RemoteTrainer
 from dapo_openrlhf.config import Config
@@ -64,8 +65,8 @@ def measure(config: Config, prompts: list[Prompt]) -> Agreement:
 
 async def _measure(config: Config, device: Device, prompts: list[Prompt]) -> Agreement:
     spans: list[Span] = []
-    workers = await launch.start_workers(config, launch.Inputs(device=device, prompts=prompts, problems=[]))
-    publisher = await launch.open_publisher(config, workers, on_spans=spans.extend)
+    workers = await run_workers.start_workers(config, Inputs(device=device, prompts=prompts, problems=[]))
+    publisher = await run_workers.open_publisher(config, workers, on_spans=spans.extend)
     trainer = RemoteTrainer(
         workers.ranks,
         train_batch_size=config.rollout.n_samples_per_prompt,
@@ -139,7 +140,7 @@ def _batch(prompt: Prompt, generation: Generation, *, step: int) -> TrainBatch:
     return TrainBatch(step=step, version=PolicyVersion(step), groups=(group,))
 
 
-async def _difference(workers: launch.Workers, generation: Generation) -> Difference:
+async def _difference(workers: run_workers.Workers, generation: Generation) -> Difference:
     tokens: GroupTokens = await generation.tokens  # type: ignore[misc]
     differences: list[float] = []
     for index in range(len(generation.lengths)):

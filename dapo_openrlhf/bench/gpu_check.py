@@ -96,7 +96,7 @@ def work(folder: Path) -> dict[str, Any]:
 
 def agreement(folder: Path) -> dict[str, Any]:
     """Engine against trainer, before and after ten publications."""
-    from dapo_openrlhf.backend.launch import read_prompts
+    from dapo_openrlhf.backend.inputs import read_prompts
     from dapo_openrlhf.bench.agreement import measure
     from dapo_openrlhf.config import build_config
 

@@ -21,9 +21,10 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ConfigError(f"{option}: {path} cannot be written; name a file in a folder that exists")
     from dapo_openrlhf.backend import launch
+    from dapo_openrlhf.backend.inputs import check_inputs
 
     started = time.monotonic()
-    inputs = launch.check_inputs(config, training=False)
+    inputs = check_inputs(config, training=False)
     try:
         measured = launch.evaluate(config, inputs)
     except RuntimeError as error:  # nothing could be judged, or engines did not start in time

@@ -94,9 +94,10 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     ``resume``: folder of an earlier run to go on with from its newest checkpoint.
     """
     from dapo_openrlhf.backend import launch
+    from dapo_openrlhf.backend.inputs import check_inputs
 
     checkpoint = None if resume is None else _newest_checkpoint(resume)
-    inputs = launch.check_inputs(config, training=True, checkpoint=checkpoint)
+    inputs = check_inputs(config, training=True, checkpoint=checkpoint)
     folder = RunFolder.create(Path(config.run.dir), config.run.name) if resume is None else RunFolder.reopen(resume)
     folder.config.write_text(dump_config(config))
     if checkpoint is not None:

@@ -1,0 +1,91 @@
+"""What the configuration becomes for vLLM and for OpenRLHF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.inputs import local_model
+from dapo_openrlhf.config import Config
+
+ENGINE_SEQUENCES = 512
+ENGINE_BATCHED_TOKENS = 8192
+TRANSFER_ENGINES = {"object_store": "object_store", "nccl": "checked_nccl", "ipc": "checked_ipc"}
+"""``vllm.sync_backend`` as vLLM's weight-transfer engines are registered."""
+
+
+def model_path(config: Config, checkpoint: Path | None = None) -> str:
+    """The model to begin with, as every process of a cluster finds it."""
+    return local_model(config.actor.model_name_or_path if checkpoint is None else str(checkpoint))
+
+
+def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[str, Any]:
+    """What OpenRLHF's classes read, under OpenRLHF's names."""
+    actor, critic = config.actor, config.critic
+    return {
+        "actor.model_name_or_path": model_path(config, checkpoint),
+        "actor.gradient_checkpointing_enable": actor.gradient_checkpointing_enable,
+        "actor.adam.lr": actor.adam.lr,
+        "actor.adam.betas": actor.adam.betas,
+        "actor.adam.eps": actor.adam.eps,
+        "actor.adam.weight_decay": actor.adam.weight_decay,
+        "actor.lr_scheduler": actor.lr_scheduler,
+        "actor.lr_warmup_ratio": config.lr_warmup_ratio,
+        "actor.max_norm": actor.max_norm,
+        "critic.model_name_or_path": local_model(critic.model_name_or_path or actor.model_name_or_path),
+        "critic.adam.lr": critic.adam.lr,
+        "critic.adam.betas": critic.adam.betas,
+        "critic.adam.eps": critic.adam.eps,
+        "critic.adam.weight_decay": critic.adam.weight_decay,
+        "critic.value_clip": critic.value_clip,
+        "critic.save_value_network": critic.save_value_network,
+        "ds.zero_stage": config.ds.zero_stage,
+        "ds.param_dtype": config.ds.param_dtype,
+        "ds.attn_implementation": config.ds.attn_implementation,
+        "ds.adam_offload": config.ds.adam_offload,
+        "train.batch_size": config.train.batch_size,
+        "train.seed": config.train.seed,
+    }
+
+
+def engine_args(config: Config, device: Device, index: int, checkpoint: Path | None = None) -> dict[str, Any]:
+    """vLLM's arguments for one engine, sized from the work it will get."""
+    vllm = config.vllm
+    dtypes = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    return {
+        "model": model_path(config, checkpoint),
+        "dtype": dtypes[config.ds.param_dtype],
+        "trust_remote_code": True,
+        "seed": config.train.seed + index,
+        "tensor_parallel_size": vllm.tensor_parallel_size,
+        "max_model_len": config.data.max_len,
+        "max_num_seqs": max_num_seqs(config),
+        "max_num_batched_tokens": vllm.max_num_batched_tokens or max(ENGINE_BATCHED_TOKENS, config.data.max_len),
+        "enable_prefix_caching": vllm.enable_prefix_caching,
+        "enforce_eager": vllm.enforce_eager,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        **_transfer_settings(config),
+        **device.engine_settings(
+            kv_cache_memory_bytes=vllm.kv_cache_memory_bytes, gpu_memory_utilization=vllm.gpu_memory_utilization
+        ),
+    }
+
+
+def max_num_seqs(config: Config) -> int:
+    """Responses that one engine generates at once."""
+    slots = (config.async_.max_staleness + 1) * config.rollout.batch_size
+    groups = slots if config.async_.over_sampling == 1 else 2 * slots
+    sequences = -(-groups // config.vllm.num_engines) * config.rollout.n_samples_per_prompt
+    return config.vllm.max_num_seqs or min(sequences, ENGINE_SEQUENCES)
+
+
+def _transfer_settings(config: Config) -> dict[str, Any]:
+    """vLLM's arguments for the way that weights take, and for workers that are processes of their own."""
+    settings: dict[str, Any] = {"weight_transfer_config": {"backend": TRANSFER_ENGINES[config.weight_transfer]}}
+    if config.weight_transfer != "object_store":
+        settings["worker_extension_cls"] = "dapo_openrlhf.backend.weights_cuda.WorkerExtension"
+    if config.vllm.tensor_parallel_size > 1:
+        settings["distributed_executor_backend"] = "mp"  # all on the actor's own GPUs, so no Ray inside Ray
+    return settings

@@ -1,0 +1,178 @@
+"""The run's actors: placed, started, ready."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from dapo_openrlhf.algorithm import ESTIMATORS
+from dapo_openrlhf.backend.actor_settings import engine_args, model_path, openrlhf_settings
+from dapo_openrlhf.backend.engine import EngineActor
+from dapo_openrlhf.backend.inputs import Inputs
+from dapo_openrlhf.backend.placement import Anywhere, Placement, reserve
+from dapo_openrlhf.backend.policy import PolicyActor, RankReady
+from dapo_openrlhf.backend.publish import IpcPublisher, NcclPublisher
+from dapo_openrlhf.backend.remote import ObjectStorePublisher, OnSpans, RemoteEngine, all_within
+from dapo_openrlhf.backend.rewards import RewardPool
+from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.config import Config
+from dapo_openrlhf.judge.settings import judge_settings
+
+ENGINE_CONCURRENT_CALLS = 1 << 16
+
+Publisher = ObjectStorePublisher | NcclPublisher | IpcPublisher
+
+
+@dataclass(slots=True)
+class Workers:
+    """The run's actors, started."""
+
+    engines: list[RemoteEngine]
+    ranks: list[Any]
+    rewards: RewardPool
+    notes: tuple[str, ...] = ()
+    """What the user should know about how they run."""
+
+
+async def start_workers(config: Config, inputs: Inputs, *, training: bool = True) -> Workers:
+    """Start every actor at once and wait until all are ready; without ``training`` there are no trainer ranks."""
+    placement = reserve(config, inputs.device, training=training)
+    engines = _create_engines(config, inputs, placement)
+    if config.train.colocate_all and training:
+        # While vLLM measures what memory there is, nothing else may take or give back any on the same GPU.
+        await _all_ready(config, _readiness(engines))
+    rewards = _create_rewards(config)
+    ranks = await _create_ranks(config, inputs, placement) if training else []
+    calls = _readiness(engines, rewards)
+    starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
+    ready = await _all_ready(config, calls | starts)
+    return Workers(engines, ranks, rewards, _notes(config, [ready[name] for name in starts]))
+
+
+async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[Any]:
+    rank_class, size = ray.remote(PolicyActor), config.trainer_ranks
+    environment = {"runtime_env": {"env_vars": dict(inputs.device.environment())}}
+
+    def create(rank: int, address: str | None, port: int | None) -> Any:
+        return rank_class.options(**placement.of_rank(rank), **environment).remote(size, rank, address, port)
+
+    first = create(0, None, None)
+    if size == 1:
+        return [first]
+    name = "trainer rank 0"
+    address, port = (await _all_ready(config, {name: first.get_master_addr_port.remote()}))[name]
+    return [first, *(create(rank, address, port) for rank in range(1, size))]
+
+
+async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans) -> Publisher:
+    """The publisher for the way that weights take, ready for the first publication."""
+    ranks, timing = workers.ranks, config.async_
+    # An engine that finishes what it has begun answers only then.
+    timeout = timing.publish_timeout + (0 if config.train.partial_rollout_enable else timing.generate_timeout)
+    if config.weight_transfer == "object_store":
+        return ObjectStorePublisher(
+            ranks, workers.engines, timeout=timeout, start_timeout=timing.start_timeout, on_spans=on_spans
+        )
+    engines = [engine.actor for engine in workers.engines]
+    publisher = (
+        IpcPublisher(ranks, engines, timeout=timeout, on_spans=on_spans)
+        if config.weight_transfer == "ipc"
+        else NcclPublisher(
+            ranks,
+            engines,
+            workers_per_engine=config.vllm.tensor_parallel_size,
+            timeout=timeout,
+            on_spans=on_spans,
+        )
+    )
+    await publisher.open()
+    return publisher
+
+
+def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:
+    wanted = config.ds.attn_implementation
+    if wanted == "sdpa" or all(rank.attention == wanted for rank in ranks):
+        return ()
+    return (
+        f"{config.ds.attn_implementation} is not installed: the trainer attends with sdpa over packed sequences, which is "
+        "slower; install flash-attn, or set ds.attn_implementation sdpa",
+    )
+
+
+def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[RemoteEngine]:
+    device, engine_class = inputs.device, ray.remote(EngineActor)
+
+    def start(index: int) -> Any:
+        return engine_class.options(
+            **placement.of_engine(index),
+            runtime_env={"env_vars": dict(device.environment())},
+            max_concurrency=ENGINE_CONCURRENT_CALLS,
+        ).remote(
+            name=f"engine {index}",
+            engine_args=engine_args(config, device, index, inputs.checkpoint),
+            apply_chat_template=config.data.apply_chat_template,
+            max_len=config.data.max_len,
+            version=inputs.first_step,
+            weights_in_flight=config.train.partial_rollout_enable,
+            recompute_kv_cache=config.async_.kv_cache == "recompute",
+        )
+
+    return [RemoteEngine(start, index=index) for index in range(config.vllm.num_engines)]
+
+
+def _create_rewards(config: Config) -> RewardPool:
+    return RewardPool(
+        workers=config.reward.num_workers,
+        settings=judge_settings(config.reward),
+        timeout=config.async_.reward_timeout,
+        start_timeout=config.async_.start_timeout,
+    )
+
+
+def _readiness(engines: list[RemoteEngine], rewards: RewardPool | None = None) -> dict[str, ray.ObjectRef]:
+    calls = {f"engine {index}": engine.actor.ready.remote() for index, engine in enumerate(engines)}
+    return calls | {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready() if rewards else [])}
+
+
+async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef]) -> dict[str, Any]:
+    answers = await all_within(
+        [*calls.values()], [*calls], config.async_.start_timeout, "starting the actors", "async.start_timeout"
+    )
+    return dict(zip(calls, answers, strict=True))
+
+
+def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
+    """Load models and set up DeepSpeed on one rank; all ranks' calls end together."""
+    advantage, kl = config.algo.advantage, config.algo.kl
+    estimator = ESTIMATORS[advantage.estimator]
+    return rank.start.remote(
+        openrlhf_settings=openrlhf_settings(config, inputs.checkpoint),
+        device=inputs.device,
+        checkpoint=None if inputs.checkpoint is None else str(inputs.checkpoint.resolve()),
+        reference=model_path(config) if kl.init_coef > 0 else None,  # also after a resume
+        loss=LossSettings(
+            eps_clip_low_high=config.actor.eps_clip_low_high,
+            dual_clip=config.actor.dual_clip,
+            policy_loss_type=config.actor.policy_loss_type,
+            kl_coef=kl.init_coef if kl.use_loss else 0.0,
+            kl_estimator=kl.estimator,
+            old_logprobs=config.async_.old_logprobs,
+            is_correction_level=advantage.is_correction_level,
+            is_correction_mode=advantage.is_correction_mode,
+            is_correction_threshold=advantage.is_correction_threshold,
+            temperature=config.rollout.temperature,
+        ),
+        advantages=AdvantageSettings(
+            critic=estimator.critic,
+            whitened=estimator.whitened,
+            gamma=advantage.gamma,
+            lambd=advantage.lambd,
+            no_std_norm=advantage.no_std_norm,
+            kl_coef=0.0 if kl.use_loss else kl.init_coef,
+            kl_estimator=kl.estimator,
+        ),
+        total_updates=config.gradient_steps,
+    )
