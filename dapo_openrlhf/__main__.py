@@ -1,64 +1,93 @@
-"""``dapo-openrlhf train|eval|compare|prepare|verify|submit|bench|trace``: parse, validate, then import the rest."""
+"""``dapo-openrlhf COMMAND``: parse, validate, then import the rest."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import sys
-import textwrap
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from dapo_openrlhf.cli.prepare import add_options as add_prepare_options
-from dapo_openrlhf.cli.prepare import prepare
-from dapo_openrlhf.config import ConfigError, load_config, parse_overrides, settings_of
-from dapo_openrlhf.presets import PRESETS
+from dapo_openrlhf.cli.options import make_parser
+from dapo_openrlhf.config import ConfigError, load_config, parse_overrides
 
 STARTED = time.monotonic()
+
+Command = Callable[[argparse.Namespace, Sequence[str]], int]
+"""Options and what is left of the command line; returns the exit status."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
-    options, rest = _parser().parse_known_args(arguments)
+    options, rest = make_parser().parse_known_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        if options.command == "bench":
-            from dapo_openrlhf.cli.bench import bench
-
-            return bench(options)
-        if options.command == "trace":
-            from dapo_openrlhf.cli.trace import trace
-
-            return trace(options)
-        if options.command == "compare":
-            from dapo_openrlhf.cli.compare import compare
-
-            _refuse(rest)
-            return compare(options)
-        if options.command == "prepare":
-            _refuse(rest)
-            return prepare(options)
-        overrides = parse_overrides(rest)
-        if options.command == "verify":
-            from dapo_openrlhf.cli.verify import verify
-
-            return verify(options, overrides)
-        resume = options.resume if options.command == "train" else None
-        config = load_config(options.config if resume is None else resume / "config.yaml", overrides)
-        if options.command == "submit":
-            from dapo_openrlhf.cli.submit import submit
-
-            return submit(options, rest)
-        if options.command == "eval":
-            from dapo_openrlhf.cli.eval import evaluate
-
-            return evaluate(config, json_file=options.json, responses_file=options.responses)
-        from dapo_openrlhf.cli.train import train
-
-        return train(config, started=STARTED, resume=resume)
+        return COMMANDS[options.command](options, rest)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _terminate(number: int, frame: object) -> None:
+    """Leave as after Ctrl-C, so that whatever was started is stopped."""
+    sys.exit(128 + number)
+
+
+def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    file = options.config if options.resume is None else options.resume / "config.yaml"
+    config = load_config(file, parse_overrides(rest))
+    from dapo_openrlhf.cli.train import train
+
+    return train(config, started=STARTED, resume=options.resume)
+
+
+def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    config = load_config(options.config, parse_overrides(rest))
+    from dapo_openrlhf.cli.eval import evaluate
+
+    return evaluate(config, json_file=options.json, responses_file=options.responses)
+
+
+def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    load_config(options.config, parse_overrides(rest))  # refused here rather than on the cluster
+    from dapo_openrlhf.cli.submit import submit
+
+    return submit(options, rest)
+
+
+def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    overrides = parse_overrides(rest)
+    from dapo_openrlhf.cli.verify import verify
+
+    return verify(options, overrides)
+
+
+def _compare(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli.compare import compare
+
+    return compare(options)
+
+
+def _prepare(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli.prepare import prepare
+
+    return prepare(options)
+
+
+def _bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli.bench import bench
+
+    return bench(options)
+
+
+def _trace(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli.trace import trace
+
+    return trace(options)
 
 
 def _refuse(arguments: Sequence[str]) -> None:
@@ -66,132 +95,16 @@ def _refuse(arguments: Sequence[str]) -> None:
         raise ConfigError(f"there is no such option: {' '.join(arguments)}; --help lists them")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace"
-    )
-    for name, what in {
-        "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
-        "eval": "measure a model's accuracy on eval.dataset",
-        "submit": "send a training to a Ray cluster through its job API and follow its log",
-    }.items():
-        command = commands.add_parser(
-            name,
-            help=what,
-            description=what,
-            usage=f"dapo-openrlhf {name} --config FILE [options] [--section.key VALUE ...]",
-            epilog=_settings(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        sources = command.add_mutually_exclusive_group(required=True)
-        sources.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configs/")
-        if name == "train":
-            sources.add_argument(
-                "--resume",
-                type=Path,
-                metavar="RUN",
-                help="go on with a run from its newest checkpoint (ckpt.save_steps), in its folder and with its settings",
-            )
-        if name == "eval":
-            command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-            command.add_argument(
-                "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
-            )
-        if name == "submit":
-            command.add_argument(
-                "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
-            )
-            command.add_argument(
-                "--working-dir",
-                type=Path,
-                metavar="DIR",
-                help="upload this folder to the cluster; without it the job runs in the current folder's path",
-            )
-            command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
-    _add_compare(commands.add_parser("compare", help="compare two evaluations problem by problem"))
-    add_prepare_options(commands.add_parser("prepare", help="turn a data set into a prompt file, with a manifest"))
-    _add_verify(
-        commands.add_parser("verify", help="judge a file of responses with a training's reward", allow_abbrev=False)
-    )
-    _add_bench(commands.add_parser("bench", help="compare this pipeline with itself and with stock OpenRLHF"))
-    _add_trace(commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing"))
-    return parser
-
-
-def _add_compare(command: argparse.ArgumentParser) -> None:
-    command.add_argument("first", type=Path, metavar="A.jsonl", help="what `eval --responses` or a training wrote")
-    command.add_argument("second", type=Path, metavar="B.jsonl", help="another model's, on the same problems")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write every problem there")
-
-
-def _add_verify(command: argparse.ArgumentParser) -> None:
-    command.usage = "dapo-openrlhf verify FILE.jsonl [options] [--reward.key VALUE ...]"
-    command.description = "Verdicts of a reward on responses and gold answers; errors are counted apart from wrong."
-    command.epilog = _settings("reward.")
-    command.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.add_argument("file", type=Path, metavar="FILE.jsonl", help="a mapping with response and answer per line")
-    for key, default in {"response": "response", "answer": "answer", "prompt": "prompt"}.items():
-        command.add_argument(f"--{key}-key", default=default, metavar="KEY", help=f"default {default}")
-    command.add_argument("--config", type=Path, metavar="FILE", help="take the reward of this run")
-    command.add_argument(
-        "--reward",
-        action="append",
-        metavar="REWARD",
-        help="rule (default), a .py file or an http(s) address; repeatable",
-    )
-    command.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each --reward")
-    command.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: cores"
-    )
-    command.add_argument(
-        "--json", type=Path, metavar="FILE", help="write every verdict there, in the order of the lines"
-    )
-
-
-def _add_trace(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/latest")
-    command.add_argument("--output", type=Path, metavar="FILE", help="default: trace.json in the run's folder")
-    command.add_argument("--picture", type=Path, metavar="FILE", help="draw some steps too")
-    command.add_argument("--steps", default="10:12", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12)")
-
-
-def _add_bench(command: argparse.ArgumentParser) -> None:
-    command.description = "Same work, devices, model, sampling, updates and reward for all arms; no GPU needed."
-    command.add_argument("--preset", choices=("cpu-small", "cpu-smoke"), default="cpu-small")
-    command.add_argument(
-        "--arms", metavar="A,B,...", help="k0, k1, k2, ..., stock-sync, stock-async, stock-async-partial"
-    )
-    command.add_argument("--steps", type=int, metavar="N", help="rollout steps of each run, three of them warm-up")
-    command.add_argument("--repeats", type=int, metavar="N", help="runs of each arm, interleaved")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    command.add_argument("--picture", type=Path, metavar="FILE", default=Path("bench.png"))
-
-
-def _settings(prefix: str = "") -> str:
-    lines = []
-    if not prefix:
-        lines.append("presets, as --preset NAME; the file and the command line change single settings of one:")
-        for preset, what in PRESETS.items():
-            lines += textwrap.wrap(f"{preset}: {what.summary}", 110, initial_indent="  ", subsequent_indent="      ")
-        lines.append("")
-    lines.append("settings, as --section.key VALUE or section.key=VALUE, with their defaults:")
-    for name, field in settings_of():
-        if not name.startswith(prefix):
-            continue
-        lines.append(f"  {name} ({'must be set' if field.is_required() else _typed(field.default)})")
-        lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(lines)
-
-
-def _typed(value: object) -> str:
-    """A value as one would type it."""
-    if isinstance(value, tuple):
-        return " ".join(map(_typed, value))
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+COMMANDS: dict[str, Command] = {
+    "train": _train,
+    "eval": _eval,
+    "compare": _compare,
+    "prepare": _prepare,
+    "verify": _verify,
+    "submit": _submit,
+    "bench": _bench,
+    "trace": _trace,
+}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import dapo_openrlhf
+from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.cli.eval import summary_of, words
 from dapo_openrlhf.cli.submit import entrypoint
 from dapo_openrlhf.config import load_config
@@ -149,3 +150,11 @@ def test_a_job_runs_the_same_command() -> None:
     )
     shared = entrypoint(Path("configs/a.yaml"), settings, uploaded=False)
     assert shared.startswith(f"cd {Path.cwd()} && {sys.executable} -u -m dapo_openrlhf train")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["--step", "9"], "--step 9"), (["--steps", "4"], "use at least 5")])
+def test_bench_refuses_what_it_does_not_know_and_what_leaves_nothing_to_count(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err

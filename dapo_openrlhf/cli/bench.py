@@ -37,7 +37,7 @@ PRESETS = {
 
 def bench(options: argparse.Namespace) -> int:
     """Run every arm in turn, as often as the preset says; print the table, write JSON and picture."""
-    from dapo_openrlhf.bench.arms import Arm, ArmRun, our_arm, stock_arm
+    from dapo_openrlhf.bench.arms import WARM_UP_STEPS, Arm, ArmRun, our_arm, stock_arm
     from dapo_openrlhf.bench.compare import draw, summarise, table, verdicts
     from dapo_openrlhf.bench.stock import StockSettings
     from dapo_openrlhf.bench.workload import prepare_workload
@@ -45,6 +45,10 @@ def bench(options: argparse.Namespace) -> int:
     preset = PRESETS[options.preset]
     keys = tuple(options.arms.split(",")) if options.arms else preset.arms
     settings = StockSettings(steps=options.steps or preset.steps, max_epochs=preset.max_epochs)
+    if settings.steps < WARM_UP_STEPS + 2:
+        raise ConfigError(f"--steps: {settings.steps} leaves nothing to count; use at least {WARM_UP_STEPS + 2}")
+    if options.repeats is not None and options.repeats < 1:
+        raise ConfigError(f"--repeats: {options.repeats} is not positive")
     started = time.monotonic()
     workload = prepare_workload(CACHE / "workload")
 

@@ -1,0 +1,149 @@
+"""The command line: commands and their options (standard library and the configuration; `--help` must be fast)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from pathlib import Path
+
+from dapo_openrlhf.cli import prepare
+from dapo_openrlhf.config import settings_of
+from dapo_openrlhf.presets import PRESETS
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands; settings of a run are left over by ``parse_known_args``."""
+    parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace"
+    )
+    for name, what in {
+        "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
+        "eval": "measure a model's accuracy on eval.dataset",
+        "submit": "send a training to a Ray cluster through its job API and follow its log",
+    }.items():
+        command = commands.add_parser(
+            name,
+            help=what,
+            description=what,
+            usage=f"dapo-openrlhf {name} --config FILE [options] [--section.key VALUE ...]",
+            epilog=_settings(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sources = command.add_mutually_exclusive_group(required=True)
+        sources.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configs/")
+        if name == "train":
+            sources.add_argument(
+                "--resume",
+                type=Path,
+                metavar="RUN",
+                help="go on with a run from its newest checkpoint (ckpt.save_steps), in its folder and with its settings",
+            )
+        if name == "eval":
+            command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+            command.add_argument(
+                "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
+            )
+        if name == "submit":
+            command.add_argument(
+                "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
+            )
+            command.add_argument(
+                "--working-dir",
+                type=Path,
+                metavar="DIR",
+                help="upload this folder to the cluster; without it the job runs in the current folder's path",
+            )
+            command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    _add_compare(commands.add_parser("compare", help="compare two evaluations problem by problem", allow_abbrev=False))
+    prepare.add_options(
+        commands.add_parser("prepare", help="turn a data set into a prompt file, with a manifest", allow_abbrev=False)
+    )
+    _add_verify(
+        commands.add_parser("verify", help="judge a file of responses with a training's reward", allow_abbrev=False)
+    )
+    _add_bench(
+        commands.add_parser(
+            "bench", help="compare this pipeline with itself and with stock OpenRLHF", allow_abbrev=False
+        )
+    )
+    _add_trace(
+        commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing", allow_abbrev=False)
+    )
+    return parser
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("first", type=Path, metavar="A.jsonl", help="what `eval --responses` or a training wrote")
+    command.add_argument("second", type=Path, metavar="B.jsonl", help="another model's, on the same problems")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every problem there")
+
+
+def _add_verify(command: argparse.ArgumentParser) -> None:
+    command.usage = "dapo-openrlhf verify FILE.jsonl [options] [--reward.key VALUE ...]"
+    command.description = "Verdicts of a reward on responses and gold answers; errors are counted apart from wrong."
+    command.epilog = _settings("reward.")
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.add_argument("file", type=Path, metavar="FILE.jsonl", help="a mapping with response and answer per line")
+    for key, default in {"response": "response", "answer": "answer", "prompt": "prompt"}.items():
+        command.add_argument(f"--{key}-key", default=default, metavar="KEY", help=f"default {default}")
+    command.add_argument("--config", type=Path, metavar="FILE", help="take the reward of this run")
+    command.add_argument(
+        "--reward",
+        action="append",
+        metavar="REWARD",
+        help="rule (default), a .py file or an http(s) address; repeatable",
+    )
+    command.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each --reward")
+    command.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: cores"
+    )
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every verdict there, in the order of the lines"
+    )
+
+
+def _add_trace(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/latest")
+    command.add_argument("--output", type=Path, metavar="FILE", help="default: trace.json in the run's folder")
+    command.add_argument("--picture", type=Path, metavar="FILE", help="draw some steps too")
+    command.add_argument("--steps", default="10:12", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12)")
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.description = "Same work, devices, model, sampling, updates and reward for all arms; no GPU needed."
+    command.add_argument("--preset", choices=("cpu-small", "cpu-smoke"), default="cpu-small")
+    command.add_argument(
+        "--arms", metavar="A,B,...", help="k0, k1, k2, ..., stock-sync, stock-async, stock-async-partial"
+    )
+    command.add_argument("--steps", type=int, metavar="N", help="rollout steps of each run, three of them warm-up")
+    command.add_argument("--repeats", type=int, metavar="N", help="runs of each arm, interleaved")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    command.add_argument("--picture", type=Path, metavar="FILE", default=Path("bench.png"))
+
+
+def _settings(prefix: str = "") -> str:
+    lines = []
+    if not prefix:
+        lines.append("presets, as --preset NAME; the file and the command line change single settings of one:")
+        for preset, what in PRESETS.items():
+            lines += textwrap.wrap(f"{preset}: {what.summary}", 110, initial_indent="  ", subsequent_indent="      ")
+        lines.append("")
+    lines.append("settings, as --section.key VALUE or section.key=VALUE, with their defaults:")
+    for name, field in settings_of():
+        if not name.startswith(prefix):
+            continue
+        lines.append(f"  {name} ({'must be set' if field.is_required() else _typed(field.default)})")
+        lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _typed(value: object) -> str:
+    """A value as one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(_typed, value))
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
