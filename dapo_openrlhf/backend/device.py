@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 KV_CACHE_BYTES_ON_CPU = 256 << 20
+BLOCK_SIZE_ON_CPU = 32
+"""Tokens of a KV-cache block. vLLM's CPU attention goes over whole blocks; its default of 128 costs a fifth of the
+throughput for responses of some hundred tokens (4,030 instead of 4,830 tokens a second of processor time)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,11 @@ class Device:
     def engine_settings(self, *, kv_cache_memory_bytes: int | None, gpu_memory_utilization: float) -> dict[str, Any]:
         """vLLM engine arguments that depend on the machine."""
         if self.kind == "cpu":
-            return {"kv_cache_memory_bytes": kv_cache_memory_bytes or KV_CACHE_BYTES_ON_CPU, "enforce_eager": True}
+            return {
+                "kv_cache_memory_bytes": kv_cache_memory_bytes or KV_CACHE_BYTES_ON_CPU,
+                "block_size": BLOCK_SIZE_ON_CPU,
+                "enforce_eager": True,
+            }
         if kv_cache_memory_bytes is not None:
             return {"kv_cache_memory_bytes": kv_cache_memory_bytes}
         return {"gpu_memory_utilization": gpu_memory_utilization}

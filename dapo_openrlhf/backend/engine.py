@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,8 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     instead of one per response), outputs (arrays instead of an object per token), weights (vLLM's weight-transfer
     API, acknowledged with version and checksum, instead of a broadcast per parameter).
 
-    Token work is done on the loop's thread; this actor's event loop only ever hands things over, so that a pause,
-    a health check or a publication never queues behind it.
+    Generation runs on the engine loop's thread, tokenizing and decoding on another one; this actor's event loop only
+    ever hands things over, so that a pause, a health check or a publication never queues behind token work.
     """
 
     async def __init__(
@@ -58,6 +59,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, ray.get_gpu_ids()))
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
+        self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
         self._apply_chat_template = apply_chat_template
         self._max_len = max_len
         self._phase = "loading its model"
@@ -83,15 +85,15 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self, group_id: str, text: str, sampling: Sampling
     ) -> tuple[GenerationReport, GroupTokens, list[str]]:
         """Sample a group. Raises :class:`PromptTooLong`."""
-        prompt_ids = self._tokenize(text)
+        run = asyncio.get_running_loop().run_in_executor
+        prompt_ids = await run(self._texts, self._tokenize, text)
         if len(prompt_ids) + sampling.max_new_tokens > self._max_len:
             raise PromptTooLong(
                 f"prompt of {len(prompt_ids)} tokens and rollout.max_new_tokens {sampling.max_new_tokens} exceed "
                 f"data.max_len {self._max_len}"
             )
         report, tokens = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
-        responses = [tokens.response(index)[0] for index in range(sampling.n)]
-        return report, tokens, self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        return report, tokens, await run(self._texts, self._decode, tokens)
 
     async def cut(self, group_id: str) -> None:
         """End a group with the tokens it has; see :meth:`EngineLoop.cut`."""
@@ -124,6 +126,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         )
         self._enter(f"generating with version {version}")
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
+
+    def _decode(self, tokens: GroupTokens) -> list[str]:
+        responses = [tokens.response(index)[0] for index in range(len(tokens.offsets) - 1)]
+        return self._tokenizer.batch_decode(responses, skip_special_tokens=True)
 
     def _enter(self, phase: str) -> None:
         self._phase = phase

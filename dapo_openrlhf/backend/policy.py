@@ -184,8 +184,11 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         old, reference, values, advantages, returns = {}, {}, {}, {}, {}
         with self._span("old_logprobs"):
             if self._loss.old_logprobs == "recompute":
-                # During the first update the weights still are those of the start: its own forward pass has them.
-                old = self._forward_all(self._logprobs, plan.updates if kl_in_reward else plan.updates[1:], tokens)
+                # During the first update the weights still are those of the start: its own forward pass has them, also
+                # for later passes over the same samples, where no other rank will be dealt them.
+                once = plan.updates[0].micro_batches if self._alone and not kl_in_reward else ()
+                updates = plan.updates if kl_in_reward else plan.updates[1:]
+                old = self._forward_all(self._logprobs, updates, tokens, without=once)
             elif kl_in_reward:
                 old = self._forward_all(lambda batch: batch.rollout_logprobs, plan.updates, tokens)
         if self._reference is not None:
@@ -205,6 +208,10 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             )
         return Known(old_logprobs=old, ref_logprobs=reference, values=values, advantages=advantages, returns=returns)
 
+    @property
+    def _alone(self) -> bool:
+        return self.strategy.world_size == 1
+
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         import torch.distributed
 
@@ -213,21 +220,25 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return total.cpu()
 
     def _forward_all(
-        self, forward: Callable[[Tensors], Tensor], updates: Sequence[Update], tokens: Mapping[int, GroupTokens]
+        self,
+        forward: Callable[[Tensors], Tensor],
+        updates: Sequence[Update],
+        tokens: Mapping[int, GroupTokens],
+        without: Sequence[Sequence[Sample]] = (),
     ) -> PerSample:
-        """[B, T] of every micro-batch, without gradient, by sample."""
+        """[B, T] of every micro-batch, without gradient, by sample; not of those ``without`` consists of."""
         import torch
 
         from dapo_openrlhf.backend.per_sample import key_of, remember
 
-        alone = self.strategy.world_size == 1
         known: PerSample = {}
+        done = {key_of(sample) for samples in without for sample in samples}
         with torch.no_grad():
             for update in updates:
                 for samples in update.micro_batches:
                     # A forward pass is a collective under ZeRO-3, and ranks deal samples anew in each epoch: what one
                     # rank knows already another may not, so only a single rank may leave a pass out.
-                    if alone and all(key_of(sample) in known for sample in samples):
+                    if self._alone and all(key_of(s) in known or key_of(s) in done for s in samples):
                         continue
                     batch = self._collate(samples, tokens)
                     remember(known, batch.samples, forward(batch))
@@ -260,6 +271,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         *,
         first: bool,
     ) -> None:
+        from dapo_openrlhf.backend.per_sample import remember
         from dapo_openrlhf.backend.policy_loss import policy_loss
 
         for position, samples in enumerate(update.micro_batches):
@@ -267,6 +279,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             self._engine.set_gradient_accumulation_boundary(position == len(update.micro_batches) - 1)
             batch = self._collate(samples, tokens)
             logprobs, entropies = self._forward(self._engine, batch)
+            if first and self._alone:
+                remember(known.old_logprobs, batch.samples, logprobs)
             loss, metrics = policy_loss(batch, logprobs, entropies, known, self._loss, first=first)
             self._engine.backward(loss * self.strategy.world_size)  # DeepSpeed averages over the ranks
             _add(sums, metrics)
