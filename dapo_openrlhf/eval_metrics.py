@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 Z95 = 1.959963984540054
+ALPHA_HALF = 0.025
 """Two-sided 95 % quantile of the normal distribution."""
 RESAMPLES = 5_000
 """Of a bootstrap."""
@@ -85,7 +86,8 @@ def over_problems(values: Sequence[float]) -> Estimate:
     """Mean of per-problem values in [0, 1] with its interval, 1.96 standard errors clustered by problem, cut off at 0 and 1.
 
     A problem's responses are one cluster: the error is that of the mean of the problems' means (Miller 2024,
-    arXiv 2411.00640, eq. 1). One problem has no interval but [0, 1]; equal values have none to speak of.
+    arXiv 2411.00640, eq. 1). One problem has no interval but [0, 1]. Where all problems are 0, or all 1, the error says
+    nothing; then the exact binomial interval counts (Clopper and Pearson 1934), which is (0, 1 - 0.025^(1/n)) for zeros.
     """
     if not values:
         raise ValueError("no problem to take the mean of")
@@ -93,6 +95,9 @@ def over_problems(values: Sequence[float]) -> Estimate:
     mean = math.fsum(values) / count
     if count == 1:
         return Estimate(value=mean, low=0.0, high=1.0, problems=1)
+    if set(values) in ({0.0}, {1.0}):
+        reach = 1 - ALPHA_HALF ** (1 / count)
+        return Estimate(value=mean, low=max(0.0, mean - reach), high=min(1.0, mean + reach), problems=count)
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count * (count - 1)))
     return Estimate(value=mean, low=max(0.0, mean - Z95 * error), high=min(1.0, mean + Z95 * error), problems=count)
 

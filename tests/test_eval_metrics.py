@@ -130,3 +130,14 @@ def test_the_paired_bootstrap_repeats_and_agrees_with_the_normal_interval_on_man
     assert estimate == paired_bootstrap(differences)
     half = 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
     assert (estimate.low, estimate.high) == pytest.approx((-half, half), abs=0.05 * half)
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.088097), (1.0, 0.911903, 1.0)])
+def test_unanimous_problems_still_have_an_interval(value: float, low: float, high: float) -> None:
+    """Clopper-Pearson with 0 of 40: the upper bound solves (1 - p)^40 = 0.025, so p = 1 - 0.025^(1/40) = 0.088097."""
+    estimate = over_problems([value] * 40)
+    assert (estimate.value, estimate.low, estimate.high) == (
+        value,
+        pytest.approx(low, abs=1e-5),
+        pytest.approx(high, abs=1e-5),
+    )
