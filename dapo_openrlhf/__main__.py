@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dapo_openrlhf.cli.options import make_parser
 from dapo_openrlhf.config import ConfigError, load_config, parse_overrides
@@ -34,11 +35,15 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    file = options.config if options.resume is None else options.resume / "config.yaml"
-    config = load_config(file, parse_overrides(rest))
+    config = load_config(_settings_file(options), parse_overrides(rest))
     from dapo_openrlhf.cli.train import train
 
     return train(config, started=STARTED, resume=options.resume)
+
+
+def _settings_file(options: argparse.Namespace) -> Path:
+    file: Path = options.config if options.resume is None else options.resume / "config.yaml"
+    return file
 
 
 def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -49,7 +54,7 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    load_config(options.config, parse_overrides(rest))  # refused here rather than on the cluster
+    load_config(_settings_file(options), parse_overrides(rest))  # refused here rather than on the cluster
     from dapo_openrlhf.cli.submit import submit
 
     return submit(options, rest)

@@ -144,12 +144,12 @@ def test_trace_of_no_run_says_so(folder: Path) -> None:
 
 def test_a_job_runs_the_same_command() -> None:
     settings = ["--run.name", "two words", "async.max_staleness=2"]
-    uploaded = entrypoint(Path("configs/a.yaml"), settings, uploaded=True)
+    uploaded = entrypoint(["--config", "configs/a.yaml", *settings], uploaded=True)
     assert uploaded == (
         "python -u -m dapo_openrlhf train --config configs/a.yaml --run.name 'two words' async.max_staleness=2"
     )
-    shared = entrypoint(Path("configs/a.yaml"), settings, uploaded=False)
-    assert shared.startswith(f"cd {Path.cwd()} && {sys.executable} -u -m dapo_openrlhf train")
+    shared = entrypoint(["--resume", "runs/a", *settings], uploaded=False)
+    assert shared.startswith(f"cd {Path.cwd()} && {sys.executable} -u -m dapo_openrlhf train --resume runs/a")
 
 
 @pytest.mark.parametrize(("arguments", "words"), [(["--step", "9"], "--step 9"), (["--steps", "4"], "use at least 5")])

@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         sources = command.add_mutually_exclusive_group(required=True)
         sources.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configs/")
-        if name == "train":
+        if name in ("train", "submit"):
             sources.add_argument(
                 "--resume",
                 type=Path,

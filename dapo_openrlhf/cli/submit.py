@@ -13,7 +13,8 @@ def submit(options: argparse.Namespace, settings: Sequence[str]) -> int:
     """Submit ``train`` with the same configuration and settings; follow its log; 0 if the job succeeded."""
     from dapo_openrlhf.backend.jobs import Job
 
-    command = entrypoint(options.config, settings, uploaded=options.working_dir is not None)
+    source = ["--config", str(options.config)] if options.resume is None else ["--resume", str(options.resume)]
+    command = entrypoint([*source, *settings], uploaded=options.working_dir is not None)
     job = Job(options.address, command, working_dir=options.working_dir)
     print(f"job {job.id} accepted by {options.address}; to stop it: ray job stop --address {options.address} {job.id}")
     if options.no_wait:
@@ -24,12 +25,12 @@ def submit(options: argparse.Namespace, settings: Sequence[str]) -> int:
     return 0 if succeeded else 1
 
 
-def entrypoint(config: Path, settings: Sequence[str], *, uploaded: bool) -> str:
+def entrypoint(arguments: Sequence[str], *, uploaded: bool) -> str:
     """The shell command the cluster runs: ``train`` with the same arguments.
 
     With an uploaded working directory it runs there with the cluster's own Python; without one in the path of the
     current folder, which every node must see, with this Python.
     """
     python = "python" if uploaded else sys.executable
-    command = shlex.join([python, "-u", "-m", "dapo_openrlhf", "train", "--config", str(config), *settings])
+    command = shlex.join([python, "-u", "-m", "dapo_openrlhf", "train", *arguments])
     return command if uploaded else f"cd {shlex.quote(str(Path.cwd()))} && {command}"
