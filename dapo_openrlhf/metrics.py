@@ -63,7 +63,9 @@ METRICS = {
     "tokens_per_second/kept": "response tokens of kept groups per second",
     "tokens_per_second/trained": "response tokens of trained groups per second",
     "tokens_per_second/surplus": "response tokens of kept groups per second that over-sampling made in vain",
-    "tokens_per_device_second/trained": "response tokens of trained groups per second and device",
+    "tokens_per_device_second/generated": "the same per second and device, engines and trainer ranks together",
+    "tokens_per_device_second/kept": "the same per second and device",
+    "tokens_per_device_second/trained": "the same per second and device",
     "queue/in_flight": "groups between dispatch and verdict when the batch was taken",
     "queue/ready": "kept groups left when the batch was taken",
     "queue/training": "slots of batches taken and not live yet when the batch was taken",
@@ -192,7 +194,10 @@ class StepMetrics:
                 f"tokens_per_second/{kind}": self._tokens[kind] / seconds
                 for kind in ("generated", "kept", "trained", "surplus")
             },
-            "tokens_per_device_second/trained": self._tokens["trained"] / seconds / self._devices,
+            **{
+                f"tokens_per_device_second/{kind}": self._tokens[kind] / seconds / self._devices
+                for kind in ("generated", "kept", "trained")
+            },
             **self._values,
         }
         self._since = now

@@ -114,6 +114,8 @@ def test_a_row_in_numbers() -> None:
         "queue/ready": 1,
         "queue/training": 4,
         "queue/free": 0,
+        "tokens_per_device_second/generated": 60.0,
+        "tokens_per_device_second/kept": 40.0,
         "tokens_per_device_second/trained": 40.0,
         "idle_share/engines": pytest.approx(1 - 17 / 20),  # 6 + 1 and 7 + 3 busy seconds of 10 each
         "idle_share/trainer": pytest.approx(1 - 2 / 4),
