@@ -40,7 +40,7 @@ class OverSampling:
     """How many groups to have in flight for each one that is to be kept.
 
     A fixed ``factor`` >= 1, or with None the inverse of the pass rate of the last ``window`` judged groups, a little
-    less to be on the safe side, from 1 to ``MOST_OVER_SAMPLING``; 1 until so many have been judged.
+    less to be on the safe side, from 1 to ``MOST_OVER_SAMPLING``; 1 until a quarter of a window has been judged.
     """
 
     def __init__(self, *, factor: float | None, window: int) -> None:
@@ -59,6 +59,6 @@ class OverSampling:
         """At least 1."""
         if self._fixed is not None:
             return self._fixed
-        if len(self._kept) < self._window:
+        if len(self._kept) < max(1, self._window // 4):
             return 1.0
-        return min(max(1.0, CAUTION * self._window / max(1, sum(self._kept))), MOST_OVER_SAMPLING)
+        return min(max(1.0, CAUTION * len(self._kept) / max(1, sum(self._kept))), MOST_OVER_SAMPLING)

@@ -29,8 +29,9 @@ from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.staleness import StalenessPolicy
 from dapo_openrlhf.types import Prompt
 
-OVER_SAMPLING_WINDOW = 2
-"""Batches' worth of judged groups that the pass rate is measured over."""
+OVER_SAMPLING_WINDOW = 8
+"""Batches' worth of judged groups that the pass rate is measured over. With 2 it swings so much that a fifth of what the
+engines generate is surplus."""
 
 
 def train(
