@@ -44,7 +44,7 @@ def bench(options: argparse.Namespace) -> int:
 
     preset = PRESETS[options.preset]
     keys = tuple(options.arms.split(",")) if options.arms else preset.arms
-    settings = StockSettings(steps=options.steps or preset.steps, max_epochs=preset.max_epochs)
+    settings = StockSettings(steps=options.steps or preset.steps, max_epochs=options.max_epochs or preset.max_epochs)
     if settings.steps < WARM_UP_STEPS + 2:
         raise ConfigError(f"--steps: {settings.steps} leaves nothing to count; use at least {WARM_UP_STEPS + 2}")
     if options.repeats is not None and options.repeats < 1:

@@ -119,6 +119,7 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
         "--arms", metavar="A,B,...", help="k0, k1, k2, ..., stock-sync, stock-async, stock-async-partial"
     )
     command.add_argument("--steps", type=int, metavar="N", help="rollout steps of each run, three of them warm-up")
+    command.add_argument("--max-epochs", type=int, metavar="N", help="passes over each batch: more lengthen training")
     command.add_argument("--repeats", type=int, metavar="N", help="runs of each arm, interleaved")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     command.add_argument("--picture", type=Path, metavar="FILE", default=Path("bench.png"))
