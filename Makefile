@@ -8,10 +8,10 @@ BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart test test-fast check format clean
+.PHONY: help setup setup-dev quickstart ablation-small test test-fast check format clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 setup: ## make .venv with all packages, or bring it up to date
 	@$(SETUP)
@@ -23,6 +23,11 @@ quickstart: setup ## train a tiny model with the whole stack on this machine; AR
 	@$(BIN)/python scripts/build_quickstart_model.py --output .cache/quickstart/model
 	@$(BIN)/python data/quickstart_prompts.py --output .cache/quickstart/prompts
 	$(BIN)/dapo-openrlhf train --config configs/quickstart_cpu.yaml $(ARGS)
+
+ablation-small: setup ## the paper's Table 1 on a small model: 18 runs, then table and figures; goes on where it stopped
+	@$(BIN)/python scripts/build_ablation_model.py --output .cache/ablation/model --threads 2
+	@$(BIN)/python data/ablation_prompts.py --output .cache/ablation/prompts
+	$(BIN)/python scripts/ablation.py --config configs/ablation_cpu.yaml $(ARGS)
 
 test: setup-dev ## run every test; ARGS="..." is passed to pytest
 	$(BIN)/python -m pytest $(ARGS)

@@ -95,10 +95,11 @@ def stream_problems(
             yield problem
 
 
-def take_problems(count: int, *, held_out: bool, seed: int) -> list[Problem]:
+def take_problems(count: int, *, held_out: bool, seed: int, min_terms: int = 4, max_terms: int = 6) -> list[Problem]:
     """The first `count` >= 0 distinct problems of one half of the task."""
     problems: dict[Problem, None] = {}
-    for problem in itertools.islice(stream_problems(held_out=held_out, seed=seed), SEARCH_LIMIT):
+    stream = stream_problems(held_out=held_out, seed=seed, min_terms=min_terms, max_terms=max_terms)
+    for problem in itertools.islice(stream, SEARCH_LIMIT):
         if len(problems) == count:
             return list(problems)
         problems[problem] = None

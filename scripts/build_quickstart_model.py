@@ -43,8 +43,8 @@ if TYPE_CHECKING:  # the heavy packages are imported where they are used, after 
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 PAD, EOS, UNKNOWN, ANSWER = "<pad>", "<eos>", "<unk>", "Answer: "
-VOCABULARY = [PAD, EOS, UNKNOWN, ANSWER, *"\n +-=0123456789"]
-"""All tokens, in the order of their ids; `Answer: ` is one token, everything else is a character."""
+CHARACTERS = "\n +-=0123456789"
+"""Each of them is a token; so is each of a recipe's words."""
 
 IGNORED = -100
 """Label of positions without loss (prompt and padding), as `torch.nn.functional.cross_entropy` has it."""
@@ -66,12 +66,19 @@ class Recipe:
     """Longest prompt plus response, in tokens."""
     steps: int = 800
     """Optimizer steps of the warm-up."""
+    min_terms: int = 4
+    max_terms: int = 6
+    """Fewest and most terms of the warm-up's problems."""
+    heldout_min_terms: int = 4
+    """Fewest terms of the held-out problems; they have as many as the warm-up's at most."""
+    recheck_word: str = ""
+    """A token that opens the second working of `recheck`, such as `Check: `; empty for none."""
     direct_from: int = 550
     """Step from which on direct answers are part of the text: working is learnt well, guessing only a little."""
     batch_size: int = 32
     """Problems per step."""
     max_text: int = 48
-    """Prompts with responses are cut here, in tokens; of the four styles only `recheck` is ever longer."""
+    """Prompts with responses are cut here, in tokens; of the four styles only `recheck` should be longer."""
     learning_rate: float = 4e-3
     """Peak; it rises over `rise_steps`, stays, and falls linearly to zero over the second half."""
     rise_steps: int = 20
@@ -88,6 +95,12 @@ class Recipe:
     """Sampled held-out accuracy (temperature 1) below which the build fails, and above which:"""
     highest_accuracy: float = 0.60
 
+    @property
+    def vocabulary(self) -> list[str]:
+        """All tokens, in the order of their ids; `Answer: ` is one token."""
+        words = [ANSWER, self.recheck_word] if self.recheck_word else [ANSWER]
+        return [PAD, EOS, UNKNOWN, *words, *CHARACTERS]
+
 
 # The text of the warm-up
 
@@ -98,13 +111,14 @@ def write_chain(problem: Problem) -> str:
     return str(problem.terms[0]) + "".join(f"{term:+d}={total}" for term, total in steps)
 
 
-def write_working(problem: Problem, style: str) -> str:
+def write_working(problem: Problem, style: str, recheck_word: str) -> str:
     """What comes before the answer in one of the four styles; empty, or complete lines."""
     if style == "direct":
         return ""
     if style == "totals":
         return " ".join(map(str, problem.totals[1:])) + "\n"
-    return (write_chain(problem) + "\n") * (2 if style == "recheck" else 1)
+    chain = write_chain(problem) + "\n"
+    return chain + recheck_word + chain if style == "recheck" else chain
 
 
 def style_shares(recipe: Recipe, step: int) -> dict[str, float]:
@@ -117,10 +131,10 @@ def style_shares(recipe: Recipe, step: int) -> dict[str, float]:
     }
 
 
-def write_response(problem: Problem, shares: dict[str, float], rng: random.Random) -> str:
+def write_response(problem: Problem, shares: dict[str, float], rng: random.Random, recheck_word: str = "") -> str:
     """A correct response in a random style, without the end token."""
     (style,) = rng.choices(list(shares), list(shares.values()))
-    return f"{write_working(problem, style)}{ANSWER}{problem.label}"
+    return f"{write_working(problem, style, recheck_word)}{ANSWER}{problem.label}"
 
 
 def is_correct(response: str, label: str) -> bool:
@@ -131,14 +145,15 @@ def is_correct(response: str, label: str) -> bool:
 # Tokenizer and model
 
 
-def build_tokenizer(max_positions: int) -> "PreTrainedTokenizerFast":
-    """A tokenizer of characters and one word; it adds nothing of its own to a text."""
+def build_tokenizer(vocabulary: list[str], max_positions: int) -> "PreTrainedTokenizerFast":
+    """A tokenizer of characters and a word or two, which end in a blank; it adds nothing of its own to a text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{re.escape(ANSWER.strip())} |[\s\S]"), "isolated")
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    words = "|".join(f"{re.escape(token.strip())} " for token in vocabulary if token.strip() and token.endswith(" "))
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{words}|[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -187,12 +202,13 @@ def stream_batches(
     from torch.nn.utils.rnn import pad_sequence
 
     rng = random.Random(recipe.seed)
-    problems = stream_problems(held_out=False, seed=recipe.seed)
+    problems = stream_problems(held_out=False, seed=recipe.seed, min_terms=recipe.min_terms, max_terms=recipe.max_terms)
     for step in itertools.count(1):
         shares = style_shares(recipe, step)
         batch = list(itertools.islice(problems, recipe.batch_size))
         prompts = tokenizer([problem.prompt for problem in batch])["input_ids"]
-        responses = tokenizer([write_response(problem, shares, rng) + EOS for problem in batch])["input_ids"]
+        texts = [write_response(problem, shares, rng, recipe.recheck_word) + EOS for problem in batch]
+        responses = tokenizer(texts)["input_ids"]
         pairs = list(zip(prompts, responses, strict=True))
         inputs = [torch.tensor(prompt + response) for prompt, response in pairs]
         labels = [torch.tensor([IGNORED] * len(prompt) + response) for prompt, response in pairs]
@@ -326,11 +342,17 @@ def build(recipe: Recipe, folder: Path) -> dict[str, object]:
 
     started = time.monotonic()
     torch.manual_seed(recipe.seed)
-    tokenizer = build_tokenizer(recipe.max_positions)
+    tokenizer = build_tokenizer(recipe.vocabulary, recipe.max_positions)
     model = build_model(recipe, tokenizer)
     print(f"model of {model.num_parameters():,} parameters", flush=True)
     warm_up(model.train(), tokenizer, recipe)
-    problems = take_problems(recipe.heldout, held_out=True, seed=recipe.seed)
+    problems = take_problems(
+        recipe.heldout,
+        held_out=True,
+        seed=recipe.seed,
+        min_terms=recipe.heldout_min_terms,
+        max_terms=recipe.max_terms,
+    )
     limit = recipe.max_response
     sampled, length = measure_accuracy(model.eval(), tokenizer, problems, sampled=True, max_response=limit)
     greedy, _ = measure_accuracy(model, tokenizer, problems, sampled=False, max_response=limit)
@@ -370,22 +392,21 @@ def build_and_install(recipe: Recipe, output: Path) -> dict[str, object]:
     return manifest
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Build the quickstart's base model and its tokenizer.")
+def parse_arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, required=True, help="folder of the model; replaced when outdated")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, warm-up text and evaluation")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    recipe = Recipe(seed=arguments.seed)
+def build_once(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Build unless the folder holds this very build already, and say what is there."""
     output = arguments.output.resolve()
     manifest = read_manifest(output)
     if not describe_build(recipe).items() <= manifest.items():
         if not manifest and output.exists() and any(output.iterdir()):
-            sys.exit(f"{output} holds something else than a quickstart model: it stays as it is")
+            sys.exit(f"{output} holds something else than a model built here: it stays as it is")
         import torch
 
         torch.set_num_threads(arguments.threads)
@@ -394,6 +415,11 @@ def main() -> None:
         f"{output}: held-out accuracy {manifest['sampled_accuracy']:.1%} sampled, "
         f"{manifest['greedy_accuracy']:.1%} greedy; {manifest['mean_response_tokens']:.1f} tokens a response"
     )
+
+
+def main() -> None:
+    arguments = parse_arguments("Build the quickstart's base model and its tokenizer.")
+    build_once(Recipe(seed=arguments.seed), arguments)
 
 
 if __name__ == "__main__":

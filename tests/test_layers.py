@@ -9,6 +9,7 @@
 | 3     | ``backend`` (and only it: Ray..) | anything but ``report`` and ``cli``                            |
 | 4     | ``report``                       | layers 0 to 2, ``report``, matplotlib, tensorboard             |
 | 4     | ``prepare``                      | layers 0 to 2, ``prepare``, and what its sources come through  |
+| 4     | ``ablation``                     | layers 0 to 2, ``report``, ``ablation``, matplotlib            |
 | 4     | ``bench``                        | anything but ``cli``: it runs stock OpenRLHF too               |
 | 5     | ``cli``, ``__main__``            | anything but what only the backend may import                  |
 """
@@ -42,6 +43,7 @@ LAYERS = {
     "backend": {"backend"},
     "report": {"report"},
     "prepare": {"prepare"},
+    "ablation": {"ablation"},
     "bench": {"bench"},
     "cli": {"cli", "__main__"},
 }  # fmt: skip
@@ -55,6 +57,7 @@ BELOW = {
     "backend": {"0", "1", "2", "judge", "backend"},
     "report": {"0", "1", "2", "report"},
     "prepare": {"0", "1", "2", "prepare"},
+    "ablation": {"0", "1", "2", "report", "ablation"},
     "bench": {"0", "1", "2", "backend", "report", "bench"},
     "cli": set(LAYERS),
 }
@@ -68,6 +71,7 @@ OUTSIDE = {
     "prompts": {"pyarrow"},
     "judge.algebra": {"latex2sympy2_extended", "math_verify", "sympy"},
     "report": {"matplotlib", "tensorboard"},
+    "ablation.figures": {"matplotlib"},
     "prepare.sources": {"datasets", "reasoning_gym"},
     "prepare.tokenizer": {"transformers"},
 }

@@ -61,7 +61,7 @@ def draw_run(
     window = smoothing_window(len(rows))
     panels = figure.subplots(2, 3, sharex=True)
     for axes in panels.flat:
-        _style(axes)
+        style_axes(axes)
     (reward, accuracy, entropy), (length, probability, age) = panels
     _draw(reward, "Reward", "mean per response", _curve(rows, "reward", BLUE), window)
     _draw_accuracy(accuracy, rows, evaluations, window)
@@ -74,8 +74,13 @@ def draw_run(
     for axes in panels[1]:
         axes.set_xlabel("rollout step", color=GREY)
     _caption(figure, title, len(rows), window)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG file, which appears in one piece."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(unfinished, format="png", dpi=DOTS_PER_INCH)
+    figure.savefig(unfinished, format="png")
     unfinished.replace(path)
 
 
@@ -99,7 +104,8 @@ def _curve(rows: Sequence[Mapping[str, float]], name: str, colour: str, *, label
     return Curve(label=label, colour=colour, values=[v if math.isfinite(v) else math.nan for v in values])
 
 
-def _style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
+    """Give a panel this project's looks."""
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -110,14 +116,15 @@ def _style(axes: Axes) -> None:
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")
 
 
-def _head(axes: Axes, title: str, unit: str) -> None:
+def head_axes(axes: Axes, title: str, unit: str) -> None:
+    """Title and unit of a panel."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=8)
     axes.set_ylabel(unit, color=GREY, fontsize=9.5)
 
 
 def _draw(axes: Axes, title: str, unit: str, curve: Curve, window: int) -> None:
     """A panel with one curve."""
-    _head(axes, title, unit)
+    head_axes(axes, title, unit)
     _draw_curve(axes, curve, window)
     if not curve.recorded:
         _not_recorded(axes)
@@ -145,7 +152,7 @@ def _draw_accuracy(
 ) -> None:
     train = _curve(rows, "accuracy", BLUE, label="training", unit=PERCENT)
     points = sorted((step, PERCENT * value) for step, value in evaluations if math.isfinite(value))
-    _head(axes, "Accuracy", "% right")
+    head_axes(axes, "Accuracy", "% right")
     _draw_curve(axes, train, window)
     if points:
         steps, values = zip(*points, strict=True)
@@ -184,7 +191,7 @@ def _draw_age(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> N
     """Mean and maximum; the maximum is drawn as it is, for an average of maxima bounds nothing."""
     mean = _curve(rows, "policy_age/mean", BLUE, label="mean")
     oldest = _curve(rows, "policy_age/max", GREEN, label="oldest group")
-    _head(axes, "Policy age", "versions behind the trainer")
+    head_axes(axes, "Policy age", "versions behind the trainer")
     _draw_curve(axes, mean, window)
     if oldest.recorded:
         steps = range(1, len(rows) + 1)

@@ -1,0 +1,49 @@
+"""Everything a ladder leaves in its folder: table, figures, samples."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dapo_openrlhf.ablation.results import read_ladder
+from dapo_openrlhf.ablation.table import table_numbers, table_text
+from dapo_openrlhf.ablation.trials import Trial
+from dapo_openrlhf.report.reflection import PhraseCounter, read_kept_responses, samples_text
+
+
+def write_report(trials: Sequence[Trial], folder: Path, *, counter: PhraseCounter) -> str | None:
+    """Write ``table.md``, ``table.json``, ``samples.md`` and the figures from what is finished; returns the table.
+
+    None, and nothing written, if no trial is finished.
+    """
+    from dapo_openrlhf.ablation.figures import draw_figures
+
+    results = read_ladder(trials)
+    if not results:
+        return None
+    table = table_text(results)
+    _write(folder / "table.md", table)
+    _write(folder / "table.json", json.dumps(table_numbers(results), indent=2, allow_nan=False) + "\n")
+    _write(folder / "samples.md", _samples(trials, counter))
+    draw_figures(results, folder)
+    return table
+
+
+def _samples(trials: Sequence[Trial], counter: PhraseCounter) -> str:
+    """Of the first finished seed of every rung."""
+    sections = ["# Sample responses, and reflective phrases among all responses of each evaluation\n"]
+    shown = set()
+    for trial in trials:
+        if trial.finished and trial.rung not in shown:
+            shown.add(trial.rung)
+            title = f"{trial.rung.title} (seed {trial.seed})"
+            sections.append(samples_text(title, read_kept_responses(trial.run.path / "eval"), counter))
+    return "\n".join(sections)
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

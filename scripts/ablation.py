@@ -1,0 +1,80 @@
+"""Run the paper's ladder (Table 1): naive GRPO, and on each rung one technique more; then print the table.
+
+    python scripts/ablation.py --config configs/ablation_cpu.yaml [--seeds 1 2 3] [--rungs NAME ...] [--steps N]
+
+The configuration is the last rung, with every technique on, of any size. One `dapo-openrlhf train` for each rung and
+seed, one after the other; what is finished is not run again, what has a checkpoint (ckpt.save_steps) goes on from it.
+Further `--section.key VALUE` go to all of them. The folder then holds the runs, `table.md`, `table.json`, the figures,
+and `samples.md` with responses over training and the reflective phrases in them.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dapo_openrlhf.ablation.ladder import RUNGS, choose_rungs
+from dapo_openrlhf.ablation.report import write_report
+from dapo_openrlhf.ablation.trials import plan_trials, run_trials
+from dapo_openrlhf.config import ConfigError, parse_overrides
+from dapo_openrlhf.report.reflection import PHRASES, PhraseCounter
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the last rung")
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), metavar="DIR", help="runs/ablation")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="default: 1 2 3")
+    parser.add_argument(
+        "--rungs", nargs="+", default=[], metavar="NAME", help="default: " + " ".join(rung.name for rung in RUNGS)
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="rollout steps of each run; default: the configuration's"
+    )
+    parser.add_argument("--phrases", nargs="+", default=PHRASES, metavar="TEXT", help="what counts as reflective")
+    parser.add_argument("--report-only", action="store_true", help="write the report of what is finished, run nothing")
+    return parser.parse_known_args()
+
+
+def start(arguments: Sequence[str], log: Path) -> int:
+    """`dapo-openrlhf` of this checkout."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with log.open("a", encoding="utf-8") as file:
+        return subprocess.run(
+            [sys.executable, "-m", "dapo_openrlhf", *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+
+
+def main() -> int:
+    options, rest = parse_arguments()
+    try:
+        overrides = parse_overrides(rest)
+        trials = plan_trials(
+            rungs=choose_rungs(options.rungs),
+            seeds=options.seeds,
+            config_file=options.config,
+            output=options.output,
+            overrides=overrides if options.steps is None else {**overrides, "train.max_steps": options.steps},
+        )
+        counter = PhraseCounter(options.phrases)
+    except (ConfigError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    failed = [] if options.report_only else run_trials(trials, start=start, say=lambda text: print(text, flush=True))
+    table = write_report(trials, options.output, counter=counter)
+    print(f"\n{table}\n{options.output}: table, figures, samples" if table else "no trial is finished")
+    return 1 if failed or table is None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
