@@ -18,9 +18,10 @@ from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteTrainer
 from dapo_openrlhf.backend.workers import Workers, start_workers
+from dapo_openrlhf.bench.agreement import batch_of_one
 from dapo_openrlhf.config import Config, build_config
 from dapo_openrlhf.ports import Sampling
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
 
 pytestmark = pytest.mark.real
 
@@ -52,27 +53,6 @@ def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int) -> Confi
         },
         source="test",
     )
-
-
-def _batch(generation: Generation, step: int) -> TrainBatch:
-    """A batch of one group in which every other response is right."""
-    rollouts = tuple(
-        Rollout(
-            length=length, truncated=False, cut=False, correct=index % 2 == 0, reward=1.0 if index % 2 == 0 else -1.0
-        )
-        for index, length in enumerate(generation.lengths)
-    )
-    group = RolloutGroup(
-        id=step,
-        prompt=PROMPT,
-        prompt_length=generation.prompt_length,
-        rollouts=rollouts,
-        oldest_version=generation.oldest_version,
-        newest_version=generation.newest_version,
-        engine=0,
-        tokens=generation.tokens,
-    )
-    return TrainBatch(step=step, version=PolicyVersion(step), groups=(group,))
 
 
 async def _largest_difference(workers: Workers, generation: Generation) -> float:
@@ -112,7 +92,7 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
     moved = 0.0
     for step in range(2):
         assert generation.oldest_version == generation.newest_version == step
-        await trainer.train(_batch(generation, step))
+        await trainer.train(batch_of_one(PROMPT, generation, step=step))
         moved = await _largest_difference(workers, generation)
         await publisher.deliver(await publisher.send(PolicyVersion(step + 1)))
         generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)

@@ -82,7 +82,6 @@ class EngineLoop:
         self._version = version
         self._spans: list[Span] = []
         self._busy_since: float | None = None
-        self._running = True
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._started: Future[None] = Future()
 
@@ -135,14 +134,6 @@ class EngineLoop:
         self._commands.put(answer if self._weights_in_flight else lambda: self._loads.append(answer))
         return future
 
-    def stop(self) -> None:
-        """End the thread after the running step."""
-        self._commands.put(self._stop)
-        self._thread.join(timeout=30)
-
-    def _stop(self) -> None:
-        self._running = False
-
     # ------------------------------------------------------------------ on the engine's thread from here on
 
     def _run(self) -> None:
@@ -155,7 +146,7 @@ class EngineLoop:
             self._started.set_exception(error)
             return
         try:
-            while self._running:
+            while True:
                 self._obey(block=not self._groups)
                 if self._groups:
                     if self._busy_since is None:

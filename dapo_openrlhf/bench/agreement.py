@@ -90,7 +90,7 @@ async def _measure(config: Config, device: Device, prompts: list[Prompt]) -> Agr
     totals, sends, size = [], [], 0
     in_flight: list[asyncio.Task[Generation]] = []
     for version in range(1, PUBLICATIONS + 1):
-        await trainer.train(_batch(prompts[0], generation, step=version - 1))
+        await trainer.train(batch_of_one(prompts[0], generation, step=version - 1))
         if version == PUBLICATIONS:
             unpublished = await _difference(workers, generation)
         in_flight += [
@@ -119,7 +119,7 @@ async def _measure(config: Config, device: Device, prompts: list[Prompt]) -> Agr
     )
 
 
-def _batch(prompt: Prompt, generation: Generation, *, step: int) -> TrainBatch:
+def batch_of_one(prompt: Prompt, generation: Generation, *, step: int) -> TrainBatch:
     """A batch of one group in which every other response is right."""
     rollouts = tuple(
         Rollout(
