@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.real
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_whole_parameters_of_two_ranks(stage: int) -> None:
+def test_whole_parameters_of_two_ranks(stage: int, tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model", tied=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -21,7 +23,10 @@ def test_whole_parameters_of_two_ranks(stage: int) -> None:
     command = [sys.executable, str(script)]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(stage), str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, str(rank), str(stage), str(port), str(model)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
     ]

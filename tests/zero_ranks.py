@@ -1,4 +1,4 @@
-"""One rank of two: ``python zero_ranks.py RANK STAGE PORT`` checks ``whole_parameters`` on a small model."""
+"""One rank of two: ``python zero_ranks.py RANK STAGE PORT MODEL`` checks ``whole_parameters`` of a model in that folder."""
 
 from __future__ import annotations
 
@@ -6,32 +6,50 @@ import os
 import sys
 
 
-def main(rank: str, stage: str, port: str) -> None:
-    """Raise unless whole parameters come in order, for any bucket, and stay while they are held."""
+LOADS = 3
+GATHERINGS = 20
+"""Of all parameters at once: one that is read before it has arrived does not show every time."""
+
+
+def main(rank: str, stage: str, port: str, folder: str) -> None:
+    """Raise unless whole parameters are those of the file, in order, for any bucket, and stay while they are held."""
     os.environ.update(
         RANK=rank, WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, DS_ACCELERATOR="cpu"
     )
-    import deepspeed
+    from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
+    from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
+    from dapo_openrlhf.backend.openrlhf_bases import import_openrlhf_lightly
+
+    stand_in_for_cuda()
+    import_openrlhf_lightly()
     import torch
+    from openrlhf.models import Actor
+    from safetensors.torch import load_file
 
+    from dapo_openrlhf.backend.models import Models
     from dapo_openrlhf.backend.parameters import whole_numel, whole_parameters, whole_shape
+    from dapo_openrlhf.backend.strategy import Strategy
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 5, bias=False), torch.nn.Linear(5, 3))
-    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
-    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": int(stage)}, "optimizer": optimizer}
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
-    assert [whole_shape(p) for p in engine.module.parameters()] == [tuple(t.shape) for t in expected.values()]
-    assert [whole_numel(p) for p in engine.module.parameters()] == [t.numel() for t in expected.values()]
-    for bucket_bytes in (1 << 20, 600, 1):
-        held = list(whole_parameters(engine.module, bucket_bytes=bucket_bytes))
-        assert [name for name, _ in held] == list(expected)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in held)
-    partitioned = any(hasattr(parameter, "ds_id") for parameter in engine.module.parameters())
-    assert partitioned == (stage == "3"), "gathering leaves parameters as they were"
+    settings = {"ds.zero_stage": int(stage), "ds.param_dtype": "fp32", "ds.attn_implementation": "sdpa"}
+    args = openrlhf_namespace(settings | {"train.batch_size": 2, "actor.gradient_checkpointing_enable": False})
+    strategy = Strategy(args, device=Device(kind="cpu", threads=1))
+    strategy.setup_distributed()
+    expected = load_file(os.path.join(folder, "model.safetensors"))
+    for _ in range(LOADS):
+        optimizer = {"optim": "adam", "adam": vars(args.actor.adam), "lr_scheduler": "constant", "lr_warmup_ratio": 0.0}
+        model = Actor(Models(strategy, device=torch.device("cpu")).language_model(folder))
+        actor, *_ = strategy.prepare((model, optimizer | {"max_norm": 1.0, "scheduler_steps": 1}))
+        module = actor.model.module
+        names = [name for name, _ in module.named_parameters()]
+        assert set(names) == set(expected)
+        assert [whole_shape(p) for p in module.parameters()] == [tuple(expected[name].shape) for name in names]
+        assert [whole_numel(p) for p in module.parameters()] == [expected[name].numel() for name in names]
+        for bucket_bytes in (*[1 << 30] * GATHERINGS, 5000, 1):
+            held = list(whole_parameters(module, bucket_bytes=bucket_bytes))
+            assert [name for name, _ in held] == names
+            assert [name for name, tensor in held if not torch.equal(tensor, expected[name])] == []
+        partitioned = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+        assert partitioned == (stage == "3"), "gathering leaves parameters as they were"
 
 
 if __name__ == "__main__":

@@ -44,8 +44,7 @@ class Models:
     def critic(self, path: str) -> Any:
         """OpenRLHF's critic that computes :func:`values.token_values`; a value head that ``path`` lacks is new.
 
-        The class is OpenRLHF's; its loader is not used, because it knows no float32 and partitions while loading
-        on a CPU too (see :meth:`_partitioned_loading`).
+        The class is OpenRLHF's; its loader is not used, because it knows no float32.
         """
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
         config.normalize_reward = False
@@ -84,11 +83,9 @@ class Models:
     def _partitioned_loading(self) -> Iterator[None]:
         """Load a ZeRO-3 model already partitioned, as transformers does while such a configuration is alive.
 
-        For models that a rank cannot hold whole. Not on a CPU: with gloo one parameter in some loads keeps what memory
-        held before (transformers 5.15, DeepSpeed 0.19.6), and DeepSpeed partitions a model that was loaded whole as
-        well.
+        For models that a rank cannot hold whole.
         """
-        if self._strategy.stage != 3 or self._device.type != "cuda":
+        if self._strategy.stage != 3:
             yield
             return
         from transformers.integrations.deepspeed import HfDeepSpeedConfig

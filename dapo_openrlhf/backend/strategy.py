@@ -54,10 +54,24 @@ class Strategy(DeepspeedStrategy):
 
         On CUDA torch's is fused as well. With the optimizer's states in host memory only DeepSpeed's will do.
         """
-        config = super().get_ds_train_config(optim_dict, max_norm=max_norm)
+        config = self._on_device(super().get_ds_train_config(optim_dict, max_norm=max_norm))
         if self._device.kind == "cpu":
             config["zero_optimization"]["offload_optimizer"] = {"device": "none"}
         if optim_dict is not None and not self.adam_offload:
             fused = {"fused": True} if self._device.kind == "cuda" else {}
             config["optimizer"]["params"] |= {"torch_adam": True, **fused}
+        return config
+
+    def get_ds_eval_config(self, offload: bool = False) -> Any:
+        """OpenRLHF's configuration for a model that is not trained."""
+        return self._on_device(super().get_ds_eval_config(offload=offload))
+
+    def _on_device(self, config: Any) -> Any:
+        """Gather ZeRO-3 parameters one by one on a CPU.
+
+        Of several at once DeepSpeed (0.19.6) waits for the last one only. NCCL ends them in order; gloo does not, and
+        parameters would be read that have not arrived.
+        """
+        if self._device.kind == "cpu":
+            config["zero_optimization"]["stage3_allgather_sequential"] = True
         return config
