@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-
 LOADS = 3
 GATHERINGS = 20
 """Of all parameters at once: one that is read before it has arrived does not show every time."""
