@@ -25,31 +25,40 @@ MOST_PADDING = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Sequences of like length."""
+    """Neighbouring sequences of like length."""
 
-    index: Tensor
-    """[b, L] positions in the packed tokens; beyond a sequence's end its last one."""
-    valid: Tensor
-    """[b, L] bool, false beyond a sequence's end."""
+    tokens: int
+    """Of all its sequences."""
+    longest: int
+    """L"""
+    index: Tensor | None
+    """[b, L] positions among the bucket's tokens, beyond a sequence's end its last one; None without padding."""
+    valid: Tensor | None
+    """[b, L] bool, false beyond a sequence's end; None without padding."""
 
 
 def make_buckets(lengths: Sequence[int], *, device: torch.device) -> list[Bucket]:
     """Cut packed sequences, given longest first, into runs of like length."""
     if list(lengths) != sorted(lengths, reverse=True):
         raise ValueError("packed sequences must come longest first")
-    buckets, first, start = [], 0, 0
+    buckets, first = [], 0
     while first < len(lengths):
         last = first
         while last < len(lengths) and lengths[last] >= (1 - MOST_PADDING) * lengths[first]:
             last += 1
-        counts = torch.tensor(lengths[first:last])
-        starts = start + counts.cumsum(0) - counts
-        offsets = torch.arange(lengths[first])
-        index = starts[:, None] + torch.minimum(offsets, counts[:, None] - 1)
-        buckets.append(Bucket(index.to(device), (offsets < counts[:, None]).to(device)))
-        start += int(counts.sum())
+        buckets.append(_bucket(lengths[first:last], device))
         first = last
     return buckets
+
+
+def _bucket(lengths: Sequence[int], device: torch.device) -> Bucket:
+    tokens, longest = sum(lengths), lengths[0]
+    if lengths[-1] == longest:
+        return Bucket(tokens, longest, None, None)
+    counts, offsets = torch.tensor(lengths), torch.arange(longest)
+    starts = counts.cumsum(0) - counts
+    index = starts[:, None] + torch.minimum(offsets, counts[:, None] - 1)
+    return Bucket(tokens, longest, index.to(device), (offsets < counts[:, None]).to(device))
 
 
 def packed_sdpa(
@@ -59,15 +68,26 @@ def packed_sdpa(
 
     ``settings`` holds ``scaling`` and ``buckets``, which the trainer passes through the model's forward.
     """
+    buckets: Sequence[Bucket] = settings["buckets"]
+    sizes = [bucket.tokens for bucket in buckets]
     repeats = query.shape[1] // key.shape[1]
     outputs = []
-    for bucket in settings["buckets"]:
-        q, k, v = (tensor[0][:, bucket.index].transpose(0, 1) for tensor in (query, key, value))
+    for bucket, *packed in zip(
+        buckets, *(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True
+    ):
+        q, k, v = (_side_by_side(tensor, bucket) for tensor in packed)
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=settings["scaling"])
-        outputs.append(attended.transpose(1, 2)[bucket.valid])
+        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=settings["scaling"]).transpose(1, 2)
+        outputs.append(attended.flatten(0, 1) if bucket.valid is None else attended[bucket.valid])
     return torch.cat(outputs)[None], None
+
+
+def _side_by_side(packed: Tensor, bucket: Bucket) -> Tensor:
+    """[H, tokens, D] as [b, H, L, D]."""
+    if bucket.index is None:
+        return packed.unflatten(1, (-1, bucket.longest)).transpose(0, 1)
+    return packed[:, bucket.index].transpose(0, 1)
 
 
 def register() -> None:

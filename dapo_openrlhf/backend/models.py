@@ -10,7 +10,7 @@ import torch
 from openrlhf.models.model import _get_critic_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from dapo_openrlhf.backend import attention, logprobs, values
+from dapo_openrlhf.backend import attention, logprobs, onednn, values
 from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed
 from dapo_openrlhf.backend.strategy import PARAM_DTYPES, Strategy
 
@@ -58,6 +58,8 @@ class Models:
 
     def _prepared(self, model: Any) -> Any:
         model.config.use_cache = False
+        if self._device.type == "cpu":
+            onednn.install(model)
         if self._strategy.args.actor.gradient_checkpointing_enable:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
