@@ -128,20 +128,20 @@ class AsyncCore:
 
 
 def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> None:
-    from dapo_openrlhf.backend.engine_loop import EngineLoop, _Group
+    from dapo_openrlhf.backend.engine_loop import EngineLoop, _Group, _Response
 
     loop, core = EngineLoop({}, name="engine 0"), AsyncCore()
     loop._core = core  # type: ignore[assignment]
-    group = _Group(prompt_ids=[1], done=Future(), ids=[[]], logprobs=[[]], truncated=[False], cut=[False], unfinished=1)
-    loop._groups["g/0"] = group
+    group = _Group(prompt_ids=[1], done=Future(), unfinished=1)
+    response = loop._responses["g/0"] = _Response(group)
     for _ in range(3):
         loop._step()
-    assert (len(group.ids[0]), len(core.batch_queue)) == (2, 1)
+    assert (len(response.ids), len(core.batch_queue)) == (2, 1)
 
     in_flight = loop.load_weights(1, lambda _: len(core.batch_queue))
     loop._obey(block=False)
     assert in_flight.result()[0] == 0, "weights were replaced under a running step"
-    assert (len(group.ids[0]), group.newest_version) == (3, 0), "its token belongs to the weights before"
+    assert (len(response.ids), group.newest_version) == (3, 0), "its token belongs to the weights before"
     assert core.states == ["PAUSED_ALL", "UNPAUSED"]
 
     loop._step()

@@ -18,10 +18,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.interface import PauseState
@@ -44,13 +45,22 @@ class _Group:
 
     prompt_ids: Sequence[int]
     done: Future[tuple[GenerationReport, GroupTokens]]
-    ids: list[list[int]]
-    logprobs: list[list[float]]
-    truncated: list[bool]
-    cut: list[bool]
     unfinished: int
+    responses: list[_Response] = field(default_factory=list)
     oldest_version: int = -1
     newest_version: int = -1
+
+
+@dataclass(slots=True)
+class _Response:
+    """One of a group's responses while it is generated; a few fields, because every token passes here."""
+
+    group: _Group
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[NDArray[np.float32]] = field(default_factory=list)
+    """[new tokens, 1] of each step, as the core hands them out."""
+    truncated: bool = False
+    cut: bool = False
 
 
 class EngineLoop:
@@ -78,7 +88,7 @@ class EngineLoop:
         self._held_back: list[Callable[[], None]] = []
         self._loads: list[Callable[[], None]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._groups: dict[str, _Group] = {}  # by request id: G entries a group
+        self._responses: dict[str, _Response] = {}  # in the core, by request id
         self._version = version
         self._spans: list[Span] = []
         self._busy_since: float | None = None
@@ -147,12 +157,12 @@ class EngineLoop:
             return
         try:
             while True:
-                self._obey(block=not self._groups)
-                if self._groups:
+                self._obey(block=not self._responses)
+                if self._responses:
                     if self._busy_since is None:
                         self._busy_since = time.time()
                     self._step()
-                if not self._groups:
+                if not self._responses:
                     self._close_span()
                     self._load_when_idle()
         except BaseException:
@@ -199,15 +209,7 @@ class EngineLoop:
             detokenize=False,
         )
         params.update_from_generation_config(self._generation_config, None)
-        group = _Group(
-            prompt_ids=prompt_ids,
-            done=done,
-            ids=[[] for _ in range(sampling.n)],
-            logprobs=[[] for _ in range(sampling.n)],
-            truncated=[False] * sampling.n,
-            cut=[False] * sampling.n,
-            unfinished=sampling.n,
-        )
+        group = _Group(prompt_ids=prompt_ids, done=done, unfinished=sampling.n)
         for index in range(sampling.n):
             request_id = f"{group_id}/{index}"
             self._core.add_request(
@@ -223,21 +225,23 @@ class EngineLoop:
                     data_parallel_rank=None,
                 )
             )
-            self._groups[request_id] = group
+            response = self._responses[request_id] = _Response(group)
+            group.responses.append(response)
 
     def _step(self) -> None:
+        version, responses = self._version, self._responses
         for output in self._core.get_output().outputs:
-            group = self._groups[output.request_id]
-            index = int(output.request_id.rpartition("/")[2])
+            response = responses[output.request_id]
+            group = response.group
             if group.oldest_version < 0:
-                group.oldest_version = self._version
-            group.newest_version = self._version
-            group.ids[index] += output.new_token_ids
+                group.oldest_version = version
+            group.newest_version = version
+            response.ids += output.new_token_ids
             if output.new_logprobs is not None:
-                group.logprobs[index] += output.new_logprobs.logprobs[:, 0].tolist()
+                response.logprobs.append(output.new_logprobs.logprobs)
             if output.finish_reason is not None:
-                group.truncated[index] = output.finish_reason == FinishReason.LENGTH
-                self._finish(output.request_id, group)
+                response.truncated = output.finish_reason == FinishReason.LENGTH
+                self._finish(output.request_id)
 
     def _settle(self) -> None:
         """Let a step that is under way end, and start none.
@@ -255,39 +259,40 @@ class EngineLoop:
         finally:
             core.scheduler.set_pause_state(PauseState.UNPAUSED)
 
-    def _finish(self, request_id: str, group: _Group) -> None:
-        del self._groups[request_id]
+    def _finish(self, request_id: str) -> None:
+        group = self._responses.pop(request_id).group
         group.unfinished -= 1
         if group.unfinished == 0:
-            if all(group.ids):
+            if all(response.ids for response in group.responses):
                 group.done.set_result(_result(group))
             else:
                 group.done.set_exception(CutTooEarly("it was cut before each of its responses had a token"))
 
     def _cut(self, group_id: str) -> None:
-        requests = [request_id for request_id in self._groups if request_id.rpartition("/")[0] == group_id]
+        requests = [request_id for request_id in self._responses if request_id.rpartition("/")[0] == group_id]
         self._core.abort_requests(requests)
         for request_id in requests:
-            group = self._groups[request_id]
-            index = int(request_id.rpartition("/")[2])
-            group.truncated[index] = group.cut[index] = True
-            self._finish(request_id, group)
+            response = self._responses[request_id]
+            response.truncated = response.cut = True
+            self._finish(request_id)
 
 
 def _result(group: _Group) -> tuple[GenerationReport, GroupTokens]:
-    lengths = tuple(len(ids) for ids in group.ids)
+    responses = group.responses
+    lengths = tuple(len(response.ids) for response in responses)
     report = GenerationReport(
         prompt_length=len(group.prompt_ids),
         lengths=lengths,
-        truncated=tuple(group.truncated),
-        cut=tuple(group.cut),
+        truncated=tuple(response.truncated for response in responses),
+        cut=tuple(response.cut for response in responses),
         oldest_version=group.oldest_version,
         newest_version=group.newest_version,
     )
     tokens = GroupTokens(
         prompt_ids=np.asarray(group.prompt_ids, np.int32),
-        response_ids=np.concatenate([np.asarray(ids, np.int32) for ids in group.ids]),
-        rollout_logprobs=np.concatenate([np.asarray(values, np.float32) for values in group.logprobs]),
+        response_ids=np.concatenate([np.asarray(response.ids, np.int32) for response in responses]),
+        # The first of a step's columns is the sampled token's.
+        rollout_logprobs=np.concatenate([np.concatenate(response.logprobs)[:, 0] for response in responses]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
     return report, tokens
