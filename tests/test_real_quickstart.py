@@ -37,6 +37,7 @@ def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = _command("train", f"run.dir={folder}", f"run.name={NAME}", f"train.max_steps={STEPS}")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert "held-out accuracy" in result.stdout
+    assert "error" not in (result.stdout + result.stderr).lower(), "a run that goes well frightens nobody"
     return folder / NAME
 
 

@@ -83,8 +83,8 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def generate(
         self, group_id: str, text: str, sampling: Sampling
-    ) -> tuple[GenerationReport, GroupTokens, list[str]]:
-        """Sample a group. Raises :class:`PromptTooLong`."""
+    ) -> tuple[GenerationReport, GroupTokens, list[str]] | tuple[None, None, None]:
+        """Sample a group; nothing comes of one that is cut too early. Raises :class:`PromptTooLong`."""
         run = asyncio.get_running_loop().run_in_executor
         prompt_ids = await run(self._texts, self._tokenize, text)
         if len(prompt_ids) + sampling.max_new_tokens > self._max_len:
@@ -92,7 +92,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
                 f"prompt of {len(prompt_ids)} tokens and rollout.max_new_tokens {sampling.max_new_tokens} exceed "
                 f"data.max_len {self._max_len}"
             )
-        report, tokens = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
+        made = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
+        if made is None:  # no exception: Ray would report it where nobody waits for the group any more
+            return None, None, None
+        report, tokens = made
         return report, tokens, await run(self._texts, self._decode, tokens)
 
     async def cut(self, group_id: str) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor.abstract import Executor
 
-from dapo_openrlhf.backend.messages import CutTooEarly, GenerationReport, GroupTokens
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.types import Span
 
@@ -38,13 +38,16 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+Made: TypeAlias = "tuple[GenerationReport, GroupTokens] | None"
+"""A group as it left the engine; None if it was cut before each of its responses had a token."""
+
 
 @dataclass(slots=True)
 class _Group:
     """A group while it is generated."""
 
     prompt_ids: Sequence[int]
-    done: Future[tuple[GenerationReport, GroupTokens]]
+    done: Future[Made]
     unfinished: int
     responses: list[_Response] = field(default_factory=list)
     oldest_version: int = -1
@@ -100,20 +103,15 @@ class EngineLoop:
         self._thread.start()
         return self._started
 
-    def generate(
-        self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling
-    ) -> Future[tuple[GenerationReport, GroupTokens]]:
+    def generate(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> Future[Made]:
         """Sample a group; it gets the weights of each step as it goes."""
-        done: Future[tuple[GenerationReport, GroupTokens]] = Future()
+        done: Future[Made] = Future()
         add = functools.partial(self._add, group_id, prompt_ids, sampling, done)
         self._commands.put(lambda: self._held_back.append(add) if self._loads else add())
         return done
 
     def cut(self, group_id: str) -> None:
-        """Stop generating a group: its future gets what there is, unfinished responses marked as truncated and cut.
-
-        Or :class:`CutTooEarly`, when a response has no token yet.
-        """
+        """Stop generating a group: its future gets what there is, unfinished responses marked as truncated and cut."""
         self._commands.put(lambda: self._cut(group_id))
 
     def between_steps(self, command: Callable[[InprocClient], Result]) -> Future[Result]:
@@ -263,10 +261,7 @@ class EngineLoop:
         group = self._responses.pop(request_id).group
         group.unfinished -= 1
         if group.unfinished == 0:
-            if all(response.ids for response in group.responses):
-                group.done.set_result(_result(group))
-            else:
-                group.done.set_exception(CutTooEarly("it was cut before each of its responses had a token"))
+            group.done.set_result(_result(group) if all(response.ids for response in group.responses) else None)
 
     def _cut(self, group_id: str) -> None:
         requests = [request_id for request_id in self._responses if request_id.rpartition("/")[0] == group_id]

@@ -16,10 +16,6 @@ class PromptTooLong(ValueError):
     """The prompt leaves no room for a response."""
 
 
-class CutTooEarly(RuntimeError):
-    """A group was cut while some of its responses had no token yet."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTokens:
     """The tokens of one group, as flat arrays: N is the number of response tokens of all G responses."""

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
-from dapo_openrlhf.backend.messages import CutTooEarly, GenerationReport, PromptTooLong, WeightManifest
+from dapo_openrlhf.backend.messages import GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.batch import plan_batch
 from dapo_openrlhf.ports import ENGINE_DIED, GroupError, Publication, Sampling
@@ -48,7 +48,7 @@ class RemoteEngine:
         """Sample a group; tokens and texts stay in the object store."""
         report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(request, prompt.text, sampling)
         try:
-            report: GenerationReport = await report_ref
+            report: GenerationReport | None = await report_ref
         except asyncio.CancelledError:
             self.cut(request)
             raise
@@ -58,9 +58,9 @@ class RemoteEngine:
             if isinstance(error.cause, PromptTooLong):
                 message = f"prompt {prompt.id}: {error.cause}"
                 raise GroupError("prompt_too_long", message, permanent=True) from error
-            if isinstance(error.cause, CutTooEarly):
-                raise GroupError("cut_too_early", f"prompt {prompt.id}: {error.cause}") from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
+        if report is None:
+            raise GroupError("cut_too_early", f"prompt {prompt.id} was cut before each of its responses had a token")
         return Generation(
             prompt_length=report.prompt_length,
             lengths=report.lengths,
