@@ -59,6 +59,11 @@ class RolloutQueue:
         return len(self._in_flight)
 
     @property
+    def in_flight_ids(self) -> frozenset[int]:
+        """The groups between dispatch and verdict."""
+        return frozenset(self._in_flight)
+
+    @property
     def ready(self) -> int:
         """Kept groups that wait for a batch."""
         return len(self._ready)

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from fakes import FakeEngine, World, build, check_prompts
+from fakes import FakeEngine, FakeGroup, FakeScorer, World, build, check_prompts
 from virtual_time import run_virtual
 
 from dapo_openrlhf.engine_pool import SICK, EngineUnusable
+from dapo_openrlhf.evaluation import EvaluationFailed
 from dapo_openrlhf.events import BatchTaken, EngineLost, EngineReplaced, GroupFailed
+from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.ports import GroupError
 
 
@@ -93,6 +95,46 @@ def test_an_engine_that_dies_again_and_again_ends_the_run_with_the_remedy() -> N
     assert isinstance(error, EngineUnusable)
     assert "engine 1 failed after 1 replacements (vllm.max_restarts): engine 1 died" in str(error)
     assert "--resume" in str(error)
+
+
+@pytest.mark.parametrize("dies", ["with the rollouts", "in the evaluation"])
+def test_an_engine_that_is_lost_at_the_end_is_replaced_for_the_final_evaluation(dies: str) -> None:
+    """The last step ends 0.1 s before it; an answer takes 4 s, a new engine 10 s."""
+
+    async def main() -> tuple[Outcome, World]:
+        loop = asyncio.get_running_loop()
+
+        def step_done(step: int) -> None:
+            if step == 1:
+                loop.call_later(0.0 if dies == "with the rollouts" else 2.0, engine.die)
+
+        engine = FakeEngine(latency=lambda: 4.0)
+        world = build(
+            steps=2, engines=[engine], revive_seconds=lambda: 10.0, problem_count=3, save_steps=5, on_step=step_done
+        )
+        return await world.run(), world
+
+    outcome, world = run_virtual(main())
+    assert len(world.of(EngineReplaced)) == 1
+    assert outcome.accuracy_after == 0.5
+    assert world.trainer.saved[-1] == (2, "model")
+
+
+def test_a_model_is_saved_though_its_evaluation_fails() -> None:
+    worlds: list[World] = []
+
+    async def main() -> None:
+        def fault(group: FakeGroup) -> GroupError | None:
+            last = worlds and worlds[0].trainer.version == 2
+            return GroupError("reward_error", "no") if last and not group.for_training else None
+
+        worlds.append(build(steps=2, problem_count=3, scorer=FakeScorer(fault=fault)))
+        await worlds[0].run()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        run_virtual(main())
+    assert raised.group_contains(EvaluationFailed)
+    assert worlds[0].trainer.saved == [(2, "model")]
 
 
 def test_a_group_that_no_engine_has_yet_can_be_cut_without_harm() -> None:

@@ -150,6 +150,7 @@ def build_pipeline(
         on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
     )
     return Pipeline(
+        engines=engines,
         rollouts=rollouts,
         queue=queue,
         trainer=trainer,
