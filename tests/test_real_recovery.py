@@ -95,9 +95,10 @@ def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_killed_engine_is_replaced_with_the_newest_weights(tmp_path: Path) -> None:
-    """The process is killed from outside in the middle of the run; one engine of one, so that groups must wait."""
-    config = make_config(tmp_path, **{"train.max_steps": 6})
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_or_hanging_engine_is_replaced_with_the_newest_weights(tmp_path: Path, end: signal.Signals) -> None:
+    """From outside, in the middle of the run; one engine of one, so that groups must wait."""
+    config = make_config(tmp_path, **{"train.max_steps": 6, "async.publish_timeout": 5.0})
     killed = []
 
     class Killer(io.StringIO):
@@ -106,13 +107,16 @@ def test_a_killed_engine_is_replaced_with_the_newest_weights(tmp_path: Path) -> 
         def write(self, text: str) -> int:
             if " 1/6 " in text and not killed:
                 killed.append(engine_pid())
-                os.kill(killed[0], signal.SIGKILL)
+                os.kill(killed[0], end)
             return super().write(text)
 
     assert train(config, started=time.monotonic(), stream=Killer()) == 0
     events = events_of(tmp_path / "runs" / "dapo")
     names = [event["event"] for event in events]
     assert names.count("engine_lost") == names.count("engine_replaced") == 1
+    cause = "did not answer within 5 s" if end == signal.SIGSTOP else "engine 0 died"
+    assert cause in events[names.index("engine_lost")]["message"]
+    assert not psutil.pid_exists(killed[0])
     back = names.index("engine_replaced")
     live = max(event["version"] for event in events[:back] if event["event"] == "publication_live")
     later = [event for event in events[back:] if event["event"] == "group_generated"]

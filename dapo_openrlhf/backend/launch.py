@@ -174,7 +174,7 @@ def _evaluator(config: Config, problems: list[Prompt], engines: EnginePool, rewa
         problems=problems,
         engines=engines,
         scorer=rewards,
-        texts=ObjectStoreTexts(),
+        texts=ObjectStoreTexts(timeout=config.async_.reward_timeout),
         sampling=Sampling(
             n=samples,
             max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,
