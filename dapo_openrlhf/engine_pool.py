@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dapo_openrlhf.events import EngineLost, EngineReplaced, Event
-from dapo_openrlhf.ports import ENGINE_DIED, EngineReviver, GenerationEngine, GroupError, Sampling
+from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, EngineReviver, GenerationEngine, GroupError, Sampling
 from dapo_openrlhf.types import Generation, Prompt
 
 SICK = 8
@@ -74,7 +74,7 @@ class EnginePool:
             self._failed(index, message, died=False)
             raise GroupError("generate_timeout", message) from None
         except GroupError as error:
-            if not error.permanent:
+            if not error.permanent and error.reason != CUT_TOO_EARLY:
                 self._failed(index, str(error), died=error.reason == ENGINE_DIED)
             raise
         finally:

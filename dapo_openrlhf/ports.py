@@ -9,6 +9,9 @@ from typing import Protocol
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch
 
+CUT_TOO_EARLY = "cut_too_early"
+"""Reason of a :class:`GroupError` of a group that was cut before each of its responses had a token."""
+
 ENGINE_DIED = "engine_died"
 """Reason of a :class:`GroupError` after which its engine answers no more."""
 

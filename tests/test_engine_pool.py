@@ -13,7 +13,7 @@ from dapo_openrlhf.engine_pool import SICK, EngineUnusable
 from dapo_openrlhf.evaluation import EvaluationFailed
 from dapo_openrlhf.events import BatchTaken, EngineLost, EngineReplaced, GroupFailed
 from dapo_openrlhf.pipeline import Outcome
-from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.ports import CUT_TOO_EARLY, GroupError
 
 
 def run_with_deaths(make: Callable[[], World], *deaths: tuple[float, int]) -> World:
@@ -84,6 +84,14 @@ def test_an_engine_that_only_fails_is_replaced() -> None:
     ((_, lost),) = world.of(EngineLost)
     assert (lost.engine, lost.message) == (1, "illegal memory access")
     assert len(world.of(GroupFailed)) <= SICK + 8
+
+
+def test_cuts_that_come_too_early_do_not_make_an_engine_sick() -> None:
+    cuts = [GroupError(CUT_TOO_EARLY, "no token yet")] * (2 * SICK)
+    engine = FakeEngine(fault=lambda prompt: cuts.pop() if cuts else None)
+    world = run_with_deaths(lambda: build(batch_size=16, steps=3, engines=[engine], revive_seconds=lambda: 10.0))
+    assert len(world.of(GroupFailed)) == 2 * SICK
+    assert world.of(EngineLost) == []
 
 
 def test_an_engine_that_dies_again_and_again_ends_the_run_with_the_remedy() -> None:

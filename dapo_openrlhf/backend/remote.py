@@ -14,7 +14,7 @@ from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
 from dapo_openrlhf.backend.messages import CutTooEarly, GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.batch import plan_batch
-from dapo_openrlhf.ports import ENGINE_DIED, GroupError, Publication, Sampling
+from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, Publication, Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]
@@ -71,7 +71,7 @@ class RemoteEngine:
                 message = f"prompt {prompt.id}: {error.cause}"
                 raise GroupError("prompt_too_long", message, permanent=True) from error
             if isinstance(error.cause, CutTooEarly):
-                raise GroupError("cut_too_early", f"prompt {prompt.id}: {error.cause}") from error
+                raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id}: {error.cause}") from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         return Generation(
             prompt_length=report.prompt_length,
