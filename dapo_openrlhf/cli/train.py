@@ -33,7 +33,7 @@ class RunRecorder:
         self._stream = stream
         self._metrics: StepMetrics | None = None
         self._progress = ProgressLine(config.train.max_steps, stream)
-        self._tensorboard = TensorBoardSink(folder.tensorboard)
+        self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=first_step)
         self._devices = config.devices
         self._failures = 0
         self._training_since = 0.0
@@ -164,7 +164,9 @@ def _earlier_rows(folder: RunFolder, first_step: int) -> list[Row]:
         return []
     lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     kept = [line for line in lines if line["step"] < first_step]
-    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    unfinished = folder.metrics.with_name(f".{folder.metrics.name}")
+    unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    unfinished.replace(folder.metrics)
     return [{name: value for name, value in line.items() if name != "step"} for line in kept]
 
 
