@@ -27,6 +27,7 @@ class _Seat:
     up: bool = True
     failures: int = 0
     """Groups failed since one was done."""
+    done: int = 0
     replaced: int = 0
 
 
@@ -65,13 +66,14 @@ class EnginePool:
             await self._came_up.wait()
         seat = self._seats[index]
         seat.load += 1
+        done = seat.done
         self._requests[request] = index
         try:
             async with asyncio.timeout(timeout):
                 generation = await seat.engine.generate(request, prompt, sampling)
         except TimeoutError:
             message = f"engine {index} did not finish prompt {prompt.id} within {timeout:g} s"
-            self._failed(index, message, died=False)
+            self._failed(index, message, died=seat.done == done)  # it hangs: nothing else was done either
             raise GroupError("generate_timeout", message) from None
         except GroupError as error:
             if not error.permanent and error.reason != CUT_TOO_EARLY:
@@ -81,6 +83,7 @@ class EnginePool:
             seat.load -= 1
             del self._requests[request]
         seat.failures = 0
+        seat.done += 1
         return generation
 
     def cut(self, request: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import pytest
-from fakes import FakeEngine, FakeGroup, FakeScorer, World, build, check_prompts
+from fakes import HANG, FakeEngine, FakeGroup, FakeScorer, World, build, check_prompts
 from virtual_time import run_virtual
 
 from dapo_openrlhf.engine_pool import SICK, EngineUnusable
@@ -86,12 +87,51 @@ def test_an_engine_that_only_fails_is_replaced() -> None:
     assert len(world.of(GroupFailed)) <= SICK + 8
 
 
+def test_an_engine_on_which_nothing_is_done_for_a_whole_timeout_hangs_and_is_replaced() -> None:
+    """Engine 1 hangs from its third group on; that one group of engine 0 takes for ever is no such sign."""
+    slow = itertools.chain([4.0, HANG], itertools.repeat(4.0))
+    well, hanging = itertools.repeat(4.0, 2), [HANG]
+
+    def make() -> World:
+        engines = [
+            FakeEngine(0, latency=lambda: next(slow)),
+            FakeEngine(1, latency=lambda: next(well, (*hanging, 4.0)[0])),
+        ]
+        return build(
+            batch_size=2,
+            max_staleness=3,
+            steps=20,
+            engines=engines,
+            revive_seconds=lambda: hanging.clear() or 10.0,
+            generate_timeout=60.0,
+        )
+
+    world = run_with_deaths(make)
+    ((lost_at, lost),) = world.of(EngineLost)
+    assert lost.engine == 1
+    assert 60.0 < lost_at < 70.0
+    assert "did not finish prompt" in lost.message
+    assert len([event for _, event in world.of(GroupFailed) if event.message.startswith("engine 0")]) == 1
+
+
 def test_cuts_that_come_too_early_do_not_make_an_engine_sick() -> None:
     cuts = [GroupError(CUT_TOO_EARLY, "no token yet")] * (2 * SICK)
     engine = FakeEngine(fault=lambda prompt: cuts.pop() if cuts else None)
     world = run_with_deaths(lambda: build(batch_size=16, steps=3, engines=[engine], revive_seconds=lambda: 10.0))
     assert len(world.of(GroupFailed)) == 2 * SICK
     assert world.of(EngineLost) == []
+
+
+def test_an_engine_may_die_as_often_as_is_allowed_though_no_group_is_done_in_between() -> None:
+    world = run_with_deaths(
+        lambda: build(
+            batch_size=4, steps=2, engines=[FakeEngine(latency=lambda: 4.0)], revive_seconds=lambda: 1.0, max_restarts=3
+        ),
+        (1.0, 0),
+        (3.0, 0),
+        (5.0, 0),
+    )
+    assert world.queue.counters()["failed"] == {"engine_died": 24}
 
 
 def test_an_engine_that_dies_again_and_again_ends_the_run_with_the_remedy() -> None:

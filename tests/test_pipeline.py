@@ -555,7 +555,7 @@ def test_an_engine_that_fails_at_once_is_not_asked_for_ever_while_the_trainer_is
 
     def fault(prompt: Prompt) -> GroupError | None:
         asked.append(prompt.id)
-        return GroupError("engine_died", "engine 0 died") if len(asked) > 4 else None
+        return GroupError("engine_error", "engine 0 is broken") if len(asked) > 4 else None
 
     words, _ = failing_run(
         BatchStarvation,
@@ -564,7 +564,7 @@ def test_an_engine_that_fails_at_once_is_not_asked_for_ever_while_the_trainer_is
             train_seconds=lambda: 3600.0,
         ),
     )
-    assert "engine 0 died" in words
+    assert "engine 0 is broken" in words
     assert len(asked) <= 4 + 8 + 4  # well, failing until dispatch stops, in flight then
 
 
