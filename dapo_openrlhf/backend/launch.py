@@ -112,7 +112,8 @@ def build_pipeline(
             window=OVER_SAMPLING_WINDOW * rollout.batch_size,
         ),
         max_filtered_batches=config.algo.max_filtered_batches,
-        stall_timeout=timing.generate_timeout + timing.reward_timeout,
+        # Longer than anything a group may wait for, each of which has a deadline of its own that says who is late.
+        stall_timeout=timing.start_timeout + timing.publish_timeout + timing.generate_timeout + timing.reward_timeout,
     )
     rollouts = RolloutLoop(
         prompts=PromptStream(
