@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dapo_openrlhf.events import EngineLost, EngineReplaced, Event
-from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, EngineReviver, GenerationEngine, GroupError, Sampling
+from dapo_openrlhf.ports import (
+    CUT_TOO_EARLY,
+    ENGINE_DIED,
+    EngineReviver,
+    GenerationEngine,
+    GroupError,
+    NotRevived,
+    Sampling,
+)
 from dapo_openrlhf.types import Generation, Prompt
 
 SICK = 8
@@ -108,14 +116,18 @@ class EnginePool:
     async def _replace(self, index: int, cause: str) -> None:
         assert self._reviver is not None
         seat = self._seats[index]
-        self._on_event(EngineLost(engine=index, message=cause))
-        if seat.replaced == self._max_restarts:
-            raise EngineUnusable(
-                f"engine {index} failed after {seat.replaced} replacements (vllm.max_restarts): {cause}. Look at its "
-                "log in Ray's session folder; the run can be continued from its last checkpoint with --resume"
-            )
-        seat.replaced += 1
-        await self._reviver.revive(index)
-        seat.up, seat.failures = True, 0
+        while not seat.up:
+            self._on_event(EngineLost(engine=index, message=cause))
+            if seat.replaced == self._max_restarts:
+                raise EngineUnusable(
+                    f"engine {index} failed after {seat.replaced} replacements (vllm.max_restarts): {cause}. Look at its "
+                    "log in Ray's session folder; the run can be continued from its last checkpoint with --resume"
+                )
+            seat.replaced += 1
+            try:
+                await self._reviver.revive(index)
+                seat.up, seat.failures = True, 0
+            except NotRevived as error:
+                cause = str(error)
         self._on_event(EngineReplaced(engine=index, times=seat.replaced))
         self._came_up.set()

@@ -52,11 +52,18 @@ class GenerationEngine(Protocol):
         ...
 
 
+class NotRevived(Exception):
+    """A new engine failed before it could generate."""
+
+
 class EngineReviver(Protocol):
     """Replaces engines."""
 
     async def revive(self, engine: int) -> None:
-        """Replace a dead or sick engine; returns once the new one generates with the newest weights."""
+        """Replace a dead or sick engine; returns once the new one generates with the newest weights.
+
+        Raises :class:`NotRevived`; it may be tried again.
+        """
         ...
 
 

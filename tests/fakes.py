@@ -31,7 +31,7 @@ from dapo_openrlhf.events import (
     PublicationLive,
 )
 from dapo_openrlhf.pipeline import Outcome, Pipeline
-from dapo_openrlhf.ports import GroupError, Publication, Sampling
+from dapo_openrlhf.ports import GroupError, NotRevived, Publication, Sampling
 from dapo_openrlhf.prompts import PromptState, PromptStream
 from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
@@ -499,7 +499,7 @@ class FakePublisher:
 
 
 class FakeReviver:
-    """Replaces dead engines after ``seconds``; the new ones have the newest weights."""
+    """Replaces dead engines after ``seconds``; the new ones have the newest weights. ``inf`` seconds: the start fails."""
 
     def __init__(self, engines: Sequence[FakeEngine], publisher: FakePublisher, *, seconds: Seconds) -> None:
         self._engines = engines
@@ -508,7 +508,9 @@ class FakeReviver:
 
     async def revive(self, engine: int) -> None:
         self._engines[engine].die()
-        await asyncio.sleep(self._seconds())
+        if (seconds := self._seconds()) == HANG:
+            raise NotRevived(f"engine {engine} did not start")
+        await asyncio.sleep(seconds)
         self._engines[engine].rise(self._publisher.newest)
 
 

@@ -134,6 +134,24 @@ def test_an_engine_may_die_as_often_as_is_allowed_though_no_group_is_done_in_bet
     assert world.queue.counters()["failed"] == {"engine_died": 24}
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_new_engine_that_does_not_start_counts_as_a_replacement_and_is_tried_again(failures: int) -> None:
+    seconds = itertools.chain([HANG] * failures, [10.0])
+
+    def make() -> World:
+        engines = [FakeEngine(0, latency=lambda: 4.0), FakeEngine(1, latency=lambda: 4.0)]
+        return build(batch_size=4, steps=8, engines=engines, revive_seconds=lambda: next(seconds), max_restarts=3)
+
+    if failures == 3:
+        with pytest.raises(ExceptionGroup) as raised:
+            run_with_deaths(make, (6.0, 1))
+        assert raised.group_contains(EngineUnusable, match="after 3 replacements .*: engine 1 did not start", depth=2)
+        return
+    world = run_with_deaths(make, (6.0, 1))
+    assert [event.times for _, event in world.of(EngineReplaced)] == [3]
+    assert [event.message for _, event in world.of(EngineLost)] == ["engine 1 died", *["engine 1 did not start"] * 2]
+
+
 def test_an_engine_that_dies_again_and_again_ends_the_run_with_the_remedy() -> None:
     with pytest.raises(ExceptionGroup) as raised:
         run_with_deaths(lambda: two_engines(steps=80, max_restarts=1), (6.0, 1), (30.0, 1))

@@ -13,7 +13,7 @@ from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import WeightAck, WeightManifest
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, ObjectStoreTexts, PipelineTimeout, WorkerDied, all_within
-from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.ports import GroupError, NotRevived
 from dapo_openrlhf.types import PolicyVersion
 
 MANIFEST = WeightManifest(names=("a",), dtypes=("float32",), shapes=((1,),), offsets=(0, 64), checksum=77)
@@ -74,6 +74,7 @@ class FakeEngine:
 
     def __init__(self, load: Callable[[int], Any], load_again: Callable[[int], Any] | None = None) -> None:
         self._load_again = load_again or load
+        self.start: Any = None
         self.actor = self._new(load)
         self.stopped = ""
         self.loaded: list[int] = []
@@ -83,7 +84,7 @@ class FakeEngine:
             self.loaded.append(version)
             return load(version)
 
-        return FakeActor(load_weights=load_weights, ready=lambda: after(20))
+        return FakeActor(load_weights=load_weights, ready=lambda: self.start or after(20))
 
     def stop(self, cause: str) -> None:
         self.stopped = cause
@@ -135,6 +136,7 @@ def test_a_version_goes_live_without_an_engine_that_dies() -> None:
 
     run_virtual(main())
     assert (dead.loaded, well.loaded) == ([1, 2, 3], [1, 2, 3])
+    assert "engine 0 died" in dead.stopped, "it may be out of reach only, and at work with older weights"
 
 
 def test_an_engine_that_hangs_is_ended_and_the_version_goes_live_without_it() -> None:
@@ -162,6 +164,22 @@ def test_a_new_engine_that_is_late_ends_the_run() -> None:
 
     with pytest.raises(PipelineTimeout, match="loading the weights of version 1: engine 0 did not answer within 60 s"):
         run_virtual(main())
+
+
+@pytest.mark.parametrize("fails", ["in its start", "in loading"])
+def test_a_new_engine_that_fails_is_no_reason_to_end_the_run(fails: str) -> None:
+    engine = FakeEngine(acknowledge(), dies if fails == "in loading" else acknowledge())
+
+    async def main() -> None:
+        store = publisher(engine)
+        await publish(store, 1)
+        engine.start = after(3.0, RayActorError()) if fails == "in its start" else engine.start
+        with pytest.raises(NotRevived, match="engine 0 died"):
+            await store.revive(0)
+        await publish(store, 2)
+
+    run_virtual(main())
+    assert 2 not in engine.loaded
 
 
 def test_a_publication_while_an_engine_is_replaced_reaches_it_too() -> None:

@@ -14,7 +14,7 @@ from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
 from dapo_openrlhf.backend.messages import CutTooEarly, GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.batch import plan_batch
-from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, Publication, Sampling
+from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, NotRevived, Publication, Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]
@@ -250,25 +250,28 @@ class ObjectStorePublisher:
         self._on_spans(tuple(span for load in loads for span in load.result()))
 
     async def revive(self, engine: int) -> None:
-        """Replace an engine; returns once the new one generates with the newest weights."""
+        """Replace an engine; returns once the new one generates with the newest weights. Raises ``NotRevived``."""
         self._in_service.discard(engine)
         self._engines[engine].replace()
         name, what = f"engine {engine}", f"starting engine {engine} again"
         ready = self._engines[engine].actor.ready.remote()
-        await all_within([ready], [name], self._start_timeout, what, "async.start_timeout")
-        loaded = None
-        while self._newest is not loaded:  # a publication may begin while the last one is loaded
-            loaded = self._newest
-            await self._load(engine)
+        try:
+            await all_within([ready], [name], self._start_timeout, what, "async.start_timeout")
+            loaded = None
+            while self._newest is not loaded:  # a publication may begin while the last one is loaded
+                loaded = self._newest
+                await self._load(engine)
+        except WorkerFailed as error:
+            raise NotRevived(str(error)) from error
         self._in_service.add(engine)
 
     async def _load_or_stop(self, index: int) -> tuple[Span, ...]:
-        """Load, or end an engine that is late: it may hang, and must not go on with older weights."""
+        """Load, or end an engine that hangs or cannot be reached: it must not go on with older weights."""
         try:
             return await self._load(index)
-        except PipelineTimeout as late:
+        except (PipelineTimeout, WorkerDied) as error:
             self._in_service.discard(index)
-            self._engines[index].stop(str(late))
+            self._engines[index].stop(str(error))
             return ()
 
     async def _load(self, index: int) -> tuple[Span, ...]:
@@ -277,11 +280,7 @@ class ObjectStorePublisher:
         publication, manifest, buffer = self._newest
         what = f"loading the weights of version {publication.version}"
         call = self._engines[index].actor.load_weights.remote(publication.version, manifest, buffer)
-        try:
-            (ack,) = await all_within([call], [f"engine {index}"], self._timeout, what, "async.publish_timeout")
-        except WorkerDied:
-            self._in_service.discard(index)
-            return ()
+        (ack,) = await all_within([call], [f"engine {index}"], self._timeout, what, "async.publish_timeout")
         if (ack.version, ack.checksum) != (publication.version, publication.checksum):
             raise RuntimeError(
                 f"engine {index} acknowledged version {ack.version} with checksum {ack.checksum}, expected {publication}"
