@@ -87,6 +87,44 @@ def test_an_engine_that_only_fails_is_replaced() -> None:
     assert len(world.of(GroupFailed)) <= SICK + 8
 
 
+@pytest.mark.parametrize("after", [1, SICK - 1])
+def test_a_new_engine_is_as_patient_as_the_old_one(after: int) -> None:
+    """The first is replaced for ``SICK`` failures in a row; the new one has ``after`` and is kept."""
+    broken, failures = [True], ["illegal memory access"] * after
+
+    def fault(prompt: object) -> GroupError | None:
+        return GroupError("engine_error", failures.pop() if not broken else "") if broken or failures else None
+
+    world = run_with_deaths(
+        lambda: build(
+            batch_size=16, steps=3, engines=[FakeEngine(fault=fault)], revive_seconds=lambda: broken.clear() or 5.0
+        )
+    )
+    assert len(world.of(EngineLost)) == 1
+    assert not failures
+
+
+def test_failures_with_a_group_done_in_between_make_no_engine_sick() -> None:
+    turns = itertools.cycle([*["broken"] * (SICK // 2 - 1), None])
+
+    def fault(prompt: object) -> GroupError | None:
+        return GroupError("engine_error", message) if (message := next(turns)) else None
+
+    world = run_with_deaths(
+        lambda: build(batch_size=4, steps=4, engines=[FakeEngine(fault=fault)], revive_seconds=lambda: 5.0)
+    )
+    assert len(world.of(GroupFailed)) > 2 * SICK
+    assert world.of(EngineLost) == []
+
+
+def test_prompts_that_are_at_fault_make_no_engine_sick() -> None:
+    too_long = [GroupError("prompt_too_long", "9000 tokens", permanent=True)] * (2 * SICK)
+    engine = FakeEngine(fault=lambda prompt: too_long.pop() if too_long else None)
+    world = run_with_deaths(lambda: build(batch_size=16, steps=2, engines=[engine], revive_seconds=lambda: 5.0))
+    assert len(world.of(GroupFailed)) == 2 * SICK
+    assert world.of(EngineLost) == []
+
+
 def test_an_engine_on_which_nothing_is_done_for_a_whole_timeout_hangs_and_is_replaced() -> None:
     """Engine 1 hangs from its third group on; that one group of engine 0 takes for ever is no such sign."""
     slow = itertools.chain([4.0, HANG], itertools.repeat(4.0))
