@@ -90,11 +90,15 @@ class RunFolder:
         return self.path / "eval" / f"step-{step}.jsonl"
 
     def write_summary(self, values: Mapping[str, object]) -> None:
-        """Write ``summary.json`` in one piece: a reader sees the old file or the new one. NaN and infinity: null."""
-        text = json.dumps(_without_nan(values), indent=2, sort_keys=True, allow_nan=False)
-        unfinished = self.summary.with_name(f".{self.summary.name}.{os.getpid()}")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(self.summary)
+        """Write ``summary.json``. NaN and infinity: null."""
+        write_whole(self.summary, json.dumps(_without_nan(values), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file in one piece: a reader, and a run that is killed meanwhile, see the old one or the new one."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
 
 
 def _drop_unfinished_line(file: Path) -> None:
