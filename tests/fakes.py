@@ -733,13 +733,17 @@ class Outstanding:
         self._prompt_of: dict[int, int] = {}
         self._returned: Counter[int] = Counter(state.returned if state else ())
         self._begun: Counter[int] = Counter()
+        self._drawn = state.drawn if state else 0
 
     def add(self, event: Event) -> None:
         match event:
             case GroupDispatched():
                 self._prompt_of[event.group] = event.prompt
                 self._begun[event.prompt] += 1
-                self._returned[event.prompt] -= self._returned[event.prompt] > 0
+                if self._returned.total():  # they come first
+                    self._returned[event.prompt] -= 1
+                else:
+                    self._drawn += 1
             case GroupFailed():
                 self._end(event.group, returned=event.reason not in PERMANENT)
             case GroupSurplus():
@@ -753,6 +757,7 @@ class Outstanding:
     def check(self, state: PromptState) -> None:
         expected = self._returned + self._begun
         assert Counter(state.returned) == expected, f"a checkpoint has prompts {state.returned}, not {expected}"
+        assert state.drawn == self._drawn
 
     def _end(self, group: int, *, returned: bool) -> None:
         prompt = self._prompt_of.pop(group)
