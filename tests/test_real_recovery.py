@@ -106,7 +106,7 @@ def test_a_killed_or_hanging_engine_is_replaced_with_the_newest_weights(tmp_path
 
         def write(self, text: str) -> int:
             if " 1/6 " in text and not killed:
-                killed.append(engine_pid())
+                killed.append(pid_of("EngineActor"))
                 os.kill(killed[0], end)
             return super().write(text)
 
@@ -125,11 +125,31 @@ def test_a_killed_or_hanging_engine_is_replaced_with_the_newest_weights(tmp_path
     assert [event["version"] for event in events if event["event"] == "batch_taken"] == [0, 1, 2, 3, 4, 5]
 
 
-def engine_pid() -> int:
-    """Process of the only engine; Ray names processes by what they run."""
+def pid_of(actor: str) -> int:
+    """Process of the only actor of a class; Ray names processes by what they run."""
     mine = psutil.Process().children(recursive=True)
-    (engine,) = [process for process in mine if process.cmdline()[:1] and "EngineActor" in process.cmdline()[0]]
-    return engine.pid
+    (process,) = [process for process in mine if process.cmdline()[:1] and actor in process.cmdline()[0]]
+    return process.pid
+
+
+def test_a_killed_trainer_rank_ends_the_run_at_once_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, **{"train.max_steps": 50})
+    killed = []
+
+    class Killer(io.StringIO):
+        """The terminal of the run."""
+
+        def write(self, text: str) -> int:
+            if " 1/50 " in text and not killed:
+                killed.append(time.monotonic())
+                os.kill(pid_of("PolicyActor"), signal.SIGKILL)
+            return super().write(text)
+
+    assert train(config, started=time.monotonic(), stream=Killer()) == 1
+    assert time.monotonic() - killed[0] < 30
+    assert "trainer rank 0 died" in capsys.readouterr().err
 
 
 def test_a_cut_group_has_the_tokens_so_far(tmp_path: Path) -> None:
