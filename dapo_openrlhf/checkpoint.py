@@ -13,6 +13,9 @@ from dapo_openrlhf.config import ConfigError
 from dapo_openrlhf.prompts import PromptState
 
 STATE_FILE = "run_state.json"
+UNFINISHED = ".unfinished-"
+"""What the names of folders begin with that are being written or removed."""
+
 TRAINER_FOLDER = "trainer"
 """Folder in a checkpoint with the optimizer, its schedule and the full-precision weights; beside it lies the model."""
 
@@ -50,8 +53,9 @@ class Checkpoints:
 
     def begin(self, step: int) -> str:
         """An empty folder for the trainer to write into; absolute, as trainer ranks may run elsewhere."""
+        for remains in self._folder.glob(f"{UNFINISHED}*"):  # of a run that was killed
+            shutil.rmtree(remains)
         path = self._unfinished(step)
-        shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return str(path.resolve())
 
@@ -59,15 +63,22 @@ class Checkpoints:
         """The folder is written: complete it, give it its name, and remove the oldest. Returns its path."""
         unfinished, path = self._unfinished(state.step), self._folder / f"step-{state.step:06d}"
         (unfinished / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # made before a resume
+            self._remove(path)
         os.rename(unfinished, path)
         for old in self.finished()[: -self._max_num]:
-            shutil.rmtree(old)
+            self._remove(old)
         return str(path)
+
+    def _remove(self, path: Path) -> None:
+        """Its name goes first, by which half of it would count as a whole."""
+        doomed = self._folder / f"{UNFINISHED}{path.name}"
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
 
     def finished(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return sorted(path for path in self._folder.glob("step-*") if (path / STATE_FILE).is_file())
 
     def _unfinished(self, step: int) -> Path:
-        return self._folder / f".unfinished-{step:06d}"
+        return self._folder / f"{UNFINISHED}{step:06d}"

@@ -129,7 +129,7 @@ class VllmSection(Section):
     kv_cache_memory_bytes: PositiveInt | None = None
     """KV cache size in bytes; null takes what ``gpu_memory_utilization`` leaves, or 256 MiB on a CPU."""
     enable_prefix_caching: bool = True
-    """Share the prompt's KV cache among a group's responses; emptied at every publication."""
+    """Share the prompt's KV cache among a group's responses; never with groups that begin with other weights."""
     enforce_eager: bool = False
     """No CUDA graphs."""
     max_num_seqs: PositiveInt | None = None
@@ -137,7 +137,7 @@ class VllmSection(Section):
     max_num_batched_tokens: PositiveInt | None = None
     """Tokens an engine processes in one step; null takes 8192."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often each engine that dies, or only fails, is replaced before the run ends."""
+    """How often each engine that dies, hangs, or only fails is replaced before the run ends."""
     sync_backend: Literal["auto", "nccl", "ipc", "object_store"] = "auto"
     """How weights reach the engines: ``nccl`` between GPUs, ``ipc`` on a GPU that engine and trainer share, or through
     Ray's object store and host memory. ``auto`` takes the first of these that the placement allows."""
@@ -187,13 +187,13 @@ class AsyncSection(Section):
     old_logprobs: Literal["recompute", "rollout"] = "recompute"
     """Denominator of the ratio: the trainer's own log-probs, or the engine's (saves one forward pass)."""
     generate_timeout: PositiveFloat = 3600.0
-    """Seconds one group may take in an engine."""
+    """Seconds one group may take in an engine. One on which no group at all is done in that time hangs, and is replaced."""
     reward_timeout: PositiveFloat = 60.0
     """Seconds the scoring of one group may take before its worker is replaced."""
     train_timeout: PositiveFloat = 7200.0
     """Seconds one trainer step may take."""
     publish_timeout: PositiveFloat = 600.0
-    """Seconds each phase of a weight publication may take."""
+    """Seconds each phase of a weight publication may take. With ``object_store`` an engine that is late is replaced."""
     start_timeout: PositiveFloat = 1800.0
     """Seconds all actors may take to start."""
 

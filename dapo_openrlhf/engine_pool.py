@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dapo_openrlhf.events import EngineLost, EngineReplaced, Event
-from dapo_openrlhf.ports import ENGINE_DIED, EngineReviver, GenerationEngine, GroupError, Sampling
+from dapo_openrlhf.ports import (
+    CUT_TOO_EARLY,
+    ENGINE_DIED,
+    EngineReviver,
+    GenerationEngine,
+    GroupError,
+    NotRevived,
+    Sampling,
+)
 from dapo_openrlhf.types import Generation, Prompt
 
 SICK = 8
@@ -27,6 +35,7 @@ class _Seat:
     up: bool = True
     failures: int = 0
     """Groups failed since one was done."""
+    done: int = 0
     replaced: int = 0
 
 
@@ -65,22 +74,24 @@ class EnginePool:
             await self._came_up.wait()
         seat = self._seats[index]
         seat.load += 1
+        done = seat.done
         self._requests[request] = index
         try:
             async with asyncio.timeout(timeout):
                 generation = await seat.engine.generate(request, prompt, sampling)
         except TimeoutError:
             message = f"engine {index} did not finish prompt {prompt.id} within {timeout:g} s"
-            self._failed(index, message, died=False)
+            self._failed(index, message, died=seat.done == done)  # it hangs: nothing else was done either
             raise GroupError("generate_timeout", message) from None
         except GroupError as error:
-            if not error.permanent:
+            if not error.permanent and error.reason != CUT_TOO_EARLY:
                 self._failed(index, str(error), died=error.reason == ENGINE_DIED)
             raise
         finally:
             seat.load -= 1
             del self._requests[request]
         seat.failures = 0
+        seat.done += 1
         return generation
 
     def cut(self, request: str) -> None:
@@ -105,14 +116,18 @@ class EnginePool:
     async def _replace(self, index: int, cause: str) -> None:
         assert self._reviver is not None
         seat = self._seats[index]
-        self._on_event(EngineLost(engine=index, message=cause))
-        if seat.replaced == self._max_restarts:
-            raise EngineUnusable(
-                f"engine {index} failed after {seat.replaced} replacements (vllm.max_restarts): {cause}. Look at its "
-                "log in Ray's session folder; the run can be continued from its last checkpoint with --resume"
-            )
-        seat.replaced += 1
-        await self._reviver.revive(index)
-        seat.up, seat.failures = True, 0
+        while not seat.up:
+            self._on_event(EngineLost(engine=index, message=cause))
+            if seat.replaced == self._max_restarts:
+                raise EngineUnusable(
+                    f"engine {index} failed after {seat.replaced} replacements (vllm.max_restarts): {cause}. Look at its "
+                    "log in Ray's session folder; the run can be continued from its last checkpoint with --resume"
+                )
+            seat.replaced += 1
+            try:
+                await self._reviver.revive(index)
+                seat.up, seat.failures = True, 0
+            except NotRevived as error:
+                cause = str(error)
         self._on_event(EngineReplaced(engine=index, times=seat.replaced))
         self._came_up.set()

@@ -73,6 +73,8 @@ METRICS = {
     "queue/over_sampled": "groups beyond the slots; taken off the four above, all slots are left",
     "idle_share/engines": "share of the engines' time without work between their last two reports, 0 to 1",
     "idle_share/trainer": "share of the trainer ranks' time without work between their last two reports, 0 to 1",
+    "idle_seconds/engines": "seconds without work between their last two reports, mean over engines",
+    "idle_seconds/trainer": "seconds without work between their last two reports, mean over trainer ranks",
     "seconds/engines_paused": "seconds the engines stood still for the last weights, mean over engines",
     "seconds/step": "seconds since the last step ended: the sum of the following six",
     "seconds/wait_batch": "seconds the train loop waited for its batch",
@@ -164,18 +166,20 @@ class StepMetrics:
         for side in ("engines", "trainer"):
             prefix = side.removesuffix("s")
             mine = [span for span in spans if span.worker.startswith(prefix)]
+            workers = {span.worker for span in mine}
             elapsed = 0.0
-            for worker in {span.worker for span in mine}:
+            for worker in workers:
                 end = max(span.end for span in mine if span.worker == worker)
                 begin = self._reported.get(worker, min(span.start for span in mine if span.worker == worker))
                 self._reported[worker] = end
                 elapsed += end - begin
             if elapsed > 0:
-                busy = sum(span.seconds for span in mine)
-                self._values[f"idle_share/{side}"] = max(0.0, 1 - busy / elapsed)
+                idle = max(0.0, elapsed - sum(span.seconds for span in mine))
+                self._values[f"idle_share/{side}"] = idle / elapsed
+                self._values[f"idle_seconds/{side}"] = idle / len(workers)
             paused = [span.seconds for span in mine if span.kind == "load_weights"]
             if paused:
-                self._values["seconds/engines_paused"] = sum(paused) / len({span.worker for span in mine})
+                self._values["seconds/engines_paused"] = sum(paused) / len(workers)
 
     def row(self, *, now: float) -> Row:
         """The step's row; starts the next step at ``now``."""

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from dapo_openrlhf.checkpoint import RunState
+from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.evaluation import Evaluation, Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepDone, StepTrained
@@ -76,6 +77,7 @@ class Pipeline:
     def __init__(
         self,
         *,
+        engines: EnginePool,
         rollouts: RolloutLoop,
         queue: RolloutQueue,
         trainer: PolicyTrainer,
@@ -92,6 +94,7 @@ class Pipeline:
         on_evaluation: OnEvaluation = lambda step, evaluation: None,
     ) -> None:
         """``model_path``: where the trained model goes. ``first_step``: rollout steps that an earlier run has done."""
+        self._engines = engines
         self._rollouts = rollouts
         self._queue = queue
         self._trainer = trainer
@@ -110,9 +113,10 @@ class Pipeline:
         self.outcome = Outcome()
 
     async def run(self) -> Outcome:
-        """Train, evaluate, save. Raises the first error of either loop, with the other one stopped."""
+        """Train, save, evaluate. Raises the first error of either loop, with the other one stopped."""
         outcome = self.outcome
         async with asyncio.TaskGroup() as tasks:
+            supervision = tasks.create_task(self._engines.supervise())
             before = self._evaluation = tasks.create_task(self._evaluate(self._first_step, live=None))
             started = self._log.now()
             rollouts = tasks.create_task(self._rollouts.run())
@@ -125,9 +129,11 @@ class Pipeline:
                 await self._save_checkpoint(self._max_steps)
             outcome.counters = self._queue.counters()
             rollouts.cancel()
+            await asyncio.wait([rollouts])
+            await self._save_model(self._max_steps)
+            outcome.accuracy_after = await self._evaluate(self._max_steps, live=None)
+            supervision.cancel()
         outcome.accuracy_before = before.result()
-        outcome.accuracy_after = await self._evaluate(self._max_steps, live=None)
-        await self._save_model(self._max_steps)
         return outcome
 
     async def _step(self, step: int) -> None:

@@ -9,6 +9,9 @@ from typing import Protocol
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch
 
+CUT_TOO_EARLY = "cut_too_early"
+"""Reason of a :class:`GroupError` of a group that was cut before each of its responses had a token."""
+
 ENGINE_DIED = "engine_died"
 """Reason of a :class:`GroupError` after which its engine answers no more."""
 
@@ -49,11 +52,18 @@ class GenerationEngine(Protocol):
         ...
 
 
+class NotRevived(Exception):
+    """A new engine failed before it could generate."""
+
+
 class EngineReviver(Protocol):
     """Replaces engines."""
 
     async def revive(self, engine: int) -> None:
-        """Replace a dead or sick engine; returns once the new one generates with the newest weights."""
+        """Replace a dead or sick engine; returns once the new one generates with the newest weights.
+
+        Raises :class:`NotRevived`; it may be tried again.
+        """
         ...
 
 

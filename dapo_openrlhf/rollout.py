@@ -67,13 +67,13 @@ class RolloutLoop:
 
     def prompt_state(self) -> PromptState:
         """How far the run has come with its prompts; groups that are made or wait count as not begun."""
-        making = [prompt for prompt, _ in self._making.values()]
+        in_flight = self._queue.in_flight_ids  # a group's task ends a moment after the group
+        making = [prompt for group_id, (prompt, _) in self._making.items() if group_id in in_flight]
         return self._prompts.state([*self._queue.ready_prompts, *making])
 
     async def run(self) -> None:
         """Dispatch a group whenever a slot is free, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._engines.supervise())
             if self._cut_late:
                 tasks.create_task(self._cut())
             while True:

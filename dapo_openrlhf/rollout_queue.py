@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, SURPLUS, GroupFilter, OverSampling
 from dapo_openrlhf.ledger import Ledger
+from dapo_openrlhf.ports import ENGINE_DIED
 from dapo_openrlhf.staleness import StalenessPolicy, Waiting
 from dapo_openrlhf.types import PolicyVersion, Prompt, RolloutGroup, TrainBatch, Verdict
 
@@ -57,6 +58,11 @@ class RolloutQueue:
     def in_flight(self) -> int:
         """Groups between dispatch and verdict."""
         return len(self._in_flight)
+
+    @property
+    def in_flight_ids(self) -> frozenset[int]:
+        """The groups between dispatch and verdict."""
+        return frozenset(self._in_flight)
 
     @property
     def ready(self) -> int:
@@ -146,7 +152,8 @@ class RolloutQueue:
     def fail(self, group_id: int, reason: str, message: str) -> None:
         """A group could not be made: count it and free its slot. Its prompt is the caller's to keep."""
         self._end(group_id)
-        self._failures_in_a_row.append((reason, f"group {group_id}: {message}"))
+        if reason != ENGINE_DIED:  # how often engines may die is the pool's to limit
+            self._failures_in_a_row.append((reason, f"group {group_id}: {message}"))
         self._ledger.failed[reason] += 1
         self._free(group_id)
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -22,6 +22,7 @@ from dapo_openrlhf.evaluation import Evaluation, Evaluator
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import (
     BatchTaken,
+    Checkpointed,
     Event,
     GroupDispatched,
     GroupFailed,
@@ -30,7 +31,7 @@ from dapo_openrlhf.events import (
     PublicationLive,
 )
 from dapo_openrlhf.pipeline import Outcome, Pipeline
-from dapo_openrlhf.ports import GroupError, Publication, Sampling
+from dapo_openrlhf.ports import GroupError, NotRevived, Publication, Sampling
 from dapo_openrlhf.prompts import PromptState, PromptStream
 from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
@@ -39,6 +40,9 @@ from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, Roll
 
 HANG = float("inf")
 """A latency: this group never ends by itself."""
+
+PERMANENT = ("prompt_too_long",)
+"""Reasons of errors that the tests make permanent."""
 
 EVALUATION = 1_000_000
 """Prompt ids from here on are problems of the evaluation."""
@@ -495,7 +499,7 @@ class FakePublisher:
 
 
 class FakeReviver:
-    """Replaces dead engines after ``seconds``; the new ones have the newest weights."""
+    """Replaces dead engines after ``seconds``; the new ones have the newest weights. ``inf`` seconds: the start fails."""
 
     def __init__(self, engines: Sequence[FakeEngine], publisher: FakePublisher, *, seconds: Seconds) -> None:
         self._engines = engines
@@ -504,7 +508,9 @@ class FakeReviver:
 
     async def revive(self, engine: int) -> None:
         self._engines[engine].die()
-        await asyncio.sleep(self._seconds())
+        if (seconds := self._seconds()) == HANG:
+            raise NotRevived(f"engine {engine} did not start")
+        await asyncio.sleep(seconds)
         self._engines[engine].rise(self._publisher.newest)
 
 
@@ -644,6 +650,7 @@ def build(
         )
     checkpoints = FakeCheckpoints()
     pipeline = Pipeline(
+        engines=pool,
         rollouts=rollouts,
         queue=queue,
         trainer=trainer,
@@ -671,9 +678,16 @@ def build(
         checkpoints=checkpoints,
     )
 
+    outstanding = Outstanding(state.prompts if state else None)
+
     def record(event: Event) -> None:
         world.events.append((log.now(), event))
         queue.counters()  # raises unless they balance
+        outstanding.add(event)
+        if isinstance(event, GroupJudged | BatchTaken):
+            outstanding.check(rollouts.prompt_state())
+        elif isinstance(event, Checkpointed) and event.path != "model":
+            outstanding.check(checkpoints.states[-1].prompts)
 
     if checked:
         log.listen(record)
@@ -710,6 +724,45 @@ def fates(world: World, *, batch_size: int, slots: int) -> dict[int, str]:
         held = sum(place in ("in flight", "ready", "training") for place in fate.values())
         assert held <= slots, f"{held} groups hold {slots} slots after {event}"
     return fate
+
+
+class Outstanding:
+    """By the events: prompts that were drawn, and neither trained nor dropped. A checkpoint at any moment has each once."""
+
+    def __init__(self, state: PromptState | None) -> None:
+        self._prompt_of: dict[int, int] = {}
+        self._returned: Counter[int] = Counter(state.returned if state else ())
+        self._begun: Counter[int] = Counter()
+        self._drawn = state.drawn if state else 0
+
+    def add(self, event: Event) -> None:
+        match event:
+            case GroupDispatched():
+                self._prompt_of[event.group] = event.prompt
+                self._begun[event.prompt] += 1
+                if self._returned.total():  # they come first
+                    self._returned[event.prompt] -= 1
+                else:
+                    self._drawn += 1
+            case GroupFailed():
+                self._end(event.group, returned=event.reason not in PERMANENT)
+            case GroupSurplus():
+                self._end(event.group, returned=True)
+            case GroupJudged() if not event.keep:
+                self._end(event.group, returned=False)
+            case BatchTaken():
+                for group in event.groups:
+                    self._end(group, returned=False)
+
+    def check(self, state: PromptState) -> None:
+        expected = self._returned + self._begun
+        assert Counter(state.returned) == expected, f"a checkpoint has prompts {state.returned}, not {expected}"
+        assert state.drawn == self._drawn
+
+    def _end(self, group: int, *, returned: bool) -> None:
+        prompt = self._prompt_of.pop(group)
+        self._begun[prompt] -= 1
+        self._returned[prompt] += returned
 
 
 def check_prompts(

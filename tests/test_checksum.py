@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dapo_openrlhf.backend import checksum as checksums
 from dapo_openrlhf.backend.checksum import BLOCK, PRIME, Checksum, bits_sum
 
 Named = list[tuple[str, Tensor]]
@@ -33,6 +34,12 @@ def test_a_sum_by_hand() -> None:
     # One block of ones: its row sum at place 1 is BLOCK; its columns' sums are 1 at places 1 ... BLOCK, three times.
     ones = torch.ones(BLOCK, dtype=torch.int16)
     assert int(bits_sum(ones)) == PRIME * BLOCK + 3 * PRIME * (BLOCK * (BLOCK + 1) // 2)
+
+
+def test_a_sum_does_not_depend_on_how_much_is_added_up_at_once(monkeypatch: pytest.MonkeyPatch, weights: Named) -> None:
+    whole = checksum(weights)
+    monkeypatch.setattr(checksums, "BLOCKS_AT_ONCE", 3)
+    assert checksum(weights) == whole
 
 
 def test_equal_weights_have_equal_sums_wherever_they_lie(weights: Named) -> None:

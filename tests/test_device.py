@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from dapo_openrlhf.backend import device
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.openrlhf_bases import FLASH_ATTENTION, flash_attention_installed
 
@@ -28,3 +30,37 @@ def test_a_stand_in_is_not_taken_for_flash_attention(monkeypatch: pytest.MonkeyP
     assert not flash_attention_installed()
     stand_in.__spec__ = ModuleSpec(FLASH_ATTENTION, None)
     assert flash_attention_installed()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "driver", "visible", "count"),
+    [
+        (["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"], 2, None, 2),
+        (["nvidia3", "nvidiactl"], 8, None, 1),  # a container with one GPU of eight
+        (["nvidia0"], None, None, 1),  # one that hides /proc/driver
+        ([], 4, None, 4),  # a host that has not used them yet
+        ([], None, None, 0),
+        (["nvidia0", "nvidia1"], 2, "1", 1),
+        (["nvidia0"], 1, "0,0", 2),
+        (["nvidia0"], 1, "", 0),
+    ],
+)
+def test_gpus_are_counted_without_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    nodes: list[str],
+    driver: int | None,
+    visible: str | None,
+    count: int,
+) -> None:
+    for name in nodes:
+        (tmp_path / name).touch()
+    for index in range(driver or 0):
+        (tmp_path / "gpus" / f"0000:{index:02}:00.0").mkdir(parents=True)
+    monkeypatch.setattr(device, "DEVICE_NODES", tmp_path)
+    monkeypatch.setattr(device, "DRIVER_GPUS", tmp_path / "gpus")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Device(kind="cuda", threads=1).count() == count

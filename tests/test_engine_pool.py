@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import pytest
-from fakes import FakeEngine, World, build, check_prompts
+from fakes import HANG, FakeEngine, FakeGroup, FakeScorer, World, build, check_prompts
 from virtual_time import run_virtual
 
 from dapo_openrlhf.engine_pool import SICK, EngineUnusable
+from dapo_openrlhf.evaluation import EvaluationFailed
 from dapo_openrlhf.events import BatchTaken, EngineLost, EngineReplaced, GroupFailed
-from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.pipeline import Outcome
+from dapo_openrlhf.ports import CUT_TOO_EARLY, GroupError
 
 
 def run_with_deaths(make: Callable[[], World], *deaths: tuple[float, int]) -> World:
@@ -84,6 +87,109 @@ def test_an_engine_that_only_fails_is_replaced() -> None:
     assert len(world.of(GroupFailed)) <= SICK + 8
 
 
+@pytest.mark.parametrize("after", [1, SICK - 1])
+def test_a_new_engine_is_as_patient_as_the_old_one(after: int) -> None:
+    """The first is replaced for ``SICK`` failures in a row; the new one has ``after`` and is kept."""
+    broken, failures = [True], ["illegal memory access"] * after
+
+    def fault(prompt: object) -> GroupError | None:
+        return GroupError("engine_error", failures.pop() if not broken else "") if broken or failures else None
+
+    world = run_with_deaths(
+        lambda: build(
+            batch_size=16, steps=3, engines=[FakeEngine(fault=fault)], revive_seconds=lambda: broken.clear() or 5.0
+        )
+    )
+    assert len(world.of(EngineLost)) == 1
+    assert not failures
+
+
+def test_failures_with_a_group_done_in_between_make_no_engine_sick() -> None:
+    turns = itertools.cycle([*["broken"] * (SICK // 2 - 1), None])
+
+    def fault(prompt: object) -> GroupError | None:
+        return GroupError("engine_error", message) if (message := next(turns)) else None
+
+    world = run_with_deaths(
+        lambda: build(batch_size=4, steps=4, engines=[FakeEngine(fault=fault)], revive_seconds=lambda: 5.0)
+    )
+    assert len(world.of(GroupFailed)) > 2 * SICK
+    assert world.of(EngineLost) == []
+
+
+def test_prompts_that_are_at_fault_make_no_engine_sick() -> None:
+    too_long = [GroupError("prompt_too_long", "9000 tokens", permanent=True)] * (2 * SICK)
+    engine = FakeEngine(fault=lambda prompt: too_long.pop() if too_long else None)
+    world = run_with_deaths(lambda: build(batch_size=16, steps=2, engines=[engine], revive_seconds=lambda: 5.0))
+    assert len(world.of(GroupFailed)) == 2 * SICK
+    assert world.of(EngineLost) == []
+
+
+def test_an_engine_on_which_nothing_is_done_for_a_whole_timeout_hangs_and_is_replaced() -> None:
+    """Engine 1 hangs from its third group on; that one group of engine 0 takes for ever is no such sign."""
+    slow = itertools.chain([4.0, HANG], itertools.repeat(4.0))
+    well, hanging = itertools.repeat(4.0, 2), [HANG]
+
+    def make() -> World:
+        engines = [
+            FakeEngine(0, latency=lambda: next(slow)),
+            FakeEngine(1, latency=lambda: next(well, (*hanging, 4.0)[0])),
+        ]
+        return build(
+            batch_size=2,
+            max_staleness=3,
+            steps=20,
+            engines=engines,
+            revive_seconds=lambda: hanging.clear() or 10.0,
+            generate_timeout=60.0,
+        )
+
+    world = run_with_deaths(make)
+    ((lost_at, lost),) = world.of(EngineLost)
+    assert lost.engine == 1
+    assert 60.0 < lost_at < 70.0
+    assert "did not finish prompt" in lost.message
+    assert len([event for _, event in world.of(GroupFailed) if event.message.startswith("engine 0")]) == 1
+
+
+def test_cuts_that_come_too_early_do_not_make_an_engine_sick() -> None:
+    cuts = [GroupError(CUT_TOO_EARLY, "no token yet")] * (2 * SICK)
+    engine = FakeEngine(fault=lambda prompt: cuts.pop() if cuts else None)
+    world = run_with_deaths(lambda: build(batch_size=16, steps=3, engines=[engine], revive_seconds=lambda: 10.0))
+    assert len(world.of(GroupFailed)) == 2 * SICK
+    assert world.of(EngineLost) == []
+
+
+def test_an_engine_may_die_as_often_as_is_allowed_though_no_group_is_done_in_between() -> None:
+    world = run_with_deaths(
+        lambda: build(
+            batch_size=4, steps=2, engines=[FakeEngine(latency=lambda: 4.0)], revive_seconds=lambda: 1.0, max_restarts=3
+        ),
+        (1.0, 0),
+        (3.0, 0),
+        (5.0, 0),
+    )
+    assert world.queue.counters()["failed"] == {"engine_died": 24}
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_new_engine_that_does_not_start_counts_as_a_replacement_and_is_tried_again(failures: int) -> None:
+    seconds = itertools.chain([HANG] * failures, [10.0])
+
+    def make() -> World:
+        engines = [FakeEngine(0, latency=lambda: 4.0), FakeEngine(1, latency=lambda: 4.0)]
+        return build(batch_size=4, steps=8, engines=engines, revive_seconds=lambda: next(seconds), max_restarts=3)
+
+    if failures == 3:
+        with pytest.raises(ExceptionGroup) as raised:
+            run_with_deaths(make, (6.0, 1))
+        assert raised.group_contains(EngineUnusable, match="after 3 replacements .*: engine 1 did not start", depth=2)
+        return
+    world = run_with_deaths(make, (6.0, 1))
+    assert [event.times for _, event in world.of(EngineReplaced)] == [3]
+    assert [event.message for _, event in world.of(EngineLost)] == ["engine 1 died", *["engine 1 did not start"] * 2]
+
+
 def test_an_engine_that_dies_again_and_again_ends_the_run_with_the_remedy() -> None:
     with pytest.raises(ExceptionGroup) as raised:
         run_with_deaths(lambda: two_engines(steps=80, max_restarts=1), (6.0, 1), (30.0, 1))
@@ -93,6 +199,46 @@ def test_an_engine_that_dies_again_and_again_ends_the_run_with_the_remedy() -> N
     assert isinstance(error, EngineUnusable)
     assert "engine 1 failed after 1 replacements (vllm.max_restarts): engine 1 died" in str(error)
     assert "--resume" in str(error)
+
+
+@pytest.mark.parametrize("dies", ["with the rollouts", "in the evaluation"])
+def test_an_engine_that_is_lost_at_the_end_is_replaced_for_the_final_evaluation(dies: str) -> None:
+    """The last step ends 0.1 s before it; an answer takes 4 s, a new engine 10 s."""
+
+    async def main() -> tuple[Outcome, World]:
+        loop = asyncio.get_running_loop()
+
+        def step_done(step: int) -> None:
+            if step == 1:
+                loop.call_later(0.0 if dies == "with the rollouts" else 2.0, engine.die)
+
+        engine = FakeEngine(latency=lambda: 4.0)
+        world = build(
+            steps=2, engines=[engine], revive_seconds=lambda: 10.0, problem_count=3, save_steps=5, on_step=step_done
+        )
+        return await world.run(), world
+
+    outcome, world = run_virtual(main())
+    assert len(world.of(EngineReplaced)) == 1
+    assert outcome.accuracy_after == 0.5
+    assert world.trainer.saved[-1] == (2, "model")
+
+
+def test_a_model_is_saved_though_its_evaluation_fails() -> None:
+    worlds: list[World] = []
+
+    async def main() -> None:
+        def fault(group: FakeGroup) -> GroupError | None:
+            last = worlds and worlds[0].trainer.version == 2
+            return GroupError("reward_error", "no") if last and not group.for_training else None
+
+        worlds.append(build(steps=2, problem_count=3, scorer=FakeScorer(fault=fault)))
+        await worlds[0].run()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        run_virtual(main())
+    assert raised.group_contains(EvaluationFailed)
+    assert worlds[0].trainer.saved == [(2, "model")]
 
 
 def test_a_group_that_no_engine_has_yet_can_be_cut_without_harm() -> None:

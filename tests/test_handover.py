@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dapo_openrlhf.backend.actor_settings import engine_args
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
@@ -117,3 +118,14 @@ def test_generation_rounds_do_not_change_what_openrlhf_makes_its_schedule_of(sch
         assert given["total_updates"] == 6400
         assert given["openrlhf_settings"]["actor.lr_scheduler"] == scheduler
         assert given["openrlhf_settings"]["actor.lr_warmup_ratio"] == (320 - 0.5) / 6400
+
+
+def test_an_engine_started_after_its_runs_checkpoint_was_removed_begins_with_the_model_of_the_configuration(
+    tmp_path: Path,
+) -> None:
+    """Of the checkpoints only the newest are kept; a publication brings the weights then."""
+    checkpoint = tmp_path / "step-000010"
+    checkpoint.mkdir()
+    assert engine_args(config(), INPUTS.device, 0, checkpoint)["model"] == str(checkpoint)
+    checkpoint.rmdir()
+    assert engine_args(config(), INPUTS.device, 0, checkpoint)["model"] == "hub/model"

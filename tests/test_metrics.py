@@ -119,6 +119,8 @@ def test_a_row_in_numbers() -> None:
         "tokens_per_device_second/trained": 40.0,
         "idle_share/engines": pytest.approx(1 - 17 / 20),  # 6 + 1 and 7 + 3 busy seconds of 10 each
         "idle_share/trainer": pytest.approx(1 - 2 / 4),
+        "idle_seconds/engines": pytest.approx(1.5),
+        "idle_seconds/trainer": pytest.approx(2.0),
         "seconds/engines_paused": 2.0,
         "seconds/wait_live": 0.0,
         "seconds/send": 0.0,
@@ -179,7 +181,29 @@ def test_idle_time_counts_from_the_last_report() -> None:
     metrics.add(WorkerSpans(spans=(Span(worker="trainer 0", kind="update", start=1010.0, end=1014.0),)))
     row = metrics.row(now=2.0)
     assert row["idle_share/trainer"] == pytest.approx(0.6)
+    assert row["idle_seconds/trainer"] == pytest.approx(6.0)
     assert "idle_share/engines" not in row
+
+
+def test_work_and_idle_time_of_all_steps_are_the_time_that_passed() -> None:
+    chance = random.Random(4)
+    metrics = StepMetrics(started=0.0)
+    begun = {"trainer 0": 100.0, "trainer 1": 103.0}
+    free = dict(begun)
+    spans: list[Span] = []
+    idle = 0.0
+    for _ in range(20):
+        done = []
+        for worker in begun:
+            for _ in range(chance.randrange(1, 4)):
+                done.append(Span(worker=worker, kind="update", start=free[worker], end=free[worker] + chance.random()))
+                free[worker] = done[-1].end + chance.random()
+        metrics.add(WorkerSpans(spans=tuple(done)))
+        idle += 2 * metrics.row(now=0.0)["idle_seconds/trainer"]
+        spans += done
+    passed = sum(max(span.end for span in spans if span.worker == worker) - begun[worker] for worker in begun)
+    assert idle > 5.0
+    assert sum(span.seconds for span in spans) + idle == pytest.approx(passed)
 
 
 def test_failed_groups_are_not_judged() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from collections import Counter
@@ -217,6 +218,23 @@ def test_a_straggler_at_its_deadline_is_cut_when_all_else_is_ready() -> None:
     taken = {group: event for _, event in world.of(BatchTaken) for group in event.groups}[0]
     assert (taken.version, taken.cut) == (1, 2)
     assert max(age for batch in world.trainer.batches for age in batch.ages) == 1
+
+
+class SlowToCut(FakeEngine):
+    """Ends a group two seconds after it is told to."""
+
+    def cut(self, request: str) -> None:
+        asyncio.get_running_loop().call_later(2.0, super().cut, request)
+
+
+def test_a_straggler_is_cut_once_though_others_end_before_it_does() -> None:
+    chance = random.Random(3)
+    engine = SlowToCut(latency=lambda: HANG if chance.random() < 0.1 else chance.uniform(0.1, 0.5))
+    _, world = whole_run(
+        batch_size=4, steps=12, engines=[engine], scorer=FakeScorer(pattern=filtered(0.6, seed=3)), cut_late=True
+    )
+    cut = [event.group for _, event in world.of(GroupCut)]
+    assert len(cut) == len(set(cut)) > 3
 
 
 def test_nothing_is_cut_before_the_batch_waits_for_it_alone() -> None:

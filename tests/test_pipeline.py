@@ -7,7 +7,7 @@ import io
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from fakes import (
@@ -31,6 +31,7 @@ from virtual_time import run_virtual
 from dapo_openrlhf.batch import plan_batch
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.dynamic_sampling import MOST_OVER_SAMPLING
+from dapo_openrlhf.evaluation import EvaluationFailed
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import (
     BatchTaken,
@@ -117,6 +118,8 @@ class Scenario:
     over_sampling: float | None
     cut_late: bool
     deaths: int
+    resumed: tuple[int, int]
+    """Max staleness and batch size with which the run goes on from its checkpoint."""
     seed: int
 
     @property
@@ -179,7 +182,7 @@ class Scenario:
         )
 
     async def kill_engines(self, world: World) -> None:
-        """Now this one, now that one, at any moment of the run; an evaluation would not survive it."""
+        """Now this one, now that one, at any moment of the run."""
         chance = random.Random(f"deaths/{self.seed}")
         for _ in range(self.deaths):
             await asyncio.sleep(chance.uniform(0.0, 15.0))
@@ -205,6 +208,7 @@ scenarios = st.builds(
     over_sampling=st.sampled_from([1.0, None, 1.5, 4.0]),
     cut_late=st.booleans(),
     deaths=st.sampled_from([0, 0, 3]),
+    resumed=st.tuples(st.integers(0, 4), st.integers(1, 8)),
     seed=st.integers(0, 10_000),
 )
 
@@ -215,23 +219,27 @@ def test_any_run_reaches_its_steps_within_the_contract(scenario: Scenario) -> No
     """Fakes refuse whatever breaks a port's contract; the rest is judged by their records and the events."""
     steps = 6
 
-    async def main(state: RunState | None = None) -> tuple[Outcome, World]:
+    async def main(scenario: Scenario, state: RunState | None = None) -> tuple[Outcome, World] | None:
         world = scenario.build(steps, state)
-        if scenario.evaluation:
-            return await world.run(), world
         killer = asyncio.create_task(scenario.kill_engines(world))
         try:
             return await world.run(), world
+        except* EvaluationFailed:
+            assert scenario.deaths  # its engines died and died again
         finally:
             killer.cancel()
+        return None
 
-    outcome, world = run_virtual(main())
+    if (ran := run_virtual(main(scenario))) is None:
+        return
+    outcome, world = ran
     assert [state.step for state in world.checkpoints.states] == [3, 6]
     check_run(scenario, outcome, world, steps=steps)
 
     state = world.checkpoints.states[0]
-    outcome, world = run_virtual(main(state))
-    check_run(scenario, outcome, world, steps=steps - state.step, state=state)
+    resumed = replace(scenario, max_staleness=scenario.resumed[0], batch_size=scenario.resumed[1])
+    if (ran := run_virtual(main(resumed, state))) is not None:
+        check_run(resumed, *ran, steps=steps - state.step, state=state)
 
 
 def check_run(scenario: Scenario, outcome: Outcome, world: World, *, steps: int, state: RunState | None = None) -> None:
@@ -265,8 +273,10 @@ def check_run(scenario: Scenario, outcome: Outcome, world: World, *, steps: int,
     waited = sum(place in ("in flight", "surplus") for place in fate.values())  # for an engine, some of them
     assert len(made) <= len(fate) == outcome.counters["dispatched"] <= len(made) + waited
     answers = [group for engine in world.engines for group in engine.made if not group.for_training]
-    assert len(answers) == scenario.evaluation * len(world.of(Evaluated))
-    assert all(group.oldest_version == group.newest_version for group in answers), "an evaluation mixes versions"
+    wanted = scenario.evaluation * len(world.of(Evaluated))
+    assert len(answers) >= wanted if scenario.deaths else len(answers) == wanted
+    of_two = [group for group in answers if group.end == "made" and group.oldest_version != group.newest_version]
+    assert not of_two, "an evaluation mixes versions"
     trained = sum(place == "trained" for place in fate.values())
     assert trained == outcome.counters["trained"] == steps * scenario.batch_size
     assert not any(place == "training" for place in fate.values())
@@ -545,7 +555,7 @@ def test_an_engine_that_fails_at_once_is_not_asked_for_ever_while_the_trainer_is
 
     def fault(prompt: Prompt) -> GroupError | None:
         asked.append(prompt.id)
-        return GroupError("engine_died", "engine 0 died") if len(asked) > 4 else None
+        return GroupError("engine_error", "engine 0 is broken") if len(asked) > 4 else None
 
     words, _ = failing_run(
         BatchStarvation,
@@ -554,7 +564,7 @@ def test_an_engine_that_fails_at_once_is_not_asked_for_ever_while_the_trainer_is
             train_seconds=lambda: 3600.0,
         ),
     )
-    assert "engine 0 died" in words
+    assert "engine 0 is broken" in words
     assert len(asked) <= 4 + 8 + 4  # well, failing until dispatch stops, in flight then
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fake_actors import FakeActor, Method
 from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import StagedWeights, WeightAck, WeightLayout
@@ -16,34 +17,6 @@ from dapo_openrlhf.types import PolicyVersion
 
 LAYOUT = WeightLayout(names=("a", "b"), dtypes=("bfloat16",) * 2, shapes=((2, 3), (4,)), sizes=(12, 8))
 CHECKSUM = 77
-
-
-class Method:
-    """An actor's method: called as ``method.remote(...)``, awaited for its result."""
-
-    def __init__(self, name: str, calls: list[tuple[str, tuple[Any, ...]]], answer: Callable[..., Any]) -> None:
-        self._name, self._calls, self._answer = name, calls, answer
-
-    def remote(self, *arguments: Any) -> Awaitable[Any]:
-        self._calls.append((self._name, arguments))
-
-        async def result() -> Any:
-            answer = self._answer(*arguments)
-            return await answer if asyncio.iscoroutine(answer) else answer
-
-        return result()
-
-
-class FakeActor:
-    """Knows the methods it was given and no others."""
-
-    def __init__(self, **answers: Callable[..., Any]) -> None:
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-        for name, answer in answers.items():
-            setattr(self, name, Method(name, self.calls, answer))
-
-    def named(self, name: str) -> list[tuple[Any, ...]]:
-        return [arguments for called, arguments in self.calls if called == name]
 
 
 def rank(index: int = 0, checksum: int = CHECKSUM) -> FakeActor:
@@ -156,4 +129,4 @@ def test_an_engines_error_ends_the_publication_at_once() -> None:
     sender = rank()
     sender.broadcast_weights = Method("broadcast_weights", sender.calls, forever)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no room"):
-        asyncio.run(asyncio.wait_for(publish(nccl([sender], [engine(receive=broken)], timeout=60)), 5))
+        run_virtual(asyncio.wait_for(publish(nccl([sender], [engine(receive=broken)], timeout=60)), 5))

@@ -95,9 +95,10 @@ def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_killed_engine_is_replaced_with_the_newest_weights(tmp_path: Path) -> None:
-    """The process is killed from outside in the middle of the run; one engine of one, so that groups must wait."""
-    config = make_config(tmp_path, **{"train.max_steps": 6})
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_or_hanging_engine_is_replaced_with_the_newest_weights(tmp_path: Path, end: signal.Signals) -> None:
+    """From outside, in the middle of the run; one engine of one, so that groups must wait."""
+    config = make_config(tmp_path, **{"train.max_steps": 6, "async.publish_timeout": 5.0})
     killed = []
 
     class Killer(io.StringIO):
@@ -105,14 +106,17 @@ def test_a_killed_engine_is_replaced_with_the_newest_weights(tmp_path: Path) -> 
 
         def write(self, text: str) -> int:
             if " 1/6 " in text and not killed:
-                killed.append(engine_pid())
-                os.kill(killed[0], signal.SIGKILL)
+                killed.append(pid_of("EngineActor"))
+                os.kill(killed[0], end)
             return super().write(text)
 
     assert train(config, started=time.monotonic(), stream=Killer()) == 0
     events = events_of(tmp_path / "runs" / "dapo")
     names = [event["event"] for event in events]
     assert names.count("engine_lost") == names.count("engine_replaced") == 1
+    cause = "did not answer within 5 s" if end == signal.SIGSTOP else "engine 0 died"
+    assert cause in events[names.index("engine_lost")]["message"]
+    assert not psutil.pid_exists(killed[0])
     back = names.index("engine_replaced")
     live = max(event["version"] for event in events[:back] if event["event"] == "publication_live")
     later = [event for event in events[back:] if event["event"] == "group_generated"]
@@ -121,11 +125,31 @@ def test_a_killed_engine_is_replaced_with_the_newest_weights(tmp_path: Path) -> 
     assert [event["version"] for event in events if event["event"] == "batch_taken"] == [0, 1, 2, 3, 4, 5]
 
 
-def engine_pid() -> int:
-    """Process of the only engine; Ray names processes by what they run."""
+def pid_of(actor: str) -> int:
+    """Process of the only actor of a class; Ray names processes by what they run."""
     mine = psutil.Process().children(recursive=True)
-    (engine,) = [process for process in mine if process.cmdline()[:1] and "EngineActor" in process.cmdline()[0]]
-    return engine.pid
+    (process,) = [process for process in mine if process.cmdline()[:1] and actor in process.cmdline()[0]]
+    return process.pid
+
+
+def test_a_killed_trainer_rank_ends_the_run_at_once_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, **{"train.max_steps": 50})
+    killed = []
+
+    class Killer(io.StringIO):
+        """The terminal of the run."""
+
+        def write(self, text: str) -> int:
+            if " 1/50 " in text and not killed:
+                killed.append(time.monotonic())
+                os.kill(pid_of("PolicyActor"), signal.SIGKILL)
+            return super().write(text)
+
+    assert train(config, started=time.monotonic(), stream=Killer()) == 1
+    assert time.monotonic() - killed[0] < 30
+    assert "trainer rank 0 died" in capsys.readouterr().err
 
 
 def test_a_cut_group_has_the_tokens_so_far(tmp_path: Path) -> None:

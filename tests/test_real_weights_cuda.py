@@ -147,3 +147,20 @@ def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> N
     loop._step()
     loop._step()
     assert group.newest_version == 1
+
+
+def test_a_group_that_waits_for_weights_can_be_cut() -> None:
+    from dapo_openrlhf.backend.engine_loop import EngineLoop, _Group, _Response
+    from dapo_openrlhf.ports import Sampling
+
+    loop = EngineLoop({}, name="engine 0", weights_in_flight=False)
+    loop._core = AsyncCore()  # type: ignore[assignment]
+    loop._responses["busy/0"] = _Response(_Group(prompt_ids=[1], done=Future(), unfinished=1))
+    loop.load_weights(1, lambda _: None)
+    waiting = loop.generate("waiting", [1, 2], Sampling(n=2, max_new_tokens=4, temperature=1.0, top_p=1.0))
+    loop._obey(block=False)
+    assert not waiting.done()
+    loop.cut("waiting")
+    loop._obey(block=False)
+    assert waiting.result() is None, "nothing was made"
+    assert not loop._held_back, "it will not begin later"

@@ -17,7 +17,7 @@ import pytest
 
 from dapo_openrlhf.metrics import METRICS
 from dapo_openrlhf.report.progress import LINES_PER_HEADER, ProgressLine, clock_time
-from dapo_openrlhf.report.run_folder import RunFolder
+from dapo_openrlhf.report.run_folder import RunFolder, write_whole
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import CHARTS, TensorBoardSink
 
@@ -142,6 +142,30 @@ def test_clock_time(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
 
 
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.yaml"
+    write_whole(file, "old")
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Path, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+        write_whole(file, "new and longer")
+    assert file.read_text() == "old"
+    write_whole(file, "new")
+    assert file.read_text() == "new"
+
+
+@pytest.mark.parametrize("rest", ["", '{"time":7.5,"ev', "x" * 200_000])
+def test_an_unfinished_last_line_is_dropped_before_a_run_goes_on(tmp_path: Path, rest: str) -> None:
+    folder = RunFolder.create(tmp_path, "run")
+    for file in (folder.events, folder.metrics):
+        file.write_text('{"step": 0}\n{"step": 1}\n' + rest)
+    RunFolder.reopen(folder.path)
+    for file in (folder.events, folder.metrics):
+        assert file.read_text() == '{"step": 0}\n{"step": 1}\n'
+    folder.events.write_text(rest)
+    RunFolder.reopen(folder.path)
+    assert folder.events.read_text() == ""
+
+
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +196,19 @@ def test_a_row_is_on_disk_before_the_sink_is_closed(tmp_path: Path) -> None:
     sink.close()
     assert [(e.step, e.value) for e in read.Scalars("loss")] == [(7, 1.5)]
     assert math.isnan(read.Scalars("reward")[0].value)
+
+
+def test_after_a_resume_steps_that_are_done_anew_are_shown_once(tmp_path: Path) -> None:
+    """The first run did 7 steps after its checkpoint of step 5; the second goes on from there."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first_step, last_step in ((0, 7), (5, 9)):
+        sink = TensorBoardSink(tmp_path, first_step=first_step)
+        for step in range(first_step, last_step):
+            sink.write(step + 1, {"loss": first_step + 0.5})
+        sink.close()
+    shown = [(e.step, e.value) for e in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")]
+    assert shown == [(step, 0.5 if step <= 5 else 5.5) for step in range(1, 10)]
 
 
 def test_the_charts_draw_metrics_that_exist(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from fake_actors import FakeActor
+from virtual_time import run_virtual
 
-from dapo_openrlhf.backend.rewards import RewardActor, scores_of
-from dapo_openrlhf.judge.process import Judge, JudgeUnavailable
+from dapo_openrlhf.backend.rewards import RewardActor, RewardPool, scores_of
+from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings
 from dapo_openrlhf.ports import GroupError
 from dapo_openrlhf.types import Prompt, Score
@@ -57,3 +60,30 @@ def test_training_and_a_file_of_responses_are_judged_alike() -> None:
     with Judge(JudgeSettings()) as judge:
         alone = [judge.judge(response, label="7").score for response in responses]
     assert list(scores_of(worker.score(responses, PROMPT), PROMPT)) == alone
+
+
+def test_a_worker_whose_group_was_given_up_is_free_when_it_is_done_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next group has the whole of its own time then."""
+
+    busy = asyncio.Lock()
+
+    async def one_at_a_time(seconds: float) -> tuple[Judgement, ...]:
+        async with busy:
+            await asyncio.sleep(seconds)
+        return (Judgement(score=Score(correct=True, reward=1.0), error=None, reason="judged", seconds=seconds),)
+
+    async def score(texts: str, prompt: Prompt) -> tuple[Judgement, ...]:
+        """As Ray, goes on when nobody waits for it."""
+        return await asyncio.shield(asyncio.ensure_future(one_at_a_time(float(texts))))
+
+    async def main() -> float:
+        monkeypatch.setattr(RewardPool, "_start", lambda self: FakeActor(score=score))
+        pool = RewardPool(workers=1, settings=JudgeSettings(), timeout=60.0, start_timeout=60.0)
+        given_up = asyncio.create_task(pool.score("50", PROMPT))
+        await asyncio.sleep(1.0)
+        given_up.cancel()
+        (scored,) = await pool.score("40", PROMPT)
+        assert scored.correct
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == 90.0

@@ -21,7 +21,7 @@ from dapo_openrlhf.events import (
     StepDone,
     WorkerSpans,
 )
-from dapo_openrlhf.report.trace import chrome_trace, draw_timeline
+from dapo_openrlhf.report.trace import chrome_trace, draw_timeline, read_log
 from dapo_openrlhf.types import PolicyVersion, Span
 
 UNIX = 1000.0
@@ -95,6 +95,13 @@ def test_every_group_begins_and_ends() -> None:
 def test_groups_are_counted_where_they_are() -> None:
     counts = [(event["args"]["in flight"], event["args"]["ready"]) for event in _events("C")]
     assert counts == [(1, 0), (2, 0), (1, 1), (0, 1)]
+
+
+def test_a_log_is_read_from_its_last_start_on_and_may_be_half_written(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    whole = "".join(json.dumps(line) + "\n" for line in [*_lines(), *_lines()])
+    file.write_text(whole + '{"time":5.1,"ev')
+    assert read_log(file) == _lines()
 
 
 def test_a_picture_of_a_step(tmp_path: Path) -> None:

@@ -50,11 +50,16 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
 
 
 def engine_args(config: Config, device: Device, index: int, checkpoint: Path | None = None) -> dict[str, Any]:
-    """vLLM's arguments for one engine, sized from the work it will get."""
+    """vLLM's arguments for one engine, sized from the work it will get.
+
+    A run outlives the checkpoint it began with, see ``ckpt.max_num``. An engine that is started later needs a model of the
+    same shape only: it gets its weights from a publication.
+    """
     vllm = config.vllm
+    begin = checkpoint if checkpoint is not None and checkpoint.is_dir() else None
     dtypes = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     return {
-        "model": model_path(config, checkpoint),
+        "model": model_path(config, begin),
         "dtype": dtypes[config.ds.param_dtype],
         "trust_remote_code": True,
         "seed": config.train.seed + index,

@@ -8,11 +8,13 @@ or elements, and a tensor that is missing each change the sum.
 from __future__ import annotations
 
 import xxhash
-from torch import Tensor, arange, int16, int64, stack, uint8
+from torch import Tensor, arange, cat, int16, int64, stack, uint8
 from torch.nn.functional import pad
 
 BLOCK = 1024
 """Elements added up before they are weighed by their place."""
+BLOCKS_AT_ONCE = 1 << 13
+"""PyTorch makes 64-bit copies of what it adds up: 64 MiB of one for so many blocks, not four times an embedding."""
 PRIME = 0x9E3779B1
 """Spreads places over 64 bits."""
 
@@ -50,10 +52,12 @@ def bits_sum(tensor: Tensor) -> Tensor:
     whole = bits.numel() // BLOCK * BLOCK
     total = _weighed(bits[whole:].to(int64))
     if whole:
-        blocks = bits[:whole].view(-1, BLOCK)
+        blocks = bits[:whole].view(-1, BLOCK).split(BLOCKS_AT_ONCE)
         # Weighing each element would need an index for each. Sums over rows and over columns of the same matrix see
         # an exchange across blocks and one within a block.
-        total = total + _weighed(blocks.sum(1, dtype=int64)) + 3 * _weighed(blocks.sum(0, dtype=int64))
+        rows = cat([some.sum(1, dtype=int64) for some in blocks])
+        columns = stack([some.sum(0, dtype=int64) for some in blocks]).sum(0)
+        total = total + _weighed(rows) + 3 * _weighed(columns)
     return total
 
 

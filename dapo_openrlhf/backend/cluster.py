@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.config import Config, ConfigError
 
 PROCESSES_PER_CORE = 2
+JOIN_SECONDS = 30.0
 OBJECT_STORE_BYTES_ON_CPU = 512 << 20
 
 
@@ -38,13 +40,28 @@ def check_devices(config: Config, device: Device, available: float, where: str) 
         )
 
 
+def check_answer(address: str) -> None:
+    """Refuse ``host:port`` where nothing listens: Ray would try again for minutes. Other forms are Ray's to resolve."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=JOIN_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address} within {JOIN_SECONDS:g} s ({error}); correct it, start the "
+            "cluster, or unset RAY_ADDRESS to use this machine"
+        ) from error
+
+
 @contextmanager
 def ray_cluster(config: Config, device: Device) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names (a submitted job has it set), or start one of our own and stop it.
 
-    Raises ``ConfigError`` when the joined cluster is too small.
+    Raises ``ConfigError`` when nothing answers there, or the joined cluster is too small.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_answer(address)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         resource = "CPU" if device.kind == "cpu" else "GPU"
         check_devices(config, device, ray.cluster_resources().get(resource, 0.0), "the Ray cluster")

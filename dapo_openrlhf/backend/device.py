@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+DEVICE_NODES, DRIVER_GPUS = Path("/dev"), Path("/proc/driver/nvidia/gpus")
 KV_CACHE_BYTES_ON_CPU = 256 << 20
 BLOCK_SIZE_ON_CPU = 32
 """Tokens of a KV-cache block. vLLM's CPU attention goes over whole blocks; its default of 128 costs a fifth of the
@@ -77,8 +78,10 @@ class Device:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
             return len([device for device in visible.split(",") if device.strip()])
-        driver = Path("/proc/driver/nvidia/gpus")
-        return len(list(driver.iterdir())) if driver.is_dir() else 0
+        # A container has a device node for each GPU it was given, and may see all of the host's under /proc, or none. On a
+        # host the nodes may not exist before the first use.
+        nodes = len(list(DEVICE_NODES.glob("nvidia[0-9]*")))
+        return nodes or (len(list(DRIVER_GPUS.iterdir())) if DRIVER_GPUS.is_dir() else 0)
 
 
 def stand_in_for_cuda() -> None:

@@ -13,7 +13,13 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
+from dapo_openrlhf.backend.messages import (
+    GenerationReport,
+    GroupTokens,
+    PromptTooLong,
+    WeightAck,
+    WeightManifest,
+)
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.ports import Sampling
 
@@ -60,6 +66,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
         self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
+        self._tokenizing: dict[str, bool] = {}  # groups that the loop does not know yet, and whether they were cut
         self._apply_chat_template = apply_chat_template
         self._max_len = max_len
         self._phase = "loading its model"
@@ -86,21 +93,30 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     ) -> tuple[GenerationReport, GroupTokens, list[str]] | tuple[None, None, None]:
         """Sample a group; nothing comes of one that is cut too early. Raises :class:`PromptTooLong`."""
         run = asyncio.get_running_loop().run_in_executor
-        prompt_ids = await run(self._texts, self._tokenize, text)
+        self._tokenizing[group_id] = False
+        try:
+            prompt_ids = await run(self._texts, self._tokenize, text)
+        finally:
+            cut = self._tokenizing.pop(group_id)
+        if cut:
+            return None, None, None  # no exception: Ray would report it where nobody waits for the group any more
         if len(prompt_ids) + sampling.max_new_tokens > self._max_len:
             raise PromptTooLong(
                 f"prompt of {len(prompt_ids)} tokens and rollout.max_new_tokens {sampling.max_new_tokens} exceed "
                 f"data.max_len {self._max_len}"
             )
         made = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
-        if made is None:  # no exception: Ray would report it where nobody waits for the group any more
+        if made is None:
             return None, None, None
         report, tokens = made
         return report, tokens, await run(self._texts, self._decode, tokens)
 
     async def cut(self, group_id: str) -> None:
         """End a group with the tokens it has; see :meth:`EngineLoop.cut`."""
-        self._loop.cut(group_id)
+        if group_id in self._tokenizing:
+            self._tokenizing[group_id] = True
+        else:
+            self._loop.cut(group_id)
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
         """Replace the weights; see :meth:`EngineLoop.load_weights`."""

@@ -88,7 +88,7 @@ class EngineLoop:
         self._name = name
         self._weights_in_flight = weights_in_flight
         self._recompute_kv_cache = recompute_kv_cache
-        self._held_back: list[Callable[[], None]] = []
+        self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for weights
         self._loads: list[Callable[[], None]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._responses: dict[str, _Response] = {}  # in the core, by request id
@@ -107,7 +107,7 @@ class EngineLoop:
         """Sample a group; it gets the weights of each step as it goes."""
         done: Future[Made] = Future()
         add = functools.partial(self._add, group_id, prompt_ids, sampling, done)
-        self._commands.put(lambda: self._held_back.append(add) if self._loads else add())
+        self._commands.put(lambda: self._hold_back(group_id, done, add) if self._loads else add())
         return done
 
     def cut(self, group_id: str) -> None:
@@ -181,9 +181,12 @@ class EngineLoop:
         loads, self._loads = self._loads, []
         for load in loads:
             load()
-        held_back, self._held_back = self._held_back, []
-        for add in held_back:
+        held_back, self._held_back = self._held_back, {}
+        for _, add in held_back.values():
             add()
+
+    def _hold_back(self, group_id: str, done: Future[Made], add: Callable[[], None]) -> None:
+        self._held_back[group_id] = done, add
 
     def _close_span(self) -> None:
         if self._busy_since is not None:
@@ -264,6 +267,9 @@ class EngineLoop:
             group.done.set_result(_result(group) if all(response.ids for response in group.responses) else None)
 
     def _cut(self, group_id: str) -> None:
+        if group_id in self._held_back:
+            self._held_back.pop(group_id)[0].set_result(None)
+            return
         requests = [request_id for request_id in self._responses if request_id.rpartition("/")[0] == group_id]
         self._core.abort_requests(requests)
         for request_id in requests:

@@ -112,7 +112,8 @@ def build_pipeline(
             window=OVER_SAMPLING_WINDOW * rollout.batch_size,
         ),
         max_filtered_batches=config.algo.max_filtered_batches,
-        stall_timeout=timing.generate_timeout + timing.reward_timeout,
+        # Longer than anything a group may wait for, each of which has a deadline of its own that says who is late.
+        stall_timeout=timing.start_timeout + timing.publish_timeout + timing.generate_timeout + timing.reward_timeout,
     )
     rollouts = RolloutLoop(
         prompts=PromptStream(
@@ -150,6 +151,7 @@ def build_pipeline(
         on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
     )
     return Pipeline(
+        engines=engines,
         rollouts=rollouts,
         queue=queue,
         trainer=trainer,
@@ -173,7 +175,7 @@ def _evaluator(config: Config, problems: list[Prompt], engines: EnginePool, rewa
         problems=problems,
         engines=engines,
         scorer=rewards,
-        texts=ObjectStoreTexts(),
+        texts=ObjectStoreTexts(timeout=config.async_.reward_timeout),
         sampling=Sampling(
             n=samples,
             max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,

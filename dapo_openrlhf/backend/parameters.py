@@ -23,8 +23,10 @@ def whole_parameters(module: Module, *, bucket_bytes: int = BUCKET_BYTES) -> Ite
     """Yield names and whole tensors, in the order of ``named_parameters``.
 
     Under ZeRO-3 every rank must exhaust this, since gathering is a collective; a tensor's memory stays for as long as
-    somebody holds the tensor. Under ZeRO-1 and 2 tensors are the parameters themselves.
+    somebody holds the tensor. Each tensor is ready on the CUDA stream that is current when it is asked for. Under ZeRO-1
+    and 2 tensors are the parameters themselves.
     """
+    import torch
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
     named = list(module.named_parameters())
@@ -33,8 +35,13 @@ def whole_parameters(module: Module, *, bucket_bytes: int = BUCKET_BYTES) -> Ite
         bucket = named[first:last]
         partitioned = any(hasattr(parameter, "ds_id") for _, parameter in bucket)
         with GatheredParameters([parameter for _, parameter in bucket], enabled=partitioned):
+            gathered = torch.cuda.current_stream().record_event() if partitioned and torch.cuda.is_available() else None
             for name, parameter in bucket:
-                yield name, parameter.detach()
+                tensor = parameter.detach()
+                if gathered is not None:  # vLLM packs on streams in turn: this may be another one by now
+                    torch.cuda.current_stream().wait_event(gathered)
+                    tensor.record_stream(torch.cuda.current_stream())
+                yield name, tensor
 
 
 def whole_numel(parameter: Parameter) -> int:

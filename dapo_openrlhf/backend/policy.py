@@ -149,7 +149,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             self._critic = Critic(self._models, self.strategy, total_updates=total_updates)
 
     def _resume(self, folder: str) -> None:
-        self._engine.load_checkpoint(folder, tag=STATE_TAG)
+        found, _ = self._engine.load_checkpoint(folder, tag=STATE_TAG)
+        if found is None:
+            raise RuntimeError(f"{folder} holds no state of the optimizer: it cannot be gone on from")
         if self._critic is not None:
             found, _ = self._critic.engine.load_checkpoint(folder, tag=CRITIC_TAG)
             if found is None:

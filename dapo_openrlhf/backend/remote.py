@@ -14,10 +14,13 @@ from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
 from dapo_openrlhf.backend.messages import GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.batch import plan_batch
-from dapo_openrlhf.ports import ENGINE_DIED, GroupError, Publication, Sampling
+from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, NotRevived, Publication, Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]
+
+ECHO_SECONDS = 2.0
+"""How long after an error the other calls are listened to: when a process dies, its peers' collectives fail first."""
 
 _PER_TOKEN = {
     "entropy": "entropy",
@@ -35,6 +38,14 @@ class PipelineTimeout(RuntimeError):
     """A phase took longer than its deadline; the message names who is late, the phase and what to look at."""
 
 
+class WorkerFailed(RuntimeError):
+    """An actor raised; the message names it and the phase, and ends with what it raised."""
+
+
+class WorkerDied(WorkerFailed):
+    """An actor's process is gone."""
+
+
 class RemoteEngine:
     """One engine actor. A ``GenerationEngine``."""
 
@@ -42,6 +53,7 @@ class RemoteEngine:
         """``start`` starts the actor of the engine with that index, with the weights the run began with."""
         self._start = start
         self._index = index
+        self._cause = ""
         self.actor = start(index)
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
@@ -53,14 +65,14 @@ class RemoteEngine:
             self.cut(request)
             raise
         except RayActorError as error:
-            raise GroupError(ENGINE_DIED, f"engine {self._index} died: {error}") from error
+            raise GroupError(ENGINE_DIED, f"engine {self._index} died: {self._cause or error}") from error
         except RayTaskError as error:
             if isinstance(error.cause, PromptTooLong):
                 message = f"prompt {prompt.id}: {error.cause}"
                 raise GroupError("prompt_too_long", message, permanent=True) from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         if report is None:
-            raise GroupError("cut_too_early", f"prompt {prompt.id} was cut before each of its responses had a token")
+            raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id} was cut before each of its responses had a token")
         return Generation(
             prompt_length=report.prompt_length,
             lengths=report.lengths,
@@ -77,8 +89,14 @@ class RemoteEngine:
         """End a group with the tokens it has."""
         self.actor.cut.remote(request)
 
+    def stop(self, cause: str) -> None:
+        """End the actor, which may hang; its groups fail with ``cause``."""
+        self._cause = cause
+        ray.kill(self.actor)
+
     def replace(self) -> None:
         """Start a new actor in the place of this one, which may be dead, hang or fail."""
+        self._cause = ""
         ray.kill(self.actor)
         self.actor = self._start(self._index)
 
@@ -86,10 +104,17 @@ class RemoteEngine:
 class ObjectStoreTexts:
     """Responses out of the object store. A ``ResponseTexts``."""
 
+    def __init__(self, *, timeout: float) -> None:
+        """``timeout``: seconds for a group's texts."""
+        self._timeout = timeout
+
     async def fetch(self, texts: Any) -> Sequence[str]:
         """Wait for a group's texts and copy them here."""
         try:
-            return list(await texts)
+            async with asyncio.timeout(self._timeout):
+                return list(await texts)
+        except TimeoutError:
+            raise GroupError("texts_lost", f"a group's texts did not arrive within {self._timeout:g} s") from None
         except RayError as error:
             raise GroupError("texts_lost", f"a group's texts are lost: {error}") from error
 
@@ -219,23 +244,35 @@ class ObjectStorePublisher:
         return publication
 
     async def deliver(self, publication: Publication) -> None:
-        """Load them into every engine in service; one that dies gets the newest when it is replaced."""
+        """Load them into every engine in service; one that dies or is late gets the newest when it is replaced."""
         async with asyncio.TaskGroup() as tasks:
-            loads = [tasks.create_task(self._load(index)) for index in sorted(self._in_service)]
+            loads = [tasks.create_task(self._load_or_stop(index)) for index in sorted(self._in_service)]
         self._on_spans(tuple(span for load in loads for span in load.result()))
 
     async def revive(self, engine: int) -> None:
-        """Replace an engine; returns once the new one generates with the newest weights."""
+        """Replace an engine; returns once the new one generates with the newest weights. Raises ``NotRevived``."""
         self._in_service.discard(engine)
         self._engines[engine].replace()
         name, what = f"engine {engine}", f"starting engine {engine} again"
         ready = self._engines[engine].actor.ready.remote()
-        await all_within([ready], [name], self._start_timeout, what, "async.start_timeout")
-        loaded = None
-        while self._newest is not loaded:  # a publication may begin while the last one is loaded
-            loaded = self._newest
-            await self._load(engine)
+        try:
+            await all_within([ready], [name], self._start_timeout, what, "async.start_timeout")
+            loaded = None
+            while self._newest is not loaded:  # a publication may begin while the last one is loaded
+                loaded = self._newest
+                await self._load(engine)
+        except WorkerFailed as error:
+            raise NotRevived(str(error)) from error
         self._in_service.add(engine)
+
+    async def _load_or_stop(self, index: int) -> tuple[Span, ...]:
+        """Load, or end an engine that hangs or cannot be reached: it must not go on with older weights."""
+        try:
+            return await self._load(index)
+        except (PipelineTimeout, WorkerDied) as error:
+            self._in_service.discard(index)
+            self._engines[index].stop(str(error))
+            return ()
 
     async def _load(self, index: int) -> tuple[Span, ...]:
         """Load the newest weights into one engine, and check what it acknowledges; returns what it did before."""
@@ -243,11 +280,7 @@ class ObjectStorePublisher:
         publication, manifest, buffer = self._newest
         what = f"loading the weights of version {publication.version}"
         call = self._engines[index].actor.load_weights.remote(publication.version, manifest, buffer)
-        try:
-            (ack,) = await all_within([call], [f"engine {index}"], self._timeout, what, "async.publish_timeout")
-        except RayActorError:
-            self._in_service.discard(index)
-            return ()
+        (ack,) = await all_within([call], [f"engine {index}"], self._timeout, what, "async.publish_timeout")
         if (ack.version, ack.checksum) != (publication.version, publication.checksum):
             raise RuntimeError(
                 f"engine {index} acknowledged version {ack.version} with checksum {ack.checksum}, expected {publication}"
@@ -255,17 +288,29 @@ class ObjectStorePublisher:
         return ack.spans
 
 
-async def all_within(
-    calls: Sequence[ray.ObjectRef], names: Sequence[str], timeout: float, what: str, setting: str
-) -> list[Any]:
-    """Results of remote calls, in order. Raises :class:`PipelineTimeout` naming who is late."""
+async def all_within(calls: Sequence[Any], names: Sequence[str], timeout: float, what: str, setting: str) -> list[Any]:
+    """Results of remote calls, in order.
+
+    Raises :class:`PipelineTimeout` naming who is late, :class:`WorkerDied` and :class:`WorkerFailed` naming who failed.
+    """
     tasks = {asyncio.ensure_future(_result(call)): name for call, name in zip(calls, names, strict=True)}
-    done, late = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
-    for task in done:
-        task.result()
-    if late:
-        for task in late:
+    try:
+        done, late = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+        if late and any(task.exception() for task in done):
+            more, late = await asyncio.wait(late, timeout=ECHO_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            done |= more
+    finally:
+        for task in tasks:
             task.cancel()
+    errors = {tasks[task]: error for task in done if (error := task.exception()) is not None}
+    for name, error in errors.items():
+        if isinstance(error, RayActorError):
+            raise WorkerDied(f"{what}: {name} died: {error}") from error
+    for name, error in errors.items():
+        if isinstance(error, RayTaskError):
+            raise WorkerFailed(f"{what}: {name} failed: {error}") from error
+        raise error
+    if late:
         raise PipelineTimeout(
             f"{what}: {', '.join(sorted(tasks[task] for task in late))} did not answer within {timeout:g} s ({setting}); "
             "look at its log in Ray's session folder, and at whether its process is alive"

@@ -54,6 +54,15 @@ class RewardPool:
     async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
         """Judge the responses behind the reference ``texts``. An error is an error, never a wrong answer."""
         worker = await self._free.get()
+        # A worker cannot be interrupted: when the group is given up, it is free only after that.
+        scoring = asyncio.ensure_future(self._score(worker, texts, prompt))
+        try:
+            return await asyncio.shield(scoring)
+        except asyncio.CancelledError:
+            scoring.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look
+            raise
+
+    async def _score(self, worker: Any, texts: object, prompt: Prompt) -> tuple[Score, ...]:
         try:
             async with asyncio.timeout(self._timeout):
                 return scores_of(await worker.score.remote(texts, prompt), prompt)

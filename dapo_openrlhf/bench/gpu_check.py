@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_part(options)
     if not Device(kind="cuda", threads=1).count():
         print(
-            "gpu_check: there is no NVIDIA GPU here (no /proc/driver/nvidia/gpus, or CUDA_VISIBLE_DEVICES is empty). Run it "
+            "gpu_check: there is no NVIDIA GPU here (no /dev/nvidia0, or CUDA_VISIBLE_DEVICES is empty). Run it "
             "on a machine with one, after `make setup DEVICE=cuda`; without a GPU use `make quickstart`",
             file=sys.stderr,
         )

@@ -16,7 +16,7 @@ from dapo_openrlhf.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.responses import write_responses
-from dapo_openrlhf.report.run_folder import RunFolder
+from dapo_openrlhf.report.run_folder import RunFolder, write_whole
 from dapo_openrlhf.report.summary import Summary, closing_words
 
 FAILURES_SHOWN = 5
@@ -33,7 +33,7 @@ class RunRecorder:
         self._stream = stream
         self._metrics: StepMetrics | None = None
         self._progress = ProgressLine(config.train.max_steps, stream)
-        self._tensorboard = TensorBoardSink(folder.tensorboard)
+        self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=first_step)
         self._devices = config.devices
         self._failures = 0
         self._training_since = 0.0
@@ -99,7 +99,7 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     checkpoint = None if resume is None else _newest_checkpoint(resume)
     inputs = check_inputs(config, training=True, checkpoint=checkpoint)
     folder = RunFolder.create(Path(config.run.dir), config.run.name) if resume is None else RunFolder.reopen(resume)
-    folder.config.write_text(dump_config(config))
+    write_whole(folder.config, dump_config(config))
     if checkpoint is not None:
         print(f"resuming after {inputs.first_step} rollout steps from {checkpoint}", file=stream, flush=True)
     print(
@@ -164,7 +164,7 @@ def _earlier_rows(folder: RunFolder, first_step: int) -> list[Row]:
         return []
     lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     kept = [line for line in lines if line["step"] < first_step]
-    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
     return [{name: value for name, value in line.items() if name != "step"} for line in kept]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 LATEST = "latest"
+READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class RunFolder:
     def reopen(cls, path: Path) -> Self:
         """The folder of an earlier run, to go on in it; ``latest`` points to it again."""
         folder = cls(path=path.resolve())
+        for file in (folder.events, folder.metrics):
+            if file.is_file():
+                _drop_unfinished_line(file)
         _point_latest(folder.path.parent, folder.path.name)
         return folder
 
@@ -86,11 +90,30 @@ class RunFolder:
         return self.path / "eval" / f"step-{step}.jsonl"
 
     def write_summary(self, values: Mapping[str, object]) -> None:
-        """Write ``summary.json`` in one piece: a reader sees the old file or the new one. NaN and infinity: null."""
-        text = json.dumps(_without_nan(values), indent=2, sort_keys=True, allow_nan=False)
-        unfinished = self.summary.with_name(f".{self.summary.name}.{os.getpid()}")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(self.summary)
+        """Write ``summary.json``. NaN and infinity: null."""
+        write_whole(self.summary, json.dumps(_without_nan(values), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file in one piece: a reader, and a run that is killed meanwhile, see the old one or the new one."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
+
+
+def _drop_unfinished_line(file: Path) -> None:
+    """A process that was killed while it wrote leaves a part of a line; the next line would be appended to it."""
+    with file.open("rb+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - READ_BYTES)
+            stream.seek(begin)
+            newline = stream.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                stream.truncate(begin + newline + 1)
+                return
+            end = begin
+        stream.truncate(0)
 
 
 def _make_numbered(parent: Path, name: str) -> Path:

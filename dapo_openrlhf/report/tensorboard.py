@@ -46,9 +46,12 @@ class TensorBoardSink:
     Every row is flushed: a run that dies leaves its curves whole.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Create ``folder`` where it is missing, and a new event file in it."""
-        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
+        """Create ``folder`` where it is missing, and a new event file in it.
+
+        ``first_step``: rollout steps that an earlier run has done; what it wrote beyond them is shown no more.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
         from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,8 @@ class TensorBoardSink:
         self._event = Event
         self._described: set[str] = set()
         self._record(file_version="brain.Event:2")
+        if first_step:
+            self._record(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._record(summary=_layout())
 
     def write(self, step: int, row: Mapping[str, float]) -> None:

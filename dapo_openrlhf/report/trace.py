@@ -29,8 +29,12 @@ COLOURS = {
 
 
 def read_log(file: Path) -> list[LogLine]:
-    """The lines of an event log; of a run that was resumed, those since then: their times begin at 0 again."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    """The lines of an event log; of a run that was resumed, those since then: their times begin at 0 again.
+
+    A run that was killed, or still goes on, may have written a part of the next line.
+    """
+    *whole, _ = file.read_text(encoding="utf-8").split("\n")
+    lines = [json.loads(line) for line in whole]
     begins = [number for number, line in enumerate(lines) if line["event"] == "run_started"]
     return lines[begins[-1] :] if begins else lines
 

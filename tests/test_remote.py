@@ -1,0 +1,215 @@
+"""Remote calls that end in time and say who failed; publications through the object store, and engines that miss them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from fake_actors import FakeActor
+from ray.exceptions import RayActorError
+from virtual_time import run_virtual
+
+from dapo_openrlhf.backend.messages import WeightAck, WeightManifest
+from dapo_openrlhf.backend.remote import ObjectStorePublisher, ObjectStoreTexts, PipelineTimeout, WorkerDied, all_within
+from dapo_openrlhf.ports import GroupError, NotRevived
+from dapo_openrlhf.types import PolicyVersion
+
+MANIFEST = WeightManifest(names=("a",), dtypes=("float32",), shapes=((1,),), offsets=(0, 64), checksum=77)
+
+
+async def after(seconds: float, result: Any = None) -> Any:
+    await asyncio.sleep(seconds)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+# ---------------------------------------------------------------- all_within
+
+
+def within_ten(*calls: Coroutine[Any, Any, Any]) -> tuple[list[Any], float]:
+    async def main() -> tuple[list[Any], float]:
+        names = [f"trainer rank {index}" for index in range(len(calls))]
+        results = await all_within(calls, names, 10.0, "training step 3", "async.train_timeout")
+        return results, asyncio.get_running_loop().time()
+
+    return run_virtual(main())
+
+
+def test_results_come_in_order() -> None:
+    assert within_ten(after(2, "a"), after(1, "b")) == (["a", "b"], 2.0)
+
+
+def test_who_is_late_is_named() -> None:
+    with pytest.raises(
+        PipelineTimeout, match=r"step 3: trainer rank 1 did not answer within 10 s \(async.train_timeout"
+    ):
+        within_ten(after(1), after(11))
+
+
+def test_an_error_is_raised_at_once() -> None:
+    async def main() -> float:
+        with pytest.raises(ValueError, match="no memory"):
+            await all_within([after(1, ValueError("no memory")), after(1e6)], ["a", "b"], 1e7, "", "")
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "calls outlive their error"
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) < 10
+
+
+def test_of_a_dead_process_and_its_peers_errors_the_dead_one_is_named() -> None:
+    """Collectives of the others break a moment before Ray knows why."""
+    with pytest.raises(WorkerDied, match="training step 3: trainer rank 1 died"):
+        within_ten(after(1, RuntimeError("connection closed by peer")), after(1.5, RayActorError()), after(1e6))
+
+
+# ---------------------------------------------------------------- object store
+
+
+class FakeEngine:
+    """A ``RemoteEngine`` whose actor loads by ``load``, given the version; a new one by ``load_again``."""
+
+    def __init__(self, load: Callable[[int], Any], load_again: Callable[[int], Any] | None = None) -> None:
+        self._load_again = load_again or load
+        self.start: Any = None
+        self.actor = self._new(load)
+        self.stopped = ""
+        self.loaded: list[int] = []
+
+    def _new(self, load: Callable[[int], Any]) -> FakeActor:
+        def load_weights(version: int, manifest: Any, buffer: Any) -> Any:
+            self.loaded.append(version)
+            return load(version)
+
+        return FakeActor(load_weights=load_weights, ready=lambda: self.start or after(20))
+
+    def stop(self, cause: str) -> None:
+        self.stopped = cause
+
+    def replace(self) -> None:
+        self.actor = self._new(self._load_again)
+
+
+def acknowledge(seconds: float = 1.0, checksum: int = 77) -> Callable[[int], Any]:
+    return lambda version: after(seconds, WeightAck(version=version, checksum=checksum, spans=()))
+
+
+def dies(version: int) -> Any:
+    return after(0.5, RayActorError())
+
+
+def hangs(version: int) -> Any:
+    return after(1e9)
+
+
+def publisher(*engines: FakeEngine) -> ObjectStorePublisher:
+    rank = FakeActor(export_weights=lambda: MANIFEST)
+    return ObjectStorePublisher([rank], engines, timeout=60.0, start_timeout=100.0)  # type: ignore[arg-type]
+
+
+async def publish(publisher: ObjectStorePublisher, *versions: int) -> None:
+    for version in versions:
+        await publisher.deliver(await publisher.send(PolicyVersion(version)))
+
+
+def test_every_engine_gets_every_version_and_another_acknowledgement_is_refused() -> None:
+    engines = FakeEngine(acknowledge()), FakeEngine(acknowledge(2.0))
+    run_virtual(publish(publisher(*engines), 1, 2))
+    assert [engine.loaded for engine in engines] == [[1, 2], [1, 2]]
+    with pytest.raises(ExceptionGroup) as raised:
+        run_virtual(publish(publisher(FakeEngine(acknowledge(checksum=78))), 1))
+    assert raised.group_contains(RuntimeError, match="engine 0 acknowledged version 1 with checksum 78")
+
+
+def test_a_version_goes_live_without_an_engine_that_dies() -> None:
+    dead, well = FakeEngine(dies, acknowledge()), FakeEngine(acknowledge())
+
+    async def main() -> None:
+        store = publisher(dead, well)
+        await publish(store, 1, 2)
+        assert (dead.loaded, well.loaded) == ([1], [1, 2])
+        await store.revive(0)
+        await publish(store, 3)
+
+    run_virtual(main())
+    assert (dead.loaded, well.loaded) == ([1, 2, 3], [1, 2, 3])
+    assert "engine 0 died" in dead.stopped, "it may be out of reach only, and at work with older weights"
+
+
+def test_an_engine_that_hangs_is_ended_and_the_version_goes_live_without_it() -> None:
+    """Its groups fail then, so that the pool replaces it."""
+    hung, well = FakeEngine(hangs, acknowledge()), FakeEngine(acknowledge())
+
+    async def main() -> None:
+        store = publisher(hung, well)
+        await publish(store, 1)
+        assert asyncio.get_running_loop().time() == 60.0
+        await publish(store, 2)
+        await store.revive(0)
+        await publish(store, 3)
+
+    run_virtual(main())
+    assert "loading the weights of version 1: engine 0 did not answer within 60 s" in hung.stopped
+    assert (hung.loaded, well.loaded, well.stopped) == ([1, 2, 3], [1, 2, 3], "")
+
+
+def test_a_new_engine_that_is_late_ends_the_run() -> None:
+    async def main() -> None:
+        store = publisher(FakeEngine(acknowledge(), hangs))
+        await publish(store, 1)
+        await store.revive(0)
+
+    with pytest.raises(PipelineTimeout, match="loading the weights of version 1: engine 0 did not answer within 60 s"):
+        run_virtual(main())
+
+
+@pytest.mark.parametrize("fails", ["in its start", "in loading"])
+def test_a_new_engine_that_fails_is_no_reason_to_end_the_run(fails: str) -> None:
+    engine = FakeEngine(acknowledge(), dies if fails == "in loading" else acknowledge())
+
+    async def main() -> None:
+        store = publisher(engine)
+        await publish(store, 1)
+        engine.start = after(3.0, RayActorError()) if fails == "in its start" else engine.start
+        with pytest.raises(NotRevived, match="engine 0 died"):
+            await store.revive(0)
+        await publish(store, 2)
+
+    run_virtual(main())
+    assert 2 not in engine.loaded
+
+
+def test_a_publication_while_an_engine_is_replaced_reaches_it_too() -> None:
+    """It starts for 20 s and loads for 10; version 2 is packed when it begins to load, version 3 meanwhile."""
+    engines = FakeEngine(acknowledge(), acknowledge(10.0)), FakeEngine(acknowledge())
+
+    async def main() -> None:
+        store = publisher(*engines)
+        await publish(store, 1)
+        reviving = asyncio.create_task(store.revive(0))
+        await asyncio.sleep(5.0)
+        await publish(store, 2)
+        await asyncio.sleep(16.0)
+        await publish(store, 3)
+        assert not reviving.done()
+        await reviving
+        assert asyncio.get_running_loop().time() == pytest.approx(41.0)
+        await publish(store, 4)
+
+    run_virtual(main())
+    assert [engine.loaded for engine in engines] == [[1, 2, 3, 4], [1, 2, 3, 4]]
+
+
+def test_before_the_first_publication_a_new_engine_has_the_weights_the_run_began_with() -> None:
+    engine = FakeEngine(acknowledge())
+    run_virtual(publisher(engine).revive(0))
+    assert engine.loaded == []
+
+
+def test_texts_that_do_not_arrive_are_an_error() -> None:
+    with pytest.raises(GroupError, match="did not arrive within 60 s") as raised:
+        run_virtual(ObjectStoreTexts(timeout=60.0).fetch(after(1e9)))
+    assert raised.value.reason == "texts_lost"
