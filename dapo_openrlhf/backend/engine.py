@@ -13,13 +13,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.messages import (
-    GenerationReport,
-    GroupTokens,
-    PromptTooLong,
-    WeightAck,
-    WeightManifest,
-)
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.ports import Sampling
 
