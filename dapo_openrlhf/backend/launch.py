@@ -208,20 +208,24 @@ def _evaluator(
     rewards: RewardPool,
     on_answered: Callable[[ProblemResult], None] = lambda result: None,
 ) -> Evaluator:
-    samples = config.eval.n_samples_per_prompt
     return Evaluator(
         problems=problems,
         engines=engines,
         scorer=rewards,
         texts=ObjectStoreTexts(),
         sampling=Sampling(
-            n=samples,
+            n=config.eval.n_samples_per_prompt,
             max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,
             temperature=config.eval.temperature,
             top_p=config.eval.top_p,
         ),
         generate_timeout=config.async_.generate_timeout,
-        # Each engine full, and as much again waiting, so that none runs dry between two problems.
-        concurrency=max(1, 2 * config.vllm.num_engines * max_num_seqs(config) // samples),
+        concurrency=problems_at_once(config),
         on_answered=on_answered,
     )
+
+
+def problems_at_once(config: Config) -> int:
+    """Problems of an evaluation that are worked on together: each engine is full, and as much again waits, so that none
+    runs dry between two problems."""
+    return max(1, 2 * config.vllm.num_engines * max_num_seqs(config) // config.eval.n_samples_per_prompt)

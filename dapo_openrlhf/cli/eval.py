@@ -26,7 +26,7 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
 
     started = time.monotonic()
     inputs = check_inputs(config, training=False)
-    progress = EvaluationProgress(len(inputs.problems))
+    progress = EvaluationProgress(len(inputs.problems), at_once=launch.problems_at_once(config))
     print(
         f"{len(inputs.problems):,} problems, {config.eval.n_samples_per_prompt} responses each; starting Ray and "
         f"{config.vllm.num_engines} engine(s) on {config.device}",

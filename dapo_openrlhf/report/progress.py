@@ -115,9 +115,10 @@ class EvaluationProgress:
     SURE_FROM = 0.05
     """Share of the problems from which on speed and time left are told: the first ones in flight end together."""
 
-    def __init__(self, problems: int) -> None:
-        """``problems``: all that will be answered, at least 1."""
+    def __init__(self, problems: int, *, at_once: int) -> None:
+        """``problems``: all that will be answered, at least 1; ``at_once``: how many of them are worked on together."""
         self._problems = problems
+        self._at_once = at_once
         self._answered = 0
         self._judged = 0
         self._right = 0
@@ -131,12 +132,17 @@ class EvaluationProgress:
         self._tokens += sum(response.length for response in result.responses)
 
     def words(self, seconds: float) -> str:
-        """One line, ``seconds`` (more than 0) after the first problem was begun. Tokens are those of whole problems."""
+        """One line, ``seconds`` (more than 0) after the first problem was begun. Tokens are those of whole problems.
+
+        For the time left a problem that is worked on counts as half done.
+        """
         accuracy = f"{self._right / self._judged:.1%}" if self._judged else "-"
         speed = left = "-"
         if self._answered >= self.SURE_FROM * self._problems:
             speed = f"{self._tokens / seconds:,.0f}"
-            left = clock_time(seconds / self._answered * (self._problems - self._answered))
+            rest = self._problems - self._answered
+            half_done = min(self._at_once, rest) / 2
+            left = clock_time(seconds / (self._answered + half_done) * (rest - half_done))
         return (
             f"{self._answered:>{len(str(self._problems))}}/{self._problems} problems  accuracy {accuracy:>6}  "
             f"{speed:>6} tokens/s  elapsed {clock_time(seconds):>6}  left {left:>6}"
