@@ -299,6 +299,8 @@ class DataSection(Section):
 class EvalSection(Section):
     dataset: str | None = None
     """Held-out problems, same format as the prompts; null switches evaluation off."""
+    max_samples: PositiveInt | None = None
+    """Problems that are taken, the first ones of the file (OpenRLHF's ``data.max_samples`` does so); null takes all."""
     steps: int = -1
     """Evaluate every this many rollout steps too; -1 only before and after training. Training goes on meanwhile; only
     the next publication waits."""

@@ -130,8 +130,10 @@ class Evaluator:
         sampling: Sampling,
         generate_timeout: float,
         concurrency: int,
+        on_answered: Callable[[ProblemResult], None] = lambda result: None,
     ) -> None:
         """``texts``: None does without them. ``concurrency``: problems that are worked on at once, at least 1.
+        ``on_answered`` is called with every problem's result as it comes.
 
         With more problems in the engines than they hold, a problem's ``generate_timeout`` would run while it waits.
         """
@@ -143,6 +145,7 @@ class Evaluator:
         self._generate_timeout = generate_timeout
         self._serial = itertools.count()
         self._concurrency = concurrency
+        self._on_answered = on_answered
 
     async def measure(self) -> Evaluation:
         """Evaluate with the weights that are live now. Raises :class:`EvaluationFailed`."""
@@ -165,12 +168,16 @@ class Evaluator:
 
     async def _answer(self, problem: Prompt, room: asyncio.Semaphore) -> ProblemResult:
         async with room:
-            try:
-                generation = await _twice(lambda: self._generate(problem))
-            except GroupError as error:
-                unjudged = Response(error=_reason(error))
-                return ProblemResult(problem=problem, responses=(unjudged,) * self._sampling.n)
-            return ProblemResult(problem=problem, responses=await self._judge(problem, generation))
+            result = ProblemResult(problem=problem, responses=await self._respond(problem))
+        self._on_answered(result)
+        return result
+
+    async def _respond(self, problem: Prompt) -> tuple[Response, ...]:
+        try:
+            generation = await _twice(lambda: self._generate(problem))
+        except GroupError as error:
+            return (Response(error=_reason(error)),) * self._sampling.n
+        return await self._judge(problem, generation)
 
     async def _generate(self, problem: Prompt) -> Generation:
         request = f"problem {next(self._serial)}"

@@ -96,6 +96,14 @@ def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: 
     return prompts
 
 
+def chat_turns(text: str) -> list[dict[str, str]]:
+    """A prompt's text as the turns of a chat: those of the chat list that it is the JSON of, or one turn of the user."""
+    if text.startswith("[{"):  # a problem may well begin with an interval, a list or [asy]
+        turns: list[dict[str, str]] = json.loads(text)
+        return turns
+    return [{"role": "user", "content": text}]
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, object]]:
     """Rows with their line or row number, from 1; a line that is not JSON comes as the ``ConfigError`` about it.
 

@@ -13,6 +13,7 @@ import pytest
 
 import dapo_openrlhf
 from dapo_openrlhf.__main__ import main
+from dapo_openrlhf.backend.inputs import check_inputs
 from dapo_openrlhf.cli.eval import summary_of, words
 from dapo_openrlhf.cli.submit import entrypoint
 from dapo_openrlhf.config import load_config
@@ -110,6 +111,20 @@ def test_eval_refuses_files_that_cannot_be_written_before_it_starts(folder: Path
         assert f"{option}: {path} cannot be written" in result.stderr
 
 
+def test_eval_takes_the_first_problems_of_the_file(folder: Path) -> None:
+    rows = [{"input": f"{n}+{n}=", "label": str(2 * n)} for n in range(5)]
+    (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for limit, taken in ((2, 2), (9, 5), (None, 5)):
+        settings = {
+            "eval.dataset": str(folder / "held.jsonl"),
+            "eval.max_samples": limit,
+            "actor.model_name_or_path": str(folder / "model"),
+        }
+        config = load_config(folder / "run.yaml", settings)
+        problems = check_inputs(config, training=False).problems
+        assert [problem.label for problem in problems] == [row["label"] for row in rows[:taken]]
+
+
 def test_eval_tells_every_estimate_with_errors_and_speed(folder: Path) -> None:
     """Two problems of two responses: one right, one cut off without an answer; one right, one that was not judged."""
     right = Response(text="Answer: 2", answer="2", correct=True, length=10)
@@ -132,7 +147,10 @@ def test_eval_tells_every_estimate_with_errors_and_speed(folder: Path) -> None:
     assert isinstance(estimates, dict) and list(estimates) == ["avg@2", "pass@1", "pass@2", "maj@2"]
     assert estimates["avg@2"] == {"value": 0.75, "low": pytest.approx(0.26, abs=1e-4), "high": 1.0, "problems": 2}
     assert json.loads(json.dumps(summary)) == summary
+    limited = load_config(folder / "run.yaml", {"eval.dataset": "prompts.jsonl", "eval.max_samples": 2})
+    assert "model on the first 2 problems of prompts.jsonl" in words(limited, measured)
     told = words(config, measured)
+    assert "model on 2 problems of prompts.jsonl" in told
     assert "avg@2    75.0% [26.0%, 100.0%]" in told
     assert "4 responses: 1 truncated, 1 errors, 25 tokens each on average; 2.0 s, 50 tokens/s" in told
 

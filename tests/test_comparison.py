@@ -93,6 +93,23 @@ def test_compare_prints_and_writes_what_changed(tmp_path: Path, capsys: pytest.C
     assert [problem["difference"] for problem in written["by_problem"]] == [1.0, 0.0]
 
 
+def test_of_long_prompts_what_tells_them_apart_is_shown() -> None:
+    """Both begin and end with the same wrapper, and their problems with the same letter."""
+    wrapper = (
+        "Work through the problem below, step by step. " + "{} " + "Do not forget: the answer belongs on its own line."
+    )
+    tom = wrapper.replace("{}", "Tom has 3 pens. " + "He buys one more. " * 8)
+    texts = [tom, wrapper.replace("{}", "Tim has none.")]
+    lines = str(
+        compare_verdicts(
+            {text: JudgedProblem(prompt=text, label="1", judged=4, right=0) for text in texts},
+            {text: JudgedProblem(prompt=text, label="1", judged=4, right=4) for text in texts},
+        )
+    ).splitlines()
+    assert lines[2] == "     0% -> 100%  Tom has 3 pens. He buys one more. He buys one more. He buys one more. ..."
+    assert lines[3] == "     0% -> 100%  Tim has none."
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -253,6 +253,7 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
         ("--data.input_template Question:", ["data.input_template: 'Question:'", "has no {} where the prompt goes"]),
         ("--eval.steps 0", ["eval.steps: 0 is neither -1 nor a positive number"]),
         ("--eval.steps -2", ["eval.steps: -2 is neither -1 nor a positive number"]),
+        ("--eval.max_samples 0", ["eval.max_samples: 0 is not accepted", "greater than or equal to 1"]),
         (
             "--eval.max_new_tokens 30000",
             ["eval.max_new_tokens: 30000 leaves no room", "data.max_len", "use less than"],

@@ -23,6 +23,7 @@ def evaluator(
     samples: int,
     texts: FakeTexts | None = None,
     concurrency: int = 100,
+    on_answered: Callable[[ProblemResult], None] = lambda result: None,
 ) -> Evaluator:
     return Evaluator(
         problems=problems(count),
@@ -32,6 +33,7 @@ def evaluator(
         sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=0.7),
         generate_timeout=60.0,
         concurrency=concurrency,
+        on_answered=on_answered,
     )
 
 
@@ -73,6 +75,27 @@ def test_no_more_problems_than_the_engines_hold_are_worked_on_at_once() -> None:
     measured = run_virtual(evaluator([engine], FakeScorer(), count=7, samples=2, concurrency=2).measure())
     assert (measured.errors, measured.seconds) == (0, pytest.approx(200.0))
     assert max(sum(a.started <= b.started < a.ended for a in engine.made) for b in engine.made) == 2
+
+
+def test_every_result_is_told_once_when_it_comes_errors_too() -> None:
+    """Three problems of 1, 2 and 3 s; the second one never gets a verdict."""
+    told: list[tuple[float, int, int]] = []
+    seconds = iter([1.0, 2.0, 3.0])
+    permanent = GroupError("prompt_too_long", "900 tokens", permanent=True)
+
+    async def main() -> None:
+        clock = asyncio.get_running_loop().time
+        measuring = evaluator(
+            [FakeEngine(latency=lambda: next(seconds), fault=once(permanent, 1))],
+            FakeScorer(),
+            count=3,
+            samples=2,
+            on_answered=lambda result: told.append((clock(), result.problem.id - EVALUATION, result.judged)),
+        )
+        await measuring.measure()
+
+    run_virtual(main())
+    assert told == [(1.0, 0, 2), (2.0, 1, 0), (3.0, 2, 2)]
 
 
 def test_a_second_measurement_starts_afresh() -> None:

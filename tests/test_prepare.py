@@ -97,6 +97,37 @@ def test_a_chat_with_a_system_turn_stays_a_chat_and_the_users_last_turn_is_wrapp
     assert written(output) == [{"input": expected, "label": "1"}]
 
 
+def test_worked_examples_are_earlier_turns_wrapped_alike_behind_what_the_system_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = chat_row("", "1")
+    row["prompt"] = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1?"}]
+    shots = jsonl(tmp_path / "shots.jsonl", [{"input": f"{n}+0?", "response": f"{n}.\nAnswer: {n}"} for n in (3, 4)])
+    output = tmp_path / "out.jsonl"
+    prepare(jsonl(tmp_path / "in.jsonl", [row]), "--output", output, "--template", "Q: {}", "--few-shot", shots)
+    (made,) = written(output)
+    assert [(turn["role"], turn["content"]) for turn in made["input"]] == [  # type: ignore[attr-defined]
+        ("system", "Think."),
+        ("user", "Q: 3+0?"),
+        ("assistant", "3.\nAnswer: 3"),
+        ("user", "Q: 4+0?"),
+        ("assistant", "4.\nAnswer: 4"),
+        ("user", "Q: 1?"),
+    ]
+    digest = hashlib.sha256(shots.read_bytes()).hexdigest()
+    assert manifest(output)["options"]["few_shot"] == {"name": "shots.jsonl", "sha256": digest}
+    for broken, words in (({"input": "3?"}, "shots.jsonl, line 1: needs the texts"), (None, "holds no examples")):
+        jsonl(shots, [] if broken is None else [broken])
+        told = refused(capsys, tmp_path / "in.jsonl", "--output", output, "--few-shot", shots)
+        assert "--few-shot" in told and words in told
+
+
+def test_the_worked_examples_end_as_the_verifier_reads_it() -> None:
+    for shot in written(DATA / "gsm8k_few_shot.jsonl"):
+        answer = extract_answer(str(shot["response"]))
+        assert answer is not None and answer in str(shot["response"]).splitlines()[-2]
+
+
 def test_columns_that_are_unknown_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = jsonl(tmp_path / "in.jsonl", [{"text": "1?", "solution": {"value": "1"}}])
     words = refused(capsys, source, "--output", tmp_path / "out.jsonl")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dapo_openrlhf.config import ConfigError
-from dapo_openrlhf.prompts import PromptStream, load_prompts
+from dapo_openrlhf.prompts import PromptStream, chat_turns, load_prompts
 from dapo_openrlhf.types import Prompt
 
 # ---------------------------------------------------------------- order
@@ -191,3 +191,17 @@ def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path: Path) -> Non
     (tmp_path / "prompts.csv").write_text("question,answer\n")
     with pytest.raises(ConfigError, match=r"not \.csv"):
         load(tmp_path / "prompts.csv")
+
+
+@pytest.mark.parametrize(
+    "text", ["1+1=", "[0, 1) is half open. Is 1 in it?", "[asy] draw((0,0)--(1,1)); [/asy]", "[1, 2]"]
+)
+def test_a_text_that_only_begins_like_a_chat_list_is_one_turn_of_the_user(text: str) -> None:
+    assert chat_turns(text) == [{"role": "user", "content": text}]
+
+
+def test_a_chat_list_comes_back_as_it_was_read(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"content": "½ of 4?", "role": "user"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"input": turns, "label": "2"}) + "\n")
+    (prompt,) = load_prompts(tmp_path / "chat.jsonl", input_key="input", label_key="label")
+    assert chat_turns(prompt.text) == turns

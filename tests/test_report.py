@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from dapo_openrlhf.evaluation import ProblemResult, Response
 from dapo_openrlhf.metrics import METRICS
-from dapo_openrlhf.report.progress import LINES_PER_HEADER, ProgressLine, clock_time
+from dapo_openrlhf.report.progress import LINES_PER_HEADER, EvaluationProgress, ProgressLine, clock_time
 from dapo_openrlhf.report.run_folder import RunFolder, write_whole
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import CHARTS, TensorBoardSink
+from dapo_openrlhf.types import Prompt
 
 ROW = {
     "reward": -0.25,
@@ -99,6 +101,24 @@ def test_fast_steps_are_thinned_but_first_and_last_are_there() -> None:
     steps = [(step, ROW | {"seconds/step": 0.5}, 0.5 * (step + 1)) for step in range(199)]
     lines = [line for line in progress(199, steps) if "kept" in line]
     assert [line.split()[0] for line in lines] == [f"{step}/199" for step in (*range(1, 199, 4), 199)]
+
+
+def test_an_evaluation_tells_what_is_done_and_how_long_the_rest_takes() -> None:
+    """Of 40 problems one is sure from the second on. After 20 s 4 are done and 12 begun: 10 take 20 s, the rest 60 s."""
+    problem, wrong = Prompt(id=0, text="1+1=", label="2"), Response(correct=False, length=30)
+    results = [
+        (wrong, Response(correct=True, length=10)),
+        (wrong, wrong),
+        (Response(error="late"),) * 2,
+        (wrong, wrong),
+    ]
+    progress = EvaluationProgress(40, at_once=12)
+    assert " ".join(progress.words(10.0).split()) == "0/40 problems accuracy - - tokens/s elapsed 0:10 left -"
+    progress.answered(ProblemResult(problem=problem, responses=results[0]))
+    assert " ".join(progress.words(10.0).split()) == "1/40 problems accuracy 50.0% - tokens/s elapsed 0:10 left -"
+    for responses in results[1:]:
+        progress.answered(ProblemResult(problem=problem, responses=responses))
+    assert " ".join(progress.words(20.0).split()) == "4/40 problems accuracy 16.7% 8 tokens/s elapsed 0:20 left 1:00"
 
 
 def test_thinning_loses_neither_held_out_accuracy_nor_failed_groups() -> None:

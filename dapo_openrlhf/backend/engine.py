@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.prompts import chat_turns
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core_client import InprocClient
@@ -149,8 +149,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def _tokenize(self, text: str) -> list[int]:
         if self._apply_chat_template:
-            messages = json.loads(text) if text.startswith("[") else [{"role": "user", "content": text}]
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(chat_turns(text), tokenize=False, add_generation_prompt=True)
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._tokenizer(text)["input_ids"]
 

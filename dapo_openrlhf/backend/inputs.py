@@ -50,7 +50,7 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
         check_model(config.critic.model_name_or_path, "critic.model_name_or_path")
     check_rewards(judge_settings(config.reward))
     prompts = read_prompts(config, config.data.prompt_dataset) if training else []
-    problems = read_prompts(config, config.eval.dataset) if config.eval.dataset else []
+    problems = read_prompts(config, config.eval.dataset)[: config.eval.max_samples] if config.eval.dataset else []
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
     state = None if checkpoint is None else RunState.read(checkpoint)

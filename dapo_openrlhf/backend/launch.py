@@ -17,7 +17,7 @@ from dapo_openrlhf.checkpoint import Checkpoints
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
 from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.evaluation import Evaluation, Evaluator
+from dapo_openrlhf.evaluation import Evaluation, Evaluator, ProblemResult
 from dapo_openrlhf.event_log import EventLog
 from dapo_openrlhf.events import WorkerSpans
 from dapo_openrlhf.pipeline import Outcome, Pipeline
@@ -32,6 +32,9 @@ from dapo_openrlhf.types import Prompt
 OVER_SAMPLING_WINDOW = 8
 """Batches' worth of judged groups that the pass rate is measured over. With 2 it swings so much that a fifth of what the
 engines generate is surplus."""
+
+PROGRESS_SECONDS = 10.0
+"""Between two words of how far an evaluation is."""
 
 
 def train(
@@ -76,15 +79,46 @@ async def _train(
     return await build(workers, publisher).run()
 
 
-def evaluate(config: Config, inputs: Inputs) -> Evaluation:
-    """Measure ``actor.model_name_or_path`` on ``eval.dataset``, with engines and reward workers only."""
+def evaluate(
+    config: Config,
+    inputs: Inputs,
+    *,
+    say: Callable[[str], None],
+    on_answered: Callable[[ProblemResult], None],
+    progress: Callable[[float], str],
+) -> Evaluation:
+    """Measure ``actor.model_name_or_path`` on ``eval.dataset``, with engines and reward workers only.
+
+    ``progress`` is asked every :data:`PROGRESS_SECONDS`, with the seconds since the first problem was begun, for what to
+    ``say``.
+    """
     with ray_cluster(config, inputs.device):
-        return asyncio.run(_evaluate(config, inputs))
+        return asyncio.run(_evaluate(config, inputs, say, on_answered, progress))
 
 
-async def _evaluate(config: Config, inputs: Inputs) -> Evaluation:
+async def _evaluate(
+    config: Config,
+    inputs: Inputs,
+    say: Callable[[str], None],
+    on_answered: Callable[[ProblemResult], None],
+    progress: Callable[[float], str],
+) -> Evaluation:
+    started = time.monotonic()
     workers = await start_workers(config, inputs, training=False)
-    return await _evaluator(config, inputs.problems, EnginePool(workers.engines), workers.rewards).measure()
+    begun = time.monotonic()
+    say(f"engines ready after {begun - started:.1f} s")
+
+    async def report() -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            say(progress(time.monotonic() - begun))
+
+    engines = EnginePool(workers.engines)
+    reporter = asyncio.create_task(report())
+    try:
+        return await _evaluator(config, inputs.problems, engines, workers.rewards, on_answered).measure()
+    finally:
+        reporter.cancel()
 
 
 def build_pipeline(
@@ -169,20 +203,31 @@ def build_pipeline(
     )
 
 
-def _evaluator(config: Config, problems: list[Prompt], engines: EnginePool, rewards: RewardPool) -> Evaluator:
-    samples = config.eval.n_samples_per_prompt
+def _evaluator(
+    config: Config,
+    problems: list[Prompt],
+    engines: EnginePool,
+    rewards: RewardPool,
+    on_answered: Callable[[ProblemResult], None] = lambda result: None,
+) -> Evaluator:
     return Evaluator(
         problems=problems,
         engines=engines,
         scorer=rewards,
         texts=ObjectStoreTexts(timeout=config.async_.reward_timeout),
         sampling=Sampling(
-            n=samples,
+            n=config.eval.n_samples_per_prompt,
             max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,
             temperature=config.eval.temperature,
             top_p=config.eval.top_p,
         ),
         generate_timeout=config.async_.generate_timeout,
-        # Each engine full, and as much again waiting, so that none runs dry between two problems.
-        concurrency=max(1, 2 * config.vllm.num_engines * max_num_seqs(config) // samples),
+        concurrency=problems_at_once(config),
+        on_answered=on_answered,
     )
+
+
+def problems_at_once(config: Config) -> int:
+    """Problems of an evaluation that are worked on together: each engine is full, and as much again waits, so that none
+    runs dry between two problems."""
+    return max(1, 2 * config.vllm.num_engines * max_num_seqs(config) // config.eval.n_samples_per_prompt)

@@ -67,6 +67,7 @@ class RemoteEngine:
         except RayActorError as error:
             raise GroupError(ENGINE_DIED, f"engine {self._index} died: {self._cause or error}") from error
         except RayTaskError as error:
+            _take_note(tokens, texts)
             if isinstance(error.cause, PromptTooLong):
                 message = f"prompt {prompt.id}: {error.cause}"
                 raise GroupError("prompt_too_long", message, permanent=True) from error
@@ -286,6 +287,12 @@ class ObjectStorePublisher:
                 f"engine {index} acknowledged version {ack.version} with checksum {ack.checksum}, expected {publication}"
             )
         return ack.spans
+
+
+def _take_note(*results: ray.ObjectRef) -> None:
+    """Ask for results that nobody will use: Ray prints a traceback for an error that was not asked for."""
+    for result in results:
+        result.future()
 
 
 async def all_within(calls: Sequence[Any], names: Sequence[str], timeout: float, what: str, setting: str) -> list[Any]:

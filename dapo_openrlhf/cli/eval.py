@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.evaluation import Evaluation
+from dapo_openrlhf.report.progress import EvaluationProgress
 from dapo_openrlhf.report.responses import write_responses
 
 
@@ -25,8 +26,20 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
 
     started = time.monotonic()
     inputs = check_inputs(config, training=False)
+    progress = EvaluationProgress(len(inputs.problems), at_once=launch.problems_at_once(config))
+    print(
+        f"{len(inputs.problems):,} problems, {config.eval.n_samples_per_prompt} responses each; starting Ray and "
+        f"{config.vllm.num_engines} engine(s) on {config.device}",
+        flush=True,
+    )
     try:
-        measured = launch.evaluate(config, inputs)
+        measured = launch.evaluate(
+            config,
+            inputs,
+            say=lambda text: print(text, flush=True),
+            on_answered=progress.answered,
+            progress=progress.words,
+        )
     except RuntimeError as error:  # nothing could be judged, or engines did not start in time
         print(error, file=sys.stderr)
         return 1
@@ -48,6 +61,7 @@ def summary_of(config: Config, measured: Evaluation) -> dict[str, object]:
         "dataset": settings.dataset,
         "accuracy": measured.accuracy.value,
         "estimates": {name: asdict(estimate) for name, estimate in measured.estimates().items()},
+        "max_samples": settings.max_samples,
         "problems": len(measured.results),
         "responses": len(responses),
         "errors": measured.errors,
@@ -67,8 +81,9 @@ def words(config: Config, measured: Evaluation) -> str:
     """The same for the eye."""
     settings, responses = config.eval, measured.responses
     sampling = f"T {settings.temperature:g}, top-p {settings.top_p:g}"
+    first = "the first " if len(measured.results) == settings.max_samples else ""
     lines = [
-        f"{config.actor.model_name_or_path} on {len(measured.results)} problems of {settings.dataset} ({sampling}), "
+        f"{config.actor.model_name_or_path} on {first}{len(measured.results)} problems of {settings.dataset} ({sampling}), "
         "95 % intervals over problems"
     ]
     lines += [f"  {name:<8} {estimate}" for name, estimate in measured.estimates().items()]

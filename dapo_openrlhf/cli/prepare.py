@@ -7,9 +7,11 @@ from pathlib import Path
 
 from dapo_openrlhf.config import ConfigError
 from dapo_openrlhf.prepare.cleaning import Cleaned, Rules, clean
+from dapo_openrlhf.prepare.few_shot import read_turns
 from dapo_openrlhf.prepare.formats import read_problems
 from dapo_openrlhf.prepare.output import manifest_path, write
 from dapo_openrlhf.prepare.rows import Problem, Source
+from dapo_openrlhf.prepare.sources import file_source, hugging_face_source, reasoning_gym_source
 from dapo_openrlhf.prepare.templates import wrapper
 
 CONFLICTS_SHOWN = 20
@@ -36,6 +38,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default="dapo",
         metavar="dapo|none|TEXT",
         help="put around each problem; TEXT has a {} (default dapo)",
+    )
+    command.add_argument(
+        "--few-shot",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="worked examples, an {input, response} per line, put before each problem as earlier turns of a chat",
     )
     command.add_argument(
         "--chat-template", metavar="TOKENIZER", help="render the prompt with this tokenizer's chat template"
@@ -70,6 +78,8 @@ def prepare(options: argparse.Namespace) -> int:
     """Read, clean, write; returns the exit status. Raises ``ConfigError``."""
     _check(options)
     wrap = wrapper(options.template)
+    few_shot = file_source(options.few_shot) if options.few_shot else None
+    turns = read_turns(few_shot, wrap) if few_shot else ()
     tokenizer = template = None
     if options.chat_template:
         from dapo_openrlhf.prepare.tokenizer import Tokenizer
@@ -82,7 +92,7 @@ def prepare(options: argparse.Namespace) -> int:
         tokenizer = Tokenizer(options.tokenizer, option="--tokenizer")
 
     def finished(problem: Problem) -> Problem:
-        wrapped = problem.with_text(wrap)
+        wrapped = problem.with_text(wrap).with_turns_before(turns)
         return template.render(wrapped) if template else wrapped
 
     source = _source(options)
@@ -99,7 +109,7 @@ def prepare(options: argparse.Namespace) -> int:
         tokens=(lambda problem: tokenizer.count(finished(problem))) if tokenizer else None,
     )
     cleaned.problems = [finished(problem) for problem in cleaned.problems]
-    write(options.output, cleaned, source, _recorded(options))
+    write(options.output, cleaned, source, _recorded(options, few_shot))
     _tell(options.output, cleaned, source)
     return 0
 
@@ -116,18 +126,16 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _source(options: argparse.Namespace) -> Source:
-    from dapo_openrlhf.prepare import sources
-
     kind, _, name = options.source.partition(":")
     if kind == "reasoning-gym":
-        return sources.reasoning_gym_source(
+        return reasoning_gym_source(
             name,
             size=options.size,
             seed=options.seed,
             settings=dict(_setting(text) for text in options.task_setting),
             label=options.task_label,
         )
-    return sources.hugging_face_source(name) if kind == "hf" else sources.file_source(Path(options.source))
+    return hugging_face_source(name) if kind == "hf" else file_source(Path(options.source))
 
 
 def _setting(text: str) -> tuple[str, object]:
@@ -139,12 +147,13 @@ def _setting(text: str) -> tuple[str, object]:
     return name, yaml.safe_load(value)
 
 
-def _recorded(options: argparse.Namespace) -> dict[str, object]:
-    """The options that shape the output."""
+def _recorded(options: argparse.Namespace, few_shot: Source | None) -> dict[str, object]:
+    """The options that shape the output; a file of examples by name and hash."""
     left_out = {"command", "source", "output"}
     if not options.source.startswith("reasoning-gym:"):
         left_out |= {"size", "seed", "task_setting", "task_label"}
-    return {name: value for name, value in vars(options).items() if name not in left_out}
+    recorded = {name: value for name, value in vars(options).items() if name not in left_out}
+    return recorded | {"few_shot": few_shot and {"name": few_shot.name, "sha256": few_shot.sha256()}}
 
 
 def _tell(output: Path, cleaned: Cleaned, source: Source) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dapo_openrlhf.config import ConfigError
@@ -39,6 +39,11 @@ class Problem:
         messages = list(self.messages)
         messages[last] = replace(messages[last], content=change(messages[last].content))
         return replace(self, messages=tuple(messages))
+
+    def with_turns_before(self, turns: Sequence[Message]) -> Problem:
+        """The same problem with a chat's earlier turns, which come behind what the system says."""
+        first = next(index for index, message in enumerate(self.messages) if message.role != "system")
+        return replace(self, messages=(*self.messages[:first], *turns, *self.messages[first:]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dapo_openrlhf.eval_metrics import Estimate, paired_bootstrap
@@ -92,11 +92,36 @@ class Comparison:
             f"{self.wins} better, {self.losses} worse, {ties} equal"
             + (f"; {self.left_out} left out, not judged in both" if self.left_out else ""),
         ]
+        frame = _frame([pair.first.prompt for pair in self.pairs])
         for pair in self.most_changed(SHOWN):
-            prompt = " ".join(pair.first.prompt.split())
-            shown = prompt if len(prompt) <= PROMPT_SHOWN else "..." + prompt[-PROMPT_SHOWN:]
+            shown = _shortened(pair.first.prompt, frame)
             lines.append(f"  {pair.first.accuracy:5.0%} -> {pair.second.accuracy:4.0%}  {shown}")
         return "\n".join(lines)
+
+
+def _frame(prompts: Sequence[str]) -> tuple[int, int]:
+    """How many characters all prompts begin and end with: a wrapper, worked examples. One prompt alone has no frame."""
+    if len(set(prompts)) == 1:
+        return 0, 0
+    before = _common_start(prompts)
+    behind = _common_start([prompt[len(before) :][::-1] for prompt in prompts])
+    return max(before.rfind(" "), before.rfind("\n")) + 1, len(behind)
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """What all begin with. In lexicographic order the first and the last have least in common."""
+    first, last = min(texts), max(texts)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length]
+
+
+def _shortened(prompt: str, frame: tuple[int, int]) -> str:
+    """A short prompt as it is; of a long one the beginning of what tells it from the others."""
+    if len(prompt) > PROMPT_SHOWN:
+        before, behind = frame
+        prompt = prompt[before : len(prompt) - behind]
+    prompt = " ".join(prompt.split())
+    return prompt if len(prompt) <= PROMPT_SHOWN else prompt[:PROMPT_SHOWN] + "..."
 
 
 def compare_verdicts(first: Mapping[str, JudgedProblem], second: Mapping[str, JudgedProblem]) -> Comparison:

@@ -1,4 +1,4 @@
-"""One aligned line of text per rollout step, with an estimate of the time left (layer 4: standard library only)."""
+"""How far a run or an evaluation is, with an estimate of the time left (layer 4: standard library only)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import statistics
 from collections import deque
 from collections.abc import Mapping
 from typing import TextIO
+
+from dapo_openrlhf.evaluation import ProblemResult
 
 LINES_PER_HEADER = 20
 SECONDS_PER_LINE = 2.0
@@ -105,6 +107,46 @@ class ProgressLine:
         note = f"  {self._failed:.0f} failed" if self._failed else ""
         print("  ".join(cells.values()) + note, file=self._stream, flush=True)
         self._lines += 1
+
+
+class EvaluationProgress:
+    """Words on how far an evaluation is: problems answered, accuracy so far, speed, time left."""
+
+    SURE_FROM = 0.05
+    """Share of the problems from which on speed and time left are told: the first ones in flight end together."""
+
+    def __init__(self, problems: int, *, at_once: int) -> None:
+        """``problems``: all that will be answered, at least 1; ``at_once``: how many of them are worked on together."""
+        self._problems = problems
+        self._at_once = at_once
+        self._answered = 0
+        self._judged = 0
+        self._right = 0
+        self._tokens = 0
+
+    def answered(self, result: ProblemResult) -> None:
+        """Take in one more problem."""
+        self._answered += 1
+        self._judged += result.judged
+        self._right += result.right
+        self._tokens += sum(response.length for response in result.responses)
+
+    def words(self, seconds: float) -> str:
+        """One line, ``seconds`` (more than 0) after the first problem was begun. Tokens are those of whole problems.
+
+        For the time left a problem that is worked on counts as half done.
+        """
+        accuracy = f"{self._right / self._judged:.1%}" if self._judged else "-"
+        speed = left = "-"
+        if self._answered >= self.SURE_FROM * self._problems:
+            speed = f"{self._tokens / seconds:,.0f}"
+            rest = self._problems - self._answered
+            half_done = min(self._at_once, rest) / 2
+            left = clock_time(seconds / (self._answered + half_done) * (rest - half_done))
+        return (
+            f"{self._answered:>{len(str(self._problems))}}/{self._problems} problems  accuracy {accuracy:>6}  "
+            f"{speed:>6} tokens/s  elapsed {clock_time(seconds):>6}  left {left:>6}"
+        )
 
 
 def _number(row: Mapping[str, float], name: str, spec: str) -> str:

@@ -1,0 +1,64 @@
+"""The engine's port over a real Ray: what ends before it is done leaves no traceback on the user's screen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROGRAM = """
+import asyncio
+import gc
+
+import ray
+
+from dapo_openrlhf.backend.messages import PromptTooLong
+from dapo_openrlhf.backend.remote import RemoteEngine
+from dapo_openrlhf.ports import GroupError, Sampling
+from dapo_openrlhf.types import Prompt
+
+
+class Engine:
+    async def generate(self, request, text, sampling):
+        if text == "long":
+            raise PromptTooLong("900 tokens")
+        self.stopped = asyncio.Event()
+        await self.stopped.wait()
+        return None, None, None
+
+    async def cut(self, request):
+        self.stopped.set()
+
+
+async def main():
+    engine = RemoteEngine(lambda index: ray.remote(Engine).remote(), index=0)
+    sampling = Sampling(n=2, max_new_tokens=8, temperature=1.0, top_p=1.0)
+    try:
+        await engine.generate("a", Prompt(id=0, text="long", label="1"), sampling)
+    except GroupError as error:
+        print(error.reason)
+    cancelled = asyncio.create_task(engine.generate("b", Prompt(id=1, text="short", label="1"), sampling))
+    await asyncio.sleep(1.0)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    print("cancelled", cancelled.cancelled())
+    await asyncio.sleep(1.0)
+
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+asyncio.run(main())
+gc.collect()
+"""
+
+
+def test_a_group_that_fails_or_is_given_up_prints_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-2:] == ["prompt_too_long", "cancelled True"]
+    assert "Unhandled error" not in done.stderr
