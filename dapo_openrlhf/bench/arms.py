@@ -35,6 +35,9 @@ class ArmRun:
     """Per step, the engine at work."""
     train_seconds: float
     """Per step, the trainer at work."""
+    busier_seconds: float
+    """Per step, whichever of the two worked longer in that step: at least the longer of their means, and the more so, the
+    more steps differ."""
     publish_seconds: float
     """Per publication, from reading the trainer's weights to the engine using them; stock's ``timing/broadcast``."""
     mean_age: float | None
@@ -117,23 +120,24 @@ def read_our_run(events_file: Path) -> ArmRun:
     offset = of("run_started")[0]["unix_time"]
     spans = [span for event in of("worker_spans") for span in event["spans"]]
 
-    def busy(worker: str) -> float:
-        """Seconds a worker worked between ``begin`` and ``end``, per step."""
-        clipped = (
-            min(span["end"] - offset, end) - max(span["start"] - offset, begin)
-            for span in spans
-            if span["worker"] == worker
-        )
-        return sum(max(0.0, seconds) for seconds in clipped) / steps
+    def busy(worker: str) -> list[float]:
+        """Seconds a worker worked in each counted step."""
+        mine = [(span["start"] - offset, span["end"] - offset) for span in spans if span["worker"] == worker]
+        return [
+            sum(max(0.0, min(stop, later["time"]) - max(start, step["time"])) for start, stop in mine)
+            for step, later in pairwise(done)
+        ]
 
+    generate, train = busy("engine 0"), busy("trainer 0")
     ages = [age for batch in batches for age in batch["ages"]]
     judged = [event for event in of("group_judged") if begin < event["time"] <= end]
     live = [event["seconds"] for event in of("publication_live")[WARM_UP_STEPS:]]
     return ArmRun(
         step_seconds=tuple(later["time"] - step["time"] for step, later in pairwise(done)),
         trained_tokens=sum(batch["response_tokens"] for batch in batches),
-        generate_seconds=busy("engine 0"),
-        train_seconds=busy("trainer 0"),
+        generate_seconds=sum(generate) / steps,
+        train_seconds=sum(train) / steps,
+        busier_seconds=sum(map(max, generate, train)) / steps,
         publish_seconds=sum(live) / len(live),
         mean_age=sum(ages) / len(ages),
         max_age=max(ages),
@@ -155,11 +159,13 @@ def stock_arm(mode: StockMode, workload: Workload, settings: StockSettings) -> A
         stock = run_stock(mode, workload, settings, folder / "stock.json")
         counted = stock.steps[WARM_UP_STEPS:]
         steps = len(counted)
+        train = [step.make_experience + step.ppo_train for step in counted]
         return ArmRun(
             step_seconds=tuple(stock.step_seconds[WARM_UP_STEPS - 1 :]),
             trained_tokens=sum(step.response_tokens for step in counted),
             generate_seconds=sum(step.generation for step in counted) / steps,
-            train_seconds=sum(step.make_experience + step.ppo_train for step in counted) / steps,
+            train_seconds=sum(train) / steps,
+            busier_seconds=sum(max(step.generation, its) for step, its in zip(counted, train, strict=True)) / steps,
             publish_seconds=sum(step.broadcast for step in counted) / steps,
             mean_age=None,
             max_age=None,

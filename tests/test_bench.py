@@ -1,0 +1,90 @@
+"""The comparison's figures, from an event log and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dapo_openrlhf.bench.arms import WARM_UP_STEPS, ArmRun, read_our_run
+from dapo_openrlhf.bench.compare import summarise, table, verdicts
+
+UNIX = 1000.0
+"""Unix time at 0 on the log's clock."""
+
+
+def _span(worker: str, start: float, end: float) -> dict[str, Any]:
+    return {"worker": worker, "kind": "work", "start": UNIX + start, "end": UNIX + end}
+
+
+def _log(folder: Path) -> Path:
+    """Warm-up steps that end at 1, 2 and 3 s, then two counted ones that end at 5 and 9 s."""
+    ends = [*range(1, WARM_UP_STEPS + 1), 5.0, 9.0]
+    spans = [
+        _span("engine 0", 2.5, 4.5),  # 1.5 s of the first counted step
+        _span("engine 0", 6.0, 7.0),  # 1 s of the second
+        _span("trainer 0", 3.0, 4.0),  # 1 s of the first
+        _span("trainer 0", 5.0, 11.0),  # 4 s of the second
+    ]
+    events: list[dict[str, Any]] = [{"event": "run_started", "time": 0.0, "unix_time": UNIX}]
+    for step, end in enumerate(ends):
+        events.append({"event": "batch_taken", "time": end - 0.5, "ages": [0, 1], "response_tokens": 300 + step})
+        events.append({"event": "group_judged", "time": end - 0.4, "keep": step % 2 == 0})
+        events.append({"event": "publication_live", "time": end - 0.1, "seconds": 0.25})
+        events.append({"event": "step_done", "time": end, "step": step})
+    events.append({"event": "worker_spans", "time": 12.0, "spans": spans})
+    file = folder / "events.jsonl"
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return file
+
+
+def test_a_run_is_read_from_its_events_without_the_warm_up(tmp_path: Path) -> None:
+    run = read_our_run(_log(tmp_path))
+    assert run.step_seconds == (2.0, 4.0)
+    assert run.trained_tokens == 303 + 304
+    assert run.generate_seconds == pytest.approx((1.5 + 1.0) / 2)
+    assert run.train_seconds == pytest.approx((1.0 + 4.0) / 2)
+    assert run.busier_seconds == pytest.approx((1.5 + 4.0) / 2), (
+        "the engine in the first step, the trainer in the second"
+    )
+    assert (run.mean_age, run.max_age, run.publish_seconds, run.pass_rate) == (0.5, 1, 0.25, 0.5)
+
+
+def _run(*, seconds: float, generate: float, train: float, busier: float, publish: float = 0.05) -> ArmRun:
+    return ArmRun(
+        step_seconds=(seconds, seconds),
+        trained_tokens=1000.0,
+        generate_seconds=generate,
+        train_seconds=train,
+        busier_seconds=busier,
+        publish_seconds=publish,
+        mean_age=1.0,
+        max_age=1,
+        pass_rate=0.4,
+    )
+
+
+def test_verdicts_say_what_the_figures_say() -> None:
+    k1 = summarise("this project, K = 1", [_run(seconds=2.2, generate=2.0, train=1.0, busier=2.1)])
+    k0 = summarise("this project, K = 0", [_run(seconds=3.3, generate=2.0, train=1.0, busier=2.1)])
+    stock = summarise("stock", [_run(seconds=4.4, generate=4.0, train=2.0, busier=4.0, publish=0.5)])
+    said = verdicts({"k1": k1, "k0": k0, "stock-async": stock})
+    assert said == [
+        "K = 1 trains 2.00 x the tokens per second of stock",
+        "one publication takes 10.0% of stock's broadcast",
+        "K = 1 against K = 0: 1.50 x",
+        "a K = 1 step takes 10.0% longer than max(generate, train), and 4.8% longer than whichever took longer in each "
+        "step: the difference is that batches differ",
+        "generating is the longer side, 2.00 s against 1.00 s a step",
+    ]
+    assert (k1.engine_idle, k1.trainer_idle) == (pytest.approx(1 - 2.0 / 2.2), pytest.approx(1 - 1.0 / 2.2))
+    assert table([k1, stock]).splitlines()[1].split()[:6] == ["this", "project,", "K", "=", "1", "227"], (
+        "1,000 tokens in 4.4 s"
+    )
+
+
+def test_one_sided_work_is_named() -> None:
+    k1 = summarise("K = 1", [_run(seconds=4.0, generate=3.8, train=0.4, busier=3.8)])
+    assert "asynchrony helps little here: generating alone takes 95% of a step" in verdicts({"k1": k1})
