@@ -318,8 +318,11 @@ class Algebra:
 
 
 def compare(answer: str, label: str) -> bool | Algebra:
-    """Whether an extracted answer equals the gold one, or the question that only algebra answers."""
-    mine, gold = canonical(answer), canonical(label)
+    """Whether an extracted answer equals the gold one, or the question that only algebra answers.
+
+    Of a label as GSM8K has it, what follows the last ``####`` is the gold one.
+    """
+    mine, gold = canonical(answer), canonical(label.rpartition("####")[2])
     if mine.replace(", ", ",") == gold.replace(", ", ","):
         return bool(mine)
     mine, gold = _last_side(mine, gold), _last_side(gold, mine)

@@ -39,6 +39,8 @@ _HIGHEST_EXPANDED = 12
 _NEARLY_ZERO = 1e-12
 """Absolute difference that may be rounding."""
 
+_NO_NUMBER = (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError)
+"""What sympy raises on the way to a value that there is not; math-verify may know better then."""
 _FIRST = (
     (r"(x+1)^2+\frac{\sqrt{4}}{2}", "x^2+2x+2"),
     (r"\frac{2\sqrt{3}+\pi}{4}", r"\frac{\sqrt{3}}{2}+\frac{\pi}{4}"),
@@ -89,14 +91,21 @@ def equal(question: Algebra) -> bool:
 
 def _are_the_same(one: Any, other: Any) -> bool:
     """Whether multiplying out makes them one, which is the cheap part of simplifying."""
-    if isinstance(one, sympy.Eq) and isinstance(other, sympy.Eq):
+    if (
+        isinstance(one, sympy.Eq)
+        and isinstance(other, sympy.Eq)
+        and all(isinstance(side, sympy.Expr) for side in (*one.args, *other.args))
+    ):
         first, second = one.lhs - one.rhs, other.lhs - other.rhs
         return _are_the_same(first, second) or _are_the_same(first, -second)
     if not _are_compound(one, other):
         return False
     difference = one - other
     powers = sum(abs(power.exp) for power in difference.atoms(sympy.Pow) if power.base.is_Add and power.exp.is_Integer)
-    return bool(powers <= _HIGHEST_EXPANDED and sympy.expand(difference) == 0)
+    try:
+        return bool(powers <= _HIGHEST_EXPANDED and sympy.expand(difference) == 0)
+    except _NO_NUMBER:
+        return False
 
 
 def _are_far_apart(one: Any, other: Any) -> bool:
@@ -108,10 +117,12 @@ def _are_far_apart(one: Any, other: Any) -> bool:
     point = {symbol: sympy.Rational(1000 + 37 * index, 811 + 2 * index) for index, symbol in enumerate(symbols)}
     try:
         first, second = one.subs(point).evalf(15), other.subs(point).evalf(15)
+        if first.is_infinite or second.is_infinite:
+            return bool(first != second)
         gap, *sizes = map(_magnitude, (first - second, first, second))
         return bool(gap > FAR_APART * max(sizes) + _NEARLY_ZERO)
-    except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
-        return False  # no plain number: math-verify may know better
+    except _NO_NUMBER:
+        return False
 
 
 def _magnitude(number: Any) -> Any:
@@ -120,8 +131,11 @@ def _magnitude(number: Any) -> Any:
 
 
 def _are_compound(one: Any, other: Any) -> bool:
-    """Whether both are expressions and neither is a letter, which math-verify compares by name."""
-    return all(isinstance(each, sympy.Expr) and not each.is_Symbol for each in (one, other))
+    """Whether both are expressions of numbers and neither is a letter, which math-verify compares by name."""
+    return all(
+        isinstance(each, sympy.Expr) and not each.is_Symbol and not each.has(sympy.MatrixBase, sympy.MatrixExpr)
+        for each in (one, other)
+    )
 
 
 def _depth(text: str) -> int:
