@@ -115,28 +115,23 @@ def read_rows(path: Path) -> Iterator[tuple[int, object]]:
         yield from _parquet_rows(path)
     elif path.suffix == ".json":
         try:
-            rows = json.loads(_text(path))
+            rows = json.loads(path.read_bytes())
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:  # not UTF-8, a number too long, nested too deeply
+            raise ConfigError(f"{path}: not valid JSON: {error}") from error
         if not isinstance(rows, list):
             raise ConfigError(f"{path}: holds one {type(rows).__name__}, not a list of rows")
         yield from enumerate(rows, start=1)
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(_text(path).split("\n"), start=1):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
             if line.strip():
                 try:
                     yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield number, ConfigError(f"{path}, line {number}: not valid JSON: {error.msg}")
+                except (ValueError, RecursionError) as error:
+                    yield number, ConfigError(f"{path}, line {number}: not valid JSON: {error}")
     else:
         raise ConfigError(f"{path}: prompts are read from .jsonl, .json or .parquet, not {path.suffix or 'this'}")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8 text") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:

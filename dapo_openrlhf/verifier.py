@@ -114,17 +114,22 @@ _REPLACED = (
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])"), " degrees "),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
-    (re.compile(r"\s(?:or|and)\s"), ","),
+    (re.compile(r",?\s(?:or|and)\s"), ","),
+    (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
 )
-_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|textrm|mbox|operatorname)\s*\{([^{}]*)\}")
-_LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])")
+_WRAPPER = (
+    r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|boldsymbol|bold|bm|mbox|operatorname|underline|boxed|fbox)\s*"
+)
+_WRAPPED = re.compile(_WRAPPER + r"\{([^{}]*)\}")
+_WRAPPED_BRACES = re.compile(_WRAPPER + r"(?=\{)")
+_LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])(?<![0-9],) |(?<=[0-9],) (?![0-9]{3}(?![0-9]))| (?![0-9A-Za-z])")
 _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
 
 
 def canonical(answer: str) -> str:
     """An answer's text without what does not change its meaning: decoration, spaces, ways to write a sign.
 
-    A space stays where taking it away would join two words or two numbers: ``3 4`` is not 34.
+    A space stays where taking it away would join two words or two numbers: ``3 4`` is not 34, ``1, 234`` not 1234.
     """
     text = _VULGAR.sub(" ", answer)
     text = _SUPERSCRIPT.sub(lambda raised: f"^{{{raised[0]}}}", text)
@@ -133,9 +138,10 @@ def canonical(answer: str) -> str:
     text = "".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in text)
     while (unwrapped := _WRAPPED.sub(r" \1 ", text)) != text:
         text = unwrapped
+    text = _WRAPPED_BRACES.sub("", text)
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
-    text = _LOOSE_SPACE.sub("", " ".join(text.split())).rstrip(".,;:").rstrip()
+    text = _LOOSE_SPACE.sub("", " ".join(text.split())).rstrip(".,;:*_ ")
     choice = _CHOICE.fullmatch(text)
     return choice[1] or choice[2] if choice else text
 
@@ -176,7 +182,9 @@ _UNITS = {
             % percent
             dollar dollars USD
             cent cents
-            euro euros EUR
+            euro euros EUR €
+            sterling GBP £
+            yen JPY ¥
             unit units
             point points
             mph
@@ -196,7 +204,13 @@ _UNIT = re.compile(
     rf"(?:(?:/| per )(?P<per>{_WORD})(?P<per_power>\^\{{?[23]\}}?)?)?",
     re.DOTALL,
 )
-_CURRENCY = re.compile(r"[€£¥]")
+_COUNTED = re.compile(
+    r"(?P<number>.*(?:[0-9] |[)}]))(?!.*(?:ths|thirds|quarters|halves|pairs|tens|dozens|scores|hundreds|thousands|illions))"
+    r"(?!times|always|perhaps)(?P<things>[a-z]{2,}[a-hj-rtv-z]s|people|children|men|women)",
+    re.DOTALL,
+)
+"""A number of things: a plural that is no quantity itself, nor an adverb like ``thus``."""
+_CURRENCY = re.compile(r"(?P<before>[€£¥])? ?(?P<number>[^€£¥]+?) ?(?P<after>[€£¥])?", re.DOTALL)
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
@@ -204,12 +218,20 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
     One letter is a unit only after a space: ``5 m`` is a length, ``5m`` algebra.
     """
-    match = _UNIT.fullmatch(_CURRENCY.sub("", text))
-    if match is None or (len(match["unit"]) == 1 and match["unit"] != "%" and not match["space"]):
-        return text, None
+    if (amount := _CURRENCY.fullmatch(text)) and (currency := amount["before"] or amount["after"]):
+        return amount["number"], _UNITS[currency]
+    match = _UNIT.fullmatch(text)
+    if match is None or (len(match["unit"]) == 1 and match["unit"] != "%" and not _separate(match)):
+        counted = _COUNTED.fullmatch(text)
+        return (counted["number"].rstrip(), counted["things"]) if counted else (text, None)
     power = {"square ": "2", "sq ": "2", "cubic ": "3", None: ""}[match["kind"]] or _digits(match["power"])
     per = f"/{_UNITS[match['per']]}{_digits(match['per_power'])}" if match["per"] else ""
     return match["number"], _UNITS[match["unit"]] + power + per
+
+
+def _separate(match: re.Match[str]) -> bool:
+    r"""Whether a space tells number and unit apart; the one in ``2\pi h`` just ends the command."""
+    return bool(match["space"]) and not match["number"].endswith(r"\pi")
 
 
 def _digits(text: str | None) -> str:
@@ -217,7 +239,7 @@ def _digits(text: str | None) -> str:
 
 
 _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:([, ])\d{3})(?:\1\d{3})*(?:\.\d+)?")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:([, ])\d{3})(?:\1\d{3})*(?:\.\d+)?")
 _FORMS = {
     "decimal": re.compile(rf"({_DECIMAL})"),
     "ratio": re.compile(rf"\(?(-?{_DECIMAL})\)?/\(?(-?{_DECIMAL})\)?|\\frac\{{(-?{_DECIMAL})\}}\{{(-?{_DECIMAL})\}}"),
@@ -275,11 +297,15 @@ def answer_key(answer: str) -> str:
 # -------------------------------------------------------------------------------------------------- the comparison
 
 _RELATION = re.compile(r"[<>,;]|\\(?:le|ge|ne|leq|geq|neq|lt|gt|in|approx|sim|equiv)(?![a-zA-Z])")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_PROSE = re.compile(r"(?<![\\A-Za-z])(?![A-Z]{3,4}(?![A-Za-z]))[A-Za-z]{3,}")
+"""A word; ``ABC`` and ``ABCD`` are points, as in the angle ABC."""
+_NAME = re.compile(r"\A(?:\\[a-z]+ ?)?[A-Za-z]+(?==)")
+"""What an answer calls its value: ``Area=12``."""
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[a-z]+\*?\}")
 _FUNCTIONS = re.compile(r"arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|gcd|lcm|max|min")
 _NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]")
-_BASE = re.compile(r"[0-9]_")
+_BASE = re.compile(r"[0-9)]_")
+_PRIME = re.compile(r"[A-Za-z]'")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 
 
@@ -292,9 +318,12 @@ class Algebra:
 
 
 def compare(answer: str, label: str) -> bool | Algebra:
-    """Whether an extracted answer equals the gold one, or the question that only algebra answers."""
-    mine, gold = canonical(answer), canonical(label)
-    if mine == gold:
+    """Whether an extracted answer equals the gold one, or the question that only algebra answers.
+
+    Of a label as GSM8K has it, what follows the last ``####`` is the gold one.
+    """
+    mine, gold = canonical(answer), canonical(label.rpartition("####")[2])
+    if mine.replace(", ", ",") == gold.replace(", ", ","):
         return bool(mine)
     mine, gold = _last_side(mine, gold), _last_side(gold, mine)
     (mine, my_unit), (gold, gold_unit) = split_unit(mine), split_unit(gold)
@@ -309,8 +338,10 @@ def compare(answer: str, label: str) -> bool | Algebra:
         return gold_value == my_value or gold_in_ones == mine_in_ones
     if _WORDS.fullmatch(mine) and _WORDS.fullmatch(gold):
         return mine.casefold() == gold.casefold()
-    if _BASE.search(mine) and not _BASE.search(gold):
-        return False  # 111_2 is not 111
+    if _BASE.search(mine) or _BASE.search(gold):
+        return _BRACE.sub("", mine) == _BRACE.sub("", gold)  # 111_2 is neither 111 nor 111_3
+    if bool(_PRIME.search(mine)) != bool(_PRIME.search(gold)):
+        return False  # math-verify reads over a derivative's prime
     if len(mine) == len(gold) == 1 or len(mine) > max(LONGEST_ANSWER, 2 * len(gold)):
         return False
     return Algebra(answer=mine, label=gold) if _is_mathematics(mine) and _is_mathematics(gold) else False
@@ -318,7 +349,7 @@ def compare(answer: str, label: str) -> bool | Algebra:
 
 def _last_side(text: str, other: str) -> str:
     r"""``7`` of ``x=3+4=7``, where ``other`` is no equation; several answers, and ``\sum_{i=1}^3``, stay as they are."""
-    if _RELATION.search(text) or _is_prose(text) or _after_equals(other) is not None:
+    if _RELATION.search(text) or _is_prose(_NAME.sub("", text)) or _after_equals(other) is not None:
         return text
     side = _after_equals(text)
     return text if side is None else side

@@ -193,6 +193,12 @@ def reward_func(queries, prompts, labels):
     if what == "raise": raise RuntimeError("broken \\x1b[31m\\ud800")
     if what == "child": print(subprocess.Popen(["sleep", "1000"]).pid, file=open(labels[0], "w"), flush=True); time.sleep(1e6)
     if what == "print": print("noise"); sys.stdout.flush()
+    if what == "fork" and os.fork() == 0: return {"rewards": 9.0}
+    if what == "write":
+        for handle in range(3, 20):
+            try: os.write(handle, b'{"correct": true, "reward": 9.0}\\nno JSON\\n')
+            except OSError: pass
+    if what == "close": os.closerange(0, 256)
     if what == "nan": return {"rewards": float("nan")}
     if what == "none": return None
     if what == "two": return {"rewards": [1.0, 2.0]}
@@ -218,6 +224,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
         ("exit", "reward_died", "exited with status 3", True),
         ("leave", "reward_died", "exited with status 4", True),
         ("crash", "reward_died", "SIGABRT", True),
+        ("close", "reward_died", "exited with status 1", True),
         ("raise", "reward_error", r"RuntimeError: broken \x1b[31m\ud800 (reward.py, line 16)", False),
         ("nan", "reward_error", "nan is no finite number", False),
         ("none", "reward_error", "not a mapping with 'rewards'", False),
@@ -239,6 +246,13 @@ def test_a_failure_is_an_error_and_the_next_response_is_judged(
 
 def test_what_a_reward_prints_is_no_answer(poisoned: Judge) -> None:
     assert poisoned.judge("print", label="7").score == Score(correct=True, reward=0.5)
+
+
+@pytest.mark.parametrize("what", ["fork", "write"])
+def test_a_response_gets_the_answer_to_it_and_no_other(poisoned: Judge, what: str) -> None:
+    for response in (what, "print", what, "print"):
+        assert poisoned.judge(response, label="7").score == Score(correct=True, reward=0.5)
+    assert poisoned.judge("nan", label="7").score is None
 
 
 def is_running(pid: int) -> bool:

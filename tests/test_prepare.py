@@ -152,6 +152,12 @@ def test_columns_that_are_unknown_are_listed(tmp_path: Path, capsys: pytest.Capt
         ('{"question": 5, "answer": "#### 1"}', "in.jsonl, line 3: the prompt is int"),
         ('{"question": [{"role": "user"}], "answer": "#### 1"}', "in.jsonl, line 3: {'role': 'user'} is no turn"),
         ('{"question": "1?", "answer": [1]}', "in.jsonl, line 3: the answer is list"),
+        ('{"question": "1?", "answer": true}', "in.jsonl, line 3: the answer is bool"),
+        ('{"question": "1?", "answer": NaN}', "in.jsonl, line 3: the answer nan is no number"),
+        ('{"question": " ", "answer": "#### 1"}', "in.jsonl, line 3: column 'question'"),
+        ('{"question": "\\ud800?", "answer": "#### 1"}', "in.jsonl, line 3: holds '\\ud800', half of a character"),
+        ('{"question": "1?", "answer": ' + "9" * 5000 + "}", "line 3: not valid JSON"),
+        ("[" * 100_000, "line 3: not valid JSON"),
     ],
 )
 def test_a_broken_row_is_named_by_file_and_line_and_may_be_left_out(
@@ -168,6 +174,16 @@ def test_a_broken_row_is_named_by_file_and_line_and_may_be_left_out(
     assert (counts["read"], counts["written"], counts["broken"]) == (3, 2, 1)
     (example,) = manifest(output)["examples"]["broken"]  # type: ignore[misc]
     assert words in example
+
+
+def test_a_line_that_is_no_utf_8_is_named_and_a_byte_order_mark_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b'\xef\xbb\xbf{"input": "1?", "label": 1}\r\n{"input": "\xff?", "label": 2}\r\n')
+    assert "line 2: not valid JSON: 'utf-8' codec" in refused(capsys, source, "--output", output)
+    prepare(source, "--output", output, "--broken", "drop", "--template", "none")
+    assert written(output) == [{"input": "1?", "label": "1"}]
 
 
 # ---------------------------------------------------------------- cleaning

@@ -155,7 +155,12 @@ def test_exact_values(text: str, value: Fraction | None) -> None:
         ("9 cubic inches", ("9", "inch3")),
         ("9 inches^{3}", ("9", "inch3")),
         ("cm", ("cm", None)),
-        ("7 apples", ("7 apples", None)),
+        ("€5", ("5", "euro")),
+        (r"2\pi h", (r"2\pi h", None)),
+        ("7 apples", ("7", "apples")),
+        (r"\frac{3}{4}cups", (r"\frac{3}{4}", "cups")),
+        ("7 dozens", ("7 dozens", None)),
+        ("7 thus", ("7 thus", None)),
     ],
 )
 def test_units(text: str, parts: tuple[str, str | None]) -> None:

@@ -56,6 +56,19 @@ def test_a_file_s_own_keys_and_blank_lines(folder: Path) -> None:
     assert [row["correct"] for row in verdicts(folder)] == [True]
 
 
+def test_labels_as_they_come(folder: Path) -> None:
+    """GSM8K's worked answers, numbers of JSON, a byte order mark, Windows' line ends."""
+    labels = ["3 + 4 = 7\n#### 7", "#### 1,200", 7.0, 1e6, 10**30, 0.5]
+    answers = ["7", "1200", "7", "1000000", "1" + "0" * 30, r"\frac12"]
+    rows = [
+        json.dumps({"response": f"Answer: {answer}", "answer": label})
+        for answer, label in zip(answers, labels, strict=True)
+    ]
+    (folder / "other.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    assert main(["verify", "other.jsonl", "--json", "out.json", "--workers", "1"]) == 0
+    assert [row["correct"] for row in verdicts(folder)] == [True] * len(labels)
+
+
 def test_several_rewards(folder: Path) -> None:
     arguments = ["verify", "responses.jsonl", "--reward", "rule", "--reward", "length.py", "--weights", "2", "0.5"]
     assert main([*arguments, "--json", "out.json", "--workers", "1"]) == 0
@@ -85,6 +98,9 @@ def test_the_reward_of_a_run(folder: Path) -> None:
         ('{"response": 7, "answer": "7"}', "'response' (--response-key) is no text: 7"),
         ('{"response": "7", "answer": ""}', "'answer' (--answer-key) is no answer"),
         ('{"response": "7", "answer": ["7"]}', "'answer' (--answer-key) is no answer"),
+        ('{"response": "7", "answer": " "}', "'answer' (--answer-key) is no answer"),
+        ('{"response": "7", "answer": NaN}', "'answer' (--answer-key) is no answer"),
+        ('{"response": "7", "answer": true}', "'answer' (--answer-key) is no answer"),
         ('{"response": "7", "answer": ' + "9" * 5000 + "}", "not valid JSON"),
     ],
 )
@@ -114,6 +130,8 @@ def test_a_line_that_is_no_utf_8_is_named(folder: Path, capsys: pytest.CaptureFi
         (["responses.jsonl", "--reward.tiemout", "1"], "did you mean reward.timeout?"),
         (["responses.jsonl", "--train.seed", "1"], "train.seed: verify takes reward.* settings only"),
         (["responses.jsonl", "--json", "no/where.json"], "there is no folder no"),
+        (["responses.jsonl", "--json", "."], "is a folder"),
+        (["responses.parquet"], "not from parquet"),
         (["responses.jsonl", "--workers", "0"], "at least 1"),
         (["responses.jsonl", "--config", "missing.yaml"], "missing.yaml"),
     ],

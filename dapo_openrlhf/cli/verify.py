@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,8 @@ def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
     )
     if options.json and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
+    if options.json and options.json.is_dir():
+        raise ConfigError(f"--json {options.json}: is a folder, not a file")
     if options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least 1 process is needed")
     workers = min(options.workers, len(cases))
@@ -66,6 +69,8 @@ def reward_section(options: argparse.Namespace, overrides: Mapping[str, object])
 
 def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: str) -> list[Case]:
     """All lines of a JSON Lines file. Raises ``ConfigError`` that names file and line of a broken one."""
+    if file.suffix == ".parquet":
+        raise ConfigError(f"{file}: responses are read from JSON Lines, not from parquet")
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
@@ -84,7 +89,7 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
                 raise ConfigError(
                     f"{file}, line {number}: {response_key!r} (--response-key) is no text: {response!r:.80}"
                 )
-            if isinstance(label, bool) or not isinstance(label, str | int | float) or label == "":
+            if not _is_answer(label):
                 raise ConfigError(f"{file}, line {number}: {answer_key!r} (--answer-key) is no answer: {label!r:.80}")
             prompt = row.get(prompt_key)
             cases.append(
@@ -98,6 +103,15 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
     if not cases:
         raise ConfigError(f"{file} holds no responses")
     return cases
+
+
+def _is_answer(label: object) -> bool:
+    """Whether a row's gold answer is text or a number, and says something."""
+    if isinstance(label, str):
+        return bool(label.strip())
+    if isinstance(label, float):
+        return math.isfinite(label)
+    return isinstance(label, int) and not isinstance(label, bool)
 
 
 def judge_all(cases: Sequence[Case], settings: JudgeSettings, *, workers: int) -> tuple[list[Judgement], float]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 from dapo_openrlhf.judge.sources import RULE, RewardSource, Undecided, WeightedReward, open_source
 
@@ -27,19 +28,24 @@ HEADROOM = 1024
 def main(handle: int, settings: dict[str, object]) -> None:
     """Answer requests until the parent closes the socket. ``settings`` as ``JudgeSettings`` has them."""
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    process = os.getpid()
     with socket.socket(fileno=handle) as connection, connection.makefile("rwb") as lines:
         timeout = float(str(settings["timeout"]))
         try:
             reward = _open(settings, timeout)
         except Exception as error:  # a user's file may raise anything; it is reported, and nothing is judged with it
-            _send(lines, {"error": _explain(error)})
+            _send(lines, {"request": 0, "error": _explain(error)})
             return
         if settings["sources"] == [RULE]:  # a user's libraries may map far more than they use: CUDA's do
             _limit_memory((int(str(settings["memory"])) + HEADROOM) * MEBIBYTE)
-        _send(lines, {})
+        _send(lines, {"request": 0})
         for line in lines:
             _limit_cpu(timeout)
-            _send(lines, _answer(reward, json.loads(line)))
+            request = json.loads(line)
+            answer = _answer(reward, request)
+            if os.getpid() != process:
+                os._exit(0)  # a fork of the reward's that came back here: it must not answer too
+            _send(lines, {"request": request["request"], **answer})
 
 
 def _open(settings: dict[str, object], timeout: float) -> RewardSource:
@@ -49,7 +55,7 @@ def _open(settings: dict[str, object], timeout: float) -> RewardSource:
     return WeightedReward([open_source(name, correct_from=correct_from, timeout=timeout) for name in names], weights)
 
 
-def _answer(reward: RewardSource, request: dict[str, str]) -> dict[str, object]:
+def _answer(reward: RewardSource, request: dict[str, Any]) -> dict[str, object]:
     try:
         score = reward(request["response"], request["prompt"], request["label"])
     except MemoryError as error:

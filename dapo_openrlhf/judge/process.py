@@ -90,9 +90,10 @@ class Judge:
         started = time.monotonic()
         if self._tail_only:
             response, prompt = response[-verifier.TAIL :], ""
-        request = json.dumps({"response": response, "prompt": prompt, "label": label}).encode() + b"\n"
         try:
-            answer = self._ask(request, started + self._settings.timeout)
+            answer = self._ask(
+                {"response": response, "prompt": prompt, "label": label}, started + self._settings.timeout
+            )
         except TimeoutError:
             self._replace()
             error, reason = f"took over {self._settings.timeout:g} s (reward.timeout)", "reward_timeout"
@@ -132,18 +133,31 @@ class Judge:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self._buffer = bytearray()
+        self._request = 0
         self._ready = False
 
     def _replace(self) -> None:
         self.close()
         self._start()
 
-    def _ask(self, request: bytes, deadline: float) -> dict[str, object]:
+    def _ask(self, question: dict[str, str], deadline: float) -> dict[str, object]:
+        self._request += 1
         self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-        self._connection.sendall(request)
+        self._connection.sendall(json.dumps({"request": self._request, **question}).encode() + b"\n")
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, object]:
+        """The answer to the newest request, 0 being the start; what else is written there is none.
+
+        Raises as :meth:`_line` does.
+        """
+        while True:
+            with contextlib.suppress(ValueError):
+                answer = json.loads(self._line(deadline))
+                if isinstance(answer, dict) and answer.get("request") == self._request:
+                    return answer
+
+    def _line(self, deadline: float) -> bytes:
         """One line of the process's. Raises ``TimeoutError``, ``ConnectionError`` when it has ended, ``_TooMuchMemory``.
 
         Memory is watched from here, because inside, running out of it is an exception that libraries swallow.
@@ -163,7 +177,7 @@ class Judge:
             self._buffer += chunk
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
-        return dict(json.loads(line))
+        return line
 
     def _resident(self) -> int:
         """Bytes of memory the process holds; 0 when it has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -84,9 +85,14 @@ def _columns(
 def _problem(row: Mapping[str, object], where: str, columns: Columns) -> Problem:
     given, label = _at(row, columns.input_key), _at(row, columns.label_key)
     for key, option, value in ((columns.input_key, "--input-key", given), (columns.label_key, "--label-key", label)):
-        if value in (None, "", []):
+        if value in (None, []) or (isinstance(value, str) and not value.strip()):
             raise ConfigError(f"{where}: column {key!r} ({option}) is missing or empty; it has {_keys(row)}")
-    return Problem(where=where, messages=_messages(given, where), label=_label(label, where, columns.mark))
+    problem = Problem(where=where, messages=_messages(given, where), label=_label(label, where, columns.mark))
+    try:
+        "".join((problem.label, *(message.content for message in problem.messages))).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where}: holds {error.object[error.start]!r}, half of a character") from error
+    return problem
 
 
 def _messages(given: object, where: str) -> tuple[Message, ...]:
@@ -106,8 +112,10 @@ def _messages(given: object, where: str) -> tuple[Message, ...]:
 
 
 def _label(given: object, where: str, mark: str | None) -> str:
-    if not isinstance(given, str | int | float):
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
         raise ConfigError(f"{where}: the answer is {type(given).__name__}, neither text nor a number")
+    if isinstance(given, float) and not math.isfinite(given):
+        raise ConfigError(f"{where}: the answer {given} is no number")
     if isinstance(given, float) and given.is_integer():
         given = int(given)  # a table turns a column of integers with a gap into floats
     text = str(given).strip()
