@@ -30,7 +30,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu-small": Preset(arms=("stock-async", "k1", "k0", "k2", "stock-sync"), steps=8, repeats=2, max_epochs=2),
+    "cpu-small": Preset(arms=("stock-async", "k1", "k0", "k2", "stock-sync"), steps=10, repeats=2, max_epochs=2),
     "cpu-smoke": Preset(arms=("stock-async", "k1", "k0"), steps=6, repeats=1, max_epochs=2),
 }
 
