@@ -8,7 +8,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart ablation-small test test-fast check format clean
+.PHONY: help setup setup-dev quickstart ablation-small docs test test-fast check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -31,6 +31,9 @@ ablation-small: setup ## the paper's Table 1 on a small model: 18 runs, then tab
 
 test: setup-dev ## run every test; ARGS="..." is passed to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+docs: setup-dev ## write the pages of docs/ that are generated from the code
+	$(BIN)/python scripts/write_reference.py
 
 test-fast: setup-dev ## run the tests that need no Ray, vLLM or DeepSpeed
 	$(BIN)/python -m pytest -m "not real" $(ARGS)

@@ -62,6 +62,7 @@ class AdamSection(Section):
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the two moments."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay; biases and norms are exempt."""
 
@@ -70,6 +71,7 @@ class ActorSection(Section):
     model_name_or_path: str
     """Hugging Face name or folder of the model to train."""
     num_nodes: PositiveInt = 1
+    """Machines that train; each holds ``actor.num_gpus_per_node`` ranks."""
     num_gpus_per_node: PositiveInt = 1
     """Trainer ranks per node: one GPU each, or one CPU process each with ``device: cpu``."""
     eps_clip_low_high: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.2, 0.28)
@@ -91,6 +93,7 @@ class ActorSection(Section):
     max_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient norm is clipped to this; 0 switches clipping off."""
     gradient_checkpointing_enable: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations: less memory, a third slower."""
 
 
 class CriticAdamSection(AdamSection):
@@ -168,6 +171,7 @@ class TrainSection(Section):
     partial_rollout_enable: bool = True
     """Engines take new weights in flight, with their requests kept; false: each finishes what it has begun before."""
     seed: Annotated[int, Field(ge=0)] = 42
+    """Of the order of prompts, the cut into updates, and sampling."""
     colocate_all: bool = False
     """Engine i and trainer rank i share GPU i: for machines with a single GPU. Leave the trainer its part of the memory
     with ``vllm.gpu_memory_utilization``."""
@@ -300,7 +304,7 @@ class EvalSection(Section):
     dataset: str | None = None
     """Held-out problems, same format as the prompts; null switches evaluation off."""
     max_samples: PositiveInt | None = None
-    """Problems that are taken, the first ones of the file (OpenRLHF's ``data.max_samples`` does so); null takes all."""
+    """Problems that are taken, the first ones of the file (as OpenRLHF's setting of that name in ``data`` does); null takes all."""
     steps: int = -1
     """Evaluate every this many rollout steps too; -1 only before and after training. Training goes on meanwhile; only
     the next publication waits."""
