@@ -29,7 +29,7 @@ class Critic:
         }
         model = models.critic(critic.model_name_or_path)
         self.engine, *_ = strategy.prepare((model, settings))
-        self.engine.train()
+        self.engine.eval()
 
     def values(self, batch: Tensors) -> Tensor:
         """Values [B, T] of the states before each response token, 0 beyond a response."""

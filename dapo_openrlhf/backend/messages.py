@@ -36,6 +36,29 @@ class GroupTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Between two sets of log-probs of the same tokens, in absolute value."""
+
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far a trainer's log-probs are from its model's own and from the engines'."""
+
+    architecture: str
+    eps: float
+    """Of the type that is computed in: the distance from 1 to the next larger number."""
+    packed: Difference
+    """The trainer's, sequences packed, against the model's own forward pass, one sequence at a time."""
+    rounding: Difference
+    """That own forward pass with a rounding error more in each linear layer, against itself."""
+    engines: tuple[Difference, ...]
+    """The trainer's against each engine's of what it sampled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationReport:
     """An engine's answer about one group, without the tokens; fields as in ``types.Generation``."""
 

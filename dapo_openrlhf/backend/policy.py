@@ -137,7 +137,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         }
         model = Actor(self._models.language_model(path))
         self.actor, self._optimizer, self._scheduler = self.strategy.prepare((model, settings))
-        self.actor.train()
+        self.actor.eval()  # no dropout: the policy that learns is the one that sampled
         self._engine = self.actor.model
         self._reference = self._critic = None
         if reference is not None:
