@@ -168,6 +168,9 @@ class TrainSection(Section):
     partial_rollout_enable: bool = True
     """Engines take new weights in flight, with their requests kept; false: each finishes what it has begun before."""
     seed: Annotated[int, Field(ge=0)] = 42
+    check_agreement: bool = True
+    """Before the first step, compare the trainer's log-probs with the model's own forward pass and with each engine's, and
+    refuse to train a policy that is not the one that samples. False trains it nevertheless."""
     colocate_all: bool = False
     """Engine i and trainer rank i share GPU i: for machines with a single GPU. Leave the trainer its part of the memory
     with ``vllm.gpu_memory_utilization``."""

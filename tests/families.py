@@ -46,6 +46,7 @@ class Family:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     head: str = "ForCausalLM"
+    config: str = "Config"
     base: bool = True
     engine: bool = True
     """Whether vLLM has it on a CPU at this size."""
@@ -73,11 +74,13 @@ FAMILIES = {
         },
     ),
     "Gemma 3": Family(
-        "Gemma3", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "layer_types": WINDOWED}
+        "Gemma3",
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "layer_types": WINDOWED},
+        config="TextConfig",
     ),
     "Phi-3": Family("Phi3", {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1}),
     "Phi-3, window": Family("Phi3", {"sliding_window": 8}),
-    "Phi": Family("Phi", {"resid_pdrop": 0.1, "num_key_value_heads": 2}),
+    "Phi": Family("Phi", {"intermediate_size": 256, "resid_pdrop": 0.1, "num_key_value_heads": 2}),
     "Granite": Family(
         "Granite",
         {
@@ -104,7 +107,15 @@ FAMILIES = {
     "GPT-NeoX": Family("GPTNeoX", {"hidden_dropout": 0.1, "attention_dropout": 0.1}),
     "GPT-J": Family(
         "GPTJ",
-        {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128, "n_inner": 96, "rotary_dim": 32, "resid_pdrop": 0.1},
+        {
+            "n_embd": 64,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 128,
+            "n_inner": 96,
+            "rotary_dim": 32,
+            "resid_pdrop": 0.1,
+        },
         base=False,
     ),
     "OPT": Family(
@@ -125,17 +136,30 @@ FAMILIES = {
     "Falcon": Family("Falcon", {"hidden_dropout": 0.1, "new_decoder_architecture": False, "multi_query": True}),
     "StableLM": Family("StableLm", {"num_key_value_heads": 2, "hidden_dropout": 0.1}),
     "Mixtral": Family(
-        "Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.1, "sliding_window": None}
+        "Mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.1, "sliding_window": None},
     ),
     "Qwen2-MoE": Family("Qwen2Moe", {**MOE, "shared_expert_intermediate_size": 32}),
     "Qwen3-MoE": Family("Qwen3Moe", {**MOE, "head_dim": 32}),
     "gpt-oss": Family(
         "GptOss",
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "sliding_window": 8, "layer_types": WINDOWED},
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 32,
+            "sliding_window": 8,
+            "layer_types": WINDOWED,
+        },
         engine=False,
     ),
     "LFM2": Family(
-        "Lfm2", {"layer_types": ["conv", "full_attention"], "norm_eps": 1e-5, "conv_dim": 64, "block_auto_adjust_ff_dim": False}
+        "Lfm2",
+        {
+            "layer_types": ["conv", "full_attention"],
+            "norm_eps": 1e-5,
+            "conv_dim": 64,
+            "block_auto_adjust_ff_dim": False,
+        },
     ),
     "SmolLM3": Family("SmolLM3"),
     "GLM-4": Family("Glm4", {"head_dim": 32}),
@@ -171,7 +195,7 @@ def make(name: str, folder: Path, *, seed: int = 0) -> Path:
     family = FAMILIES[name]
     base = BASE if family.base else {key: value for key, value in BASE.items() if key in NAMES}
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{family.name}Config")(**base | family.settings)
+    config = getattr(transformers, f"{family.name}{family.config}")(**base | family.settings)
     model = getattr(transformers, f"{family.name}{family.head}")(config).float()
     model.generation_config = transformers.GenerationConfig(eos_token_id=1, pad_token_id=0)
     model.save_pretrained(folder)
@@ -190,9 +214,7 @@ def trainer(folder: Path, *, checkpointing: bool = False, zero_stage: int = 2) -
     from dapo_openrlhf.backend.strategy import Strategy
 
     settings = {"ds.zero_stage": zero_stage, "ds.param_dtype": "fp32", "ds.attn_implementation": "sdpa"}
-    args = openrlhf_namespace(
-        settings | {"train.batch_size": 2, "actor.gradient_checkpointing_enable": checkpointing}
-    )
+    args = openrlhf_namespace(settings | {"train.batch_size": 2, "actor.gradient_checkpointing_enable": checkpointing})
     models = Models(Strategy(args, device=Device(kind="cpu", threads=1)), device=torch.device("cpu"))
     model = models.language_model(str(folder))
 

@@ -66,9 +66,7 @@ class Comparison:
     def packed(self, sequences: Sequence[NDArray[np.int32]]) -> Rows:
         """As the trainer scores them: all in one micro-batch."""
         batch = self._batch(sequences)
-        logprobs, _ = self._engine(
-            **self._models.inputs(batch), targets=batch.targets, temperature=self._temperature
-        )
+        logprobs, _ = self._engine(**self._models.inputs(batch), targets=batch.targets, temperature=self._temperature)
         lengths = [length - 1 for length in batch.lengths]
         by_index = {
             sample.group: row.cpu().numpy() for sample, row in zip(batch.samples, logprobs.split(lengths), strict=True)
@@ -101,7 +99,9 @@ class Comparison:
         with ExitStack() as stack:
             stack.enter_context(instead(model, "forward", types.MethodType(type(model).forward, model)))
             if model._supports_attention_backend:
-                for config in {id(c): c for m in model.modules() if (c := m.__dict__.get("config")) is not None}.values():
+                for config in {
+                    id(c): c for m in model.modules() if (c := m.__dict__.get("config")) is not None
+                }.values():
                     stack.enter_context(instead(config, "_attn_implementation_internal", "eager"))
             yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,21 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             return None, None, None
         report, tokens = made
         return report, tokens, await run(self._texts, self._decode, tokens)
+
+    async def sample_random(self, lengths: Sequence[int], new_tokens: int, temperature: float) -> list[GroupTokens]:
+        """A response of at most ``new_tokens`` to a prompt of random ordinary tokens of each of the ``lengths``."""
+        dice, ids = np.random.default_rng(0), self._ordinary_ids()
+        sampling = Sampling(n=1, max_new_tokens=new_tokens, temperature=temperature, top_p=1.0)
+        prompts = [dice.choice(ids, length).tolist() for length in lengths]
+        futures = [self._loop.generate(f"random {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
+        made = [await asyncio.wrap_future(future) for future in futures]
+        return [group[1] for group in made if group is not None]
+
+    def _ordinary_ids(self) -> list[int]:
+        """Token ids that are not special and that the model has embeddings of."""
+        rows = self._loop.vocabulary
+        ids = {*self._tokenizer.get_vocab().values()} - {*self._tokenizer.all_special_ids}
+        return sorted(token for token in ids if token < rows) or list(range(rows))
 
     async def cut(self, group_id: str) -> None:
         """End a group with the tokens it has; see :meth:`EngineLoop.cut`."""

@@ -148,6 +148,7 @@ class EngineLoop:
         try:
             config = EngineArgs(**self._engine_args).create_engine_config()
             self._core = InprocClient(config, Executor.get_class(config), False)
+            self.vocabulary = config.model_config.get_vocab_size()
             self._generation_config = config.model_config.try_get_generation_config()
             self._started.set_result(None)
         except BaseException as error:

@@ -40,7 +40,9 @@ class OwnForward:
         self._decoder = model.base_model
         owners = [name for name, module in model.named_modules() if module is self._head]
         if not isinstance(self._head, nn.Module) or not owners or self._decoder is model:
-            raise UnknownHead(f"{type(model).__name__} has no output layer that is a module of its own behind a decoder")
+            raise UnknownHead(
+                f"{type(model).__name__} has no output layer that is a module of its own behind a decoder"
+            )
         owner, _, self._head_name = owners[0].rpartition(".")
         self._head_owner = model.get_submodule(owner)
         self.vocabulary: int = model.config.get_text_config().vocab_size
@@ -68,7 +70,9 @@ class OwnForward:
 
         self._run(decode, catch, inputs)
         if len(found) != 1:
-            raise UnknownHead(f"{type(self._model).__name__}.forward called its output layer {len(found)} times, not once")
+            raise UnknownHead(
+                f"{type(self._model).__name__}.forward called its output layer {len(found)} times, not once"
+            )
         return found[0]
 
     def _run(self, decode: Callable[..., Any], head: Callable[[Tensor], Tensor], inputs: Mapping[str, Any]) -> Tensor:

@@ -16,7 +16,7 @@ import ray
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
-from dapo_openrlhf.backend.messages import GroupTokens, StagedWeights, WeightLayout, WeightManifest
+from dapo_openrlhf.backend.messages import Agreement, GroupTokens, StagedWeights, WeightLayout, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import policy_actor
 from dapo_openrlhf.backend.parameters import whole_numel, whole_parameters, whole_shape
 from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
@@ -27,6 +27,7 @@ from dapo_openrlhf.types import Span
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dapo_openrlhf.backend.agreement import Comparison
     from dapo_openrlhf.backend.collate import Tensors
     from dapo_openrlhf.backend.per_sample import Known, PerSample
 
@@ -378,22 +379,23 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         with self._span("export_weights"):
             return self._ipc.stage(whole_parameters(self._engine.module), size=self.weight_layout().bytes)
 
+    def compare(self, engines: Sequence[Sequence[GroupTokens]]) -> Agreement:
+        """How far the log-probs are from the model's own and the engines'. Every rank must be asked."""
+        return self._comparison().agreement(engines)
+
+    def where_packed_differs(self, groups: Sequence[GroupTokens]) -> str:
+        """From where on packed sequences come out otherwise. Every rank must be asked."""
+        return self._comparison().where_packed_differs(groups)
+
+    def _comparison(self) -> Comparison:
+        from dapo_openrlhf.backend.agreement import Comparison
+
+        return Comparison(self._engine, self._models, temperature=self._loss.temperature, device=self._device)
+
     def score_logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
         """Log-probs of a response under the current weights, for comparison with an engine's."""
-        import torch
-
-        sample = Sample(
-            group=0, index=0, prompt_length=len(prompt_ids), length=len(response_ids), advantage=0.0, trained=True
-        )
-        tokens = GroupTokens(
-            prompt_ids=np.asarray(prompt_ids, np.int32),
-            response_ids=np.asarray(response_ids, np.int32),
-            rollout_logprobs=np.zeros(len(response_ids), np.float32),
-            offsets=np.asarray([0, len(response_ids)]),
-        )
-        with torch.no_grad():
-            logprobs = self._logprobs(self._collate((sample,), {0: tokens}))
-        return logprobs[0].tolist()
+        (logprobs,) = self._comparison().packed([np.asarray([*prompt_ids, *response_ids], np.int32)])
+        return logprobs[-len(response_ids) :].tolist()
 
     def save(self, path: str) -> None:
         """Write a Hugging Face checkpoint, with the critic's in its folder ``critic`` if that is to be kept.

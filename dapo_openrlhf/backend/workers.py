@@ -17,6 +17,7 @@ from dapo_openrlhf.backend.policy import PolicyActor, RankReady
 from dapo_openrlhf.backend.publish import IpcPublisher, NcclPublisher
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, OnSpans, RemoteEngine, all_within
 from dapo_openrlhf.backend.rewards import RewardPool
+from dapo_openrlhf.backend.start_check import check_agreement
 from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.judge.settings import judge_settings
@@ -49,7 +50,10 @@ async def start_workers(config: Config, inputs: Inputs, *, training: bool = True
     calls = _readiness(engines, rewards)
     starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
     ready = await _all_ready(config, calls | starts)
-    return Workers(engines, ranks, rewards, _notes(config, [ready[name] for name in starts]))
+    notes = _notes(config, [ready[name] for name in starts])
+    if training and config.train.check_agreement:
+        notes += (await check_agreement(config, engines, ranks),)
+    return Workers(engines, ranks, rewards, notes)
 
 
 async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[Any]:
