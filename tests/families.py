@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import subprocess
 import sys
-import tempfile
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,6 +160,9 @@ FAMILIES = {
             "layer_types": ["conv", "full_attention"],
             "norm_eps": 1e-5,
             "conv_dim": 64,
+            "block_dim": 64,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_multiple_of": 32,
             "block_auto_adjust_ff_dim": False,
         },
     ),
@@ -187,8 +192,8 @@ FAMILIES = {
 }
 
 
-def make(name: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write a random model of that family, in float32, to ``folder``."""
+def random_model(name: str, *, seed: int = 0, **more: Any) -> Any:
+    """A random model of that family, in float32 and evaluation mode."""
     import torch
     import transformers
 
@@ -196,7 +201,15 @@ def make(name: str, folder: Path, *, seed: int = 0) -> Path:
     base = BASE if family.base else {key: value for key, value in BASE.items() if key in NAMES}
     torch.manual_seed(seed)
     config = getattr(transformers, f"{family.name}{family.config}")(**base | family.settings)
-    model = getattr(transformers, f"{family.name}{family.head}")(config).float()
+    model = getattr(transformers, f"{family.name}{family.head}")._from_config(config, dtype=torch.float32, **more)
+    return model.eval()
+
+
+def make(name: str, folder: Path) -> Path:
+    """Write a random model of that family to ``folder``."""
+    import transformers
+
+    model = random_model(name)
     model.generation_config = transformers.GenerationConfig(eos_token_id=1, pad_token_id=0)
     model.save_pretrained(folder)
     return folder
@@ -281,17 +294,25 @@ def random_groups() -> list[Any]:
     ]
 
 
-def figures(name: str, folder: Path) -> dict[str, Any]:
-    """Largest differences, or why the family is refused."""
+def folder_of(name: str, scratch: Path) -> Path:
+    """Where a family's model lies, its engine's samples beside it."""
+    return scratch / name.replace(" ", "_").replace(",", "")
+
+
+def compared(name: str, scratch: Path) -> dict[str, Any]:
+    """Largest differences of a family that engines have sampled from."""
     import torch
 
     from dapo_openrlhf.backend.agreement import Comparison
 
-    made = make(name, folder / name.replace(" ", "_").replace(",", ""))
-    models, engine = trainer(made)
-    groups = sampled(made) if FAMILIES[name].engine else random_groups()
-    comparison = Comparison(engine, models, temperature=TEMPERATURE, device=torch.device("cpu"))
-    found = comparison.agreement([groups])
+    folder = folder_of(name, scratch)
+    groups = random_groups()
+    if FAMILIES[name].engine:
+        groups = pickle.loads(folder.with_suffix(".samples").read_bytes())
+        if isinstance(groups, str):
+            raise RuntimeError(groups)
+    models, engine = trainer(folder)
+    found = Comparison(engine, models, temperature=TEMPERATURE, device=torch.device("cpu")).agreement([groups])
     return {
         "architecture": found.architecture,
         "packed": found.packed.largest,
@@ -301,8 +322,8 @@ def figures(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def measure(names: list[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """Figures of each family, in this process."""
+def prepare_process() -> None:
+    """What a process of this project's actors begins with."""
     os.environ.update(
         DS_ACCELERATOR="cpu",
         OMP_NUM_THREADS="1",
@@ -322,22 +343,43 @@ def measure(names: list[str], folder: Path) -> Iterator[dict[str, Any]]:
     import torch
 
     torch.set_num_threads(1)
+
+
+def run_engines(scratch: Path, names: list[str]) -> None:
+    """Make the models and keep what an engine samples from each, or what it raised."""
+    prepare_process()
+    for name in names:
+        folder = make(name, folder_of(name, scratch))
+        if FAMILIES[name].engine:
+            try:
+                groups: list[Any] | str = sampled(folder)
+            except Exception as error:  # shown in the table
+                traceback.print_exc()
+                groups = f"{type(error).__name__}: {error}"
+            folder.with_suffix(".samples").write_bytes(pickle.dumps(groups))
+
+
+def measure(names: list[str], scratch: Path) -> Iterator[dict[str, Any]]:
+    """Figures of each family. Engines have a process of their own: vLLM changes transformers' classes in theirs."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--engines", str(scratch), *names]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    prepare_process()
     for name in names:
         try:
-            yield {"family": name, **figures(name, folder)}
-        except Exception as error:  # the reader judges: a family may be refused
-            if "-v" in sys.argv:
-                import traceback
-
-                traceback.print_exc()
-            yield {"family": name, "error": f"{type(error).__name__}: {error}"[:300]}
+            yield {"family": name, **compared(name, scratch)}
+        except Exception as error:  # a family may be refused: the reader judges
+            traceback.print_exc()
+            yield {"family": name, "error": f"{type(error).__name__}: {error}"}
 
 
-def main(folder: str | None = None, *names: str) -> None:
+def main(*arguments: str) -> None:
     """Print figures as JSON lines."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for row in measure([n for n in names if n != "-v"] or list(FAMILIES), Path(folder or scratch)):
-            print(json.dumps(row), flush=True)
+    if arguments[:1] == ("--engines",):
+        return run_engines(Path(arguments[1]), list(arguments[2:]))
+    for row in measure(list(arguments[1:]) or list(FAMILIES), Path(arguments[0])):
+        print(json.dumps(row), flush=True)
+    return None
 
 
 if __name__ == "__main__":

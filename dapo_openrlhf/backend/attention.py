@@ -3,12 +3,16 @@
 Sequences lie one after the other, without padding, through the whole model. Only here, where sequences must not see
 each other, those of like length are put side by side. flash-attn does without; this is for machines that lack it.
 
+Where sequences end reaches the attention as its mask, which every model hands down; other arguments some layers drop.
+
 Legend: N tokens of all sequences, H query heads, K key and value heads, D head size; b sequences of at most L tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +23,25 @@ from torch.utils.checkpoint import checkpoint
 
 from dapo_openrlhf.backend.rows import Bucket
 
-NAME = "packed_sdpa"
+NAME = "packed_attention"
 """Under which transformers knows this attention."""
 
 QUERIES = 256
 """Tokens whose scores are made at once where torch's kernel for plain causal attention will not do."""
 
 
+_packed: ContextVar[Sequence[Bucket]] = ContextVar("packed sequences of the running forward pass")
+
+
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """Which tokens of its own sequence a token sees, where these are not simply itself and all before it."""
+    """Which tokens a token sees: this attention's mask."""
 
-    allowed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    """transformers' mask function: of indices of batch, head, query and key, which broadcast."""
+    buckets: Sequence[Bucket]
+    """Of the packed sequences; none sees another."""
+    allowed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None
+    """transformers' mask function: of indices of batch, head, query and key, which broadcast. None if a token sees itself
+    and all before it in its sequence."""
     reach: int | None
     """A token sees none that many before it; None if it may see all."""
 
@@ -58,9 +68,8 @@ def packed_sdpa(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Visible | None,
+    attention_mask: Any,
     *,
-    buckets: Sequence[Bucket],
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -68,15 +77,17 @@ def packed_sdpa(
 ) -> tuple[Tensor, None]:
     """Attention for transformers' interface: query [1, H, N, D], key and value [1, K, N, D]; returns [1, N, H, D].
 
-    ``buckets`` is what the trainer passes through the model's forward. Dropout is none of a policy's.
+    ``attention_mask`` is what :func:`visible` made. Dropout is none of a policy's.
     """
+    if not isinstance(attention_mask, Visible):
+        raise NotImplementedError(f"{type(module).__name__} gets no mask by which it could keep packed sequences apart")
     if settings.get("position_bias") is not None:
         raise NotImplementedError(f"{type(module).__name__}: ds.attn_implementation sdpa knows no position bias")
-    sizes = [bucket.tokens for bucket in buckets]
+    sizes = [bucket.tokens for bucket in attention_mask.buckets]
     scores = Scores(scaling, softcap, s_aux)
     outputs = []
     for bucket, *packed in zip(
-        buckets, *(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True
+        attention_mask.buckets, *(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True
     ):
         q, k, v = (_side_by_side(tensor, bucket) for tensor in packed)
         attended = _attend(q, k, v, attention_mask, scores).transpose(1, 2)
@@ -91,19 +102,19 @@ def _side_by_side(packed: Tensor, bucket: Bucket) -> Tensor:
     return packed[:, bucket.index].transpose(0, 1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible | None, scores: Scores) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """[b, H, L, D] of query [b, H, L, D], key and value [b, K, L, D]."""
     length, repeats = query.shape[2], query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    if visible is not None and visible.reach is not None and visible.reach >= length:
-        visible = None  # a window or chunk that holds the whole sequence
-    if visible is None and scores.plain:
+    # A window or chunk may hold the whole sequence.
+    sees_all = visible.allowed is None or (visible.reach is not None and visible.reach >= length)
+    if sees_all and scores.plain:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scores.scaling)
     outputs = []
     for start in range(0, length, QUERIES):
         end = min(start + QUERIES, length)
-        first = 0 if visible is None or visible.reach is None else max(0, start - visible.reach + 1)
+        first = 0 if sees_all or visible.reach is None else max(0, start - visible.reach + 1)
         mask = _mask(start, first, end, visible, query.device)
         block = query[:, :, start:end], key[:, :, first:end], value[:, :, first:end], mask
         if scores.plain:
@@ -115,11 +126,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible | None, 
     return torch.cat(outputs, dim=2)
 
 
-def _mask(start: int, first: int, end: int, visible: Visible | None, device: torch.device) -> Tensor:
+def _mask(start: int, first: int, end: int, visible: Visible, device: torch.device) -> Tensor:
     """[end - start, end - first] bool, which of the tokens [first, end) those of [start, end) see."""
     queries = torch.arange(start, end, device=device)[:, None]
     keys = torch.arange(first, end, device=device)[None]
-    if visible is None:
+    if visible.allowed is None:
         return keys <= queries
     # Longest sequences come first, so these indices all are of the first one, should the function ask for sequences.
     zero = torch.zeros((), dtype=torch.int64, device=device)
@@ -142,12 +153,25 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Sc
 
 def visible(
     *arguments: Any, mask_function: Any, local_size: int | None = None, use_vmap: bool = False, **settings: Any
-) -> Visible | None:
+) -> Visible:
     """What transformers' masks are under this attention: a function of positions in place of a tensor."""
     if "allow_is_bidirectional_skip" in settings:
         raise NotImplementedError("a model in which tokens see later ones is no policy that could be trained here")
     plain = local_size is None and not use_vmap
-    return None if plain else Visible(mask_function, local_size)
+    return Visible(_packed.get(), None if plain else mask_function, local_size)
+
+
+@contextmanager
+def packed(buckets: Sequence[Bucket] | None) -> Iterator[None]:
+    """Say where the sequences of forward passes in this block end; None for models that are told otherwise."""
+    if buckets is None:
+        yield
+        return
+    token = _packed.set(buckets)
+    try:
+        yield
+    finally:
+        _packed.reset(token)
 
 
 def register() -> None:

@@ -8,14 +8,14 @@ run again in the backward pass. The chunks are made inside one call of the outpu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dapo_openrlhf.backend import rows
+from dapo_openrlhf.backend import attention, rows
 from dapo_openrlhf.backend.own_forward import OwnForward, Tail
 
 LOGITS_PER_CHUNK = 1 << 27
@@ -37,12 +37,13 @@ def token_logprobs(
     positions: Tensor,
     targets: Tensor,
     temperature: float,
+    buckets: Sequence[rows.Bucket] | None = None,
     **inputs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy of each target token.
 
     ``input_ids`` [1, N] are packed sequences; ``positions`` [R] are indices into the N tokens whose next token is
-    ``targets`` [R]. ``inputs`` is what else the model needs to keep sequences apart. Returns float32
+    ``targets`` [R]. ``buckets`` or ``inputs`` tell the attention in use where sequences end. Returns float32
     (logprobs [R], entropies [R]) of the distribution at ``temperature``; entropies carry no gradient.
     """
     chunk_rows = max(1, LOGITS_PER_CHUNK // model.vocabulary)
@@ -57,7 +58,8 @@ def token_logprobs(
         ]
         return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
 
-    logprobs, entropies = model(read, positions, {"input_ids": input_ids, **inputs})
+    with attention.packed(buckets):
+        logprobs, entropies = model(read, positions, {"input_ids": input_ids, **inputs})
     return logprobs, entropies.detach()
 
 
@@ -68,21 +70,20 @@ def token_logprobs_by_rows(
     positions: Tensor,
     targets: Tensor,
     temperature: float,
-    buckets: list[rows.Bucket],
+    position_ids: Tensor,
     **_packed: Any,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`token_logprobs`, the packed sequences of each bucket side by side."""
-    parts = []
-    for part in rows.parts(input_ids, positions, buckets):
-        parts.append(
-            token_logprobs(
-                model,
-                input_ids=part.input_ids,
-                positions=part.positions,
-                targets=targets[part.of],
-                temperature=temperature,
-            )
+    """As :func:`token_logprobs`, packed sequences of like length side by side."""
+    parts = [
+        token_logprobs(
+            model,
+            input_ids=part.input_ids,
+            positions=part.positions,
+            targets=targets[part.of],
+            temperature=temperature,
         )
+        for part in rows.parts(input_ids, position_ids, positions)
+    ]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
 
 

@@ -58,14 +58,14 @@ class OwnForward:
             outputs[module] = _first_token(output)
             return output
 
-        def catch(hidden: Tensor) -> Tensor:
+        def catch(_: nn.Module, hidden: Tensor) -> Tensor:
             layer = self._head.forward
             with instead(self._head, "forward", lambda states: read(layer, tail, states)):
                 found.append(self._head(hidden.flatten(0, -2)[positions]))
             return hidden.new_zeros(1, 1, self.vocabulary)
 
         def tail(logits: Tensor) -> Tensor:
-            made: Tensor = self._run(lambda module, *_, **__: outputs[module], lambda _: logits[None], inputs)
+            made: Tensor = self._run(lambda module, *_, **__: outputs[module], lambda *_: logits[None], inputs)
             return made[0]
 
         self._run(decode, catch, inputs)
@@ -75,10 +75,10 @@ class OwnForward:
             )
         return found[0]
 
-    def _run(self, decode: Callable[..., Any], head: Callable[[Tensor], Tensor], inputs: Mapping[str, Any]) -> Tensor:
+    def _run(self, decode: Callable[..., Any], catch: Callable[..., Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """Logits of the model's own forward pass with stand-ins for decoder and output layer."""
         model = self._model
-        decoder = _StandIn(self._decoder, decode)
+        decoder, head = _StandIn(self._decoder, decode), _StandIn(self._head, catch)
         with instead(model, model.base_model_prefix, decoder), instead(self._head_owner, self._head_name, head):
             output = type(model).forward(model, use_cache=False, **inputs)
         logits: Tensor = output[0] if isinstance(output, tuple) else output.logits

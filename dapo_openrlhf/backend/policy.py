@@ -42,7 +42,7 @@ class RankReady:
     parameters: int
     """Of the whole model."""
     attention: str
-    """As transformers knows it; ``packed_sdpa`` also where flash-attn was asked for and is not installed."""
+    """As transformers knows it; ``packed_attention`` also where flash-attn was asked for and is not installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ model does not see. Sequences of like length share a pass; passes differ in numb
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -67,10 +68,15 @@ def _bucket(lengths: Sequence[int], device: torch.device) -> Bucket:
     return Bucket(tokens, longest, index.to(device), (offsets < counts[:, None]).to(device))
 
 
-def parts(input_ids: Tensor, positions: Tensor, buckets: Sequence[Bucket]) -> Iterator[Part]:
-    """Cut packed ``input_ids`` [1, N] and ``positions`` [R] among them into buckets, each in rows."""
+def parts(input_ids: Tensor, position_ids: Tensor, positions: Tensor) -> Iterator[Part]:
+    """Cut packed sequences and ``positions`` [R] among their tokens into buckets, each in rows.
+
+    ``input_ids`` [1, N]; ``position_ids`` [1, N] begin with 0 in each sequence.
+    """
+    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
+    lengths = [end - start for start, end in itertools.pairwise([*starts, position_ids.shape[1]])]
     start = 0
-    for bucket in buckets:
+    for bucket in make_buckets(lengths, device=input_ids.device):
         packed = input_ids[0, start : start + bucket.tokens]
         ids = packed.unflatten(0, (-1, bucket.longest)) if bucket.index is None else packed[bucket.index]
         of = ((positions >= start) & (positions < start + bucket.tokens)).nonzero()[:, 0]

@@ -7,6 +7,7 @@ will train, and as the model's own forward pass does in transformers, see :mod:`
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,9 +34,10 @@ class PoliciesDiffer(RuntimeError):
 
 async def check_agreement(config: Config, engines: Sequence[RemoteEngine], ranks: Sequence[Any]) -> str:
     """Compare, and return what to tell the user. Raises :class:`PoliciesDiffer`."""
+    started = time.monotonic()
     new_tokens = max(1, min(NEW_TOKENS, config.data.max_len // 2))
     lengths = [max(1, min(length, config.data.max_len - new_tokens)) for length in PROMPT_LENGTHS]
-    names = [f"engine {engine.index}" for engine in engines]
+    names = [f"engine {index}" for index in range(len(engines))]
     calls = [engine.actor.sample_random.remote(lengths, new_tokens, config.rollout.temperature) for engine in engines]
     samples: list[list[GroupTokens]] = await _answers(config, calls, names)
     found: Agreement = (await _of_ranks(config, ranks, "compare", samples))[0]
@@ -46,7 +48,10 @@ async def check_agreement(config: Config, engines: Sequence[RemoteEngine], ranks
         if not _tolerable(found, difference):
             raise PoliciesDiffer(refusal_of_engine(found, name, difference))
     worst = max(found.engines, key=lambda difference: difference.mean)
-    return f"engines and trainer agree: log-probs differ by {worst.mean:.1g} on average, {worst.largest:.1g} at most"
+    return (
+        f"engines and trainer agree: log-probs differ by {worst.mean:.1g} on average, {worst.largest:.1g} at most "
+        f"(compared in {time.monotonic() - started:.1f} s)"
+    )
 
 
 async def _of_ranks(config: Config, ranks: Sequence[Any], method: str, samples: Any) -> list[Any]:

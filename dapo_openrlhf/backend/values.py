@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import Tensor
 
-from dapo_openrlhf.backend import rows
+from dapo_openrlhf.backend import attention, rows
 
 
 def install(model: Any, *, new_head: bool, by_rows: bool = False) -> None:
@@ -25,16 +26,19 @@ def install(model: Any, *, new_head: bool, by_rows: bool = False) -> None:
             torch.nn.init.normal_(weight, std=1 / (model.config.get_text_config().hidden_size + 1))
 
 
-def token_values(model: Any, *, input_ids: Tensor, positions: Tensor, **inputs: Any) -> Tensor:
+def token_values(
+    model: Any, *, input_ids: Tensor, positions: Tensor, buckets: Sequence[rows.Bucket] | None = None, **inputs: Any
+) -> Tensor:
     """Value [R], float32, of each state before a response token; arguments as in :func:`logprobs.token_logprobs`."""
-    hidden = model.base_model(input_ids=input_ids, use_cache=False, **inputs)[0]
+    with attention.packed(buckets):
+        hidden = model.base_model(input_ids=input_ids, use_cache=False, **inputs)[0]
     head = model.get_submodule(model.value_head_prefix)
     return head(hidden.flatten(0, 1)[positions]).squeeze(-1).float()
 
 
 def token_values_by_rows(
-    model: Any, *, input_ids: Tensor, positions: Tensor, buckets: list[rows.Bucket], **_packed: Any
+    model: Any, *, input_ids: Tensor, position_ids: Tensor, positions: Tensor, **_packed: Any
 ) -> Tensor:
-    """As :func:`token_values`, the packed sequences of each bucket side by side."""
-    parts = rows.parts(input_ids, positions, buckets)
+    """As :func:`token_values`, packed sequences of like length side by side."""
+    parts = rows.parts(input_ids, position_ids, positions)
     return torch.cat([token_values(model, input_ids=part.input_ids, positions=part.positions) for part in parts])
