@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -160,6 +161,7 @@ FAMILIES = {
             "layer_types": ["conv", "full_attention"],
             "norm_eps": 1e-5,
             "conv_dim": 64,
+            "conv_L_cache": 4,
             "block_dim": 64,
             "block_ffn_dim_multiplier": 1.0,
             "block_multiple_of": 32,
@@ -172,7 +174,7 @@ FAMILIES = {
     "ERNIE 4.5": Family("Ernie4_5", {"head_dim": 32}),
     "Seed-OSS": Family("SeedOss", {"head_dim": 32}),
     "Apertus": Family("Apertus"),
-    "Nemotron": Family("Nemotron"),
+    "Nemotron": Family("Nemotron", {"head_dim": 32}),
     "Arcee": Family("Arcee"),
     "Qwen3-Next": Family(
         "Qwen3Next",
@@ -373,13 +375,42 @@ def measure(names: list[str], scratch: Path) -> Iterator[dict[str, Any]]:
             yield {"family": name, "error": f"{type(error).__name__}: {error}"}
 
 
+DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
+HEAD = "| family | largest difference from transformers | from vLLM | read |\n|---|---|---|---|\n"
+
+
+def documented() -> str:
+    """The documentation's table, without its head."""
+    return DOCUMENT.read_text(encoding="utf-8").partition(HEAD)[2].partition("\n\n")[0]
+
+
+def figures_of_table(table: str) -> dict[str, list[str]]:
+    """Cells by family."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Put new figures into the documentation."""
+    lines = []
+    for row in rows:
+        engine = "not on a CPU" if row["engine"] is None else f"{row['engine']:.0e}"
+        layout = "in rows" if row["by_rows"] else "packed"
+        lines.append(f"| {row['family']} | {row['packed']:.0e} | {engine} | {layout} |")
+    text = DOCUMENT.read_text(encoding="utf-8").replace(documented(), "\n".join(lines))
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
 def main(*arguments: str) -> None:
-    """Print figures as JSON lines."""
+    """Print figures as JSON lines; of all families without arguments, and write the table."""
     if arguments[:1] == ("--engines",):
         return run_engines(Path(arguments[1]), list(arguments[2:]))
-    for row in measure(list(arguments[1:]) or list(FAMILIES), Path(arguments[0])):
-        print(json.dumps(row), flush=True)
-    return None
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for row in measure(list(arguments[1:]) or list(FAMILIES), Path(arguments[0] if arguments else scratch)):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return None if arguments else write_table(rows)
 
 
 if __name__ == "__main__":

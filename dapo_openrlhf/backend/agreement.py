@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from dapo_openrlhf.backend.collate import Tensors, collate
 from dapo_openrlhf.backend.families import architecture
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
-from dapo_openrlhf.backend.models import Models
 from dapo_openrlhf.backend.own_forward import instead
 from dapo_openrlhf.batch import Sample
+
+if TYPE_CHECKING:
+    from dapo_openrlhf.backend.models import Models
 
 TF32_EPS = 2.0**-10
 """Of float32 on CUDA, where kernels may multiply in TF32."""

@@ -41,11 +41,11 @@ async def check_agreement(config: Config, engines: Sequence[RemoteEngine], ranks
     calls = [engine.actor.sample_random.remote(lengths, new_tokens, config.rollout.temperature) for engine in engines]
     samples: list[list[GroupTokens]] = await _answers(config, calls, names)
     found: Agreement = (await _of_ranks(config, ranks, "compare", samples))[0]
-    if not _tolerable(found, found.packed):
+    if not tolerable(found, found.packed):
         where = (await _of_ranks(config, ranks, "where_packed_differs", samples[0]))[0]
         raise PoliciesDiffer(refusal_of_packed(found, where))
     for name, difference in zip(names, found.engines, strict=True):
-        if not _tolerable(found, difference):
+        if not tolerable(found, difference):
             raise PoliciesDiffer(refusal_of_engine(found, name, difference))
     worst = max(found.engines, key=lambda difference: difference.mean)
     return (
@@ -77,7 +77,8 @@ def tolerance(found: Agreement) -> Difference:
     )
 
 
-def _tolerable(found: Agreement, difference: Difference) -> bool:
+def tolerable(found: Agreement, difference: Difference) -> bool:
+    """Whether the data type explains a difference."""
     limit = tolerance(found)
     return difference.mean <= limit.mean and difference.largest <= limit.largest  # false for what is no number
 
