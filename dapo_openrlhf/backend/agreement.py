@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dapo_openrlhf.backend.collate import Tensors, collate
-from dapo_openrlhf.backend.families import architecture
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
 from dapo_openrlhf.backend.own_forward import instead
 from dapo_openrlhf.batch import Sample
@@ -57,7 +56,7 @@ class Comparison:
         scored = iter(packed)
         pairs = [[(next(scored)[-len(sampled) :], sampled) for _, sampled in of_engine] for of_engine in responses]
         return Agreement(
-            architecture=architecture(self._model.config),
+            architecture=type(self._model).__name__,
             eps=self._eps,
             packed=_difference(zip(packed, own, strict=True)),
             rounding=_difference(zip(rounded, own, strict=True)),
@@ -96,9 +95,11 @@ class Comparison:
 
     @contextmanager
     def _own_forward(self) -> Iterator[None]:
-        """Let the model be as transformers made it, with the attention that it writes out."""
+        """Let the model be as transformers made it, in evaluation mode, with the attention that it writes out."""
         model = self._model
         with ExitStack() as stack:
+            for module in model.modules():
+                stack.enter_context(instead(module, "training", False))
             stack.enter_context(instead(model, "forward", types.MethodType(type(model).forward, model)))
             if model._supports_attention_backend:
                 for config in {

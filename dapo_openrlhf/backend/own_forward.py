@@ -62,6 +62,8 @@ class OwnForward:
             return outputs[module] if module in outputs else module(*arguments, **settings)
 
         def catch(_: nn.Module, hidden: Tensor) -> Tensor:
+            if found:
+                raise UnknownHead(f"{type(self._model).__name__}.forward calls its output layer more than once")
             layer = self._head.forward
             with instead(self._head, "forward", lambda states: read(layer, tail, states)):
                 found.append(self._head(hidden.flatten(0, -2)[positions]))
@@ -71,10 +73,8 @@ class OwnForward:
             return self._run(recall, lambda *_: logits[None], inputs)[0]
 
         self._run(decode, catch, inputs)
-        if len(found) != 1:
-            raise UnknownHead(
-                f"{type(self._model).__name__}.forward called its output layer {len(found)} times, not once"
-            )
+        if not found:
+            raise UnknownHead(f"{type(self._model).__name__}.forward does not call its output layer")
         return found[0]
 
     def _run(self, decode: Callable[..., Any], catch: Callable[..., Tensor], inputs: Mapping[str, Any]) -> Tensor:
