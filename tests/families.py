@@ -157,16 +157,8 @@ FAMILIES = {
     ),
     "LFM2": Family(
         "Lfm2",
-        {
-            "layer_types": ["conv", "full_attention"],
-            "norm_eps": 1e-5,
-            "conv_dim": 64,
-            "conv_L_cache": 4,
-            "block_dim": 64,
-            "block_ffn_dim_multiplier": 1.0,
-            "block_multiple_of": 32,
-            "block_auto_adjust_ff_dim": False,
-        },
+        {"layer_types": ["conv", "full_attention"], "norm_eps": 1e-5, "block_auto_adjust_ff_dim": False},
+        engine=False,  # vLLM's convolution on a CPU knows bfloat16 only
     ),
     "SmolLM3": Family("SmolLM3"),
     "GLM-4": Family("Glm4", {"head_dim": 32}),
