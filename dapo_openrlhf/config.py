@@ -113,6 +113,9 @@ class DsSection(Section):
     """DeepSpeed ZeRO stage."""
     param_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Model data type in trainer and engines alike; log-probs and losses are float32 always."""
+    grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
+    """In which gradients add up over an update's micro-batches; null takes ``param_dtype``, as OpenRLHF does by default.
+    bf16 loses what the later ones add; fp32 takes 2 bytes more for each parameter, spread over the trainer ranks."""
     attn_implementation: Literal["flash_attention_2", "sdpa"] = "flash_attention_2"
     """Attention of the trainer, over packed sequences either way."""
     adam_offload: bool = False
@@ -153,7 +156,7 @@ class RolloutSection(Section):
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling."""
+    """Nucleus sampling, as in OpenRLHF; below 1 it biases training, and is refused."""
 
 
 class TrainSection(Section):
@@ -167,6 +170,10 @@ class TrainSection(Section):
     """Rollout steps of the run."""
     partial_rollout_enable: bool = True
     """Engines take new weights in flight, with their requests kept; false: each finishes what it has begun before."""
+    max_rollout_kl: PositiveFloat | None = None
+    """The run stops when engines and trainer differ by more than this on tokens of the very same weights (metric
+    ``rollout_kl/age_0``, in nats a token): they are not the same policy then. null takes 1e-3 with ``ds.param_dtype`` fp32
+    and 0.1 otherwise; .inf never stops."""
     seed: Annotated[int, Field(ge=0)] = 42
     colocate_all: bool = False
     """Engine i and trainer rank i share GPU i: for machines with a single GPU. Leave the trainer its part of the memory
@@ -364,6 +371,11 @@ class Config(Section):
         return "ipc" if self.train.colocate_all else "nccl"
 
     @property
+    def max_rollout_kl(self) -> float:
+        """``train.max_rollout_kl`` with null decided: a thousand times what is healthy in fp32, ten times in bf16."""
+        return self.train.max_rollout_kl or (1e-3 if self.ds.param_dtype == "fp32" else 0.1)
+
+    @property
     def updates_per_step(self) -> int:
         """U: gradient updates of one rollout step, over all epochs."""
         return (
@@ -405,6 +417,12 @@ def _impossible(config: Config) -> Iterator[str]:
         yield (
             f"train.batch_size: {train.batch_size} is not a multiple of the {config.trainer_ranks} trainer ranks "
             f"(actor.num_nodes x actor.num_gpus_per_node); use a multiple of {config.trainer_ranks}"
+        )
+    if rollout.top_p < 1:
+        yield (
+            f"rollout.top_p: {rollout.top_p:g} biases training: engines would give the log-probs of the truncated "
+            "distribution and the trainer those of the whole one, so that importance weights are off by the mass cut away "
+            "(at 0.8 they are 0.79 on average, and 38 % are clipped); use 1. Evaluation has its own eval.top_p"
         )
     yield from _impossible_algorithm(config)
     if reward.overlong_buffer_len and reward.overlong_buffer_len > rollout.max_new_tokens:
@@ -486,9 +504,27 @@ def _impossible_on_device(config: Config) -> Iterator[str]:
             yield "train.colocate_all: true is for GPUs; processes share the cores of a CPU anyway, use false"
     elif config.ds.param_dtype == "fp32" and config.ds.attn_implementation == "flash_attention_2":
         yield "ds.param_dtype: fp32 is not supported by flash_attention_2; use bf16, or sdpa"
+    yield from _impossible_accumulation(config)
     yield from _impossible_transfer(config)
     if config.device == "cuda" and config.train.colocate_all:
         yield from _impossible_to_share(config)
+
+
+def _impossible_accumulation(config: Config) -> Iterator[str]:
+    """Yield a sentence if DeepSpeed cannot add gradients up in the data type that was asked for."""
+    ds = config.ds
+    if ds.grad_accum_dtype in (None, ds.param_dtype):
+        return
+    if ds.zero_stage == 1 and ds.param_dtype == "bf16":
+        yield (
+            f"ds.zero_stage: 1 cannot add bf16 gradients up in ds.grad_accum_dtype {ds.grad_accum_dtype}; use 2, which "
+            "takes less memory, or ds.grad_accum_dtype bf16, which loses small gradients over many micro-batches"
+        )
+    if ds.zero_stage == 2 and ds.adam_offload and config.device == "cuda":
+        yield (
+            f"ds.adam_offload: true with ds.zero_stage 2 adds gradients up in {ds.param_dtype}, whatever "
+            f"ds.grad_accum_dtype {ds.grad_accum_dtype} says; use ds.zero_stage 3, or ds.grad_accum_dtype {ds.param_dtype}"
+        )
 
 
 MOST_SHARED_MEMORY = 0.7

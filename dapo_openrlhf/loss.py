@@ -80,6 +80,15 @@ def aggregate(token_losses: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     return (token_losses * mask * weights).sum()
 
 
+def disagreement(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Sums:
+    """How far the trainer's log-probs [B, T] are from the engines' where ``mask`` is 1: tokens of the same weights.
+
+    Sums: ``fresh_tokens``, and ``fresh_kl``, the k3 estimate of KL(rollout || trainer), >= 0.
+    """
+    log_ratio = (logprobs - rollout_logprobs) * mask
+    return {"fresh_kl": (torch.exp(log_ratio) - 1 - log_ratio).sum().detach(), "fresh_tokens": mask.sum()}
+
+
 def importance_weights(
     old_logprobs: Tensor,
     rollout_logprobs: Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from dapo_openrlhf.agreement import FRESH_KL
 from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
 from dapo_openrlhf.events import (
     BatchTaken,
@@ -59,6 +60,7 @@ METRICS = {
     "is_weight/outside": "share of trained tokens whose weight is outside the threshold",
     "is_weight/ess": "effective sample size of the weights over their number, 0 to 1",
     "rollout_kl": "estimate of KL(rollout || old) per trained token, in nats",
+    FRESH_KL: "the same over responses that the step's own weights sampled, at policy age 0; absent without",
     "tokens_per_second/generated": "response tokens generated per second",
     "tokens_per_second/kept": "response tokens of kept groups per second",
     "tokens_per_second/trained": "response tokens of trained groups per second",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from dapo_openrlhf.agreement import FRESH_KL, Agreement
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
 from dapo_openrlhf.engine_pool import EnginePool
@@ -347,8 +348,12 @@ class FakeTrainer:
         fail_at: int | None = None,
         work: Callable[[TrainBatch], object] = lambda batch: None,
         version: int = 0,
+        fresh_kl: Callable[[TrainBatch], float] = lambda batch: 1e-6,
     ) -> None:
-        """``fail_at``: the step that ends in an error. ``work`` is called with every batch."""
+        """``fail_at``: the step that ends in an error. ``work`` is called with every batch.
+
+        ``fresh_kl`` is what trainer and engines differ by on responses of age 0, where a batch has any.
+        """
         self._first = self.version = version
         self.batches: list[Trained] = []
         self.saved: list[tuple[int, str]] = []
@@ -359,6 +364,7 @@ class FakeTrainer:
         self._seconds = seconds
         self._fail_at = fail_at
         self._work = work
+        self._fresh_kl = fresh_kl
         self._trained: set[FakeGroup] = set()
 
     def begin(self, what: str) -> None:
@@ -391,7 +397,8 @@ class FakeTrainer:
         )
         self.version += 1
         self.end()
-        return {"loss": 0.5, "grad_norm": 1.0}
+        fresh = {FRESH_KL: self._fresh_kl(batch)} if 0 in batch.ages else {}
+        return {"loss": 0.5, "grad_norm": 1.0, **fresh}
 
     def _generating(self) -> int:
         return sum(engine.busy for engine in self._engines)
@@ -570,6 +577,7 @@ def build(
     train_fails_at: int | None = None,
     deliver_fails_at: int | None = None,
     work: Callable[[TrainBatch], object] = lambda batch: None,
+    fresh_kl: Callable[[TrainBatch], float] = lambda batch: 1e-6,
     problem_count: int = 0,
     eval_steps: int = -1,
     save_steps: int = -1,
@@ -599,6 +607,7 @@ def build(
         engines=engines,
         seconds=train_seconds,
         fail_at=train_fails_at,
+        fresh_kl=fresh_kl,
         work=work,
         version=start,
     )
@@ -663,6 +672,7 @@ def build(
         checkpoints=checkpoints,
         model_path="model",
         first_step=start,
+        agreement=Agreement(limit=1e-3, data_type="fp32"),
         on_step=on_step,
         on_evaluation=on_evaluation,
     )

@@ -251,6 +251,19 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             ["algo.advantage.is_correction_threshold: -1.0 2.0 is not a range", "0 <= LOW < HIGH"],
         ),
         ("--data.input_template Question:", ["data.input_template: 'Question:'", "has no {} where the prompt goes"]),
+        (
+            "--rollout.top_p 0.9",
+            ["rollout.top_p: 0.9 biases training", "truncated distribution", "use 1", "eval.top_p"],
+        ),
+        (
+            "--ds.zero_stage 1",
+            ["ds.zero_stage: 1", "ds.grad_accum_dtype fp32", "use 2", "ds.grad_accum_dtype bf16"],
+        ),
+        (
+            "--device cuda --ds.adam_offload",
+            ["ds.adam_offload: true with ds.zero_stage 2", "use ds.zero_stage 3, or ds.grad_accum_dtype bf16"],
+        ),
+        ("--train.max_rollout_kl 0", ["train.max_rollout_kl: 0 is not accepted", "greater than 0"]),
         ("--eval.steps 0", ["eval.steps: 0 is neither -1 nor a positive number"]),
         ("--eval.steps -2", ["eval.steps: -2 is neither -1 nor a positive number"]),
         ("--eval.max_samples 0", ["eval.max_samples: 0 is not accepted", "greater than or equal to 1"]),
@@ -336,7 +349,10 @@ def test_impossible_combination_is_refused(file: Path, arguments: str, parts: li
         "--eval.steps -1 --ckpt.save_steps -1",
         "--device cpu --ds.attn_implementation sdpa --ds.param_dtype fp32",
         "--device cuda --ds.attn_implementation sdpa --ds.param_dtype fp32",
-        "--device cuda --ds.adam_offload",
+        "--device cuda --ds.adam_offload --ds.zero_stage 3",
+        "--device cuda --ds.adam_offload --ds.grad_accum_dtype null",
+        "--device cuda --ds.zero_stage 1 --ds.grad_accum_dtype bf16",
+        "--train.max_rollout_kl .inf",
         "--train.colocate_all --vllm.gpu_memory_utilization 0.7",
         "--train.colocate_all --vllm.kv_cache_memory_bytes 1000000000 --vllm.sync_backend ipc",
         "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.sync_backend object_store",
@@ -401,16 +417,32 @@ def test_override_forms(arguments: list[str], overrides: dict[str, Any]) -> None
     assert parse_overrides(arguments) == overrides
 
 
+def test_evaluation_may_truncate_what_training_may_not(file: Path) -> None:
+    assert load(file, "--eval.top_p", "0.7").eval.top_p == 0.7
+
+
+def test_how_far_engines_and_trainer_may_differ_depends_on_the_data_type(file: Path) -> None:
+    sdpa = ("--ds.attn_implementation", "sdpa")
+    assert load(file).max_rollout_kl == 0.1
+    assert load(file, *sdpa, "--ds.param_dtype", "fp32").max_rollout_kl == 1e-3
+    assert load(file, *sdpa, "--ds.param_dtype", "fp32", "--train.max_rollout_kl", "0.5").max_rollout_kl == 0.5
+
+
+def test_gradients_add_up_in_float32_unless_told_otherwise(file: Path) -> None:
+    assert load(file).ds.grad_accum_dtype == "fp32"
+    assert load(file, "--ds.grad_accum_dtype", "null").ds.grad_accum_dtype is None
+
+
 def test_a_value_without_a_key_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot read the argument '64'; settings are given as --section\.key"):
         parse_overrides(["64", "--a.b", "1"])
 
 
 def test_overrides_win_over_the_file(file: Path) -> None:
-    file.write_text(file.read_text() + "rollout: {batch_size: 8, top_p: 0.5}\ntrain: {batch_size: 8}\n")
+    file.write_text(file.read_text() + "rollout: {batch_size: 8, temperature: 0.5}\ntrain: {batch_size: 8}\n")
     config = load(file, "--rollout.batch_size", "16", "--actor.adam.lr", "5e-7")
     assert config.rollout.batch_size == 16
-    assert config.rollout.top_p == 0.5  # its neighbours stay
+    assert config.rollout.temperature == 0.5  # its neighbours stay
     assert config.actor.adam.lr == 5e-7
 
 

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from virtual_time import run_virtual
 
+from dapo_openrlhf.agreement import PoliciesDiffer
 from dapo_openrlhf.batch import plan_batch
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.dynamic_sampling import MOST_OVER_SAMPLING
@@ -654,6 +655,42 @@ def test_a_trainer_error_stops_the_rollouts_and_surfaces() -> None:
     words, world = failing_run(RuntimeError, lambda: build(train_fails_at=2))
     assert words == "trainer rank 0 ran out of memory in step 2"
     assert len(world.trainer.batches) == 2
+
+
+def test_engines_that_are_another_policy_stop_the_run_before_more_updates() -> None:
+    """From the second step on, K = 0: each batch is of the weights it trains."""
+    words, world = failing_run(
+        PoliciesDiffer,
+        lambda: build(max_staleness=0, save_steps=1, fresh_kl=lambda batch: 1.1 if batch.step == 1 else 1e-6),
+    )
+    assert words.startswith("step 1: rollout_kl/age_0 is 1.1 nats a token, above train.max_rollout_kl 0.001")
+    assert all(
+        word in words for word in ("fp32", "ds.attn_implementation", "events.jsonl", "raise train.max_rollout_kl")
+    )
+    assert len(world.trainer.batches) == 2, "nothing is trained after it was seen"
+    assert [version for version, _ in world.trainer.saved] == [1], (
+        "what was saved before stays, and nothing is saved after"
+    )
+    assert world.queue.live_version == 1, "and nothing is published"
+
+
+def test_engines_that_answer_nonsense_stop_the_run() -> None:
+    words, _ = failing_run(PoliciesDiffer, lambda: build(max_staleness=0, fresh_kl=lambda batch: float("nan")))
+    assert words.startswith("step 0: rollout_kl/age_0 is nan nats a token")
+
+
+def test_staleness_does_not_look_like_another_policy() -> None:
+    """The figure is of age 0 alone: a batch without such groups has none, whatever its other groups say."""
+    seen = []
+
+    def fresh_kl(batch: TrainBatch) -> float:
+        seen.append(batch.ages)
+        return 1e-6
+
+    world = build(max_staleness=2, steps=6, fresh_kl=fresh_kl, train_seconds=lambda: 500.0)
+    run_virtual(world.pipeline.run())
+    assert all(0 in ages for ages in seen)
+    assert len(seen) < 6 == world.pipeline.outcome.steps, "some batches are older altogether"
 
 
 @pytest.mark.parametrize("train_seconds", [1.0, 50.0])

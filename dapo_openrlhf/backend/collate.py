@@ -41,6 +41,8 @@ class Tensors:
     """[B, 1] float32"""
     weights: Tensor
     """[B, 1] float32, what each of a response's tokens weighs in the policy loss of the update."""
+    fresh: Tensor
+    """[B, 1] float32, 1 for responses of the weights that the step begins with."""
     rollout_logprobs: Tensor
     """[B, T] float32, 0 beyond a response."""
 
@@ -78,5 +80,6 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
         mask=(present & trained[:, None]).float().to(device),
         advantages=torch.tensor([[sample.advantage] for sample in samples]).to(device),
         weights=torch.tensor([[sample.weight] for sample in samples]).to(device),
+        fresh=torch.tensor([[float(sample.fresh)] for sample in samples]).to(device),
         rollout_logprobs=padded_logprobs.to(device),
     )

@@ -7,6 +7,7 @@ import functools
 import time
 from collections.abc import Callable
 
+from dapo_openrlhf.agreement import Agreement
 from dapo_openrlhf.backend.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.inputs import Inputs
@@ -198,6 +199,7 @@ def build_pipeline(
         checkpoints=checkpoints,
         model_path=trained_model,
         first_step=inputs.first_step,
+        agreement=Agreement(limit=config.max_rollout_kl, data_type=config.ds.param_dtype),
         on_step=on_step,
         on_evaluation=on_evaluation,
     )

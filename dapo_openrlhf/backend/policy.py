@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
 from dapo_openrlhf.backend.messages import GroupTokens, StagedWeights, WeightLayout, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import policy_actor
-from dapo_openrlhf.backend.parameters import whole_numel, whole_parameters, whole_shape
+from dapo_openrlhf.backend.parameters import Published, whole_numel
 from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
 from dapo_openrlhf.batch import RankPlan, Sample, Update
 from dapo_openrlhf.checkpoint import TRAINER_FOLDER
@@ -115,6 +115,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._build(args, total_updates, reference)
         if checkpoint is not None:
             self._resume(os.path.join(checkpoint, TRAINER_FOLDER))
+        self._published = Published(self._engine.module)
         self._buffer: Tensor | None = None
         return RankReady(
             parameters=sum(map(whole_numel, self._engine.module.parameters())),
@@ -315,14 +316,14 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         import torch
         import xxhash
 
-        layout = self.weight_layout()
+        layout = self._published.layout
         offsets = _offsets(layout.sizes)
         rank0 = self.strategy.is_rank_0()
         if rank0 and self._buffer is None:
             self._buffer = torch.empty(offsets[-1], dtype=torch.uint8)
-        for index, (_, parameter) in enumerate(whole_parameters(self._engine.module)):
+        for index, (_, tensor) in enumerate(self._published.tensors()):
             if rank0:
-                flat = parameter.contiguous().view(-1).view(torch.uint8)
+                flat = tensor.contiguous().view(-1).view(torch.uint8)
                 assert self._buffer is not None
                 self._buffer[offsets[index] : offsets[index] + flat.numel()].copy_(flat)
         if not rank0 or self._buffer is None:
@@ -338,14 +339,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return manifest, array
 
     def weight_layout(self) -> WeightLayout:
-        """Which tensors a publication consists of."""
-        named = list(self._engine.module.named_parameters())
-        return WeightLayout(
-            names=tuple(name for name, _ in named),
-            dtypes=tuple(str(parameter.dtype).removeprefix("torch.") for _, parameter in named),
-            shapes=tuple(whole_shape(parameter) for _, parameter in named),
-            sizes=tuple(parameter.element_size() * whole_numel(parameter) for _, parameter in named),
-        )
+        """Which tensors a publication consists of, as the model's checkpoint has them."""
+        return self._published.layout
 
     def transfer_address(self) -> tuple[str, int]:
         """A free port of this rank's machine, for engines to meet it."""
@@ -366,17 +361,17 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     def broadcast_weights(self) -> int | None:
         """Send all parameters to the engines. Every rank must call it; rank 0 returns their checksum."""
         with self._span("export_weights"):
-            parameters = whole_parameters(self._engine.module)
+            tensors = self._published.tensors()
             if self.strategy.is_rank_0():
-                return self._nccl.send(parameters)
-            for _ in parameters:  # gathering takes every rank
+                return self._nccl.send(tensors)
+            for _ in tensors:  # gathering takes every rank
                 pass
             return None
 
     def stage_weights(self) -> StagedWeights:
         """Copy all parameters aside for the engine on this rank's GPU. Every rank must call it."""
         with self._span("export_weights"):
-            return self._ipc.stage(whole_parameters(self._engine.module), size=self.weight_layout().bytes)
+            return self._ipc.stage(self._published.tensors(), size=self._published.layout.bytes)
 
     def score_logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
         """Log-probs of a response under the current weights, for comparison with an engine's."""

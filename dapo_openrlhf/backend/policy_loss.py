@@ -8,7 +8,14 @@ from dapo_openrlhf.backend.collate import Tensors
 from dapo_openrlhf.backend.per_sample import Known, recall
 from dapo_openrlhf.backend.step_settings import LossSettings
 from dapo_openrlhf.kl import kl_estimate
-from dapo_openrlhf.loss import Sums, aggregate, clipped_surrogate, importance_weights, policy_ratio
+from dapo_openrlhf.loss import (
+    Sums,
+    aggregate,
+    clipped_surrogate,
+    disagreement,
+    importance_weights,
+    policy_ratio,
+)
 
 
 def policy_loss(
@@ -45,6 +52,9 @@ def policy_loss(
         losses = losses + settings.kl_coef * kl  # GRPO eq. 3
         sums["kl"] = (kl.detach() * mask).sum()
     loss = aggregate(losses * weights, mask, batch.weights)
+    if first or settings.old_logprobs == "recompute":  # elsewhere nothing knows what the step's first weights say
+        begun = logprobs.detach() if first else old_logprobs
+        sums |= disagreement(begun, batch.rollout_logprobs, mask * batch.fresh)
     return loss, sums | {
         "tokens": mask.sum(),
         "loss": loss.detach(),

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from dapo_openrlhf.agreement import FRESH_KL
 from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
 from dapo_openrlhf.backend.messages import GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
@@ -195,6 +196,8 @@ def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, flo
     statistics = {shown: sums[name] / tokens for name, shown in _PER_TOKEN.items() if name in sums}
     statistics["is_weight/ess"] = sums["is_weight"] ** 2 / max(sums["is_weight_squared"] * tokens, 1e-12)
     statistics["loss"] = sums["loss"] / updates
+    if sums["fresh_tokens"]:
+        statistics[FRESH_KL] = sums["fresh_kl"] / sums["fresh_tokens"]
     if "value_loss" in sums:
         statistics["value_loss"] = sums["value_loss"] / updates
         statistics["value"] = sums["value"] / tokens
