@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 COMMON: Mapping[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 64,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 64,
     "bos_token_id": None,
     "eos_token_id": 1,
@@ -22,7 +21,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "Llama": {"intermediate_size": 128},
     "Qwen2": {"intermediate_size": 128, "tie_word_embeddings": True},
     "Qwen3": {"intermediate_size": 128, "head_dim": 32, "tie_word_embeddings": True},
-    "Mistral": {"intermediate_size": 128, "head_dim": 16, "sliding_window": 8},
+    "Mistral": {"intermediate_size": 128, "head_dim": 32, "sliding_window": 8},
     "Gemma2": {"intermediate_size": 128, "head_dim": 32},
     "Gemma3Text": {"intermediate_size": 128, "head_dim": 32, "architecture": "Gemma3ForCausalLM"},
     "Phi3": {"intermediate_size": 128},
@@ -65,7 +64,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "qk_nope_head_dim": 16,
         "v_head_dim": 32,
         "topk_method": "noaux_tc",
-        "num_key_value_heads": 4,
+        "num_key_value_heads": 2,
     },
     "Glm4Moe": {
         "intermediate_size": 128,
@@ -107,9 +106,3 @@ def make_model(family: str, *, seed: int, **settings: Any) -> Any:
             if tensor.is_floating_point():
                 tensor.add_(torch.randn_like(tensor), alpha=0.02)
     return model
-
-
-def save_family(family: str, folder: Path, *, seed: int, **settings: Any) -> Path:
-    """Write such a model as a user would have it."""
-    make_model(family, seed=seed, **settings).save_pretrained(folder)
-    return folder

@@ -687,8 +687,13 @@ def test_staleness_does_not_look_like_another_policy() -> None:
         seen.append(batch.ages)
         return 1e-6
 
-    world = build(max_staleness=2, steps=6, fresh_kl=fresh_kl, train_seconds=lambda: 500.0)
-    run_virtual(world.pipeline.run())
+    async def whole_run() -> World:
+        world = build(max_staleness=2, steps=6, fresh_kl=fresh_kl, train_seconds=lambda: 500.0)
+        await world.pipeline.run()
+        return world
+
+    world = run_virtual(whole_run())
+    assert seen
     assert all(0 in ages for ages in seen)
     assert len(seen) < 6 == world.pipeline.outcome.steps, "some batches are older altogether"
 

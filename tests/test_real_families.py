@@ -8,7 +8,6 @@ show what parameters do not.
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -79,6 +79,9 @@ class Model:
     def load_weights(self, weights: Any) -> None:
         self.loaded |= {name: tensor.clone() for name, tensor in weights}
 
+    def modules(self) -> list[Any]:
+        return []
+
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -126,7 +129,8 @@ def receiver(kind: str, init: dict[str, Any]) -> Any:
     from dapo_openrlhf.backend import weights_cuda
 
     engine_class = {"nccl": weights_cuda.CheckedNcclEngine, "ipc": weights_cuda.CheckedIpcEngine}[kind]
-    settings = SimpleNamespace(parallel_config=None, model_config=None)
+    untied = SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
+    settings = SimpleNamespace(parallel_config=None, model_config=untied)
     engine = engine_class(None, settings, torch.device("cpu", 0), Model())
     parsed = engine.parse_init_info(init)
     for name in PACKED:  # what 0.29 keeps from the rendezvous

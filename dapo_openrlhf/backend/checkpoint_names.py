@@ -9,7 +9,7 @@ can pass in a stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,15 @@ class Unit:
             conversion.add_tensor(self.name, source, pattern, tensors[source])
         converted = conversion.convert(self.name, model=model, config=model.config)
         return [(name, value[0] if isinstance(value, list) else value) for name, value in converted.items()]
+
+
+def keep_used_conversions(model: Any) -> None:
+    """Forget conversions that loading did not need, or saving would do more than revert.
+
+    transformers does so itself, but not where it loads for ZeRO-3, which then saves under names that nobody loads.
+    """
+    if hasattr(model, "_weight_conversions"):
+        model._weight_conversions = [transform for transform in model._weight_conversions if transform.was_used()]
 
 
 def stored_tensors(model: Any) -> dict[str, Any]:
@@ -91,7 +100,8 @@ def _conversions(model: Any) -> list[WeightTransform]:
     Some drop a part of names that not every checkpoint has; only loading knows whether this one had.
     """
     if hasattr(model, "_weight_conversions"):
-        return [transform for transform in model._weight_conversions if transform.was_used()]
+        conversions: list[WeightTransform] = model._weight_conversions
+        return conversions
     return [
         transform
         for transform in get_model_conversion_mapping(model, add_legacy=False)

@@ -11,6 +11,7 @@ from openrlhf.models.model import _get_critic_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from dapo_openrlhf.backend import attention, logprobs, onednn, values
+from dapo_openrlhf.backend.checkpoint_names import keep_used_conversions
 from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed
 from dapo_openrlhf.backend.strategy import PARAM_DTYPES, Strategy
 
@@ -58,6 +59,7 @@ class Models:
 
     def _prepared(self, model: Any) -> Any:
         model.config.use_cache = False
+        keep_used_conversions(model)
         if self._device.type == "cpu":
             onednn.install(model)
         if self._strategy.args.actor.gradient_checkpointing_enable:
