@@ -24,7 +24,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         port = free.getsockname()[1]
     script = Path(__file__).parent / "accumulation.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(port), str(model)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(script), str(port), str(model)], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"stage"')]

@@ -8,12 +8,14 @@ parameter, as vLLM's own layerwise reload counts them (``model_executor/model_lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import layerwise
 from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS, get_numel_loaded
@@ -127,9 +129,14 @@ def _elements(layer: Module, name: str, info: LayerReloadingInfo) -> tuple[int, 
 
 
 def _expected(layer: Module, parameter: Tensor) -> int:
-    """Elements that a checkpoint has for a parameter: all but the rows by which vLLM pads a vocabulary."""
+    """Elements that a checkpoint has for a parameter: all but those by which vLLM pads vocabularies and experts."""
     if isinstance(layer, VocabParallelEmbedding):
         return parameter.numel() // parameter.shape[0] * layer.shard_indices.num_org_elements
+    if isinstance(layer, RoutedExperts):
+        sizes = layer.moe_config
+        inner, own_inner = sizes.intermediate_size_per_partition, sizes.intermediate_size_per_partition_unpadded
+        own = {sizes.hidden_dim: sizes.hidden_dim_unpadded, inner: own_inner, 2 * inner: 2 * own_inner}
+        return parameter.shape[0] * math.prod(own.get(size, size) for size in parameter.shape[1:])
     return parameter.numel()
 
 
