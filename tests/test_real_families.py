@@ -173,12 +173,21 @@ def test_a_published_model_is_the_saved_one(family: str, tmp_path: Path, start: 
     assert engine.logprobs() == expected_logprobs
 
 
-@pytest.mark.parametrize("family", RENAMED)
-def test_names_differ_where_this_is_said(family: str, tmp_path: Path) -> None:
-    model = make_model(family, seed=0)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_published_is_what_is_saved(family: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
     from dapo_openrlhf.backend.parameters import Published
 
-    assert set(Published(model).layout.names) != {name for name, _ in model.named_parameters()}
+    model = make_model(family, seed=0)
+    model.save_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    publication = Published(model)
+    found = dict(publication.tensors())
+    assert found.keys() == expected.keys() == set(publication.layout.names)
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+    assert publication.layout.shapes == tuple(tuple(tensor.shape) for tensor in found.values())
+    assert (set(found) != {name for name, _ in model.named_parameters()}) == (family in RENAMED)
 
 
 @pytest.mark.parametrize("family", ["Qwen2", "Mixtral"])
