@@ -37,7 +37,10 @@ class RunState:
             return cls(
                 step=values["step"],
                 prompts=PromptState(
-                    drawn=prompts["drawn"], returned=tuple(prompts["returned"]), prompt_count=prompts["prompt_count"]
+                    drawn=prompts["drawn"],
+                    returned=tuple(prompts["returned"]),
+                    prompt_count=prompts["prompt_count"],
+                    dropped=tuple(prompts.get("dropped", ())),  # none in checkpoints of earlier versions
                 ),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -25,6 +25,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+COLDEST, HOTTEST = 0.01, 2.0
+"""Temperatures that vLLM samples at (its ``sampling_params.py``): it takes colder ones for 0.01, and refuses hotter ones."""
+
 
 class ConfigError(ValueError):
     """The configuration cannot be run; the message names key, value and remedy."""
@@ -150,7 +153,7 @@ class RolloutSection(Section):
     """G: responses of one prompt."""
     max_new_tokens: PositiveInt = 20480
     """L_max: longest response, in tokens; a longer one is truncated."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = 1.0
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling."""
@@ -306,7 +309,7 @@ class EvalSection(Section):
     the next publication waits."""
     n_samples_per_prompt: PositiveInt = 1
     """n: responses of each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=HOTTEST)] = 1.0
     """Sampling temperature of the evaluation, apart from training's; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling of the evaluation; the paper takes 0.7."""
@@ -429,6 +432,11 @@ def _impossible(config: Config) -> Iterator[str]:
         yield f"data.input_template: {data.input_template!r} has no {{}} where the prompt goes"
     if config.eval.steps == 0 or config.eval.steps < -1:
         yield f"eval.steps: {config.eval.steps} is neither -1 nor a positive number of steps"
+    if 0 < config.eval.temperature < COLDEST:
+        yield (
+            f"eval.temperature: {config.eval.temperature:g} is colder than vLLM samples; use 0, which is greedy, or at "
+            f"least {COLDEST}"
+        )
     if config.eval.max_new_tokens is not None and data.max_len <= config.eval.max_new_tokens:
         yield (
             f"eval.max_new_tokens: {config.eval.max_new_tokens} leaves no room for a problem within data.max_len "

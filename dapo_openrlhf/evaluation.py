@@ -15,11 +15,14 @@ from typing import TypeVar
 
 from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
-from dapo_openrlhf.ports import GroupError, ResponseTexts, RewardScorer, Sampling
+from dapo_openrlhf.ports import ENGINE_DIED, GroupError, ResponseTexts, RewardScorer, Sampling
 from dapo_openrlhf.types import Generation, Prompt, Score
 from dapo_openrlhf.verifier import answer_key, extract_answer
 
 T = TypeVar("T")
+
+MOST_DEATHS = 5
+"""Engines that may die under a problem before it is an error: by then the pool knows whether it is the problem's fault."""
 
 
 class EvaluationFailed(RuntimeError):
@@ -174,7 +177,7 @@ class Evaluator:
 
     async def _respond(self, problem: Prompt) -> tuple[Response, ...]:
         try:
-            generation = await _twice(lambda: self._generate(problem))
+            generation = await _again(lambda: self._generate(problem))
         except GroupError as error:
             return (Response(error=_reason(error)),) * self._sampling.n
         return await self._judge(problem, generation)
@@ -190,7 +193,7 @@ class Evaluator:
         try:
             if self._texts is not None:
                 texts = await self._texts.fetch(generation.texts)
-            scores = await _twice(lambda: self._scorer.score(generation.texts, problem))
+            scores = await _again(lambda: self._scorer.score(generation.texts, problem))
         except GroupError as error:
             reason = _reason(error)
         return tuple(
@@ -212,11 +215,14 @@ def _reason(error: GroupError) -> str:
     return f"{error.reason}: {error}"
 
 
-async def _twice(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try once more after a :class:`GroupError` that may pass."""
-    try:
-        return await attempt()
-    except GroupError as error:
-        if error.permanent:
-            raise
-    return await attempt()
+async def _again(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try once more after a :class:`GroupError` that may pass, and more often when it is the engine that died."""
+    failures = deaths = 0
+    while True:
+        try:
+            return await attempt()
+        except GroupError as error:
+            died = error.reason == ENGINE_DIED
+            failures, deaths = failures + (not died), deaths + died
+            if error.permanent or failures == 2 or deaths == MOST_DEATHS:
+                raise

@@ -59,6 +59,9 @@ class GroupGenerated(Event):
     engine: int
     seconds: float
     response_tokens: int
+    responses: int
+    truncated: int
+    """Responses that reached the length limit; those that were cut at a deadline are none of them."""
     oldest_version: PolicyVersion
     newest_version: PolicyVersion
 
@@ -78,6 +81,15 @@ class GroupJudged(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupFailed(Event):
     group: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptDropped(Event):
+    """The prompt itself is at fault, and is given out no more; its group has failed."""
+
+    prompt: int
     reason: str
     message: str
 

@@ -14,6 +14,7 @@ from dapo_openrlhf.events import (
     GroupGenerated,
     GroupJudged,
     GroupSurplus,
+    PromptDropped,
     PublicationLive,
     StepDone,
     StepTrained,
@@ -32,6 +33,7 @@ METRICS = {
     "groups/all_right": "groups dropped since the last step because every answer was right",
     "groups/all_wrong": "groups dropped since the last step because every answer was wrong",
     "groups/failed": "groups that failed since the last step",
+    "prompts/dropped": "prompts dropped for good since the last step, because they are at fault themselves",
     "groups/surplus": "groups that over-sampling made in vain, since the last step",
     "groups/cut": "groups cut at their deadline since the last step",
     "reward_errors": "groups that could not be scored, over those and the judged ones, since the last step; 0 without any",
@@ -48,6 +50,7 @@ METRICS = {
     "loss": "policy loss, mean over the step's updates",
     "grad_norm": "gradient norm before clipping, mean over the step's updates",
     "lr": "learning rate",
+    "updates/empty": "the step's updates that trained not a single token",
     "clip_fraction": "share of trained tokens whose loss clipping decided",
     "ratio": "mean ratio of the policy to the old one; 1 while a step has had one update",
     "kl": "estimate of KL(policy || reference) per trained token, in nats; with a reference model",
@@ -121,6 +124,8 @@ class StepMetrics:
             case GroupFailed():
                 self._reasons["failed"] += 1
                 self._unscored += event.reason.startswith("reward_")
+            case PromptDropped():
+                self._reasons["prompt"] += 1
             case GroupSurplus():
                 self._reasons["surplus"] += 1
                 self._tokens["surplus"] += event.response_tokens
@@ -189,6 +194,7 @@ class StepMetrics:
         row = {
             **shares,
             "seconds/step": seconds,
+            "prompts/dropped": float(self._reasons["prompt"]),
             "reward_errors": self._unscored / max(judged + self._unscored, 1),
             **{
                 f"groups/{reason}": float(self._reasons[reason])

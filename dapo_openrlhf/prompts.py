@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,12 @@ class PromptState:
     """Ids of prompts to be given out again first."""
     prompt_count: int
     """Size of the prompt set, by which a different one is recognised."""
+    dropped: tuple[int, ...] = ()
+    """Ids of prompts that are given out no more."""
+
+
+class NoPromptsLeft(RuntimeError):
+    """Every prompt was dropped for good; the message says for what reasons."""
 
 
 class PromptStream:
@@ -38,6 +44,7 @@ class PromptStream:
         self._returned: deque[Prompt] = deque()
         self._order = self._episodes()
         self._drawn = 0
+        self._dropped: dict[int, str] = dict.fromkeys(state.dropped if state else (), "before the run was resumed")
         if state is not None:
             if state.prompt_count != len(prompts):
                 raise ConfigError(
@@ -57,20 +64,38 @@ class PromptStream:
             episode += 1
 
     def next(self) -> Prompt:
-        """The next prompt; one that was put back comes first."""
-        if self._returned:
-            return self._returned.popleft()
-        self._drawn += 1
-        return next(self._order)
+        """The next prompt; one that was put back comes first. Raises :class:`NoPromptsLeft`."""
+        while len(self._dropped) < len(self._prompts):
+            if self._returned:
+                prompt = self._returned.popleft()
+            else:
+                self._drawn += 1
+                prompt = next(self._order)
+            if prompt.id not in self._dropped:
+                return prompt
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(self._dropped.values()).most_common())
+        raise NoPromptsLeft(
+            f"all {len(self._prompts)} prompts of data.prompt_dataset are dropped: {reasons}; events.jsonl names each "
+            "(prompt_dropped); correct the rows, or look at whether model and tokenizer belong together"
+        )
 
     def put_back(self, prompt: Prompt) -> None:
         """Return a prompt whose group failed, so that it is not lost."""
         self._returned.append(prompt)
 
+    def drop(self, prompt: Prompt, reason: str) -> None:
+        """Give the prompt out no more, in later episodes and after a resume neither."""
+        self._dropped[prompt.id] = reason
+
     def state(self, unfinished: Iterable[Prompt]) -> PromptState:
         """Where to go on later. ``unfinished``: prompts given out that have not been trained or dropped yet."""
-        returned = tuple(prompt.id for prompt in (*unfinished, *self._returned))
-        return PromptState(drawn=self._drawn, returned=returned, prompt_count=len(self._prompts))
+        returned = tuple(p.id for p in (*unfinished, *self._returned) if p.id not in self._dropped)
+        return PromptState(
+            drawn=self._drawn,
+            returned=returned,
+            prompt_count=len(self._prompts),
+            dropped=tuple(sorted(self._dropped)),
+        )
 
 
 def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: str | None = None) -> list[Prompt]:

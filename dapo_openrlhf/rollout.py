@@ -12,9 +12,17 @@ from dataclasses import dataclass
 
 from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import GroupCut, GroupDispatched, GroupFailed, GroupGenerated, GroupJudged, GroupSurplus
+from dapo_openrlhf.events import (
+    GroupCut,
+    GroupDispatched,
+    GroupFailed,
+    GroupGenerated,
+    GroupJudged,
+    GroupSurplus,
+    PromptDropped,
+)
 from dapo_openrlhf.overlong import soft_overlong_punishment
-from dapo_openrlhf.ports import GroupError, RewardScorer, Sampling
+from dapo_openrlhf.ports import GroupError, PromptFault, RewardScorer, Sampling
 from dapo_openrlhf.prompts import PromptState, PromptStream
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import Generation, Prompt, Rollout, RolloutGroup, Score
@@ -96,7 +104,10 @@ class RolloutLoop:
         except GroupError as error:
             self._log.emit(GroupFailed(group=group_id, reason=error.reason, message=str(error)))
             self._queue.fail(group_id, error.reason, str(error))
-            if not error.permanent:
+            if isinstance(error, PromptFault):
+                self._prompts.drop(prompt, error.reason)
+                self._log.emit(PromptDropped(prompt=prompt.id, reason=error.reason, message=str(error)))
+            elif not error.permanent:
                 self._prompts.put_back(prompt)
 
     async def _generate(self, group_id: int, prompt: Prompt) -> Generation:
@@ -108,6 +119,8 @@ class RolloutLoop:
                 engine=generation.engine,
                 seconds=self._log.now() - started,
                 response_tokens=sum(generation.lengths),
+                responses=len(generation.lengths),
+                truncated=sum(generation.truncated) - sum(generation.cut),
                 oldest_version=generation.oldest_version,
                 newest_version=generation.newest_version,
             )

@@ -28,6 +28,11 @@ class Prompt:
     label: str
     """Gold answer, as the reward expects it."""
 
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"prompt {self.id}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:

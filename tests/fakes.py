@@ -28,6 +28,7 @@ from dapo_openrlhf.events import (
     GroupFailed,
     GroupJudged,
     GroupSurplus,
+    PromptDropped,
     PublicationLive,
 )
 from dapo_openrlhf.pipeline import Outcome, Pipeline
@@ -36,13 +37,17 @@ from dapo_openrlhf.prompts import PromptState, PromptStream
 from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.staleness import StalenessPolicy
+from dapo_openrlhf.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
 
 HANG = float("inf")
 """A latency: this group never ends by itself."""
 
-PERMANENT = ("prompt_too_long",)
+PERMANENT = ("prompt_too_long", FAILS, KILLS_ENGINES)
 """Reasons of errors that the tests make permanent."""
+
+DEADLY = -1.0
+"""A fault: the engine dies with the group, and whatever else is in it."""
 
 EVALUATION = 1_000_000
 """Prompt ids from here on are problems of the evaluation."""
@@ -102,7 +107,7 @@ class FakeEngine:
     """Generates by sleeping. Weights arrive through :meth:`load` while it does.
 
     ``latency`` gives a group's seconds, of which it waits up to half a second for its first token. ``fault``
-    is asked once per group and may return the error to raise at the end or ``HANG``. During ``outage`` (from,
+    is asked once per group and may return the error to raise at the end, ``HANG`` or ``DEADLY``. During ``outage`` (from,
     until) the engine is dead: groups in flight at its beginning fail, later ones wait for its end.
     """
 
@@ -120,6 +125,8 @@ class FakeEngine:
         self.index = index
         self.version = 0
         self.made: list[FakeGroup] = []
+        self.named: dict[str, FakeGroup] = {}
+        """By request."""
         self.running: set[FakeGroup] = set()
         self._latency = latency
         self._samples = samples
@@ -166,11 +173,13 @@ class FakeEngine:
         if request in self._cuts:
             raise Misuse(f"{request} is generated twice")
         cut = self._cuts[request] = asyncio.Event()
-        if sampling.n != self._samples:
+        if sampling.n != self._samples and sampling != sampling.probe():
             raise Misuse(f"{sampling.n} samples of prompt {prompt.id} asked for, not {self._samples}")
         loop = asyncio.get_running_loop()
         group = FakeGroup(prompt=prompt, engine=self.index, lengths=self._lengths(), started=loop.time())
-        self.made.append(group)
+        if sampling != sampling.probe():
+            self.made.append(group)
+        self.named[request] = group
         self.running.add(group)
         try:
             await self._live_through(self._sample(group, cut))
@@ -218,6 +227,9 @@ class FakeEngine:
         group.oldest_version = self.version
         await self._work(seconds - waits, cut)
         group.newest_version = self.version
+        if fault == DEADLY:
+            self.die()
+            await asyncio.sleep(HANG)
         if isinstance(fault, GroupError):
             raise fault
 
@@ -733,6 +745,7 @@ class Outstanding:
         self._prompt_of: dict[int, int] = {}
         self._returned: Counter[int] = Counter(state.returned if state else ())
         self._begun: Counter[int] = Counter()
+        self._dropped = set(state.dropped if state else ())
         self._drawn = state.drawn if state else 0
 
     def add(self, event: Event) -> None:
@@ -746,6 +759,9 @@ class Outstanding:
                     self._drawn += 1
             case GroupFailed():
                 self._end(event.group, returned=event.reason not in PERMANENT)
+            case PromptDropped():
+                self._dropped.add(event.prompt)
+                del self._returned[event.prompt]
             case GroupSurplus():
                 self._end(event.group, returned=True)
             case GroupJudged() if not event.keep:
@@ -755,14 +771,17 @@ class Outstanding:
                     self._end(group, returned=False)
 
     def check(self, state: PromptState) -> None:
-        expected = self._returned + self._begun
+        expected = Counter(
+            {prompt: n for prompt, n in (self._returned + self._begun).items() if prompt not in self._dropped}
+        )
+        assert set(state.dropped) == self._dropped
         assert Counter(state.returned) == expected, f"a checkpoint has prompts {state.returned}, not {expected}"
-        assert state.drawn == self._drawn
+        assert state.drawn == self._drawn or self._dropped  # those that were skipped were drawn too
 
     def _end(self, group: int, *, returned: bool) -> None:
         prompt = self._prompt_of.pop(group)
         self._begun[prompt] -= 1
-        self._returned[prompt] += returned
+        self._returned[prompt] += returned and prompt not in self._dropped
 
 
 def check_prompts(
@@ -779,13 +798,21 @@ def check_prompts(
     for _ in range(state.drawn if state else 0):
         next(fresh)
     prompt_of: dict[int, int] = {}
+    dropped = set(state.dropped if state else ())
     for _, event in world.events:
         if isinstance(event, GroupDispatched):
-            expected = returned.popleft() if returned else next(fresh).id
+            expected = next(p for p in _drain(returned, fresh) if p not in dropped)
             assert event.prompt == expected, f"group {event.group} got prompt {event.prompt}, not {expected}"
             prompt_of[event.group] = event.prompt
+        elif isinstance(event, PromptDropped):
+            dropped.add(event.prompt)
         elif isinstance(event, GroupSurplus) or (isinstance(event, GroupFailed) and not permanent(event.reason)):
             returned.append(prompt_of[event.group])
+
+
+def _drain(returned: deque[int], fresh: Iterator[Prompt]) -> Iterator[int]:
+    while True:
+        yield returned.popleft() if returned else next(fresh).id
 
 
 def _endless(stream: PromptStream) -> Iterator[Prompt]:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_model import make_tiny_tokenizer
 
 import dapo_openrlhf
 from dapo_openrlhf.__main__ import main
@@ -113,6 +114,7 @@ def test_eval_refuses_files_that_cannot_be_written_before_it_starts(folder: Path
 
 def test_eval_takes_the_first_problems_of_the_file(folder: Path) -> None:
     rows = [{"input": f"{n}+{n}=", "label": str(2 * n)} for n in range(5)]
+    make_tiny_tokenizer(folder / "model")
     (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for limit, taken in ((2, 2), (9, 5), (None, 5)):
         settings = {

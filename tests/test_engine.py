@@ -43,7 +43,6 @@ def test_a_group_that_is_cut_while_it_is_tokenized_is_never_generated() -> None:
                 "_texts": texts,
                 "_loop": loop,
                 "_apply_chat_template": False,
-                "_max_len": 99,
             }
             vars(actor).update(parts, _tokenizing={})
             early = asyncio.create_task(actor.generate("early", "1+1=", SAMPLING))

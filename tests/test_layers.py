@@ -32,12 +32,12 @@ FOLDER = Path(dapo_openrlhf.__file__).parent
 LAYERS = {
     "0": {
         "", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier", "eval_metrics", "algorithm",
-        "presets",
+        "presets", "cautions",
     },
     "1": {"advantage", "aggregation", "overlong", "batch", "loss", "kl", "gae"},
     "2": {
         "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation",
-        "engine_pool", "checkpoint", "reward_attempts",
+        "engine_pool", "checkpoint", "reward_attempts", "suspects",
     },
     "judge": {"judge"},
     "backend": {"backend"},

@@ -45,8 +45,10 @@ from dapo_openrlhf.events import (
 )
 from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.prompts import NoPromptsLeft
 from dapo_openrlhf.rollout_queue import BatchStarvation
 from dapo_openrlhf.staleness import StalenessViolation
+from dapo_openrlhf.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import PolicyVersion, Prompt, TrainBatch
 
 PERMANENT = "prompt_too_long"
@@ -226,6 +228,8 @@ def test_any_run_reaches_its_steps_within_the_contract(scenario: Scenario) -> No
             return await world.run(), world
         except* EvaluationFailed:
             assert scenario.deaths  # its engines died and died again
+        except* NoPromptsLeft:
+            assert scenario.prompt_count == 3 and scenario.failure_rate  # each failed three times in a row
         finally:
             killer.cancel()
         return None
@@ -264,7 +268,7 @@ def check_run(scenario: Scenario, outcome: Outcome, world: World, *, steps: int,
         assert world.of(GroupCut) == []
     check_prompts(
         world,
-        permanent=PERMANENT.__eq__,
+        permanent=lambda reason: reason in (PERMANENT, FAILS, KILLS_ENGINES),
         prompt_count=scenario.prompt_count,
         seed=scenario.seed,
         state=state.prompts if state else None,

@@ -25,6 +25,7 @@ from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.policy import PolicyActor
 from dapo_openrlhf.backend.remote import RemoteTrainer
+from dapo_openrlhf.backend.stop_tokens import StopTokens
 from dapo_openrlhf.backend.workers import start_rank
 from dapo_openrlhf.config import Config, build_config, dump_config
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
@@ -54,7 +55,7 @@ def _config(model: Path, preset: str, *, ranks: int, zero_stage: int, updates: i
 
 
 async def _start(config: Config, device: Device) -> tuple[RemoteTrainer, list[Any]]:
-    inputs = Inputs(device=device, prompts=[], problems=[])
+    inputs = Inputs(device=device, prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
     size = config.trainer_ranks
     rank_class = ray.remote(PolicyActor).options(runtime_env={"env_vars": dict(device.environment())})
     ranks = [rank_class.remote(size, 0, None, None)]

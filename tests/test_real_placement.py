@@ -18,6 +18,7 @@ from dapo_openrlhf.backend import workers as run_workers
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.placement import Placement, reserve
+from dapo_openrlhf.backend.stop_tokens import StopTokens
 from dapo_openrlhf.config import ConfigError
 
 pytestmark = pytest.mark.real
@@ -110,7 +111,11 @@ def test_starting_a_run_places_its_workers(cluster: None, monkeypatch: pytest.Mo
     placements: list[Any] = []
     monkeypatch.setattr(run_workers, "reserve", lambda *a, **k: placements.append(reserve(*a, **k)) or placements[0])
     asked = config(per_node=2, engines=2, workers=1 if shared else 4, shared=shared)
-    workers = asyncio.run(run_workers.start_workers(asked, Inputs(device=CUDA, prompts=[], problems=[])))
+    workers = asyncio.run(
+        run_workers.start_workers(
+            asked, Inputs(device=CUDA, prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
+        )
+    )
     actors = [*workers.ranks, *(engine.actor for engine in workers.engines)]
     try:
         places: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=120)

@@ -18,7 +18,7 @@ import gc
 
 import ray
 
-from dapo_openrlhf.backend.messages import PromptTooLong
+from dapo_openrlhf.backend.messages import BadPrompt
 from dapo_openrlhf.backend.remote import RemoteEngine
 from dapo_openrlhf.ports import GroupError, Sampling
 from dapo_openrlhf.types import Prompt
@@ -27,7 +27,7 @@ from dapo_openrlhf.types import Prompt
 class Engine:
     async def generate(self, request, text, sampling):
         if text == "long":
-            raise PromptTooLong("900 tokens")
+            raise BadPrompt("prompt_too_long", "900 tokens")
         self.stopped = asyncio.Event()
         await self.stopped.wait()
         return None, None, None

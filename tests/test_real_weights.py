@@ -17,6 +17,7 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteTrainer
+from dapo_openrlhf.backend.stop_tokens import StopTokens
 from dapo_openrlhf.backend.workers import Workers, start_workers
 from dapo_openrlhf.bench.agreement import batch_of_one
 from dapo_openrlhf.config import Config, build_config
@@ -75,7 +76,9 @@ SERIAL = itertools.count()
 
 async def _train_publish_compare(config: Config, device: Device) -> tuple[list[float], float]:
     """Differences before and after each of two publications, and how far the second moved the policy."""
-    workers = await start_workers(config, Inputs(device=device, prompts=[], problems=[]))
+    workers = await start_workers(
+        config, Inputs(device=device, prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
+    )
     trainer = RemoteTrainer(
         workers.ranks,
         train_batch_size=config.train.batch_size,

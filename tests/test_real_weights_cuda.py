@@ -130,7 +130,7 @@ class AsyncCore:
 def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> None:
     from dapo_openrlhf.backend.engine_loop import EngineLoop, _Group, _Response
 
-    loop, core = EngineLoop({}, name="engine 0"), AsyncCore()
+    loop, core = EngineLoop({}, name="engine 0", stop_ids=[]), AsyncCore()
     loop._core = core  # type: ignore[assignment]
     group = _Group(prompt_ids=[1], done=Future(), unfinished=1)
     response = loop._responses["g/0"] = _Response(group)
@@ -153,7 +153,7 @@ def test_a_group_that_waits_for_weights_can_be_cut() -> None:
     from dapo_openrlhf.backend.engine_loop import EngineLoop, _Group, _Response
     from dapo_openrlhf.ports import Sampling
 
-    loop = EngineLoop({}, name="engine 0", weights_in_flight=False)
+    loop = EngineLoop({}, name="engine 0", stop_ids=[], weights_in_flight=False)
     loop._core = AsyncCore()  # type: ignore[assignment]
     loop._responses["busy/0"] = _Response(_Group(prompt_ids=[1], done=Future(), unfinished=1))
     loop.load_weights(1, lambda _: None)

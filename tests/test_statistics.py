@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
+from fake_actors import FakeActor
+from fakes import some_group
 
 from dapo_openrlhf.backend.policy import StepReport
-from dapo_openrlhf.backend.remote import _statistics
+from dapo_openrlhf.backend.remote import RemoteTrainer, _statistics
 from dapo_openrlhf.metrics import METRICS
+from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 POLICY = {
     "tokens": 0.0, "loss": 0.0, "entropy": 0.0, "token_probability": 0.0, "clip_fraction": 0.0, "ratio": 0.0,
@@ -61,3 +67,28 @@ def test_everything_shown_has_a_meaning() -> None:
         tokens=1, kl=0, value_loss=0, value=0, return_squared=0, value_error=0, value_error_squared=0, **{"return": 0}
     )
     assert set(_statistics([with_all], updates=1)) <= set(METRICS)
+
+
+def test_updates_that_train_no_token_are_counted() -> None:
+    """4 groups of 2 in updates of 4: of the groups whose responses are all truncated, two fill an update by themselves."""
+
+    def empty(truncated: set[int]) -> float:
+        async def main() -> float:
+            rank = FakeActor(train=lambda plan, tokens: report(tokens=1))
+            trainer = RemoteTrainer(
+                [rank], train_batch_size=4, max_epochs=1, max_tokens=100, overlong_filtering=True, seed=0, timeout=9.0
+            )
+            groups = [some_group(index) for index in range(4)]
+            groups = [
+                replace(group, rollouts=tuple(replace(r, truncated=group.id in truncated) for r in group.rollouts))
+                for group in groups
+            ]
+            batch = TrainBatch(step=0, version=PolicyVersion(0), groups=tuple(groups))
+            return (await trainer.train(batch))["updates/empty"]
+
+        return asyncio.run(main())
+
+    assert empty(set()) == 0
+    assert empty({0}) == 0
+    assert empty({0, 1, 2, 3}) == 2
+    assert sorted(empty({first, second}) for first in range(4) for second in range(first)) == [0, 0, 0, 0, 1, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, WeightAck, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.prompts import chat_turns
@@ -38,7 +38,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         name: str,
         engine_args: Mapping[str, Any],
         apply_chat_template: bool,
-        max_len: int,
+        stop_ids: Sequence[int],
         version: int = 0,
         weights_in_flight: bool = True,
         recompute_kv_cache: bool = False,
@@ -62,11 +62,11 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
         self._tokenizing: dict[str, bool] = {}  # groups that the loop does not know yet, and whether they were cut
         self._apply_chat_template = apply_chat_template
-        self._max_len = max_len
         self._phase = "loading its model"
         self._loop = EngineLoop(
             engine_args,
             name=name,
+            stop_ids=stop_ids,
             version=version,
             weights_in_flight=weights_in_flight,
             recompute_kv_cache=recompute_kv_cache,
@@ -85,7 +85,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     async def generate(
         self, group_id: str, text: str, sampling: Sampling
     ) -> tuple[GenerationReport, GroupTokens, list[str]] | tuple[None, None, None]:
-        """Sample a group; nothing comes of one that is cut too early. Raises :class:`PromptTooLong`."""
+        """Sample a group; nothing comes of one that is cut too early. Raises :class:`~dapo_openrlhf.backend.messages.BadPrompt`."""
         run = asyncio.get_running_loop().run_in_executor
         self._tokenizing[group_id] = False
         try:
@@ -94,11 +94,6 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             cut = self._tokenizing.pop(group_id)
         if cut:
             return None, None, None  # no exception: Ray would report it where nobody waits for the group any more
-        if len(prompt_ids) + sampling.max_new_tokens > self._max_len:
-            raise PromptTooLong(
-                f"prompt of {len(prompt_ids)} tokens and rollout.max_new_tokens {sampling.max_new_tokens} exceed "
-                f"data.max_len {self._max_len}"
-            )
         made = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
         if made is None:
             return None, None, None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dapo_openrlhf.backend.cluster import check_devices
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.stop_tokens import StopTokens, stop_tokens, text_parts
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.judge.process import Judge, JudgeUnavailable
@@ -24,6 +25,8 @@ class Inputs:
     prompts: list[Prompt]
     problems: list[Prompt]
     """Held-out problems; empty without ``eval.dataset``."""
+    stop: StopTokens
+    """What ends a response."""
     checkpoint: Path | None = None
     """Folder to resume from."""
     state: RunState | None = None
@@ -58,7 +61,9 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
         raise ConfigError(
             f"train.max_steps: {config.train.max_steps} rollout steps are done already in {checkpoint}; use more to go on"
         )
-    return Inputs(device=device, prompts=prompts, problems=problems, checkpoint=checkpoint, state=state)
+    check_context(config)
+    stop = stop_tokens(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
+    return Inputs(device=device, prompts=prompts, problems=problems, stop=stop, checkpoint=checkpoint, state=state)
 
 
 def check_rewards(settings: JudgeSettings) -> None:
@@ -83,6 +88,23 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
     looks_like_path = path.is_absolute() or name_or_path.startswith(".") or len(path.parts) > 2 or path.exists()
     if looks_like_path and not (path / "config.json").is_file():
         raise ConfigError(f"{setting}: there is no model in {name_or_path} (no config.json)")
+
+
+def check_context(config: Config) -> None:
+    """Refuse more tokens than the model has positions. Where they are scaled, vLLM is the one to tell."""
+    from transformers import PretrainedConfig
+
+    values, _ = PretrainedConfig.get_config_dict(local_model(config.actor.model_name_or_path))
+    parts = [*text_parts(values)]
+    ropes = [part[name] for part in parts for name in ("rope_parameters", "rope_scaling") if part.get(name)]
+    scaled = any(set(rope) - {"rope_type", "type", "rope_theta"} for rope in ropes)
+    positions = [part[name] for part in parts for name in ("max_position_embeddings", "n_positions") if part.get(name)]
+    if positions and not scaled and config.data.max_len > max(positions):
+        raise ConfigError(
+            f"data.max_len: {config.data.max_len} tokens of prompt and response are more than the {max(positions)} positions of "
+            f"{config.actor.model_name_or_path} (max_position_embeddings); use at most {max(positions)}, and "
+            "rollout.max_new_tokens and eval.max_new_tokens below it"
+        )
 
 
 def read_prompts(config: Config, dataset: str) -> list[Prompt]:

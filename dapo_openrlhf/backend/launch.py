@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dapo_openrlhf.backend.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.inputs import Inputs
-from dapo_openrlhf.backend.remote import ObjectStoreTexts, RemoteTrainer
+from dapo_openrlhf.backend.remote import EngineRestarts, ObjectStoreTexts, RemoteTrainer
 from dapo_openrlhf.backend.rewards import RewardPool
 from dapo_openrlhf.backend.workers import Publisher, Workers, open_publisher, start_workers
 from dapo_openrlhf.checkpoint import Checkpoints
@@ -113,12 +113,15 @@ async def _evaluate(
             await asyncio.sleep(PROGRESS_SECONDS)
             say(progress(time.monotonic() - begun))
 
-    engines = EnginePool(workers.engines)
-    reporter = asyncio.create_task(report())
-    try:
-        return await _evaluator(config, inputs.problems, engines, workers.rewards, on_answered).measure()
-    finally:
-        reporter.cancel()
+    reviver = EngineRestarts(workers.engines, start_timeout=config.async_.start_timeout)
+    engines = EnginePool(workers.engines, reviver=reviver, max_restarts=config.vllm.max_restarts)
+    evaluator = _evaluator(config, inputs.problems, engines, workers.rewards, on_answered)
+    async with asyncio.TaskGroup() as tasks:
+        helpers = [tasks.create_task(report()), tasks.create_task(engines.supervise())]
+        measured = await evaluator.measure()
+        for helper in helpers:
+            helper.cancel()
+    return measured
 
 
 def build_pipeline(

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from dapo_openrlhf.types import Span
 
 
-class PromptTooLong(ValueError):
-    """The prompt leaves no room for a response."""
+class BadPrompt(ValueError):
+    """The prompt itself is at fault, and would be in any engine; ``reason`` names the counter it adds to."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, so that it survives pickling
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,10 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
-from dapo_openrlhf.backend.messages import GenerationReport, PromptTooLong, WeightManifest
+from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.batch import plan_batch
-from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, NotRevived, Publication, Sampling
+from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, NotRevived, PromptFault, Publication, Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]
@@ -68,9 +68,8 @@ class RemoteEngine:
             raise GroupError(ENGINE_DIED, f"engine {self._index} died: {self._cause or error}") from error
         except RayTaskError as error:
             _take_note(tokens, texts)
-            if isinstance(error.cause, PromptTooLong):
-                message = f"prompt {prompt.id}: {error.cause}"
-                raise GroupError("prompt_too_long", message, permanent=True) from error
+            if isinstance(error.cause, BadPrompt):
+                raise PromptFault(error.cause.reason, f"prompt {prompt.id}: {error.cause}") from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         if report is None:
             raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id} was cut before each of its responses had a token")
@@ -100,6 +99,29 @@ class RemoteEngine:
         self._cause = ""
         ray.kill(self.actor)
         self.actor = self._start(self._index)
+
+
+class EngineRestarts:
+    """An ``EngineReviver`` for engines whose weights never change."""
+
+    def __init__(self, engines: Sequence[RemoteEngine], *, start_timeout: float) -> None:
+        """``start_timeout``: seconds for a new engine's start."""
+        self._engines = tuple(engines)
+        self._start_timeout = start_timeout
+
+    async def revive(self, engine: int) -> None:
+        """Replace an engine; returns once the new one is ready. Raises ``NotRevived``."""
+        self._engines[engine].replace()
+        await start_again(self._engines[engine], f"engine {engine}", self._start_timeout)
+
+
+async def start_again(engine: RemoteEngine, name: str, timeout: float) -> None:
+    """Wait for an engine that was replaced. Raises ``NotRevived``."""
+    ready = engine.actor.ready.remote()
+    try:
+        await all_within([ready], [name], timeout, f"starting {name} again", "async.start_timeout")
+    except WorkerFailed as error:
+        raise NotRevived(str(error)) from error
 
 
 class ObjectStoreTexts:
@@ -170,7 +192,9 @@ class RemoteTrainer:
         ]
         reports: list[StepReport] = await self._all(calls, f"training step {batch.step}")
         self._on_spans(tuple(span for report in reports for span in report.spans))
-        return _statistics(reports, updates=len(plans[0].updates))
+        updates = plans[0].updates  # every rank's, as far as these figures go
+        empty = sum(update.total_tokens == 0 for update in updates)
+        return _statistics(reports, updates=len(updates)) | {"updates/empty": empty}
 
     async def save(self, path: str) -> None:
         """Write the model as a Hugging Face folder."""
@@ -254,10 +278,8 @@ class ObjectStorePublisher:
         """Replace an engine; returns once the new one generates with the newest weights. Raises ``NotRevived``."""
         self._in_service.discard(engine)
         self._engines[engine].replace()
-        name, what = f"engine {engine}", f"starting engine {engine} again"
-        ready = self._engines[engine].actor.ready.remote()
+        await start_again(self._engines[engine], f"engine {engine}", self._start_timeout)
         try:
-            await all_within([ready], [name], self._start_timeout, what, "async.start_timeout")
             loaded = None
             while self._newest is not loaded:  # a publication may begin while the last one is loaded
                 loaded = self._newest

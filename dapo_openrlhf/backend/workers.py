@@ -114,7 +114,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
             name=f"engine {index}",
             engine_args=engine_args(config, device, index, inputs.checkpoint),
             apply_chat_template=config.data.apply_chat_template,
-            max_len=config.data.max_len,
+            stop_ids=inputs.stop.ids,
             version=inputs.first_step,
             weights_in_flight=config.train.partial_rollout_enable,
             recompute_kv_cache=config.async_.kv_cache == "recompute",

@@ -14,9 +14,10 @@ import ray
 from dapo_openrlhf.backend import workers as run_workers
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.inputs import Inputs
+from dapo_openrlhf.backend.inputs import Inputs, local_model
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.remote import RemoteTrainer
+from dapo_openrlhf.backend.stop_tokens import stop_tokens
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Span, TrainBatch
@@ -65,7 +66,8 @@ def measure(config: Config, prompts: list[Prompt]) -> Agreement:
 
 async def _measure(config: Config, device: Device, prompts: list[Prompt]) -> Agreement:
     spans: list[Span] = []
-    workers = await run_workers.start_workers(config, Inputs(device=device, prompts=prompts, problems=[]))
+    stop = stop_tokens(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
+    workers = await run_workers.start_workers(config, Inputs(device=device, prompts=prompts, problems=[], stop=stop))
     publisher = await run_workers.open_publisher(config, workers, on_spans=spans.extend)
     trainer = RemoteTrainer(
         workers.ranks,

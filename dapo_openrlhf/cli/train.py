@@ -8,18 +8,21 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from dapo_openrlhf.cautions import cautions
 from dapo_openrlhf.checkpoint import Checkpoints
 from dapo_openrlhf.config import Config, ConfigError, dump_config, preset_changes
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed, RunStarted
+from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed, PromptDropped, RunStarted
 from dapo_openrlhf.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.responses import write_responses
 from dapo_openrlhf.report.run_folder import RunFolder, write_whole
 from dapo_openrlhf.report.summary import Summary, closing_words
+from dapo_openrlhf.report.watch import Watch
 
 FAILURES_SHOWN = 5
+DROPPED_SHOWN = 20
 
 
 class RunRecorder:
@@ -35,7 +38,12 @@ class RunRecorder:
         self._progress = ProgressLine(config.train.max_steps, stream)
         self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=first_step)
         self._devices = config.devices
-        self._failures = 0
+        self._failures = self._dropped = 0
+        self._watch = Watch(
+            batch_size=config.rollout.batch_size,
+            max_new_tokens=config.rollout.max_new_tokens,
+            say=lambda text: print(text, file=stream, flush=True),
+        )
         self._training_since = 0.0
         self.rows = _earlier_rows(folder, first_step)
         self.evaluations: list[tuple[int, float]] = [
@@ -51,6 +59,7 @@ class RunRecorder:
             self._metrics = StepMetrics(started=self._training_since, devices=self._devices)
         if self._metrics is not None:
             self._metrics.add(event)
+        self._watch.add(event)
         match event:
             case Evaluated():
                 self.evaluations.append((event.step, event.accuracy))
@@ -62,6 +71,9 @@ class RunRecorder:
                     file=self._stream,
                     flush=True,
                 )
+            case PromptDropped() if self._dropped < DROPPED_SHOWN:
+                self._dropped += 1
+                print(f"prompt dropped ({event.reason}): {event.message}", file=self._stream, flush=True)
             case GroupFailed() if self._failures < FAILURES_SHOWN:
                 self._failures += 1
                 print(f"group {event.group} failed ({event.reason}): {event.message}", file=self._stream, flush=True)
@@ -111,6 +123,8 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     changes = [f"{name} {value} (preset {expected})" for name, value, expected in preset_changes(config)]
     if changes:
         print(f"preset {config.preset}, but {', '.join(changes)}", file=stream, flush=True)
+    for note in (*inputs.stop.notes, *cautions(config, prompts=len(inputs.prompts))):
+        print(note, file=stream, flush=True)
     with folder.events.open("a") as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(
@@ -140,7 +154,7 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
         except ConfigError:
             raise
         except (ExceptionGroup, RuntimeError) as error:
-            print(f"{_first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
+            print(f"{first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
             return 1
         finally:
             recorder.close()
@@ -190,7 +204,7 @@ def _draw(config: Config, recorder: RunRecorder, folder: RunFolder) -> None:
     draw_run(recorder.rows, recorder.evaluations, folder.picture, config.run.name)
 
 
-def _first_words(error: BaseException) -> str:
+def first_words(error: BaseException) -> str:
     """The first error that is no group, as its user should read it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,0 +1,34 @@
+"""An engine whose core really fails in a step in which a marked prompt is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from dapo_openrlhf.backend.engine import EngineActor
+from dapo_openrlhf.ports import Sampling
+
+MARK = "%"
+"""A prompt that begins with this character fails the core of :class:`MarkedEngine`."""
+
+
+class MarkedEngine(EngineActor):
+    """The real one, with a core that raises."""
+
+    async def __init__(self, **settings: Any) -> None:
+        await super().__init__(**settings)
+        mark = self._tokenizer(MARK, add_special_tokens=False)["input_ids"][0]
+        core = self._loop._core
+        step = core.get_output
+
+        def get_output() -> Any:
+            requests = core.engine_core.scheduler.requests.values()
+            if any(request.prompt_token_ids[0] == mark for request in requests):
+                raise RuntimeError("the core failed on purpose")
+            return step()
+
+        core.get_output = get_output
+
+    async def generate_ids(self, ids: list[int], sampling: Sampling) -> None:
+        """Past the tokenizer, which knows no hostile ids."""
+        await asyncio.wrap_future(self._loop.generate("hostile", ids, sampling))
