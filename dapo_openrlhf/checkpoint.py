@@ -37,7 +37,10 @@ class RunState:
             return cls(
                 step=values["step"],
                 prompts=PromptState(
-                    drawn=prompts["drawn"], returned=tuple(prompts["returned"]), prompt_count=prompts["prompt_count"]
+                    drawn=prompts["drawn"],
+                    returned=tuple(prompts["returned"]),
+                    prompt_count=prompts["prompt_count"],
+                    prompt_set=prompts.get("prompt_set", ""),
                 ),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -10,6 +10,7 @@ from itertools import chain
 from dapo_openrlhf.config import ConfigError
 from dapo_openrlhf.prepare.labels import canonical, is_integer
 from dapo_openrlhf.prepare.rows import Message, Problem, Readable, Source
+from dapo_openrlhf.rows import column, column_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +24,8 @@ class Columns:
 
     def fit(self, row: Mapping[str, object]) -> bool:
         """Whether a row looks like this format."""
-        label = _at(row, self.label_key)
-        return _at(row, self.input_key) is not None and label is not None and (self.mark or "") in str(label)
+        label = column(row, self.label_key)
+        return column(row, self.input_key) is not None and label is not None and (self.mark or "") in str(label)
 
 
 GENERIC = Columns(input_key="input", label_key="label")
@@ -78,15 +79,15 @@ def _columns(
             return shape
     known = ", ".join(sorted({f"{shape.input_key} + {shape.label_key}" for shape in shapes}))
     raise ConfigError(
-        f"{where}: no known pair of columns ({known}) in {_keys(row)}; name them with --input-key and --label-key"
+        f"{where}: no known pair of columns ({known}) in {column_names(row)}; name them with --input-key and --label-key"
     )
 
 
 def _problem(row: Mapping[str, object], where: str, columns: Columns) -> Problem:
-    given, label = _at(row, columns.input_key), _at(row, columns.label_key)
+    given, label = column(row, columns.input_key), column(row, columns.label_key)
     for key, option, value in ((columns.input_key, "--input-key", given), (columns.label_key, "--label-key", label)):
         if value in (None, []) or (isinstance(value, str) and not value.strip()):
-            raise ConfigError(f"{where}: column {key!r} ({option}) is missing or empty; it has {_keys(row)}")
+            raise ConfigError(f"{where}: column {key!r} ({option}) is missing or empty; it has {column_names(row)}")
     problem = Problem(where=where, messages=_messages(given, where), label=_label(label, where, columns.mark))
     try:
         "".join((problem.label, *(message.content for message in problem.messages))).encode()
@@ -125,22 +126,3 @@ def _label(given: object, where: str, mark: str | None) -> str:
     if not after.strip():
         raise ConfigError(f"{where}: the answer {text[-40:]!r} does not end in {mark!r} and a value")
     return canonical(after) if is_integer(after) else after.strip()
-
-
-def _at(row: Mapping[str, object], key: str) -> object:
-    """The value of a column, or of a dotted path; None if there is none."""
-    if key in row:
-        return row[key]
-    value: object = row
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _keys(row: Mapping[str, object]) -> list[str]:
-    """Columns, nested ones as dotted paths."""
-    return sorted(
-        name
-        for key, value in row.items()
-        for name in ([f"{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [key])
-    )
