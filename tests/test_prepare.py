@@ -433,7 +433,9 @@ def reward_function() -> Callable[..., dict[str, list[float]]]:
 
 def test_a_task_with_many_right_answers_is_scored_by_itself_and_only_fully() -> None:
     """Countdown gives 0.05 to an expression that misses its target; that is wrong."""
-    (problem, *_) = read_problems(gym("countdown", seed=0), data_format="auto", input_key=None, label_key=None, answers=False)
+    (problem, *_) = read_problems(
+        gym("countdown", seed=0), data_format="auto", input_key=None, label_key=None, answers=False
+    )
     assert isinstance(problem, Problem)
     entry = json.loads(problem.label)["entry"]
     gold = entry["metadata"]["expression"]

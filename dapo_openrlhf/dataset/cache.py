@@ -59,17 +59,14 @@ def key_of(file: Digest, rules: RowRules) -> str | None:
     return sha.hexdigest()
 
 
-@contextmanager
-def open_kept(key: str) -> Iterator[IO[bytes] | None]:
-    """The file of that name, marked as used; None if there is none."""
+def open_kept(key: str) -> IO[bytes] | None:
+    """The file of that name, marked as used, for the caller to close; None if there is none, or none can be read."""
     path = folder() / key
     try:
-        with path.open("rb") as file:
-            with contextlib.suppress(OSError):
-                os.utime(path)
-            yield file
-    except FileNotFoundError:
-        yield None
+        os.utime(path)
+        return path.open("rb")
+    except OSError:
+        return None
 
 
 @contextmanager

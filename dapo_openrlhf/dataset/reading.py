@@ -76,11 +76,12 @@ def _source(path: Path) -> str:
 
 
 def _kept(path: Path, key: str | None, say: Callable[[str], None]) -> PromptSet | None:
-    if key is None:
+    file = open_kept(key) if key else None
+    if file is None:
         return None
-    with open_kept(key) as file:
+    with file:
         try:
-            return None if file is None else PromptSet(file, source=_source(path))
+            return PromptSet(file, source=_source(path))
         except NotAStore as error:
             say(f"{path}: its prompts in the cache are damaged ({error}) and are made anew")
             return None
