@@ -40,6 +40,7 @@ class RunState:
                     drawn=prompts["drawn"],
                     returned=tuple(prompts["returned"]),
                     prompt_count=prompts["prompt_count"],
+                    prompt_set=prompts.get("prompt_set", ""),
                     dropped=tuple(prompts.get("dropped", ())),  # none in checkpoints of earlier versions
                 ),
             )

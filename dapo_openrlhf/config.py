@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from pydantic.fields import FieldInfo
 
 from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName, KlEstimator, LossAggMode, PolicyLossType
+from dapo_openrlhf.input_template import input_template
 from dapo_openrlhf.presets import PRESETS, PresetName
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -47,6 +48,11 @@ def _listed(value: object) -> object:
 def _rewards(value: object) -> object:
     """As a list, in which null stands for the rule."""
     return _listed("rule" if value is None else value)
+
+
+def _mapping(value: object) -> object:
+    """A mapping where one is written as text, as on the command line."""
+    return yaml.load(value, Loader=_Loader) if isinstance(value, str) else value
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -288,15 +294,22 @@ class DataSection(Section):
     prompt_dataset: str
     """Prompts to train on: a .jsonl, .json or .parquet file."""
     input_key: str = "input"
-    """Column with the prompt: text, or a chat list when ``apply_chat_template`` is set."""
-    label_key: str = "label"
-    """Column with the gold answer."""
+    """Column with the prompt: text, or a chat list when ``apply_chat_template`` is set. A dotted path reaches into nested
+    columns; so does ``label_key``'s."""
+    label_key: str | None = "label"
+    """Column with the gold answer: ``reward_model.ground_truth`` in DAPO-Math-17k; null for rewards that need none."""
     input_template: str | None = None
-    """Text put around each prompt, with ``{}`` where it goes."""
+    """Text put around each prompt, with ``{}`` where it goes; not with ``apply_chat_template``."""
     apply_chat_template: bool = False
-    """Render prompts with the tokenizer's chat template."""
+    """Render prompts with the tokenizer's chat template; text is one turn of the user."""
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    """What the chat template is told besides, as ``enable_thinking: false``."""
+    system_prompt: str | None = None
+    """First turn of every chat that has no system turn of its own."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows that are no prompts, or leave no room for a response: refuse the run, or leave them out; both name them."""
     max_len: PositiveInt = 22528
-    """Longest prompt and response together, in tokens; prompts that leave no room are dropped and counted."""
+    """Longest prompt and response together, in tokens."""
 
 
 class EvalSection(Section):
@@ -428,8 +441,7 @@ def _impossible(config: Config) -> Iterator[str]:
             f"reward.timeout: {reward.timeout:g} s for one response is more than async.reward_timeout "
             f"{config.async_.reward_timeout:g} s for its group; use at most that"
         )
-    if data.input_template is not None and "{}" not in data.input_template:
-        yield f"data.input_template: {data.input_template!r} has no {{}} where the prompt goes"
+    yield from _impossible_prompts(config)
     if config.eval.steps == 0 or config.eval.steps < -1:
         yield f"eval.steps: {config.eval.steps} is neither -1 nor a positive number of steps"
     if 0 < config.eval.temperature < COLDEST:
@@ -445,6 +457,35 @@ def _impossible(config: Config) -> Iterator[str]:
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
     yield from _impossible_on_device(config)
+
+
+TEMPLATE_ARGUMENTS = {
+    "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+}  # fmt: skip
+"""What ``apply_chat_template`` is told, or must not be told, by this project."""
+
+
+def _impossible_prompts(config: Config) -> Iterator[str]:
+    """Yield a sentence for each setting of how prompts are read that contradicts another."""
+    data = config.data
+    if data.input_template is not None:
+        try:
+            input_template(data.input_template)
+        except ValueError as error:
+            yield f"data.input_template: {error}"
+        if data.apply_chat_template:
+            yield (
+                "data.input_template: has no place beside data.apply_chat_template true, whose template stands around the "
+                "prompt; use one of them, or data.system_prompt"
+            )
+    for name, given in (("system_prompt", data.system_prompt), ("chat_template_kwargs", data.chat_template_kwargs)):
+        if given and not data.apply_chat_template:
+            yield f"data.{name}: {given!r} is for the chat template; set data.apply_chat_template true"
+    if taken := sorted(TEMPLATE_ARGUMENTS & data.chat_template_kwargs.keys()):
+        yield f"data.chat_template_kwargs: {', '.join(taken)} is not for the template to be told"
+    if data.label_key is None and "rule" in config.reward.remote_url:
+        yield "data.label_key: null leaves the reward rule nothing to compare with; name the column with the answers"
 
 
 def _impossible_algorithm(config: Config) -> Iterator[str]:

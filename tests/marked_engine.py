@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from dapo_openrlhf.backend.engine import EngineActor
-from dapo_openrlhf.ports import Sampling
 
 MARK = "%"
 """A prompt that begins with this character fails the core of :class:`MarkedEngine`."""
@@ -28,7 +26,3 @@ class MarkedEngine(EngineActor):
             return step()
 
         core.get_output = get_output
-
-    async def generate_ids(self, ids: list[int], sampling: Sampling) -> None:
-        """Past the tokenizer, which knows no hostile ids."""
-        await asyncio.wrap_future(self._loop.generate("hostile", ids, sampling))

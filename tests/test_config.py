@@ -500,7 +500,7 @@ def test_setting_names_are_all_names_in_the_order_of_the_file(file: Path) -> Non
         return [
             name
             for key, value in settings.items()
-            for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+            for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key])
         ]
 
     assert leaves(dumped) == list(setting_names())

@@ -4,7 +4,7 @@
 |-------|----------------------------------|----------------------------------------------------------------|
 | 0     | pure                             | standard library, layer 0; ``config`` also pydantic and yaml   |
 | 1     | maths                            | and layer 1; ``loss``, ``kl``, ``gae`` also torch              |
-| 2     | asynchronous                     | and layers 1 and 2, but no torch; ``prompts`` also pyarrow     |
+| 2     | asynchronous                     | and layers 1 and 2, but no torch; ``rows`` also pyarrow        |
 | 3     | ``judge``                        | standard library, layer 0, ``judge``; math-verify in two files |
 | 3     | ``backend`` (and only it: Ray..) | anything but ``report`` and ``cli``                            |
 | 4     | ``report``                       | layers 0 to 2, ``report``, matplotlib, tensorboard             |
@@ -32,12 +32,12 @@ FOLDER = Path(dapo_openrlhf.__file__).parent
 LAYERS = {
     "0": {
         "", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier", "eval_metrics", "algorithm",
-        "presets", "cautions",
+        "presets", "cautions", "gold", "input_template",
     },
     "1": {"advantage", "aggregation", "overlong", "batch", "loss", "kl", "gae"},
     "2": {
         "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation",
-        "engine_pool", "checkpoint", "reward_attempts", "suspects",
+        "engine_pool", "checkpoint", "reward_attempts", "suspects", "rows", "dataset",
     },
     "judge": {"judge"},
     "backend": {"backend"},
@@ -68,7 +68,8 @@ OUTSIDE = {
     "loss": {"torch"},
     "kl": {"torch"},
     "gae": {"torch"},
-    "prompts": {"pyarrow"},
+    "rows": {"pyarrow"},
+    "dataset.renderer": {"jinja2", "transformers"},
     "judge.algebra": {"math_verify", "sympy"},
     "judge.latex": {"antlr4", "latex2sympy2_extended", "math_verify", "sympy"},
     "report": {"matplotlib", "tensorboard"},

@@ -6,37 +6,41 @@ import asyncio
 import io
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 from marked_engine import MARK, MarkedEngine
 from test_real_recovery import events_of, make_config
+from transformers import AutoTokenizer
 
 from dapo_openrlhf.backend import workers as run_workers
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.inputs import check_inputs
-from dapo_openrlhf.backend.messages import BadPrompt
+from dapo_openrlhf.backend.remote import RemoteEngine
 from dapo_openrlhf.backend.stop_tokens import stop_tokens
+from dapo_openrlhf.backend.workers import start_workers
 from dapo_openrlhf.cli.train import train
-from dapo_openrlhf.ports import GroupError, Sampling
+from dapo_openrlhf.ports import PromptFault, Sampling
 from dapo_openrlhf.types import Prompt
 
 pytestmark = pytest.mark.real
 
-SAMPLING = Sampling(n=16, max_new_tokens=40, temperature=1.0, top_p=1.0)
+SAMPLING = Sampling(n=64, max_new_tokens=40, temperature=1.0, top_p=1.0)
 
 
-def write_eos(model: Path, eos: object) -> None:
-    """``eos_token_id`` as it is in generation_config.json; None: there is no such file."""
+def write_eos(model: Path, eos: Mapping[str, object] | None) -> None:
+    """What generation_config.json says beside things that are none of the run's business; None: there is no such file."""
     file = model / "generation_config.json"
     if eos is None:
         file.unlink()
     else:
-        file.write_text(json.dumps({"pad_token_id": 0, "temperature": 0.1, "top_k": 1} | dict(eos)))
+        file.write_text(json.dumps({"pad_token_id": 0, "temperature": 0.1, "top_k": 1} | eos))
 
 
-def test_responses_end_alike_whatever_the_generation_config_says_and_a_hostile_id_costs_one_prompt(
+def test_responses_end_alike_whatever_the_generation_config_says_and_a_hostile_prompt_costs_itself(
     tmp_path: Path,
 ) -> None:
     """Same seed, so the same responses: they end at <eos> though generation_config.json does not know it, and a
@@ -44,54 +48,45 @@ def test_responses_end_alike_whatever_the_generation_config_says_and_a_hostile_i
     config = make_config(tmp_path)
     model = Path(config.actor.model_name_or_path)
     inputs = check_inputs(config, training=False)
+    ids = tuple(AutoTokenizer.from_pretrained(model)("1+1=")["input_ids"])
 
-    async def responses(eos: object) -> list[list[int]]:
+    async def responses(eos: Mapping[str, object] | None) -> list[list[int]]:
         write_eos(model, eos)
         stop = stop_tokens(str(model), chat=False)
-        workers = await run_workers.start_workers(config, replace_stop(inputs, stop), training=False)
+        assert stop.ids == (1,)
+        workers = await start_workers(config, replace(inputs, stop=stop), training=False)
         engine = workers.engines[0]
-        generation = await engine.generate("first", Prompt(id=0, text="1+1=", label=""), SAMPLING)
+        generation = await engine.generate("first", prompt(ids), SAMPLING)
         tokens = ray.get(generation.tokens)
         found = [tokens.response(index)[0].tolist() for index in range(SAMPLING.n)]
-        ends = [ids[-1] in stop.ids for ids in found]
-        assert generation.truncated == tuple(not end for end in ends)
-        if eos == {"eos_token_id": 1}:
+        assert generation.truncated == tuple(response[-1] != 1 for response in found)
+        if eos is None:
             await hostile(engine)
-        for actor in (engine.actor,):
-            ray.kill(actor)
+        ray.kill(engine.actor)
         return found
 
-    async def hostile(engine: object) -> None:
-        for ids, reason in (([5, 10**6], "prompt_token_unknown"), ([], "prompt_empty"), ([5] * 30, "prompt_too_long")):
-            with pytest.raises(GroupError) as raised:
-                await ask(engine, ids)
-            assert (raised.value.reason, raised.value.permanent) == (reason, True)
-        after = await engine.generate("after", Prompt(id=0, text="1+1=", label=""), SAMPLING)
+    async def hostile(engine: RemoteEngine) -> None:
+        wrong = {"prompt_token_unknown": (5, 10**6), "prompt_empty": (), "prompt_too_long": (5,) * 30}
+        for reason, ids_of_it in wrong.items():
+            with pytest.raises(PromptFault) as raised:
+                await engine.generate(reason, prompt(ids_of_it), SAMPLING)
+            assert raised.value.reason == reason
+            assert str(raised.value).startswith("prompt 0 (rows.jsonl, line 1): ")
+        after = await engine.generate("after", prompt(ids), SAMPLING)
         assert len(after.lengths) == SAMPLING.n, "the engine goes on"
 
-    async def ask(engine: object, ids: list[int]) -> None:
-        """Past the tokeniser, which knows no such ids."""
-        try:
-            await engine.actor.generate_ids.remote(ids, SAMPLING)
-        except ray.exceptions.RayTaskError as error:
-            assert isinstance(error.cause, BadPrompt)
-            raise GroupError(error.cause.reason, str(error.cause), permanent=True) from error
-
     async def main() -> list[list[list[int]]]:
-        return [await responses(eos) for eos in ({"eos_token_id": 1}, {}, {"eos_token_id": -1}, None)]
+        return [await responses(eos) for eos in ({"eos_token_id": 1}, {}, None)]
 
-    with ray_cluster(config, inputs.device), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_workers, "EngineActor", MarkedEngine)
-        expected, *others = asyncio.run(main())
-    assert any(ids[-1] == 1 for ids in expected)
-    assert all(ids.count(1) <= 1 for ids in expected)
-    assert others == [expected] * 3
+    with ray_cluster(config, inputs.device):
+        expected, without, no_file = asyncio.run(main())
+    assert any(response[-1] == 1 for response in expected)
+    assert all(1 not in response[:-1] for response in expected)
+    assert without == no_file == expected
 
 
-def replace_stop(inputs: object, stop: object) -> object:
-    from dataclasses import replace
-
-    return replace(inputs, stop=stop)
+def prompt(ids: tuple[int, ...]) -> Prompt:
+    return Prompt(id=0, text="", token_ids=ids, source="rows.jsonl, line 1")
 
 
 def test_a_prompt_that_fails_the_engine_core_is_dropped_and_stays_dropped(
@@ -109,7 +104,7 @@ def test_a_prompt_that_fails_the_engine_core_is_dropped_and_stays_dropped(
     events = events_of(run)
     dropped = [event for event in events if event["event"] == "prompt_dropped"]
     assert [(event["prompt"], event["reason"]) for event in dropped] == [(3, "prompt_kills_engines")]
-    assert "prompt dropped (prompt_kills_engines): prompt 3 is dropped" in said.getvalue()
+    assert f"prompt dropped (prompt_kills_engines): prompt 3 ({tmp_path / 'prompts.jsonl'}" in said.getvalue()
     assert "responses end at '<eos>' (1: " in said.getvalue()
     assert 2 <= sum(event["event"] == "engine_lost" for event in events) <= 4
     assert [event["version"] for event in events if event["event"] == "batch_taken"] == [0, 1, 2, 3]

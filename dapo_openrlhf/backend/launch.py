@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dapo_openrlhf.backend.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.cluster import ray_cluster
@@ -154,7 +154,10 @@ def build_pipeline(
     )
     rollouts = RolloutLoop(
         prompts=PromptStream(
-            inputs.prompts, seed=config.train.seed, state=inputs.state.prompts if inputs.state else None
+            inputs.prompts,
+            seed=config.train.seed,
+            state=inputs.state.prompts if inputs.state else None,
+            prompt_set=inputs.prompt_set,
         ),
         engines=engines,
         scorer=LimitedAttempts(workers.rewards, most=reward.max_attempts),
@@ -208,7 +211,7 @@ def build_pipeline(
 
 def _evaluator(
     config: Config,
-    problems: list[Prompt],
+    problems: Sequence[Prompt],
     engines: EnginePool,
     rewards: RewardPool,
     on_answered: Callable[[ProblemResult], None] = lambda result: None,

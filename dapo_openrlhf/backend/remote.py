@@ -58,7 +58,9 @@ class RemoteEngine:
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample a group; tokens and texts stay in the object store."""
-        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(request, prompt.text, sampling)
+        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(
+            request, prompt.token_ids, sampling
+        )
         try:
             report: GenerationReport | None = await report_ref
         except asyncio.CancelledError:
@@ -69,7 +71,7 @@ class RemoteEngine:
         except RayTaskError as error:
             _take_note(tokens, texts)
             if isinstance(error.cause, BadPrompt):
-                raise PromptFault(error.cause.reason, f"prompt {prompt.id}: {error.cause}") from error
+                raise PromptFault(error.cause.reason, f"{prompt.name}: {error.cause}") from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         if report is None:
             raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id} was cut before each of its responses had a token")

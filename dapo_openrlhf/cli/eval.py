@@ -26,7 +26,11 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
     from dapo_openrlhf.backend.inputs import check_inputs
 
     started = time.monotonic()
-    inputs = check_inputs(config, training=False)
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    inputs = check_inputs(config, training=False, say=say)
     progress = EvaluationProgress(len(inputs.problems), at_once=launch.problems_at_once(config))
     print(
         f"{len(inputs.problems):,} problems, {config.eval.n_samples_per_prompt} responses each; starting Ray and "
@@ -39,7 +43,7 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
         measured = launch.evaluate(
             config,
             inputs,
-            say=lambda text: print(text, flush=True),
+            say=say,
             on_answered=progress.answered,
             progress=progress.words,
         )

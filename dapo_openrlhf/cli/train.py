@@ -109,7 +109,11 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     from dapo_openrlhf.backend.inputs import check_inputs
 
     checkpoint = None if resume is None else _newest_checkpoint(resume)
-    inputs = check_inputs(config, training=True, checkpoint=checkpoint)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
     folder = RunFolder.create(Path(config.run.dir), config.run.name) if resume is None else RunFolder.reopen(resume)
     write_whole(folder.config, dump_config(config))
     if checkpoint is not None:
@@ -147,7 +151,7 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
                 log=log,
                 checkpoints=Checkpoints(folder.checkpoints, max_num=config.ckpt.max_num),
                 trained_model=str(folder.checkpoint.resolve()),
-                say=lambda text: print(text, file=stream, flush=True),
+                say=say,
                 on_step=recorder.step,
                 on_evaluation=lambda step, measured: write_responses(folder.responses(step), measured),
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_openrlhf.config import ConfigError, RewardSection, build_reward, load_config
+from dapo_openrlhf.gold import gold_answer
 from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.judge.sources import RULE
 
 MOST_ERRORS_PRINTED = 5
 
@@ -26,7 +27,7 @@ class Case:
 
     line: int
     response: str
-    label: str
+    label: object
     prompt: str
     """Empty where the file has none; the rule does not look at it."""
 
@@ -35,7 +36,11 @@ def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
     """Judge every line of ``options.file``; returns the exit status."""
     settings = judge_settings(reward_section(options, overrides))
     cases = read_cases(
-        options.file, response_key=options.response_key, answer_key=options.answer_key, prompt_key=options.prompt_key
+        options.file,
+        response_key=options.response_key,
+        answer_key=options.answer_key,
+        prompt_key=options.prompt_key,
+        answers=RULE in settings.sources,
     )
     if options.json and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
@@ -67,8 +72,8 @@ def reward_section(options: argparse.Namespace, overrides: Mapping[str, object])
     return build_reward({name.removeprefix("reward."): value for name, value in settings.items()}, source="the reward")
 
 
-def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: str) -> list[Case]:
-    """All lines of a JSON Lines file. Raises ``ConfigError`` that names file and line of a broken one."""
+def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: str, answers: bool) -> list[Case]:
+    """All lines of a JSON Lines file; with ``answers`` each has a gold one that the rule can compare with. Raises ``ConfigError`` that names file and line of a broken one."""
     if file.suffix == ".parquet":
         raise ConfigError(f"{file}: responses are read from JSON Lines, not from parquet")
     try:
@@ -89,29 +94,23 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
                 raise ConfigError(
                     f"{file}, line {number}: {response_key!r} (--response-key) is no text: {response!r:.80}"
                 )
-            if not _is_answer(label):
-                raise ConfigError(f"{file}, line {number}: {answer_key!r} (--answer-key) is no answer: {label!r:.80}")
+            if answers:
+                try:
+                    gold_answer(label)
+                except ValueError as error:
+                    raise ConfigError(f"{file}, line {number}: {answer_key!r} (--answer-key): {error}") from error
             prompt = row.get(prompt_key)
             cases.append(
                 Case(
                     line=number,
                     response=response,
-                    label=str(label),
+                    label=label,
                     prompt=prompt if isinstance(prompt, str) else "",
                 )
             )
     if not cases:
         raise ConfigError(f"{file} holds no responses")
     return cases
-
-
-def _is_answer(label: object) -> bool:
-    """Whether a row's gold answer is text or a number, and says something."""
-    if isinstance(label, str):
-        return bool(label.strip())
-    if isinstance(label, float):
-        return math.isfinite(label)
-    return isinstance(label, int) and not isinstance(label, bool)
 
 
 def judge_all(cases: Sequence[Case], settings: JudgeSettings, *, workers: int) -> tuple[list[Judgement], float]:
