@@ -275,7 +275,8 @@ def check_run(scenario: Scenario, outcome: Outcome, world: World, *, steps: int,
     )
     made = [group for engine in world.engines for group in engine.made if group.for_training]
     waited = sum(place in ("in flight", "surplus") for place in fate.values())  # for an engine, some of them
-    assert len(made) <= len(fate) == outcome.counters["dispatched"] <= len(made) + waited
+    asked = sum(group.for_training for engine in world.engines for group in engine.named.values())  # also of suspects
+    assert len(made) <= len(fate) == outcome.counters["dispatched"] <= asked + waited
     answers = [group for engine in world.engines for group in engine.made if not group.for_training]
     wanted = scenario.evaluation * len(world.of(Evaluated))
     assert len(answers) >= wanted if scenario.deaths else len(answers) == wanted
