@@ -251,6 +251,26 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             ["algo.advantage.is_correction_threshold: -1.0 2.0 is not a range", "0 <= LOW < HIGH"],
         ),
         ("--data.input_template Question:", ["data.input_template: 'Question:'", "has no {} where the prompt goes"]),
+        (r"--data.input_template {}\\boxed{}", ["data.input_template", "has 2 {}", "write {{}} for mere braces"]),
+        (
+            "--data.input_template Q:{} --data.apply_chat_template",
+            ["data.input_template: has no place beside data.apply_chat_template true", "data.system_prompt"],
+        ),
+        ("--data.system_prompt Sum.", ["data.system_prompt: 'Sum.'", "set data.apply_chat_template true"]),
+        (
+            "--data.chat_template_kwargs.enable_thinking false",
+            ["data.chat_template_kwargs: {'enable_thinking': False}", "set data.apply_chat_template true"],
+        ),
+        (
+            "--data.apply_chat_template --data.chat_template_kwargs.tokenize true",
+            ["data.chat_template_kwargs: tokenize is not for the template to be told"],
+        ),
+        (
+            "--data.apply_chat_template --data.chat_template_kwargs [1]",
+            ["data.chat_template_kwargs: [1] is not accepted", "dictionary"],
+        ),
+        ("--data.label_key null", ["data.label_key: null", "name the column with the answers"]),
+        ("--data.on_bad_row drop", ["data.on_bad_row: 'drop' is not accepted", "'refuse' or 'skip'"]),
         ("--eval.steps 0", ["eval.steps: 0 is neither -1 nor a positive number"]),
         ("--eval.steps -2", ["eval.steps: -2 is neither -1 nor a positive number"]),
         ("--eval.max_samples 0", ["eval.max_samples: 0 is not accepted", "greater than or equal to 1"]),
@@ -554,3 +574,11 @@ def test_a_response_may_not_take_longer_than_its_group() -> None:
         ConfigError, match=r"reward\.timeout: 61 s for one response is more than async\.reward_timeout 60 s"
     ):
         build_config(settings, source="x")
+
+
+def test_the_chat_template_is_told_what_is_given_in_parts_or_as_a_mapping(file: Path) -> None:
+    parts = ["--data.chat_template_kwargs.enable_thinking", "false", "--data.chat_template_kwargs.depth=3"]
+    whole = ["--data.chat_template_kwargs", "{enable_thinking: false, depth: 3}"]
+    for arguments in (parts, whole):
+        config = load(file, "--data.apply_chat_template", *arguments)
+        assert config.data.chat_template_kwargs == {"enable_thinking": False, "depth": 3}

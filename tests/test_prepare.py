@@ -148,7 +148,7 @@ def test_columns_that_are_unknown_are_listed(tmp_path: Path, capsys: pytest.Capt
         ('{"question": "1?", "answer": "one"}', "in.jsonl, line 3: the answer 'one' does not end in '####'"),
         ('{"question": 5, "answer": "#### 1"}', "in.jsonl, line 3: the prompt is int"),
         ('{"question": [{"role": "user"}], "answer": "#### 1"}', "in.jsonl, line 3: {'role': 'user'} is no turn"),
-        ('{"question": "1?", "answer": [1, 2]}', "in.jsonl, line 3: the answer: a list of 2 answers"),
+        ('{"question": "1?", "answer": [1, 2]}', "in.jsonl, line 3: the answer '[1, 2]' does not end in '####'"),
         ('{"question": "1?", "answer": true}', "in.jsonl, line 3: the answer: True is no answer"),
         ('{"question": "1?", "answer": NaN}', "in.jsonl, line 3: the answer: nan is no number"),
         ('{"question": " ", "answer": "#### 1"}', "in.jsonl, line 3: column 'question'"),
@@ -447,3 +447,48 @@ def test_a_task_with_many_right_answers_is_scored_by_itself_and_only_fully() -> 
 
     assert scored(f"So\nAnswer: {gold}") == scored(f"Answer: ({gold})") == [1.0, 1.0]
     assert scored("Answer: 1 + 1") == scored("no idea") == [-1.0, 0.0]
+
+
+# ---------------------------------------------------------------- what training would refuse
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [(r"There are $\boxed{2}$ of them.", "2"), (["9"], "9"), ('["9"]', "9"), ("so\n#### 1,200", "1,200")],
+)
+def test_a_label_is_read_as_training_reads_it(tmp_path: Path, answer: object, label: str) -> None:
+    output = tmp_path / "out.jsonl"
+    source = jsonl(tmp_path / "in.jsonl", [{"input": "1?", "label": answer}])
+    prepare(source, "--output", output, "--template", "none", "--format", "generic")
+    assert written(output) == [{"input": "1?", "label": label}]
+
+
+def test_a_label_of_ones_own_reward_is_any_text(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    source = jsonl(
+        tmp_path / "in.jsonl", [{"input": "1?", "label": {"want": [1]}}, {"input": "2?", "label": "a. B. " * 9}]
+    )
+    prepare(source, "--output", output, "--template", "none", "--label-kind", "any")
+    assert [row["label"] for row in written(output)] == ['{"want": [1]}', "a. B. " * 9]
+
+
+def test_a_chats_closing_answer_is_cut_off_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, chat = tmp_path / "out.jsonl", [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}]
+    prepare(jsonl(tmp_path / "in.jsonl", [{"input": chat, "label": "2"}]), "--output", output, "--template", "none")
+    assert written(output) == [{"input": "1?", "label": "2"}]
+    assert manifest(output)["found"]["answers_cut_off"] == 1
+    assert "1 chats ended in the assistant's answer, which was cut off" in capsys.readouterr().out
+
+
+def test_answers_that_the_verifier_cannot_read_are_counted_and_shown_and_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    rows = [{"input": f"{n}?", "label": label} for n, label in enumerate(["7", r"\frac{\sqrt{2}}{3}", "^^x"])]
+    prepare(jsonl(tmp_path / "in.jsonl", rows), "--output", output, "--template", "none")
+    assert len(written(output)) == 3
+    found = manifest(output)
+    assert found["found"]["unreadable_labels"] == 1
+    assert found["examples"]["unreadable"] == ["in.jsonl, line 3: '^^x': the gold answer cannot be read: ^^x"]
+    told = capsys.readouterr().out
+    assert "1 answers cannot be read by the rule reward" in told and "unreadable: in.jsonl, line 3: '^^x'" in told
