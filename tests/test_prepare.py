@@ -148,7 +148,7 @@ def test_columns_that_are_unknown_are_listed(tmp_path: Path, capsys: pytest.Capt
         ('{"question": "1?", "answer": "one"}', "in.jsonl, line 3: the answer 'one' does not end in '####'"),
         ('{"question": 5, "answer": "#### 1"}', "in.jsonl, line 3: the prompt is int"),
         ('{"question": [{"role": "user"}], "answer": "#### 1"}', "in.jsonl, line 3: {'role': 'user'} is no turn"),
-        ('{"question": "1?", "answer": [1, 2]}', "in.jsonl, line 3: the answer '[1, 2]' does not end in '####'"),
+        ('{"question": "1?", "answer": [1, 2]}', "in.jsonl, line 3: the answer: a list of 2 answers"),
         ('{"question": "1?", "answer": true}', "in.jsonl, line 3: the answer: True is no answer"),
         ('{"question": "1?", "answer": NaN}', "in.jsonl, line 3: the answer: nan is no number"),
         ('{"question": " ", "answer": "#### 1"}', "in.jsonl, line 3: column 'question'"),

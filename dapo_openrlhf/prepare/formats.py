@@ -117,12 +117,12 @@ def _any_text(label: object) -> str:
 
 
 def _label(given: object, where: str, mark: str | None) -> str:
-    if mark is not None and isinstance(given, str) and not given.rpartition(mark)[2].strip():
-        raise ConfigError(f"{where}: the answer {given[-40:]!r} does not end in {mark!r} and a value")
-    if mark is not None and mark not in str(given):
-        raise ConfigError(f"{where}: the answer {str(given)[-40:]!r} does not end in {mark!r} and a value")
     try:
-        text = gold_answer(given)
+        answer = gold_answer(given)  # of a text with a mark, what follows it
     except ValueError as error:
         raise ConfigError(f"{where}: the answer: {error}") from error
-    return canonical(text) if mark is not None and is_integer(text) else text
+    if mark is None:
+        return answer
+    if mark not in str(given):
+        raise ConfigError(f"{where}: the answer {str(given)[-40:]!r} does not end in {mark!r} and a value")
+    return canonical(answer) if is_integer(answer) else answer
