@@ -33,6 +33,7 @@ TEMPLATE = (
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(reading, "HEARTBEAT_SECONDS", 1e9)  # the machine may be busy
     return tmp_path / "cache" / "dapo_openrlhf" / "prompts"
 
 
@@ -318,6 +319,17 @@ def test_a_file_is_read_in_its_order_by_any_number_of_processes(model: Path, tmp
     assert [row.number for row in rows] == list(range(1, 601))
 
 
+def test_while_it_takes_long_it_says_how_far_it_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "HEARTBEAT_SECONDS", -1.0)
+    path = jsonl(tmp_path / "prompts.jsonl", GOOD_ROWS)
+    _, said = read(path, rules(model))
+    counts = [text.removeprefix(f"{path} (data.prompt_dataset): ").partition(" rows")[0] for text in said]
+    assert counts == ["256", "512", "600", "600"]
+    assert said[-1].endswith("kept for the next run")
+
+
 def test_a_set_that_was_read_before_is_taken_from_the_cache_until_something_changes(
     model: Path, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,6 +490,17 @@ def test_a_file_or_a_tokenizer_that_cannot_be_used_is_named_by_the_processes_too
     (broken / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=rf"the tokenizer of {broken} cannot be read"):
         read(jsonl(tmp_path / "prompts.jsonl", GOOD_ROWS[:1]), rules(broken))
+
+
+def test_a_tokenizer_whose_code_needs_torch_gets_it_and_may_print(model: Path, tmp_path: Path) -> None:
+    names = {"auto_map": {"AutoTokenizer": [None, "special.Special"]}, "tokenizer_class": "Special"}
+    special = changed(model, tmp_path / "special", "tokenizer_config.json", **names)
+    (special / "special.py").write_text(
+        "import torch\nfrom transformers import PreTrainedTokenizerFast\nprint('noise')\n"
+        "class Special(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    path = jsonl(tmp_path / "prompts.jsonl", GOOD_ROWS[:3])
+    assert list(read(path, rules(special))[0]) == expected(path, GOOD_ROWS[:3], (1, 2, 3))
 
 
 def test_a_process_that_dies_is_named(model: Path, tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def _send_all(file: Any, settings: dict[str, Any]) -> None:
     rules = RowRules(**settings["rules"])
     try:
         renderer = Renderer(rules)
-    except ConfigError:
-        if "torch" in sys.modules and sys.modules["torch"] is None:  # a tokenizer whose code needs it
+    except ConfigError as error:
+        if isinstance(error.__cause__, ImportError) and sys.argv[3:] != ["torch"]:  # a tokenizer whose code needs it
             os.execv(sys.executable, [*sys.orig_argv, "torch"])
         raise
     most = sys.maxsize if rules.max_rows is None else rules.max_rows

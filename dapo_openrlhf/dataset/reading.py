@@ -117,7 +117,8 @@ def _made(
         )
         prompts = PromptSet(file, source=_source(path))
     if said > started:
-        say(f"{path} ({setting}): {tally.rows:,} rows after {time.monotonic() - started:.0f} s; kept for the next run")
+        kept = "; kept for the next run" if key else ""
+        say(f"{path} ({setting}): {tally.rows:,} rows after {time.monotonic() - started:.0f} s{kept}")
     return prompts
 
 
