@@ -62,6 +62,8 @@ class RankPlan:
     """Everything one rank does in a rollout step."""
 
     updates: tuple[Update, ...]
+    step: int = 0
+    """Rollout step, from 0."""
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -126,7 +128,7 @@ def plan_batch(
                         total_tokens=sum(sample.length for sample in mini_batch if sample.trained),
                     )
                 )
-    return tuple(RankPlan(updates=tuple(updates)) for updates in plans)
+    return tuple(RankPlan(updates=tuple(updates), step=batch.step) for updates in plans)
 
 
 def weighted(samples: Sequence[Sample], mode: LossAggMode, longest: int) -> list[Sample]:

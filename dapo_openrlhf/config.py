@@ -22,7 +22,7 @@ from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName, KlEstimator, Loss
 from dapo_openrlhf.presets import PRESETS, PresetName
 
 PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -167,6 +167,9 @@ class TrainSection(Section):
     """Rollout steps of the run."""
     partial_rollout_enable: bool = True
     """Engines take new weights in flight, with their requests kept; false: each finishes what it has begun before."""
+    max_bad_updates: PositiveInt = 3
+    """An update with a number that is not finite (loss, log-prob, advantage, gradient norm) is stopped before the optimizer
+    sees it; so many in a row end the run."""
     seed: Annotated[int, Field(ge=0)] = 42
     colocate_all: bool = False
     """Engine i and trainer rank i share GPU i: for machines with a single GPU. Leave the trainer its part of the memory

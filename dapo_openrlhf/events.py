@@ -151,6 +151,22 @@ class StepTrained(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateSkipped(Event):
+    """An update had numbers that are not finite, and was stopped before the optimizer saw it."""
+
+    step: int
+    update: int
+    """Index in the step, from 0."""
+    not_finite: Mapping[str, int]
+    """How many numbers were not finite, by name."""
+    in_a_row: int
+    """Such updates one after the other, this one included."""
+    path: str
+    """Folder with its batch; empty if that could not be written, for the reason in ``problem``."""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PublicationLive(Event):
     version: PolicyVersion
     seconds: float

@@ -97,7 +97,7 @@ def importance_weights(
     ``off`` gives ones, with the statistics all the same. Sums: ``is_weight``, ``is_weight_squared`` (for the
     effective sample size), ``is_outside``, and ``rollout_kl``, the k3 estimate of KL(rollout || old), >= 0.
     """
-    log_ratio = (old_logprobs - rollout_logprobs) * mask
+    log_ratio = ((old_logprobs - rollout_logprobs) * mask).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     ratio = torch.exp(log_ratio)
     kl = (ratio - 1 - log_ratio) * mask
     if level == "seq":

@@ -47,6 +47,8 @@ METRICS = {
     "token_probability": "mean probability of the trained tokens under the policy",
     "loss": "policy loss, mean over the step's updates",
     "grad_norm": "gradient norm before clipping, mean over the step's updates",
+    "updates/bad": "updates of the step that were stopped because a number was not finite",
+    "updates/overflow": "updates of the step that were left out for a smaller loss scale; with fp16",
     "lr": "learning rate",
     "clip_fraction": "share of trained tokens whose loss clipping decided",
     "ratio": "mean ratio of the policy to the old one; 1 while a step has had one update",

@@ -6,6 +6,7 @@ import pytest
 
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.backend.remote import _statistics
+from dapo_openrlhf.bad_updates import UpdateOutcome
 from dapo_openrlhf.metrics import METRICS
 
 POLICY = {
@@ -14,8 +15,11 @@ POLICY = {
 }  # fmt: skip
 
 
-def report(**sums: float) -> StepReport:
-    return StepReport(sums=POLICY | sums, values={"grad_norm": 1.0, "lr": 0.1}, spans=())
+DONE = UpdateOutcome(not_finite={})
+
+
+def report(outcomes: tuple[UpdateOutcome, ...] = (DONE,), **sums: float) -> StepReport:
+    return StepReport(sums=POLICY | sums, values={"grad_norm": 1.0, "lr": 0.1}, outcomes=outcomes, spans=())
 
 
 def test_sums_over_ranks_become_means_per_token_and_update() -> None:
@@ -23,10 +27,9 @@ def test_sums_over_ranks_become_means_per_token_and_update() -> None:
     # Weights 3 and 1, squares 5 and 1: (3 + 1)^2 / (6 * 4 tokens) = 2/3.
     statistics = _statistics(
         [
-            report(tokens=3, entropy=6, loss=0.5, is_weight=3, is_weight_squared=5, kl=0.5),
+            report((DONE,) * 4, tokens=3, entropy=6, loss=0.5, is_weight=3, is_weight_squared=5, kl=0.5),
             report(tokens=1, entropy=2, loss=0.3, is_weight=1, is_weight_squared=1, kl=0.3),
         ],
-        updates=4,
     )
     assert statistics["entropy"] == 2.0
     assert statistics["loss"] == pytest.approx(0.2)
@@ -41,10 +44,9 @@ def test_explained_variance_by_hand() -> None:
     one = {"tokens": 2, "value_loss": 1.0, "value": 0.0, "return": 0.0, "return_squared": 2.0}
     statistics = _statistics(
         [
-            report(**one, value_error=0.0, value_error_squared=0.5),
+            report((DONE,) * 4, **one, value_error=0.0, value_error_squared=0.5),
             report(**one | {"value": 1.0}, value_error=-1.0, value_error_squared=2.5),
         ],
-        updates=4,
     )
     assert statistics["explained_variance"] == pytest.approx(5 / 16)
     assert statistics["value"] == 0.25
@@ -52,7 +54,7 @@ def test_explained_variance_by_hand() -> None:
 
 
 def test_what_was_not_measured_is_not_shown() -> None:
-    statistics = _statistics([report(tokens=1)], updates=1)
+    statistics = _statistics([report(tokens=1)])
     assert {"kl", "value_loss", "value", "explained_variance"} & set(statistics) == set()
 
 
@@ -60,4 +62,14 @@ def test_everything_shown_has_a_meaning() -> None:
     with_all = report(
         tokens=1, kl=0, value_loss=0, value=0, return_squared=0, value_error=0, value_error_squared=0, **{"return": 0}
     )
-    assert set(_statistics([with_all], updates=1)) <= set(METRICS)
+    assert set(_statistics([with_all])) <= set(METRICS)
+
+
+def test_updates_that_were_stopped_count_apart() -> None:
+    bad = UpdateOutcome(not_finite={"loss": 2})
+    scaled = UpdateOutcome(not_finite={"gradient norm": 1}, overflow=True)
+    statistics = _statistics([report((DONE, bad, scaled, DONE), tokens=1, loss=0.5)])
+    assert (statistics["updates/bad"], statistics["updates/overflow"]) == (1.0, 1.0)
+    assert statistics["loss"] == 0.25, "over the two that were done"
+    nothing = StepReport(sums={}, values={"lr": 0.1}, outcomes=(bad,), spans=())
+    assert _statistics([nothing]) == {"updates/bad": 1.0, "updates/overflow": 0.0, "lr": 0.1}

@@ -67,6 +67,8 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
     present = torch.arange(int(response_lengths.max())) < response_lengths[:, None]
     trained = torch.tensor([sample.trained for sample in samples])
     padded_logprobs = torch.zeros(present.shape).masked_scatter(present, torch.from_numpy(np.concatenate(logprobs)))
+    # What carries no gradient must not spoil sums either: 0 times infinity is no number.
+    padded_logprobs = padded_logprobs.where(trained[:, None] | padded_logprobs.isfinite(), 0.0)
     return Tensors(
         samples=samples,
         lengths=tuple(sample.tokens for sample in samples),

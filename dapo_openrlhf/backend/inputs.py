@@ -28,6 +28,8 @@ class Inputs:
     """Folder to resume from."""
     state: RunState | None = None
     """What that folder says."""
+    bad_batches: Path = Path("bad_batch")
+    """Folder for the batches of updates that were stopped; made where it is needed."""
 
     @property
     def first_step(self) -> int:

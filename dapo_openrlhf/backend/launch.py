@@ -13,6 +13,7 @@ from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.remote import ObjectStoreTexts, RemoteTrainer
 from dapo_openrlhf.backend.rewards import RewardPool
 from dapo_openrlhf.backend.workers import Publisher, Workers, open_publisher, start_workers
+from dapo_openrlhf.bad_updates import BadUpdates
 from dapo_openrlhf.checkpoint import Checkpoints
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
@@ -183,6 +184,7 @@ def build_pipeline(
         seed=config.train.seed,
         timeout=timing.train_timeout,
         on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
+        on_outcomes=BadUpdates(str(inputs.bad_batches), most=config.train.max_bad_updates, on_event=log.emit).note,
     )
     return Pipeline(
         engines=engines,

@@ -11,6 +11,11 @@ from dapo_openrlhf.kl import kl_estimate
 from dapo_openrlhf.loss import Sums, aggregate, clipped_surrogate, importance_weights, policy_ratio
 
 
+def advantages_of(batch: Tensors, known: Known) -> Tensor:
+    """[B, T] of each token where they were worked out, else [B, 1] of each response."""
+    return recall(known.advantages, batch.samples, like=batch.mask) if known.advantages else batch.advantages
+
+
 def policy_loss(
     batch: Tensors, logprobs: Tensor, entropies: Tensor, known: Known, settings: LossSettings, *, first: bool
 ) -> tuple[Tensor, Sums]:
@@ -34,7 +39,7 @@ def policy_loss(
         threshold=settings.is_correction_threshold,
     )
     ratio = policy_ratio(logprobs, old_logprobs, mask, level=settings.policy_loss_type)
-    advantages = recall(known.advantages, batch.samples, like=mask) if known.advantages else batch.advantages
+    advantages = advantages_of(batch, known)
     eps_low, eps_high = settings.eps_clip_low_high
     losses, decided = clipped_surrogate(
         ratio, advantages, eps_low=eps_low, eps_high=eps_high, dual_clip=settings.dual_clip

@@ -13,11 +13,13 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
 from dapo_openrlhf.backend.messages import GenerationReport, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
+from dapo_openrlhf.bad_updates import UpdateOutcome
 from dapo_openrlhf.batch import plan_batch
 from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, NotRevived, Publication, Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]
+OnOutcomes = Callable[[TrainBatch, Sequence[UpdateOutcome]], None]
 
 ECHO_SECONDS = 2.0
 """How long after an error the other calls are listened to: when a process dies, its peers' collectives fail first."""
@@ -137,9 +139,12 @@ class RemoteTrainer:
         loss_agg_mode: LossAggMode = "token-mean",
         longest_response: int = 1,
         on_spans: OnSpans = lambda spans: None,
+        on_outcomes: OnOutcomes = lambda batch, outcomes: None,
     ) -> None:
+        """``on_outcomes`` is told what became of a batch's updates, and may raise to end the run."""
         self.ranks = tuple(ranks)
         self._on_spans = on_spans
+        self._on_outcomes = on_outcomes
         self._train_batch_size = train_batch_size
         self._max_epochs = max_epochs
         self._max_tokens = max_tokens
@@ -170,7 +175,8 @@ class RemoteTrainer:
         ]
         reports: list[StepReport] = await self._all(calls, f"training step {batch.step}")
         self._on_spans(tuple(span for report in reports for span in report.spans))
-        return _statistics(reports, updates=len(plans[0].updates))
+        self._on_outcomes(batch, reports[0].outcomes)
+        return _statistics(reports)
 
     async def save(self, path: str) -> None:
         """Write the model as a Hugging Face folder."""
@@ -185,8 +191,16 @@ class RemoteTrainer:
         return await all_within(calls, names, self._timeout, what, "async.train_timeout")
 
 
-def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, float]:
-    """Sums over ranks as means per trained token, and what all ranks agree on."""
+def _statistics(reports: Sequence[StepReport]) -> dict[str, float]:
+    """Sums over ranks as means per trained token, and what all ranks agree on; only that where no update was done."""
+    outcomes = reports[0].outcomes
+    updates = sum(not outcome.not_finite for outcome in outcomes)
+    skipped = {
+        "updates/bad": float(sum(outcome.bad for outcome in outcomes)),
+        "updates/overflow": float(sum(outcome.overflow for outcome in outcomes)),
+    }
+    if not updates:
+        return skipped | dict(reports[0].values)
     sums: defaultdict[str, float] = defaultdict(float)
     for report in reports:
         for name, value in report.sums.items():
@@ -199,7 +213,7 @@ def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, flo
         statistics["value_loss"] = sums["value_loss"] / updates
         statistics["value"] = sums["value"] / tokens
         statistics["explained_variance"] = _explained_variance(sums, tokens)
-    return statistics | dict(reports[0].values)
+    return statistics | skipped | dict(reports[0].values)
 
 
 def _explained_variance(sums: Mapping[str, float], tokens: float) -> float:

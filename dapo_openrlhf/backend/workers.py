@@ -17,7 +17,7 @@ from dapo_openrlhf.backend.policy import PolicyActor, RankReady
 from dapo_openrlhf.backend.publish import IpcPublisher, NcclPublisher
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, OnSpans, RemoteEngine, all_within
 from dapo_openrlhf.backend.rewards import RewardPool
-from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.backend.step_settings import AdvantageSettings, GuardSettings, LossSettings
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.judge.settings import judge_settings
 
@@ -174,5 +174,6 @@ def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
             kl_coef=0.0 if kl.use_loss else kl.init_coef,
             kl_estimator=kl.estimator,
         ),
+        guard=GuardSettings(max_bad_updates=config.train.max_bad_updates, folder=str(inputs.bad_batches.resolve())),
         total_updates=config.gradient_steps,
     )

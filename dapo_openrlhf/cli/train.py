@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from dapo_openrlhf.bad_updates import words
 from dapo_openrlhf.checkpoint import Checkpoints
 from dapo_openrlhf.config import Config, ConfigError, dump_config, preset_changes
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed, RunStarted
+from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed, RunStarted, UpdateSkipped
 from dapo_openrlhf.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.report.progress import ProgressLine
@@ -62,6 +64,14 @@ class RunRecorder:
                     file=self._stream,
                     flush=True,
                 )
+            case UpdateSkipped():
+                print(
+                    f"warning: update {event.update} of step {event.step + 1} was stopped before the optimizer saw it: not "
+                    f"finite were {words(event.not_finite)}; {event.in_a_row} in a row; "
+                    f"{event.problem or f'its batch is in {event.path}'}",
+                    file=self._stream,
+                    flush=True,
+                )
             case GroupFailed() if self._failures < FAILURES_SHOWN:
                 self._failures += 1
                 print(f"group {event.group} failed ({event.reason}): {event.message}", file=self._stream, flush=True)
@@ -99,6 +109,7 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     checkpoint = None if resume is None else _newest_checkpoint(resume)
     inputs = check_inputs(config, training=True, checkpoint=checkpoint)
     folder = RunFolder.create(Path(config.run.dir), config.run.name) if resume is None else RunFolder.reopen(resume)
+    inputs = replace(inputs, bad_batches=folder.bad_batches)
     write_whole(folder.config, dump_config(config))
     if checkpoint is not None:
         print(f"resuming after {inputs.first_step} rollout steps from {checkpoint}", file=stream, flush=True)

@@ -31,7 +31,7 @@ class ProgressLine:
 
     The first and the last step always get a line; the others only when two seconds have passed since the last line.
     A line shows its own step's numbers. What would be lost between two lines is carried into the next one: the
-    newest held-out accuracy and the number of failed groups.
+    newest held-out accuracy and the numbers of failed groups and of stopped updates.
     """
 
     def __init__(self, max_steps: int, stream: TextIO) -> None:
@@ -43,6 +43,7 @@ class ProgressLine:
         self._printed_at = -math.inf
         self._held_out: float | None = None
         self._failed = 0.0
+        self._skipped = 0.0
         self._reward_errors: deque[float] = deque(maxlen=RECENT_STEPS)
         self._warned = False
 
@@ -52,12 +53,14 @@ class ProgressLine:
             self._recent.append(seconds)
         self._held_out = row.get("eval/accuracy", self._held_out)
         self._failed += row.get("groups/failed", 0.0)
+        self._skipped += row.get("updates/bad", 0.0) + row.get("updates/overflow", 0.0)
         last = step + 1 >= self._max_steps
         if last or elapsed - self._printed_at >= SECONDS_PER_LINE:
             self._print(self._cells(step + 1, row, elapsed))
             self._printed_at = elapsed
             self._held_out = None
             self._failed = 0.0
+            self._skipped = 0.0
         self._watch_rewards(row)
 
     def _watch_rewards(self, row: Mapping[str, float]) -> None:
@@ -105,6 +108,7 @@ class ProgressLine:
             titles = (title.rjust(len(text)) for title, text in cells.items())
             print("  ".join(titles), file=self._stream)
         note = f"  {self._failed:.0f} failed" if self._failed else ""
+        note += f"  {self._skipped:.0f} updates stopped" if self._skipped else ""
         print("  ".join(cells.values()) + note, file=self._stream, flush=True)
         self._lines += 1
 

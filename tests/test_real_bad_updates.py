@@ -1,0 +1,119 @@
+"""On real DeepSpeed: a number that is not finite on one rank stops an update on all of them, and leaves no trace."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from test_real_algorithms import _batch, _config, _start
+from tiny_model import make_tiny_model
+
+from dapo_openrlhf.backend.cluster import ray_cluster
+from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.remote import WorkerFailed
+from dapo_openrlhf.types import TrainBatch
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
+
+
+def poisoned(batch: TrainBatch, group: int, value: float) -> TrainBatch:
+    """With one log-prob of one response of the engine's replaced, which one rank alone will see."""
+    tokens: GroupTokens = ray.get(batch.groups[group].tokens)
+    logprobs = tokens.rollout_logprobs.copy()
+    logprobs[0] = value
+    bad = dataclasses.replace(
+        batch.groups[group], tokens=ray.put(dataclasses.replace(tokens, rollout_logprobs=logprobs))
+    )
+    return dataclasses.replace(batch, groups=(*batch.groups[:group], bad, *batch.groups[group + 1 :]))
+
+
+async def checksum(ranks: list[Any]) -> int:
+    calls = [rank.export_weights.options(num_returns=2).remote() for rank in ranks]
+    manifests = await asyncio.gather(*(manifest for manifest, _ in calls))
+    return int(manifests[0].checksum)
+
+
+async def with_and_without(config: Any, device: Device) -> None:
+    trainer, ranks = await _start(config, device)
+    outcomes: list[Any] = []
+    trainer._on_outcomes = lambda batch, told: outcomes.append(told)  # as launch wires it
+    first = dict(await trainer.train(_batch(ranks, 0)))
+    before = await checksum(ranks)
+    batch = _batch(ranks, 1)
+    stopped = await trainer.train(poisoned(batch, 1, math.nan))
+    assert await checksum(ranks) == before
+    assert [outcome.bad for outcome in outcomes[1]] == [True]
+    assert outcomes[1][0].not_finite["rollout log-probs"] == 1 and "loss" in outcomes[1][0].not_finite
+    assert stopped == {"updates/bad": 1.0, "updates/overflow": 0.0, "lr": first["lr"]}
+    # The same batch without the poison gives what it would have given had nothing happened in between.
+    after = dict(await trainer.train(batch))
+    clean = await checksum(ranks)
+    trainer, ranks = await _start(config, device)
+    await trainer.train(_batch(ranks, 0))
+    undisturbed = dict(await trainer.train(_batch(ranks, 1)))
+    assert await checksum(ranks) == clean
+    assert after == pytest.approx(undisturbed, nan_ok=False)
+    assert after["updates/bad"] == 0.0 and after["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(("preset", "ranks", "zero_stage", "dtype"), [
+    ("ppo", 2, 3, "fp32"), ("dapo", 2, 2, "bf16"), ("dapo", 1, 1, "fp32"),
+])  # fmt: skip
+def test_weights_critic_and_schedule_are_as_if_the_update_had_not_been(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, preset: str, ranks: int, zero_stage: int, dtype: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scheduled = {"actor__lr_scheduler": "cosine", "ds__param_dtype": dtype}
+    config = _config(model, preset, ranks=ranks, zero_stage=zero_stage, **scheduled)
+    device = Device.of("cpu", processes=2)
+    with ray_cluster(config, device):
+        asyncio.run(with_and_without(config, device))
+    (folder,) = (tmp_path / "bad_batch").iterdir()
+    assert folder.name == "step-000001-update-0"
+    arrays = [np.load(folder / f"rank-{rank}.npz") for rank in range(ranks)]
+    assert sum(len(rank["group"]) for rank in arrays) == 16
+    assert sum(int(np.isnan(rank["rollout_logprobs"]).sum()) for rank in arrays) == 1
+    for rank in arrays:
+        assert rank["prompt_offsets"][-1] == len(rank["prompt_ids"])
+        assert rank["response_offsets"][-1] == len(rank["response_ids"]) == len(rank["logprobs"])
+        assert np.isfinite(rank["logprobs"]).all()
+
+
+def test_too_large_a_learning_rate_is_neither_published_nor_saved(model: Path, tmp_path: Path) -> None:
+    config = _config(model, "dapo", ranks=1, zero_stage=2, actor__adam={"lr": 3e38})
+    device = Device.of("cpu", processes=1)
+
+    async def main() -> None:
+        trainer, ranks = await _start(config, device)
+        (tmp_path / "good").mkdir()
+        await trainer.save(str(tmp_path / "good" / "model"))
+        await trainer.train(_batch(ranks, 0))
+        with pytest.raises(
+            Exception, match="weights are not published: .* tensors hold NaN or infinity: model.embed_tokens"
+        ):
+            await checksum(ranks)
+        with pytest.raises(
+            WorkerFailed, match="model is not saved to .* hold NaN or infinity: model.embed_tokens.weight"
+        ):
+            await trainer.save(str(tmp_path / "good" / "model"))
+        with pytest.raises(WorkerFailed, match="no checkpoint is made in"):
+            await trainer.save_state(str(tmp_path / "state"))
+        assert not (tmp_path / "state").exists()
+        assert json.loads((tmp_path / "good" / "model" / "config.json").read_text())["model_type"] == "qwen2"
+        assert not (tmp_path / "good" / "model.unfinished").exists()
+
+    with ray_cluster(config, device):
+        asyncio.run(main())
