@@ -90,7 +90,8 @@ def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: 
                 raise ConfigError(f"{where}: column {key!r} ({setting}) is missing or empty; it has {sorted(row)}")
         text = row[input_key] if isinstance(row[input_key], str) else json.dumps(row[input_key], ensure_ascii=False)
         text = input_template.replace("{}", text) if input_template else text
-        prompts.append(Prompt(id=len(prompts), text=text, label=str(row[label_key])))
+        columns = {name: value for name, value in row.items() if name not in (input_key, label_key)}
+        prompts.append(Prompt(id=len(prompts), text=text, label=row[label_key], columns=columns, source=where))
     if not prompts:
         raise ConfigError(f"{path} holds no prompts")
     return prompts

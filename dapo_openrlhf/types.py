@@ -11,7 +11,8 @@ workers resolve themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NewType
 
 PolicyVersion = NewType("PolicyVersion", int)
@@ -25,8 +26,15 @@ class Prompt:
     id: int
     """Position in the prompt set, from 0; the same row keeps its id over episodes."""
     text: str
-    label: str
-    """Gold answer, as the reward expects it."""
+    """As the model sees it: rendered, special tokens included."""
+    token_ids: tuple[int, ...] = ()
+    """Of ``text``, at least one on its way to an engine, each with a row in the model's embedding."""
+    label: object = field(default=None, hash=False)
+    """The row's own value: what JSON can hold; None where the row need not have one."""
+    columns: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """The row's other columns, for rewards that want them."""
+    source: str = ""
+    """File and line, or row, for messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

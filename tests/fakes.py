@@ -12,7 +12,7 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from dapo_openrlhf.checkpoint import RunState
@@ -76,12 +76,15 @@ class FakeGroup:
 
 def prompts(count: int) -> list[Prompt]:
     """A prompt set whose labels tell which prompt they belong to."""
-    return [Prompt(id=index, text=f"question {index}", label=f"answer {index}") for index in range(count)]
+    return [
+        Prompt(id=index, text=f"question {index}", token_ids=(1, 2, index), label=f"answer {index}")
+        for index in range(count)
+    ]
 
 
 def problems(count: int) -> list[Prompt]:
     """Problems of an evaluation."""
-    return [Prompt(id=EVALUATION + p.id, text=p.text, label=p.label) for p in prompts(count)]
+    return [replace(prompt, id=EVALUATION + prompt.id) for prompt in prompts(count)]
 
 
 def some_group(group_id: int, *, version: int = 0, right: Sequence[bool] = (True, False)) -> RolloutGroup:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 import dapo_openrlhf
 from dapo_openrlhf.__main__ import main
@@ -30,12 +32,17 @@ data: {prompt_dataset: prompts.jsonl, max_len: 32}
 """
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, tokenizer: Path) -> Path:
     """A folder with a configuration, a model's looks and one prompt."""
     (tmp_path / "run.yaml").write_text(CONFIG)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    shutil.copytree(tokenizer, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"vocab_size": len(CHARACTERS)}))
     (tmp_path / "broken.py").write_text("import nowhere\n")
     (tmp_path / "prompts.jsonl").write_text('{"input": "1+1=", "label": "2"}\n')
     return tmp_path

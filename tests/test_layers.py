@@ -32,7 +32,7 @@ FOLDER = Path(dapo_openrlhf.__file__).parent
 LAYERS = {
     "0": {
         "", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier", "eval_metrics", "algorithm",
-        "presets",
+        "presets", "gold",
     },
     "1": {"advantage", "aggregation", "overlong", "batch", "loss", "kl", "gae"},
     "2": {

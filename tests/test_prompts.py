@@ -93,8 +93,16 @@ def load(path: Path, template: str | None = None) -> list[Prompt]:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_format_gives_the_same_prompts(tmp_path: Path, suffix: str) -> None:
-    assert load(write(tmp_path, suffix, ROWS)) == [
-        Prompt(id=i, text=str(row["question"]), label=str(row["answer"])) for i, row in enumerate(ROWS)
+    path = write(tmp_path, suffix, ROWS)
+    assert load(path) == [
+        Prompt(
+            id=i,
+            text=str(row["question"]),
+            label=row["answer"],
+            columns={"level": i + 1},
+            source=f"{path}, row {i + 1}",
+        )
+        for i, row in enumerate(ROWS)
     ]
 
 
@@ -167,10 +175,10 @@ def test_a_chat_is_kept_as_its_json(tmp_path: Path, suffix: str) -> None:
     assert "½" in prompt.text
 
 
-@pytest.mark.parametrize(("label", "text"), [(0, "0"), (42, "42"), (1.5, "1.5"), (False, "False")])
-def test_a_label_may_be_a_number(tmp_path: Path, label: object, text: str) -> None:
+@pytest.mark.parametrize("label", [0, 42, 1.5, "7", ["7"], {"want": [1, None]}])
+def test_a_label_is_the_rows_own_value(tmp_path: Path, label: object) -> None:
     (prompt,) = load(write(tmp_path, "jsonl", [{"question": "how many?", "answer": label}]))
-    assert prompt.label == text
+    assert prompt.label == label
 
 
 def test_the_template_is_put_around_every_prompt(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from dapo_openrlhf.backend.workers import start_workers
 from dapo_openrlhf.cli.train import train
 from dapo_openrlhf.config import Config, build_config
 from dapo_openrlhf.ports import GroupError, Sampling
-from dapo_openrlhf.types import Prompt
 
 pytestmark = pytest.mark.real
 
@@ -160,7 +159,7 @@ def test_a_cut_group_has_the_tokens_so_far(tmp_path: Path) -> None:
         workers = await start_workers(config, inputs)
         engine = workers.engines[0]
         sampling = Sampling(n=4, max_new_tokens=40, temperature=1.0, top_p=1.0)
-        prompt = Prompt(id=0, text="1+1=", label="")
+        prompt = inputs.prompts[0]
         whole = await engine.generate("whole", prompt, sampling)
         assert whole.cut == (False,) * 4
         for attempt in range(200):  # until a cut falls between the first and the last token

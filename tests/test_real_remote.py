@@ -25,8 +25,8 @@ from dapo_openrlhf.types import Prompt
 
 
 class Engine:
-    async def generate(self, request, text, sampling):
-        if text == "long":
+    async def generate(self, request, prompt_ids, sampling):
+        if len(prompt_ids) == 900:
             raise PromptTooLong("900 tokens")
         self.stopped = asyncio.Event()
         await self.stopped.wait()
@@ -40,10 +40,10 @@ async def main():
     engine = RemoteEngine(lambda index: ray.remote(Engine).remote(), index=0)
     sampling = Sampling(n=2, max_new_tokens=8, temperature=1.0, top_p=1.0)
     try:
-        await engine.generate("a", Prompt(id=0, text="long", label="1"), sampling)
+        await engine.generate("a", Prompt(id=0, text="long", token_ids=(7,) * 900, label="1"), sampling)
     except GroupError as error:
         print(error.reason)
-    cancelled = asyncio.create_task(engine.generate("b", Prompt(id=1, text="short", label="1"), sampling))
+    cancelled = asyncio.create_task(engine.generate("b", Prompt(id=1, text="short", token_ids=(7,), label="1"), sampling))
     await asyncio.sleep(1.0)
     cancelled.cancel()
     await asyncio.wait([cancelled])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from tiny_model import make_tiny_model
+from tiny_model import CHARACTERS, make_tiny_model
 
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
@@ -26,7 +26,7 @@ from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
 pytestmark = pytest.mark.real
 
 TOLERANCE = 1e-3
-PROMPT = Prompt(id=0, text="12+34=", label="46")
+PROMPT = Prompt(id=0, text="12+34=", token_ids=tuple(map(CHARACTERS.index, "12+34=")), label="46")
 SAMPLING = Sampling(n=8, max_new_tokens=16, temperature=0.8, top_p=1.0)
 
 

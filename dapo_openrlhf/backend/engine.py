@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.ports import Sampling
-from dapo_openrlhf.prompts import chat_turns
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core_client import InprocClient
@@ -28,7 +27,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     instead of one per response), outputs (arrays instead of an object per token), weights (vLLM's weight-transfer
     API, acknowledged with version and checksum, instead of a broadcast per parameter).
 
-    Generation runs on the engine loop's thread, tokenizing and decoding on another one; this actor's event loop only
+    Generation runs on the engine loop's thread, decoding on another one; this actor's event loop only
     ever hands things over, so that a pause, a health check or a publication never queues behind token work.
     """
 
@@ -37,7 +36,6 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         *,
         name: str,
         engine_args: Mapping[str, Any],
-        apply_chat_template: bool,
         max_len: int,
         version: int = 0,
         weights_in_flight: bool = True,
@@ -60,8 +58,6 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
         self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
-        self._tokenizing: dict[str, bool] = {}  # groups that the loop does not know yet, and whether they were cut
-        self._apply_chat_template = apply_chat_template
         self._max_len = max_len
         self._phase = "loading its model"
         self._loop = EngineLoop(
@@ -83,17 +79,9 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return self._phase
 
     async def generate(
-        self, group_id: str, text: str, sampling: Sampling
+        self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling
     ) -> tuple[GenerationReport, GroupTokens, list[str]] | tuple[None, None, None]:
         """Sample a group; nothing comes of one that is cut too early. Raises :class:`PromptTooLong`."""
-        run = asyncio.get_running_loop().run_in_executor
-        self._tokenizing[group_id] = False
-        try:
-            prompt_ids = await run(self._texts, self._tokenize, text)
-        finally:
-            cut = self._tokenizing.pop(group_id)
-        if cut:
-            return None, None, None  # no exception: Ray would report it where nobody waits for the group any more
         if len(prompt_ids) + sampling.max_new_tokens > self._max_len:
             raise PromptTooLong(
                 f"prompt of {len(prompt_ids)} tokens and rollout.max_new_tokens {sampling.max_new_tokens} exceed "
@@ -101,16 +89,13 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             )
         made = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
         if made is None:
-            return None, None, None
+            return None, None, None  # no exception: Ray would report it where nobody waits for the group any more
         report, tokens = made
-        return report, tokens, await run(self._texts, self._decode, tokens)
+        return report, tokens, await asyncio.get_running_loop().run_in_executor(self._texts, self._decode, tokens)
 
     async def cut(self, group_id: str) -> None:
         """End a group with the tokens it has; see :meth:`EngineLoop.cut`."""
-        if group_id in self._tokenizing:
-            self._tokenizing[group_id] = True
-        else:
-            self._loop.cut(group_id)
+        self._loop.cut(group_id)
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
         """Replace the weights; see :meth:`EngineLoop.load_weights`."""
@@ -146,12 +131,6 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
-
-    def _tokenize(self, text: str) -> list[int]:
-        if self._apply_chat_template:
-            text = self._tokenizer.apply_chat_template(chat_turns(text), tokenize=False, add_generation_prompt=True)
-            return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._tokenizer(text)["input_ids"]
 
 
 def _replace_weights(core: InprocClient, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dapo_openrlhf.backend.cluster import check_devices
@@ -12,7 +12,7 @@ from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.judge.process import Judge, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
-from dapo_openrlhf.prompts import load_prompts
+from dapo_openrlhf.prompts import chat_turns, load_prompts
 from dapo_openrlhf.types import Prompt
 
 
@@ -51,8 +51,6 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
     if training and config.critic.model_name_or_path is not None:
         check_model(config.critic.model_name_or_path, "critic.model_name_or_path")
     check_rewards(judge_settings(config.reward))
-    prompts = read_prompts(config, config.data.prompt_dataset) if training else []
-    problems = read_prompts(config, config.eval.dataset)[: config.eval.max_samples] if config.eval.dataset else []
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
     state = None if checkpoint is None else RunState.read(checkpoint)
@@ -60,6 +58,8 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
         raise ConfigError(
             f"train.max_steps: {config.train.max_steps} rollout steps are done already in {checkpoint}; use more to go on"
         )
+    prompts = read_prompts(config, config.data.prompt_dataset) if training else []
+    problems = read_prompts(config, config.eval.dataset)[: config.eval.max_samples] if config.eval.dataset else []
     return Inputs(device=device, prompts=prompts, problems=problems, checkpoint=checkpoint, state=state)
 
 
@@ -89,7 +89,22 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
 
 def read_prompts(config: Config, dataset: str) -> list[Prompt]:
     """The prompts of a data set as the configuration says."""
+    from transformers import AutoTokenizer
+
     data = config.data
-    return load_prompts(
+    tokenizer = AutoTokenizer.from_pretrained(config.actor.model_name_or_path, trust_remote_code=True)
+    prompts = load_prompts(
         Path(dataset), input_key=data.input_key, label_key=data.label_key, input_template=data.input_template
     )
+    if data.apply_chat_template:
+        prompts = [
+            replace(
+                prompt,
+                text=tokenizer.apply_chat_template(chat_turns(prompt.text), tokenize=False, add_generation_prompt=True),
+            )
+            for prompt in prompts
+        ]
+    return [
+        replace(prompt, token_ids=tuple(tokenizer(prompt.text, add_special_tokens=False)["input_ids"]))
+        for prompt in prompts
+    ]

@@ -60,7 +60,9 @@ class RemoteEngine:
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample a group; tokens and texts stay in the object store."""
-        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(request, prompt.text, sampling)
+        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(
+            request, prompt.token_ids, sampling
+        )
         try:
             report: GenerationReport | None = await report_ref
         except asyncio.CancelledError:

@@ -113,7 +113,6 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
         ).remote(
             name=f"engine {index}",
             engine_args=engine_args(config, device, index, inputs.checkpoint),
-            apply_chat_template=config.data.apply_chat_template,
             max_len=config.data.max_len,
             version=inputs.first_step,
             weights_in_flight=config.train.partial_rollout_enable,

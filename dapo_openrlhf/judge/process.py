@@ -84,7 +84,7 @@ class Judge:
             raise JudgeUnavailable(problem)
         self._most_memory = self._resident() + self._settings.memory * MEBIBYTE
 
-    def judge(self, response: str, *, label: str, prompt: str = "") -> Judgement:
+    def judge(self, response: str, *, label: object, prompt: str = "") -> Judgement:
         """Judge one response to ``prompt``. Takes at most the deadline, and a start where the last process was lost."""
         self.wait_ready()
         started = time.monotonic()
@@ -140,7 +140,7 @@ class Judge:
         self.close()
         self._start()
 
-    def _ask(self, question: dict[str, str], deadline: float) -> dict[str, object]:
+    def _ask(self, question: dict[str, object], deadline: float) -> dict[str, object]:
         self._request += 1
         self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
         self._connection.sendall(json.dumps({"request": self._request, **question}).encode() + b"\n")
@@ -196,7 +196,7 @@ class Judge:
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
-def judge_group(judge: Judge, responses: Sequence[str], *, label: str, prompt: str) -> Iterator[Judgement]:
+def judge_group(judge: Judge, responses: Sequence[str], *, label: object, prompt: str) -> Iterator[Judgement]:
     """Judge responses to one prompt, in order, up to and including the first error."""
     for response in responses:
         judgement = judge.judge(response, label=label, prompt=prompt)

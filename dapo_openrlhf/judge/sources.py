@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dapo_openrlhf import verifier
+from dapo_openrlhf.gold import gold_answer
 from dapo_openrlhf.types import Score
 
 RULE = "rule"
@@ -29,7 +30,7 @@ class Undecided(BaseException):
 class RewardSource(Protocol):
     """One reward. Raises whatever goes wrong: an error is never a wrong answer."""
 
-    def __call__(self, response: str, prompt: str, label: str) -> Score:
+    def __call__(self, response: str, prompt: str, label: object) -> Score:
         """Judge one response."""
         ...
 
@@ -52,15 +53,15 @@ class RuleReward:
         algebra.prepare()
         self._equal = functools.lru_cache(maxsize=256)(algebra.equal)  # a group's answers repeat each other
 
-    def __call__(self, response: str, prompt: str, label: str) -> Score:
+    def __call__(self, response: str, prompt: str, label: object) -> Score:
         """Judge one response; raises :class:`Undecided`."""
         answer = verifier.extract_answer(response)
-        verdict = False if answer is None else verifier.compare(answer, label)
+        verdict = False if answer is None else verifier.compare(answer, gold_answer(label))
         correct = verdict if isinstance(verdict, bool) else self._equal(verdict)
         return Score(correct=correct, reward=verifier.RIGHT if correct else verifier.WRONG)
 
 
-RewardFunction = Callable[[list[str], list[str], list[str]], Mapping[str, Any]]
+RewardFunction = Callable[[list[str], list[str], list[object]], Mapping[str, Any]]
 """``reward_func(queries, prompts, labels)`` of one response each, as OpenRLHF calls it: a query is prompt and response
 together. Its answer's ``rewards`` train; its ``scores``, or ``rewards`` without them, decide on right."""
 
@@ -86,7 +87,7 @@ class FunctionReward:
     function: RewardFunction
     correct_from: float
 
-    def __call__(self, response: str, prompt: str, label: str) -> Score:
+    def __call__(self, response: str, prompt: str, label: object) -> Score:
         """Judge one response."""
         return read_reply(self.function([prompt + response], [prompt], [label]), self.correct_from)
 
@@ -100,7 +101,7 @@ class HttpReward:
     timeout: float
     """Seconds without a byte; the whole request has the response's deadline."""
 
-    def __call__(self, response: str, prompt: str, label: str) -> Score:
+    def __call__(self, response: str, prompt: str, label: object) -> Score:
         """Judge one response. Raises ``OSError`` for what the network or the server does."""
         body = json.dumps({"query": [prompt + response], "prompts": [prompt], "labels": [label]}).encode()
         request = urllib.request.Request(self.address, data=body, headers={"Content-Type": "application/json"})
@@ -136,7 +137,7 @@ class WeightedReward:
     sources: Sequence[RewardSource]
     weights: Sequence[float]
 
-    def __call__(self, response: str, prompt: str, label: str) -> Score:
+    def __call__(self, response: str, prompt: str, label: object) -> Score:
         """Judge one response."""
         scores = [source(response, prompt, label) for source in self.sources]
         reward = math.fsum(weight * score.reward for weight, score in zip(self.weights, scores, strict=True))
