@@ -247,6 +247,11 @@ def _impossible_rewards(reward: RewardSection) -> Iterator[str]:
             yield (
                 f"reward.remote_url: {name} is no reward; give rule, a Python file that ends in .py, or an http(s) address"
             )
+        elif name != "rule" and "," in name and "://" in name:
+            yield (
+                f"reward.remote_url: {name} looks like several servers of one reward, among which OpenRLHF takes turns; here "
+                "several addresses are several rewards, given as a list: put a balancer before servers that are the same"
+            )
     if reward.weights is not None and len(reward.weights) != len(reward.remote_url):
         yield (
             f"reward.weights: {len(reward.weights)} weights for {len(reward.remote_url)} rewards in reward.remote_url; "
@@ -266,6 +271,12 @@ class RewardSection(Section):
     """Reward worker processes."""
     timeout: PositiveFloat = 5.0
     """Seconds the judging of one response may take before its process is killed and replaced."""
+    batch_size: PositiveInt | None = 1
+    """Responses of a group that a file or a server is given in one call, which has ``timeout`` for each of them. OpenRLHF
+    gives 1; null gives the whole group. A function that only ever looks at ``queries[0]`` needs 1."""
+    server_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
+    """Seconds that a reward server may be away (refused or broken connections, HTTP 429, 502, 503, 504, no answer within
+    ``timeout``) before the run ends. It is asked again with growing pauses; what was generated waits."""
     memory: PositiveInt = 1024
     """MiB that judging may take in one process, beyond what it has once the rewards are loaded."""
     max_attempts: PositiveInt = 3

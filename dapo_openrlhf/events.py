@@ -73,6 +73,8 @@ class GroupJudged(Event):
     response_tokens: int
     seconds: float
     """Spent scoring."""
+    logs: Mapping[str, float] = field(default_factory=dict)
+    """What a reward of the user's wants logged, means over the responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from statistics import fmean
 
 from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
 from dapo_openrlhf.events import (
@@ -89,6 +90,7 @@ METRICS = {
     "eval/accuracy": "held-out accuracy, on steps in which a measurement ended",
 }
 """Every name a row may have, with what it means. Further statistics of the trainer appear under their own names,
+``reward/NAME`` is the mean of what a reward answered as ``extra_logs[NAME]`` over the groups judged since the last step,
 and ``policy_age/0``, ``policy_age/1``, ... count the trained groups of each age."""
 
 LAPS = ("wait_batch", "train", "wait_live", "send", "evaluate", "save")
@@ -110,6 +112,7 @@ class StepMetrics:
         self._unscored = 0
         self._tokens: Counter[str] = Counter()
         self._values: Row = {}
+        self._logs: dict[str, list[float]] = {}
 
     def add(self, event: Event) -> None:
         """Take in one event."""
@@ -119,6 +122,8 @@ class StepMetrics:
             case GroupJudged():
                 self._reasons[event.reason] += 1
                 self._accuracy += event.accuracy
+                for name, value in event.logs.items():
+                    self._logs.setdefault(name, []).append(value)
                 self._tokens["kept"] += event.response_tokens if event.keep else 0
             case GroupFailed():
                 self._reasons["failed"] += 1
@@ -204,6 +209,7 @@ class StepMetrics:
                 f"tokens_per_device_second/{kind}": self._tokens[kind] / seconds / self._devices
                 for kind in ("generated", "kept", "trained")
             },
+            **{f"reward/{name}": fmean(values) for name, values in self._logs.items()},
             **self._values,
         }
         self._since = now

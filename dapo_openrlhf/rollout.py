@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.event_log import EventLog
@@ -128,6 +130,7 @@ class RolloutLoop:
                 reward=group.mean_reward,
                 response_tokens=group.response_tokens,
                 seconds=self._log.now() - started,
+                logs=_means([score.logs for score in scores]),
             )
         )
         self._drop_surplus()
@@ -167,6 +170,12 @@ class RolloutLoop:
                 cut.add(group_id)
                 self._log.emit(GroupCut(group=group_id))
                 self._engines.cut(_request(group_id))
+
+
+def _means(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each name, over those that have it."""
+    names = dict.fromkeys(name for log in logs for name in log)
+    return {name: fmean(log[name] for log in logs if name in log) for name in names}
 
 
 def _request(group_id: int) -> str:

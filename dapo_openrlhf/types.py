@@ -69,6 +69,8 @@ class Score:
     """``is_equivalent(answer, response)`` of the paper: what dynamic sampling and accuracy look at."""
     reward: float
     """Reward before any length shaping; +1 or -1 under the rule of eq. 7."""
+    logs: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """What a reward of the user's wants logged (``extra_logs``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

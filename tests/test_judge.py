@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from dapo_openrlhf.config import ConfigError, build_reward
 from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
+from dapo_openrlhf.judge.replies import read_reply
 from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
-from dapo_openrlhf.judge.sources import read_reply
 from dapo_openrlhf.types import Score
 
 DATA = Path(__file__).parent / "data"
@@ -332,7 +332,7 @@ def test_a_reward_that_loads_for_ever_is_given_up(tmp_path: Path) -> None:
     ],
 )
 def test_replies_in_openrlhf_s_forms(reply: object, score: Score) -> None:
-    assert read_reply(reply, 1.0) == score
+    assert read_reply(reply, 1.0) == [score]
 
 
 @pytest.mark.parametrize("reply", [None, 1.0, [1.0], {}, {"rewards": []}, {"rewards": "x"}, {"rewards": float("inf")}])
@@ -379,13 +379,8 @@ def test_an_endpoint_in_openrlhf_s_protocol(endpoint: str) -> None:
         assert judge.judge("8", label="x", prompt="3+4=").score == Score(correct=False, reward=0.0)
         failed, garbage = judge.judge("fail", label="x"), judge.judge("html", label="x")
     assert Endpoint.seen[0] == {"query": ["3+4=7"], "prompts": ["3+4="], "labels": ["x"]}
-    assert (failed.reason, "HTTP Error 500" in str(failed.error)) == ("reward_error", True)
-    assert (garbage.reason, "JSONDecodeError" in str(garbage.error)) == ("reward_error", True)
-
-
-def test_no_server_is_an_error() -> None:
-    with Judge(JudgeSettings(sources=("http://127.0.0.1:9/",))) as judge:
-        assert judge.judge("7", label="7").reason == "reward_error"
+    assert (failed.reason, f"{endpoint}: HTTP 500" in str(failed.error)) == ("reward_error", True)
+    assert (garbage.reason, "answered b'<html>', which is no JSON" in str(garbage.error)) == ("reward_error", True)
 
 
 def test_several_rewards_are_weighed_and_the_first_decides(tmp_path: Path) -> None:

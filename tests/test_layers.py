@@ -37,7 +37,7 @@ LAYERS = {
     "1": {"advantage", "aggregation", "overlong", "batch", "loss", "kl", "gae"},
     "2": {
         "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation",
-        "engine_pool", "checkpoint", "reward_attempts", "bad_updates",
+        "engine_pool", "checkpoint", "reward_attempts", "bad_updates", "outage",
     },
     "judge": {"judge"},
     "backend": {"backend"},

@@ -102,11 +102,11 @@ def test_too_large_a_learning_rate_is_neither_published_nor_saved(model: Path, t
         await trainer.save(str(tmp_path / "good" / "model"))
         await trainer.train(_batch(ranks, 0))
         with pytest.raises(
-            Exception, match="weights are not published: .* tensors hold NaN or infinity: model.embed_tokens"
+            Exception, match=r"weights are not published: .* tensors hold NaN or infinity: model.embed_tokens"
         ):
             await checksum(ranks)
         with pytest.raises(
-            WorkerFailed, match="model is not saved to .* hold NaN or infinity: model.embed_tokens.weight"
+            WorkerFailed, match=r"model is not saved to .* hold NaN or infinity: model.embed_tokens.weight"
         ):
             await trainer.save(str(tmp_path / "good" / "model"))
         with pytest.raises(WorkerFailed, match="no checkpoint is made in"):

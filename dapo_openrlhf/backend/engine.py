@@ -12,7 +12,14 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
+from dapo_openrlhf.backend.messages import (
+    GenerationReport,
+    GroupTexts,
+    GroupTokens,
+    PromptTooLong,
+    WeightAck,
+    WeightManifest,
+)
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.ports import Sampling
 
@@ -37,6 +44,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         name: str,
         engine_args: Mapping[str, Any],
         max_len: int,
+        decode_queries: bool = False,
         version: int = 0,
         weights_in_flight: bool = True,
         recompute_kv_cache: bool = False,
@@ -59,6 +67,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
         self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
         self._max_len = max_len
+        self._decode_queries = decode_queries
         self._phase = "loading its model"
         self._loop = EngineLoop(
             engine_args,
@@ -80,8 +89,11 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def generate(
         self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling
-    ) -> tuple[GenerationReport, GroupTokens, list[str]] | tuple[None, None, None]:
-        """Sample a group; nothing comes of one that is cut too early. Raises :class:`PromptTooLong`."""
+    ) -> tuple[GenerationReport, GroupTokens, GroupTexts] | tuple[None, None, None]:
+        """Sample a group; nothing comes of one that is cut too early.
+
+        Raises :class:`PromptTooLong`, and ``ArithmeticError`` for log-probs that are not finite.
+        """
         if len(prompt_ids) + sampling.max_new_tokens > self._max_len:
             raise PromptTooLong(
                 f"prompt of {len(prompt_ids)} tokens and rollout.max_new_tokens {sampling.max_new_tokens} exceed "
@@ -91,6 +103,12 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         if made is None:
             return None, None, None  # no exception: Ray would report it where nobody waits for the group any more
         report, tokens = made
+        if not np.isfinite(tokens.rollout_logprobs).all():
+            bad = int((~np.isfinite(tokens.rollout_logprobs)).sum())
+            raise ArithmeticError(
+                f"{bad} of {len(tokens.rollout_logprobs)} log-probs of {group_id} are not finite, with the weights of versions "
+                f"{report.oldest_version} to {report.newest_version}: the engine's model or its memory is broken"
+            )
         return report, tokens, await asyncio.get_running_loop().run_in_executor(self._texts, self._decode, tokens)
 
     async def cut(self, group_id: str) -> None:
@@ -125,9 +143,15 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._enter(f"generating with version {version}")
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
-    def _decode(self, tokens: GroupTokens) -> list[str]:
+    def _decode(self, tokens: GroupTokens) -> GroupTexts:
+        """Texts of a group. A query is decoded as a whole, as OpenRLHF does: two decoded parts may differ from it."""
         responses = [tokens.response(index)[0] for index in range(len(tokens.offsets) - 1)]
-        return self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        if not self._decode_queries:
+            return GroupTexts(responses=tuple(texts))
+        whole = [np.concatenate([tokens.prompt_ids, response]) for response in responses]
+        queries = self._tokenizer.batch_decode(whole, skip_special_tokens=False)
+        return GroupTexts(responses=tuple(texts), queries=tuple(queries))
 
     def _enter(self, phase: str) -> None:
         self._phase = phase

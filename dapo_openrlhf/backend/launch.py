@@ -72,7 +72,7 @@ async def _train(
     build: Callable[[Workers, Publisher], Pipeline],
 ) -> Outcome:
     started = time.monotonic()
-    workers = await start_workers(config, inputs)
+    workers = await start_workers(config, inputs, say=say)
     publisher = await open_publisher(config, workers, on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)))
     for note in workers.notes:
         say(note)
@@ -105,7 +105,7 @@ async def _evaluate(
     progress: Callable[[float], str],
 ) -> Evaluation:
     started = time.monotonic()
-    workers = await start_workers(config, inputs, training=False)
+    workers = await start_workers(config, inputs, training=False, say=say)
     begun = time.monotonic()
     say(f"engines ready after {begun - started:.1f} s")
 
@@ -148,7 +148,11 @@ def build_pipeline(
         ),
         max_filtered_batches=config.algo.max_filtered_batches,
         # Longer than anything a group may wait for, each of which has a deadline of its own that says who is late.
-        stall_timeout=timing.start_timeout + timing.publish_timeout + timing.generate_timeout + timing.reward_timeout,
+        stall_timeout=timing.start_timeout
+        + timing.publish_timeout
+        + timing.generate_timeout
+        + timing.reward_timeout
+        + (reward.server_timeout if any("://" in name for name in reward.remote_url) else 0.0),
     )
     rollouts = RolloutLoop(
         prompts=PromptStream(

@@ -36,6 +36,16 @@ class GroupTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTexts:
+    """The texts of one group."""
+
+    responses: tuple[str, ...]
+    """Without special tokens."""
+    queries: tuple[str, ...] = ()
+    """Prompt and response together, special tokens included; empty where no reward looks at them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationReport:
     """An engine's answer about one group, without the tokens; fields as in ``types.Generation``."""
 

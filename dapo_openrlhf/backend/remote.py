@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
-from dapo_openrlhf.backend.messages import GenerationReport, PromptTooLong, WeightManifest
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, PromptTooLong, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
 from dapo_openrlhf.bad_updates import UpdateOutcome
 from dapo_openrlhf.batch import plan_batch
@@ -117,7 +117,8 @@ class ObjectStoreTexts:
         """Wait for a group's texts and copy them here."""
         try:
             async with asyncio.timeout(self._timeout):
-                return list(await texts)
+                fetched: GroupTexts = await texts
+                return fetched.responses
         except TimeoutError:
             raise GroupError("texts_lost", f"a group's texts did not arrive within {self._timeout:g} s") from None
         except RayError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from dapo_openrlhf.backend.placement import Anywhere, Placement, reserve
 from dapo_openrlhf.backend.policy import PolicyActor, RankReady
 from dapo_openrlhf.backend.publish import IpcPublisher, NcclPublisher
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, OnSpans, RemoteEngine, all_within
-from dapo_openrlhf.backend.rewards import RewardPool
+from dapo_openrlhf.backend.rewards import RewardPool, RewardTimes
 from dapo_openrlhf.backend.step_settings import AdvantageSettings, GuardSettings, LossSettings
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.judge.settings import judge_settings
+from dapo_openrlhf.judge.sources import RULE
 
 ENGINE_CONCURRENT_CALLS = 1 << 16
 
@@ -37,14 +38,19 @@ class Workers:
     """What the user should know about how they run."""
 
 
-async def start_workers(config: Config, inputs: Inputs, *, training: bool = True) -> Workers:
-    """Start every actor at once and wait until all are ready; without ``training`` there are no trainer ranks."""
+async def start_workers(
+    config: Config, inputs: Inputs, *, training: bool = True, say: Callable[[str], None] = print
+) -> Workers:
+    """Start every actor at once and wait until all are ready; without ``training`` there are no trainer ranks.
+
+    ``say``: see :class:`RewardPool`.
+    """
     placement = reserve(config, inputs.device, training=training)
     engines = _create_engines(config, inputs, placement)
     if config.train.colocate_all and training:
         # While vLLM measures what memory there is, nothing else may take or give back any on the same GPU.
         await _all_ready(config, _readiness(engines))
-    rewards = _create_rewards(config)
+    rewards = _create_rewards(config, say)
     ranks = await _create_ranks(config, inputs, placement) if training else []
     calls = _readiness(engines, rewards)
     starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
@@ -114,6 +120,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
             name=f"engine {index}",
             engine_args=engine_args(config, device, index, inputs.checkpoint),
             max_len=config.data.max_len,
+            decode_queries=config.reward.remote_url != (RULE,),
             version=inputs.first_step,
             weights_in_flight=config.train.partial_rollout_enable,
             recompute_kv_cache=config.async_.kv_cache == "recompute",
@@ -122,12 +129,16 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
     return [RemoteEngine(start, index=index) for index in range(config.vllm.num_engines)]
 
 
-def _create_rewards(config: Config) -> RewardPool:
+def _create_rewards(config: Config, say: Callable[[str], None]) -> RewardPool:
     return RewardPool(
         workers=config.reward.num_workers,
         settings=judge_settings(config.reward),
-        timeout=config.async_.reward_timeout,
-        start_timeout=config.async_.start_timeout,
+        times=RewardTimes(
+            group=config.async_.reward_timeout,
+            start=config.async_.start_timeout,
+            server=config.reward.server_timeout,
+        ),
+        say=say,
     )
 
 

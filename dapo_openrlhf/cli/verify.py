@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_openrlhf.config import ConfigError, RewardSection, build_reward, load_config
+from dapo_openrlhf.judge.printed import Limited
 from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.judge.sources import RULE, Question
 
 MOST_ERRORS_PRINTED = 5
 
@@ -26,16 +29,23 @@ class Case:
 
     line: int
     response: str
-    label: str
+    label: object
+    """The row's own; the rule takes text or a number."""
     prompt: str
     """Empty where the file has none; the rule does not look at it."""
+    columns: Mapping[str, object]
+    """The row's others, for functions that ask for them."""
 
 
 def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
     """Judge every line of ``options.file``; returns the exit status."""
     settings = judge_settings(reward_section(options, overrides))
     cases = read_cases(
-        options.file, response_key=options.response_key, answer_key=options.answer_key, prompt_key=options.prompt_key
+        options.file,
+        response_key=options.response_key,
+        answer_key=options.answer_key,
+        prompt_key=options.prompt_key,
+        by_rule=RULE in settings.sources,
     )
     if options.json and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
@@ -67,8 +77,11 @@ def reward_section(options: argparse.Namespace, overrides: Mapping[str, object])
     return build_reward({name.removeprefix("reward."): value for name, value in settings.items()}, source="the reward")
 
 
-def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: str) -> list[Case]:
-    """All lines of a JSON Lines file. Raises ``ConfigError`` that names file and line of a broken one."""
+def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: str, by_rule: bool = True) -> list[Case]:
+    """All lines of a JSON Lines file. Raises ``ConfigError`` that names file and line of a broken one.
+
+    ``by_rule``: gold answers must be such as the rule can compare with.
+    """
     if file.suffix == ".parquet":
         raise ConfigError(f"{file}: responses are read from JSON Lines, not from parquet")
     try:
@@ -89,15 +102,16 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
                 raise ConfigError(
                     f"{file}, line {number}: {response_key!r} (--response-key) is no text: {response!r:.80}"
                 )
-            if not _is_answer(label):
+            if not (_is_answer(label) if by_rule else label is not None):
                 raise ConfigError(f"{file}, line {number}: {answer_key!r} (--answer-key) is no answer: {label!r:.80}")
             prompt = row.get(prompt_key)
             cases.append(
                 Case(
                     line=number,
                     response=response,
-                    label=str(label),
+                    label=label,
                     prompt=prompt if isinstance(prompt, str) else "",
+                    columns={k: v for k, v in row.items() if k not in (response_key, answer_key, prompt_key)},
                 )
             )
     if not cases:
@@ -118,6 +132,7 @@ def judge_all(cases: Sequence[Case], settings: JudgeSettings, *, workers: int) -
     """Judgements in the order of the cases, and the seconds they took once the rewards were loaded."""
     judgements: dict[int, Judgement] = {}
     todo = iter(enumerate(cases))
+    printed = Limited(lambda line: print(line, file=sys.stderr, flush=True), time.monotonic)
     turn = threading.Lock()
     stopped = threading.Event()
 
@@ -127,7 +142,16 @@ def judge_all(cases: Sequence[Case], settings: JudgeSettings, *, workers: int) -
                 index, case = next(todo, (-1, None))
             if case is None:
                 return
-            judgements[index] = judge.judge(case.response, label=case.label, prompt=case.prompt)
+            question = Question(
+                responses=[case.response],
+                queries=[case.prompt + case.response],
+                prompt=case.prompt,
+                label=case.label,
+                columns=case.columns,
+            )
+            (judgements[index],) = judge.judge_all(question)
+            for line in judge.printed():
+                printed(line)
 
     with contextlib.ExitStack() as stack:
         judges = [stack.enter_context(Judge(settings)) for _ in range(workers)]

@@ -21,6 +21,8 @@ class JudgeSettings:
     """Scores of a file or an endpoint from here on are right answers."""
     timeout: float = 5.0
     """Seconds one response may take."""
+    batch_size: int | None = 1
+    """Responses of a group that a reward is asked about at once; None asks about all."""
     memory: int = 1024
     """MiB the process may take beyond what it holds once everything is loaded."""
 
@@ -35,5 +37,6 @@ def judge_settings(reward: RewardSection) -> JudgeSettings:
         weights=reward.weights or (1.0,) * len(reward.remote_url),
         correct_from=reward.correct_from,
         timeout=reward.timeout,
+        batch_size=reward.batch_size,
         memory=reward.memory,
     )
