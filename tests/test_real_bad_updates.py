@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from safetensors.torch import load_file, save_file
 from test_real_algorithms import _batch, _config, _start
 from tiny_model import make_tiny_model
 
@@ -92,28 +93,48 @@ def test_weights_critic_and_schedule_are_as_if_the_update_had_not_been(
         assert np.isfinite(rank["logprobs"]).all()
 
 
-def test_too_large_a_learning_rate_is_neither_published_nor_saved(model: Path, tmp_path: Path) -> None:
-    config = _config(model, "dapo", ranks=1, zero_stage=2, actor__adam={"lr": 3e38})
-    device = Device.of("cpu", processes=1)
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 2), (2, 3)])
+def test_weights_that_are_not_finite_are_neither_published_nor_saved(
+    model: Path, tmp_path: Path, ranks: int, zero_stage: int
+) -> None:
+    config = _config(model, "dapo", ranks=ranks, zero_stage=zero_stage)
+    device = Device.of("cpu", processes=2)
 
     async def main() -> None:
-        trainer, ranks = await _start(config, device)
-        (tmp_path / "good").mkdir()
-        await trainer.save(str(tmp_path / "good" / "model"))
-        await trainer.train(_batch(ranks, 0))
-        with pytest.raises(
-            Exception, match=r"weights are not published: .* tensors hold NaN or infinity: model.embed_tokens"
-        ):
-            await checksum(ranks)
-        with pytest.raises(
-            WorkerFailed, match=r"model is not saved to .* hold NaN or infinity: model.embed_tokens.weight"
-        ):
-            await trainer.save(str(tmp_path / "good" / "model"))
-        with pytest.raises(WorkerFailed, match="no checkpoint is made in"):
+        trainer, actors = await _start(config, device)
+        await trainer.save(str(tmp_path / "model"))
+
+        def poison(rank: Any) -> None:
+            """One number, under ZeRO-3 on one rank alone."""
+            named = dict(rank._engine.module.named_parameters())
+            parameter = named["model.layers.1.mlp.up_proj.weight"]
+            held = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
+            held.data.view(-1)[0] = float("inf")
+
+        await actors[-1].__ray_call__.remote(poison)
+        what = "1 of 24 tensors hold NaN or infinity: model.layers.1.mlp.up_proj.weight"
+        with pytest.raises(Exception, match=f"these weights are not published: {what}"):
+            await checksum(actors)
+        with pytest.raises(WorkerFailed, match=f"the model is not saved to .*model: {what}"):
+            await trainer.save(str(tmp_path / "model"))
+        with pytest.raises(WorkerFailed, match=f"no checkpoint is made in .*state: {what}"):
             await trainer.save_state(str(tmp_path / "state"))
-        assert not (tmp_path / "state").exists()
-        assert json.loads((tmp_path / "good" / "model" / "config.json").read_text())["model_type"] == "qwen2"
-        assert not (tmp_path / "good" / "model.unfinished").exists()
+        assert not (tmp_path / "state").exists() and not (tmp_path / "model.unfinished").exists()
+        assert (tmp_path / "model" / "model.safetensors").is_file()
 
     with ray_cluster(config, device):
         asyncio.run(main())
+
+
+def test_a_model_that_is_not_finite_is_refused_at_the_start(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    config = _config(tmp_path / "broken", "dapo", ranks=1, zero_stage=2)
+    device = Device.of("cpu", processes=1)
+    with (
+        ray_cluster(config, device),
+        pytest.raises(Exception, match=r"broken cannot be trained: .*: model\.norm\.weight"),
+    ):
+        asyncio.run(_start(config, device))

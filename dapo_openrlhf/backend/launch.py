@@ -147,12 +147,7 @@ def build_pipeline(
             window=OVER_SAMPLING_WINDOW * rollout.batch_size,
         ),
         max_filtered_batches=config.algo.max_filtered_batches,
-        # Longer than anything a group may wait for, each of which has a deadline of its own that says who is late.
-        stall_timeout=timing.start_timeout
-        + timing.publish_timeout
-        + timing.generate_timeout
-        + timing.reward_timeout
-        + (reward.server_timeout if any("://" in name for name in reward.remote_url) else 0.0),
+        stall_timeout=stall_timeout(config),
     )
     rollouts = RolloutLoop(
         prompts=PromptStream(
@@ -207,6 +202,14 @@ def build_pipeline(
         on_step=on_step,
         on_evaluation=on_evaluation,
     )
+
+
+def stall_timeout(config: Config) -> float:
+    """Longer than anything a group may wait for, each of which has a deadline of its own that says who is late."""
+    timing, reward = config.async_, config.reward
+    served = any("://" in name for name in reward.remote_url)
+    waits = (timing.start_timeout, timing.publish_timeout, timing.generate_timeout, timing.reward_timeout)
+    return sum(waits) + (reward.server_timeout if served else 0.0)
 
 
 def _evaluator(

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from dapo_openrlhf.cli.train import first_words
 from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.evaluation import Evaluation
 from dapo_openrlhf.report.progress import EvaluationProgress
@@ -40,8 +41,8 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
             on_answered=progress.answered,
             progress=progress.words,
         )
-    except RuntimeError as error:  # nothing could be judged, or engines did not start in time
-        print(error, file=sys.stderr)
+    except (ExceptionGroup, RuntimeError) as error:  # nothing could be judged, engines did not start, a server is gone
+        print(first_words(error), file=sys.stderr)
         return 1
     summary = summary_of(config, measured) | {"total_seconds": round(time.monotonic() - started, 1)}
     if responses_file is not None:

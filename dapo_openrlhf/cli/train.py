@@ -151,7 +151,7 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
         except ConfigError:
             raise
         except (ExceptionGroup, RuntimeError) as error:
-            print(f"{_first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
+            print(f"{first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
             return 1
         finally:
             recorder.close()
@@ -201,7 +201,7 @@ def _draw(config: Config, recorder: RunRecorder, folder: RunFolder) -> None:
     draw_run(recorder.rows, recorder.evaluations, folder.picture, config.run.name)
 
 
-def _first_words(error: BaseException) -> str:
+def first_words(error: BaseException) -> str:
     """The first error that is no group, as its user should read it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
