@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dapo_openrlhf.backend.engine import EngineActor
-from dapo_openrlhf.backend.messages import PromptTooLong
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, PromptTooLong
 from dapo_openrlhf.ports import Sampling
 
 SAMPLING = Sampling(n=2, max_new_tokens=10, temperature=1.0, top_p=1.0)
@@ -56,3 +58,47 @@ def test_a_prompt_that_leaves_no_room_for_a_response_never_reaches_the_loop() ->
     with pytest.raises(PromptTooLong, match=r"prompt of 90 tokens and rollout\.max_new_tokens 10 .* data\.max_len 99"):
         asyncio.run(make_actor(loop).generate("long", (5,) * 90, SAMPLING))
     assert loop.asked == []
+
+
+class WordTokenizer:
+    """One word a token; 0 is the special ``<eos>``."""
+
+    def batch_decode(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        def word(token: int) -> str:
+            return f"w{token}" if token else "" if skip_special_tokens else "<eos>"
+
+        return ["".join(map(word, row)) for row in rows]
+
+
+def group_tokens(*logprobs: float) -> GroupTokens:
+    return GroupTokens(
+        prompt_ids=np.asarray([0, 5], np.int32),
+        response_ids=np.asarray([7, 0, 8], np.int32),
+        rollout_logprobs=np.asarray(logprobs, np.float32),
+        offsets=np.asarray([0, 2, 3]),
+    )
+
+
+@pytest.mark.parametrize(("wanted", "queries"), [(False, ()), (True, ("<eos>w5w7<eos>", "<eos>w5w8"))])
+def test_responses_are_decoded_without_special_tokens_and_queries_with_them(
+    wanted: bool, queries: tuple[str, ...]
+) -> None:
+    actor = make_actor(FakeLoop())
+    vars(actor).update(_tokenizer=WordTokenizer(), _decode_queries=wanted)
+    assert actor._decode(group_tokens(-1, -1, -1)) == GroupTexts(responses=("w7", "w8"), queries=queries)
+
+
+@pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])
+def test_log_probs_that_are_not_finite_are_the_engine_s_fault(logprob: float) -> None:
+    report = GenerationReport(
+        prompt_length=2, lengths=(2, 1), truncated=(False, True), cut=(False,) * 2, oldest_version=3, newest_version=4
+    )
+
+    class SickLoop(FakeLoop):
+        def generate(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> Future[Any]:
+            done: Future[Any] = Future()
+            done.set_result((report, group_tokens(-1, logprob, -1)))
+            return done
+
+    with pytest.raises(ArithmeticError, match="1 of 3 log-probs of group 9 are not finite, .* versions 3 to 4"):
+        asyncio.run(make_actor(SickLoop()).generate("group 9", (0, 5), SAMPLING))

@@ -10,8 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.utils import get_global_norm_of_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
 
@@ -35,29 +33,24 @@ class Gate:
 
         It is not finite if any gradient is not, or if they are so large that their squares overflow.
         """
+        scaled = torch.stack(self._group_norms())
+        # DeepSpeed writes -1 for a group's norm that is not finite, and would clip by what it makes of that.
+        return torch.linalg.vector_norm(torch.where(scaled < 0, torch.nan, scaled)) / self._optimizer.loss_scale
+
+    def _group_norms(self) -> list[Tensor]:
+        """Of each of the optimizer's groups of parameters, over all ranks and with the loss scale."""
         optimizer = self._optimizer
-        match optimizer:
-            case BF16_Optimizer():
-                return get_global_norm_of_tensors(
-                    input_tensors=optimizer.get_grads_for_norm()[0],
-                    mpu=optimizer.mpu,
-                    norm_type=optimizer.norm_type,
-                    use_graph=optimizer.graph_harvesting,
-                )
-            case DeepSpeedZeroOptimizer_Stage3():
-                scaled = torch.linalg.vector_norm(torch.stack(optimizer._get_norm_groups()))
-            case _:
-                scaled = optimizer.scaled_global_norm()
-        return scaled / optimizer.loss_scale
+        if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+            norms: list[Tensor] = optimizer._get_norm_groups()
+            return norms
+        groups = optimizer.params_in_partition
+        if optimizer.cpu_offload:
+            return [optimizer.complete_grad_norm_calculation_for_cpu_offload(group) for group in groups]
+        return [
+            optimizer.get_grad_norm_direct(optimizer.averaged_gradients[i], group) for i, group in enumerate(groups)
+        ]
 
     def step(self, *, sound: bool) -> None:
         """Let the gradients through, or drop them: weights, moments and schedule stay as they were."""
-        if isinstance(self._optimizer, BF16_Optimizer):  # which knows of no overflow
-            if sound:
-                self._engine.step()
-            else:
-                self._optimizer.zero_grad()
-                self._engine.skipped_steps += 1
-            return
         self._optimizer.overflow = not sound
         self._engine.step()

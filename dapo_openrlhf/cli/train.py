@@ -66,7 +66,7 @@ class RunRecorder:
                 )
             case UpdateSkipped():
                 print(
-                    f"warning: update {event.update} of step {event.step + 1} was stopped before the optimizer saw it: not "
+                    f"warning: update {event.update} of step {event.step} was stopped before the optimizer saw it: not "
                     f"finite were {words(event.not_finite)}; {event.in_a_row} in a row; "
                     f"{event.problem or f'its batch is in {event.path}'}",
                     file=self._stream,
