@@ -100,5 +100,5 @@ def test_log_probs_that_are_not_finite_are_the_engine_s_fault(logprob: float) ->
             done.set_result((report, group_tokens(-1, logprob, -1)))
             return done
 
-    with pytest.raises(ArithmeticError, match="1 of 3 log-probs of group 9 are not finite, .* versions 3 to 4"):
+    with pytest.raises(ArithmeticError, match=r"1 of 3 log-probs of group 9 are not finite, .* versions 3 to 4"):
         asyncio.run(make_actor(SickLoop()).generate("group 9", (0, 5), SAMPLING))
