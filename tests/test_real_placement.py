@@ -106,7 +106,7 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once(cluster: None) -> None:
 def test_starting_a_run_places_its_workers(cluster: None, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     monkeypatch.setattr(run_workers, "EngineActor", StubEngine)
     monkeypatch.setattr(run_workers, "PolicyActor", StubRank)
-    monkeypatch.setattr(run_workers, "_create_rewards", lambda config: StubRewards())
+    monkeypatch.setattr(run_workers, "_create_rewards", lambda config, say: StubRewards())
     placements: list[Any] = []
     monkeypatch.setattr(run_workers, "reserve", lambda *a, **k: placements.append(reserve(*a, **k)) or placements[0])
     asked = config(per_node=2, engines=2, workers=1 if shared else 4, shared=shared)

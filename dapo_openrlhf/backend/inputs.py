@@ -70,7 +70,8 @@ def check_rewards(settings: JudgeSettings) -> None:
             try:
                 judge.wait_ready()
             except JudgeUnavailable as error:
-                raise ConfigError(f"reward.remote_url: {' '.join(settings.sources)}: {error}") from error
+                printed = "".join(f"\nreward: {line}" for line in judge.printed())
+                raise ConfigError(f"reward.remote_url: {' '.join(settings.sources)}: {error}{printed}") from error
 
 
 def local_model(name_or_path: str) -> str:
