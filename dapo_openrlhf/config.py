@@ -265,7 +265,7 @@ class RewardSection(Section):
     it; an http(s) address that speaks OpenRLHF's remote reward protocol. The first decides which answers are right."""
     weights: Annotated[tuple[FiniteFloat, ...], BeforeValidator(_listed), Field(strict=False)] | None = None
     """One for each reward: their weighted sum is trained; null weighs each with 1."""
-    correct_from: float = 1.0
+    correct_from: FiniteFloat = 1.0
     """A file's or an endpoint's score of at least this counts as a right answer, for accuracy and dynamic sampling."""
     num_workers: PositiveInt = 1
     """Reward worker processes."""
