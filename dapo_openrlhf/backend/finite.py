@@ -21,22 +21,26 @@ def refuse_not_finite(what: str, *engines: Any) -> None:
     Each rank looks at what it holds, a part of each parameter under ZeRO-3: one pass over the memory, one collective and
     one synchronisation. ``what`` is not done because of it. Every rank must call it with DeepSpeed's engines.
     """
-    named = [(name, held(parameter)) for engine in engines for name, parameter in engine.module.named_parameters()]
-    _refuse(what, named, engines[0].device)
+    _refuse(
+        what,
+        [
+            (name, _not_finite(held(parameter)).to(engine.device))
+            for engine in engines
+            for name, parameter in engine.module.named_parameters()
+        ],
+    )
 
 
 def refuse_moments_not_finite(what: str, *engines: Any) -> None:
-    """The same for the optimizers' moments, of which a rank holds its part; before the first step there are none."""
+    """The same for the optimizers' moments, of which a rank holds its part; before the first step there may be none."""
     named = []
     for engine in engines:
-        optimizer = engine.optimizer.optimizer
-        nothing = torch.zeros(0, device=engine.device)
-        for group, settings in enumerate(optimizer.param_groups):
-            for part, parameter in enumerate(settings["params"]):
-                for name in ("exp_avg", "exp_avg_sq"):
-                    moment = optimizer.state.get(parameter, {}).get(name, nothing)
-                    named.append((f"the optimizer's {name} ({group}, {part})", moment))
-    _refuse(what, named, engines[0].device)
+        # Under ZeRO-3 the parameter groups are empty between steps; the state is not.
+        states = engine.optimizer.optimizer.state.values()
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments = [state[name] for state in states if name in state]
+            named.append((f"the optimizer's {name}", _any_not_finite(moments, engine.device)))
+    _refuse(what, named)
 
 
 def held(parameter: Any) -> Tensor:
@@ -48,8 +52,9 @@ def held(parameter: Any) -> Tensor:
     return part[: max(0, min(part.numel(), int(parameter.ds_numel) - begin))]
 
 
-def _refuse(what: str, named: Sequence[tuple[str, Tensor]], device: torch.device) -> None:
-    found = torch.stack([_not_finite(tensor).to(device) for _, tensor in named]).float()
+def _refuse(what: str, named: Sequence[tuple[str, Tensor]]) -> None:
+    """``named``: whether each tensor is not finite, as tensors on one device; as many on every rank."""
+    found = torch.stack([is_bad for _, is_bad in named]).float()
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
     bad = [name for (name, _), is_bad in zip(named, found.tolist(), strict=True) if is_bad]
     if bad:
@@ -57,6 +62,12 @@ def _refuse(what: str, named: Sequence[tuple[str, Tensor]], device: torch.device
         raise NotFinite(
             f"{what}: {len(bad)} of {len(named)} tensors hold NaN or infinity: {', '.join(bad[:NAMES_SHOWN])}{more}"
         )
+
+
+def _any_not_finite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Whether one of these is not finite, on ``device``; they may lie in host memory."""
+    flags = [_not_finite(tensor).to(device) for tensor in tensors]
+    return torch.stack(flags).any() if flags else torch.zeros((), dtype=torch.bool, device=device)
 
 
 def _not_finite(tensor: Tensor) -> Tensor:
