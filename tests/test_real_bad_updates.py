@@ -123,6 +123,8 @@ def test_weights_that_are_not_finite_are_neither_published_nor_saved(
     async def main() -> None:
         trainer, actors = await _start(config, device)
         await trainer.save(str(tmp_path / "model"))
+        await trainer.save_state(str(tmp_path / "good"))
+        assert (tmp_path / "good").is_dir()
 
         def poison(rank: Any) -> None:
             """One number, under ZeRO-3 on one rank alone."""
