@@ -54,7 +54,11 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    load_config(_settings_file(options), parse_overrides(rest))  # refused here rather than on the cluster
+    config = load_config(_settings_file(options), parse_overrides(rest))  # refused here rather than on the cluster
+    if options.resume is not None:
+        from dapo_openrlhf.resume import check_resume, newest_checkpoint
+
+        check_resume(config, run=options.resume, checkpoint=newest_checkpoint(options.resume))
     from dapo_openrlhf.cli.submit import submit
 
     return submit(options, rest)

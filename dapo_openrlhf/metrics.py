@@ -47,7 +47,7 @@ METRICS = {
     "token_probability": "mean probability of the trained tokens under the policy",
     "loss": "policy loss, mean over the step's updates",
     "grad_norm": "gradient norm before clipping, mean over the step's updates",
-    "lr": "learning rate",
+    "lr": "learning rate of the step's last update",
     "clip_fraction": "share of trained tokens whose loss clipping decided",
     "ratio": "mean ratio of the policy to the old one; 1 while a step has had one update",
     "kl": "estimate of KL(policy || reference) per trained token, in nats; with a reference model",

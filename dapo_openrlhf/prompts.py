@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
@@ -23,7 +24,9 @@ class PromptState:
     returned: tuple[int, ...]
     """Ids of prompts to be given out again first."""
     prompt_count: int
-    """Size of the prompt set, by which a different one is recognised."""
+    """Size of the prompt set."""
+    fingerprint: str = ""
+    """Of the prompts' texts, by which other ones are recognised; empty: not known."""
 
 
 class PromptStream:
@@ -39,11 +42,7 @@ class PromptStream:
         self._order = self._episodes()
         self._drawn = 0
         if state is not None:
-            if state.prompt_count != len(prompts):
-                raise ConfigError(
-                    f"data.prompt_dataset: holds {len(prompts)} prompts, the run to resume had {state.prompt_count}; "
-                    "resume with the same prompts"
-                )
+            check_same_prompts(prompts, state)
             self._returned.extend(prompts[index] for index in state.returned)
             self._drawn = state.drawn
             deque(itertools.islice(self._order, state.drawn), maxlen=0)
@@ -70,7 +69,36 @@ class PromptStream:
     def state(self, unfinished: Iterable[Prompt]) -> PromptState:
         """Where to go on later. ``unfinished``: prompts given out that have not been trained or dropped yet."""
         returned = tuple(prompt.id for prompt in (*unfinished, *self._returned))
-        return PromptState(drawn=self._drawn, returned=returned, prompt_count=len(self._prompts))
+        return PromptState(
+            drawn=self._drawn,
+            returned=returned,
+            prompt_count=len(self._prompts),
+            fingerprint=fingerprint(self._prompts),
+        )
+
+
+def fingerprint(prompts: Sequence[Prompt]) -> str:
+    """Of the texts in their order. Labels are not part of it: a wrong answer may be corrected within a run."""
+    digest = hashlib.blake2b(digest_size=16)
+    for prompt in prompts:
+        text = prompt.text.encode("utf-8", "surrogatepass")
+        digest.update(len(text).to_bytes(8))
+        digest.update(text)
+    return digest.hexdigest()
+
+
+def check_same_prompts(prompts: Sequence[Prompt], state: PromptState) -> None:
+    """Raises :class:`ConfigError` when a run's place in its prompts is not one in these."""
+    if state.prompt_count != len(prompts):
+        found = f"holds {len(prompts)} prompts, the run to resume had {state.prompt_count}"
+    elif state.fingerprint and state.fingerprint != fingerprint(prompts):
+        found = f"holds {len(prompts)} prompts, but not those of the run to resume, or not in their order"
+    else:
+        return
+    raise ConfigError(
+        f"data.prompt_dataset: {found}; resume with the same prompts, or start a new run from the checkpoint: "
+        "--config RUN/config.yaml --actor.model_name_or_path RUN/checkpoints/step-N"
+    )
 
 
 def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: str | None = None) -> list[Prompt]:

@@ -37,7 +37,7 @@ LAYERS = {
     "1": {"advantage", "aggregation", "overlong", "batch", "loss", "kl", "gae"},
     "2": {
         "events", "event_log", "metrics", "rollout_queue", "rollout", "pipeline", "prompts", "ports", "evaluation",
-        "engine_pool", "checkpoint", "reward_attempts",
+        "engine_pool", "checkpoint", "reward_attempts", "resume",
     },
     "judge": {"judge"},
     "backend": {"backend"},

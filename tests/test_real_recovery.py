@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import os
 import signal
 import time
@@ -69,15 +70,18 @@ def events_of(run: Path) -> list[dict[str, object]]:
 
 
 def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
-    config = make_config(tmp_path, **{"ckpt.save_steps": 1, "ckpt.max_num": 2})
+    schedule = {"actor.lr_scheduler": "cosine", "ckpt.save_steps": 1}
+    config = make_config(tmp_path, **schedule, **{"ckpt.max_num": 2})
     assert train(config, started=time.monotonic(), stream=io.StringIO()) == 0
     run = tmp_path / "runs" / "dapo"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
 
-    longer = make_config(tmp_path, **{"ckpt.save_steps": 1, "train.max_steps": 6})
+    changes = {"train.max_steps": 6, "actor.adam.lr": 1e-5, "train.batch_size": 8}
+    longer = make_config(tmp_path, **schedule, **changes)
     said = io.StringIO()
     assert train(longer, started=time.monotonic(), resume=run, stream=said) == 0
     assert "resuming after 4 rollout steps" in said.getvalue()
+    assert "actor.adam.lr 1e-06 -> 1e-05, train.batch_size 16 -> 8" in said.getvalue()
     events = events_of(run)
     resumed = next(number for number, event in enumerate(events) if event.get("first_step") == 4)
     first, second = events[:resumed], events[resumed:]
@@ -93,6 +97,12 @@ def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
     assert unfinished == set(again[: len(unfinished)]), "what was in flight at the checkpoint comes first"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    # One update a step of 4 steps, then two of 6: the last updates of the six steps are the 0th to 3rd of 4, and the 9th
+    # and 11th of 12.
+    shares = [0 / 4, 1 / 4, 2 / 4, 3 / 4, 9 / 12, 11 / 12]
+    peaks = [1e-6] * 4 + [1e-5] * 2
+    cosine = [peak * 0.5 * (1 + math.cos(math.pi * share)) for peak, share in zip(peaks, shares, strict=True)]
+    assert [row["lr"] for row in rows] == pytest.approx(cosine)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])

@@ -12,7 +12,7 @@ from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.judge.process import Judge, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
-from dapo_openrlhf.prompts import load_prompts
+from dapo_openrlhf.prompts import check_same_prompts, load_prompts
 from dapo_openrlhf.types import Prompt
 
 
@@ -58,6 +58,8 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
         raise ConfigError(
             f"train.max_steps: {config.train.max_steps} rollout steps are done already in {checkpoint}; use more to go on"
         )
+    if state is not None:
+        check_same_prompts(prompts, state.prompts)
     return Inputs(device=device, prompts=prompts, problems=problems, checkpoint=checkpoint, state=state)
 
 

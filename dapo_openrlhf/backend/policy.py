@@ -88,12 +88,14 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         loss: LossSettings,
         advantages: AdvantageSettings,
         total_updates: int,
+        updates_done: int = 0,
         checkpoint: str | None = None,
         reference: str | None = None,
     ) -> RankReady:
         """Load the models and set up DeepSpeed. Blocks until all ranks have.
 
-        ``checkpoint``: folder of a checkpoint whose optimizer, schedule and full-precision weights to go on with.
+        ``total_updates``: gradient steps of the whole run, over which the schedule goes; ``updates_done``: where to enter
+        it. ``checkpoint``: folder of a checkpoint whose moments and full-precision weights to go on with.
         ``reference``: the model that a KL is measured to, or None.
         """
         stand_in_for_cuda()
@@ -114,7 +116,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._models = Models(self.strategy, device=self._device)
         self._build(args, total_updates, reference)
         if checkpoint is not None:
-            self._resume(os.path.join(checkpoint, TRAINER_FOLDER))
+            self._resume(os.path.join(checkpoint, TRAINER_FOLDER), updates_done)
         self._buffer: Tensor | None = None
         return RankReady(
             parameters=sum(map(whole_numel, self._engine.module.parameters())),
@@ -148,14 +150,13 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
             self._critic = Critic(self._models, self.strategy, total_updates=total_updates)
 
-    def _resume(self, folder: str) -> None:
-        found, _ = self._engine.load_checkpoint(folder, tag=STATE_TAG)
-        if found is None:
+    def _resume(self, folder: str, updates_done: int) -> None:
+        from dapo_openrlhf.backend.restoring import restore
+
+        if not restore(self._engine, folder, STATE_TAG, updates_done=updates_done):
             raise RuntimeError(f"{folder} holds no state of the optimizer: it cannot be gone on from")
-        if self._critic is not None:
-            found, _ = self._critic.engine.load_checkpoint(folder, tag=CRITIC_TAG)
-            if found is None:
-                raise RuntimeError(f"{folder} holds no critic: its run trained none; start from its model instead")
+        if self._critic is not None and not restore(self._critic.engine, folder, CRITIC_TAG, updates_done=updates_done):
+            raise RuntimeError(f"{folder} holds no critic: its run trained none; start from its model instead")
 
     # ------------------------------------------------------------------ one rollout step
 
@@ -166,7 +167,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         known = self._look_ahead(plan, fetched)
         sums: defaultdict[str, float] = defaultdict(float)
         grad_norms: defaultdict[str, list[float]] = defaultdict(list)
+        rate = 0.0
         for position, update in enumerate(plan.updates):
+            rate = self._optimizer.param_groups[0]["lr"]
             with self._span("update"):
                 self._update(update, fetched, known, sums, first=position == 0)
                 grad_norms["grad_norm"].append(float(self.strategy.get_grad_norm(self.actor)))
@@ -176,7 +179,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
                     grad_norms["critic_grad_norm"].append(self._critic.grad_norm)
         spans, self._spans = tuple(self._spans), []
         means = {name: sum(norms) / len(norms) for name, norms in grad_norms.items()}
-        return StepReport(sums=sums, values={**means, "lr": self._scheduler.get_last_lr()[0]}, spans=spans)
+        return StepReport(sums=sums, values={**means, "lr": rate}, spans=spans)
 
     def _look_ahead(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> Known:
         """Everything that depends on the weights at the start of the step."""

@@ -175,4 +175,5 @@ def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
             kl_estimator=kl.estimator,
         ),
         total_updates=config.gradient_steps,
+        updates_done=inputs.first_step * config.updates_per_step,
     )

@@ -18,6 +18,7 @@ from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.responses import write_responses
 from dapo_openrlhf.report.run_folder import RunFolder, write_whole
 from dapo_openrlhf.report.summary import Summary, closing_words
+from dapo_openrlhf.resume import Change, check_resume, newest_checkpoint
 
 FAILURES_SHOWN = 5
 
@@ -96,21 +97,27 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     from dapo_openrlhf.backend import launch
     from dapo_openrlhf.backend.inputs import check_inputs
 
-    checkpoint = None if resume is None else _newest_checkpoint(resume)
+    checkpoint: Path | None = None
+    changes: list[Change] = []
+    if resume is not None:
+        checkpoint = newest_checkpoint(resume)
+        changes = check_resume(config, run=resume, checkpoint=checkpoint)
     inputs = check_inputs(config, training=True, checkpoint=checkpoint)
     folder = RunFolder.create(Path(config.run.dir), config.run.name) if resume is None else RunFolder.reopen(resume)
     write_whole(folder.config, dump_config(config))
     if checkpoint is not None:
         print(f"resuming after {inputs.first_step} rollout steps from {checkpoint}", file=stream, flush=True)
+        if changes:
+            print(f"changed: {', '.join(map(str, changes))}", file=stream, flush=True)
     print(
         f"run folder {folder.path}; starting Ray, {config.vllm.num_engines} engine(s) and "
         f"{config.trainer_ranks} trainer rank(s) on {config.device}",
         file=stream,
         flush=True,
     )
-    changes = [f"{name} {value} (preset {expected})" for name, value, expected in preset_changes(config)]
-    if changes:
-        print(f"preset {config.preset}, but {', '.join(changes)}", file=stream, flush=True)
+    others = [f"{name} {value} (preset {expected})" for name, value, expected in preset_changes(config)]
+    if others:
+        print(f"preset {config.preset}, but {', '.join(others)}", file=stream, flush=True)
     with folder.events.open("a") as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(
@@ -131,7 +138,7 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
                 config,
                 inputs,
                 log=log,
-                checkpoints=Checkpoints(folder.checkpoints, max_num=config.ckpt.max_num),
+                checkpoints=Checkpoints(folder.checkpoints, max_num=config.ckpt.max_num, settings=dump_config(config)),
                 trained_model=str(folder.checkpoint.resolve()),
                 say=lambda text: print(text, file=stream, flush=True),
                 on_step=recorder.step,
@@ -149,13 +156,6 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     folder.write_summary(summary.as_dict())
     print(closing_words(summary, folder), file=stream, flush=True)
     return 0
-
-
-def _newest_checkpoint(run: Path) -> Path:
-    finished = Checkpoints(RunFolder(path=run).checkpoints, max_num=1).finished()
-    if not finished:
-        raise ConfigError(f"--resume {run}: there is no checkpoint in it; ckpt.save_steps makes some")
-    return finished[-1]
 
 
 def _earlier_rows(folder: RunFolder, first_step: int) -> list[Row]:
