@@ -210,7 +210,7 @@ def test_ranks_may_be_spread_over_nodes_otherwise(tmp_path: Path) -> None:
 def test_a_critic_cannot_appear_in_a_run_that_has_none(tmp_path: Path) -> None:
     run = make_run(tmp_path, config(**{"algo.advantage.estimator": "rloo"}))
     assert check(run, config(**{"algo.advantage.estimator": "dr_grpo"})) == ["algo.advantage.estimator"]
-    with pytest.raises(ConfigError, match="algo.advantage.estimator rloo -> gae: the checkpoint holds no critic"):
+    with pytest.raises(ConfigError, match=r"algo.advantage.estimator rloo -> gae: the checkpoint holds no critic"):
         check(run, config())
 
 
