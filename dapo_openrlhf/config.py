@@ -41,6 +41,16 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, str | int | float) else value
 
 
+def _bounds(value: object) -> object:
+    """HIGH alone is an upper bound only."""
+    match value:
+        case int() | float():
+            return (0.0, value)
+        case [high]:
+            return (0.0, high)
+    return value
+
+
 def _rewards(value: object) -> object:
     """As a list, in which null stands for the rule."""
     return _listed("rule" if value is None else value)
@@ -205,18 +215,19 @@ class AdvantageSection(Section):
     (arXiv 1506.02438, eq. 16); ``reinforce_baseline``, ``reinforce``: minus the group's mean, or the reward itself,
     whitened over the batch (arXiv 2501.03262)."""
     gamma: Fraction = 1.0
-    """Discount of ``gae``."""
+    """Discount of ``gae`` and ``reinforce``."""
     lambd: Fraction = 1.0
     """Lambda of ``gae``: 1 trusts rewards only, 0 values only."""
     no_std_norm: bool = False
     """Centre advantages over the batch without scaling them, with the estimators that whiten."""
     is_correction_level: Literal["off", "token", "seq"] = "token"
-    """Importance weights old/rollout for what engine and trainer, or two versions, disagree on: none, each token's,
-    or each response's (geometric mean)."""
+    """Each token's importance weight old/rollout corrects for what engine and trainer, or two versions, disagree on:
+    ``off`` not at all, ``token`` bounded by itself, ``seq`` only in responses whose geometric mean is within the bounds.
+    With ``gspo`` the rollout is the ratio's denominator instead."""
     is_correction_mode: Literal["clip", "mask"] = "clip"
-    """Outside the threshold: ``clip`` truncates the weight, ``mask`` sets it to zero."""
-    is_correction_threshold: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 2.0)
-    """LOW HIGH bounds of the weight."""
+    """Outside the threshold: ``clip`` truncates a token's weight, ``mask`` sets it, or the response's, to zero."""
+    is_correction_threshold: Annotated[tuple[float, float], BeforeValidator(_bounds), Field(strict=False)] = (0.0, 2.0)
+    """LOW HIGH bounds of the weight, or HIGH alone. ``gspo`` corrects without weights, and has no use for them."""
 
 
 class KlSection(Section):
@@ -233,6 +244,9 @@ class AlgoSection(Section):
     kl: KlSection = KlSection()
     dynamic_filtering_enable: bool = True
     """Dynamic sampling (eq. 11): train only groups with 0 < accuracy < 1, refill until the batch is full."""
+    dynamic_filtering_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] = (0.0, 1.0)
+    """LOW HIGH: groups whose mean score lies between them are trained, none of both included. Scores are 1 for right and
+    0 for wrong, or what a file's or an endpoint's reward gives as ``scores``."""
     max_filtered_batches: PositiveInt = 20
     """Stop with a diagnosis when this many batches' worth of groups were dropped while one batch was filled."""
 
@@ -243,6 +257,12 @@ def _impossible_rewards(reward: RewardSection) -> Iterator[str]:
         if name != "rule" and not name.endswith(".py") and not re.match(r"https?://[^/]", name):
             yield (
                 f"reward.remote_url: {name} is no reward; give rule, a Python file that ends in .py, or an http(s) address"
+            )
+        if re.search(r",https?://|\.py,", name):
+            yield (
+                f"reward.remote_url: {name}: OpenRLHF asks addresses with a comma between them in turn; here several are "
+                "rewards of which the weighted sum is trained, given as a list; give one address, with a balancer behind it "
+                "if need be"
             )
     if reward.weights is not None and len(reward.weights) != len(reward.remote_url):
         yield (
@@ -258,7 +278,7 @@ class RewardSection(Section):
     weights: Annotated[tuple[FiniteFloat, ...], BeforeValidator(_listed), Field(strict=False)] | None = None
     """One for each reward: their weighted sum is trained; null weighs each with 1."""
     correct_from: float = 1.0
-    """A file's or an endpoint's score of at least this counts as a right answer, for accuracy and dynamic sampling."""
+    """A file's or an endpoint's score (its reward, if it gives no ``scores``) of at least this counts as a right answer."""
     num_workers: PositiveInt = 1
     """Reward worker processes."""
     timeout: PositiveFloat = 5.0
@@ -453,9 +473,26 @@ def _impossible_algorithm(config: Config) -> Iterator[str]:
             "algo.dynamic_filtering_enable: true drops every prompt of a single response, which is all right or all "
             "wrong; use false, or rollout.n_samples_per_prompt of at least 2"
         )
-    for key, value in (("gamma", advantage.gamma), ("lambd", advantage.lambd)):
-        if value != 1 and not traits.critic:
-            yield f"algo.advantage.{key}: {value:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae"
+    if advantage.gamma != 1 and not traits.discounted:
+        yield (
+            f"algo.advantage.gamma: {advantage.gamma:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae or "
+            "reinforce"
+        )
+    if advantage.lambd != 1 and not traits.critic:
+        yield f"algo.advantage.lambd: {advantage.lambd:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae"
+    if advantage.is_correction_level == "seq" and advantage.is_correction_mode == "clip":
+        yield (
+            "algo.advantage.is_correction_mode: clip has no meaning for algo.advantage.is_correction_level seq, which keeps "
+            "or drops whole responses; use mask, or level token"
+        )
+    if config.actor.policy_loss_type == "gspo" and config.actor.loss_agg_mode == "token-mean":
+        yield (
+            "actor.loss_agg_mode: token-mean does not go with actor.policy_loss_type gspo, whose loss is a mean over "
+            "responses (OpenRLHF takes that without saying so); use seq-mean-token-mean"
+        )
+    low, high = config.algo.dynamic_filtering_range
+    if not low < high:
+        yield f"algo.dynamic_filtering_range: {low:g} {high:g} is not a range; use LOW < HIGH, such as 0 1"
     if advantage.no_std_norm and not traits.whitened:
         yield (
             f"algo.advantage.no_std_norm: true has no meaning for algo.advantage.estimator {name}, which does not "

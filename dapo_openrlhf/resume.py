@@ -162,6 +162,7 @@ CHANGEABLE: Mapping[str, str] = {
     "algo.kl.use_loss": _AT_ONCE,
     "algo.kl.estimator": _AT_ONCE,
     "algo.dynamic_filtering_enable": _GROUPS,
+    "algo.dynamic_filtering_range": _GROUPS,
     "algo.max_filtered_batches": _GROUPS,
     "reward.remote_url": _GROUPS,
     "reward.weights": _GROUPS,

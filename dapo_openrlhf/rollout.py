@@ -34,7 +34,9 @@ class LengthShaping:
             length, max_length=self.max_length, buffer_length=self.buffer_length, factor=self.factor
         )
         reward = score.reward + punishment
-        return Rollout(length=length, truncated=truncated, cut=cut, correct=score.correct, reward=reward)
+        return Rollout(
+            length=length, truncated=truncated, cut=cut, correct=score.correct, reward=reward, score=score.score
+        )
 
 
 class RolloutLoop:

@@ -58,9 +58,11 @@ class Score:
     """A reward worker's judgement of one response."""
 
     correct: bool
-    """``is_equivalent(answer, response)`` of the paper: what dynamic sampling and accuracy look at."""
+    """``is_equivalent(answer, response)`` of the paper: what accuracy looks at."""
     reward: float
     """Reward before any length shaping; +1 or -1 under the rule of eq. 7."""
+    score: float | None = None
+    """What a user's reward calls the response's score, for dynamic sampling; None: 1 if it is right, else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,8 @@ class Rollout:
     correct: bool
     reward: float
     """Reward after length shaping."""
+    score: float | None = None
+    """As in :class:`Score`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,12 @@ class RolloutGroup:
     def accuracy(self) -> float:
         """Share of correct responses, 0 to 1."""
         return sum(rollout.correct for rollout in self.rollouts) / len(self.rollouts)
+
+    @property
+    def mean_score(self) -> float:
+        """Of what dynamic sampling looks at; the accuracy, unless a user's reward gives scores of its own."""
+        scores = [rollout.correct if rollout.score is None else rollout.score for rollout in self.rollouts]
+        return sum(scores) / len(scores)
 
     @property
     def mean_reward(self) -> float:

@@ -298,6 +298,16 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
         ),
         ("--train.colocate_all", ["vllm.gpu_memory_utilization: 0.9 leaves the trainer", "at most 0.7, such as 0.4"]),
         (
+            "--algo.advantage.is_correction_level seq",
+            ["algo.advantage.is_correction_mode: clip has no meaning", "use mask, or level token"],
+        ),
+        ("--actor.policy_loss_type gspo", ["actor.loss_agg_mode: token-mean", "use seq-mean-token-mean"]),
+        (
+            "--algo.dynamic_filtering_range 0.5 0.5",
+            ["algo.dynamic_filtering_range: 0.5 0.5 is not a range", "use LOW <"],
+        ),
+        ("--reward.remote_url http://a/x,http://b/x", ["OpenRLHF asks addresses", "give one address"]),
+        (
             "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.num_engines 2",
             ["vllm.num_engines: 2 engines", "1 trainer ranks", "use 1"],
         ),
@@ -326,7 +336,11 @@ def test_impossible_combination_is_refused(file: Path, arguments: str, parts: li
         "--algo.advantage.estimator reinforce_baseline --algo.advantage.no_std_norm",
         "--algo.kl.init_coef 0.1 --algo.kl.use_loss --algo.kl.estimator k2",
         "--algo.kl.use_loss",  # without a coefficient there is no KL
-        "--actor.policy_loss_type gspo --actor.eps_clip_low_high 3e-4 4e-4",
+        "--actor.policy_loss_type gspo --actor.eps_clip_low_high 3e-4 4e-4 --actor.loss_agg_mode seq-mean-token-mean",
+        "--algo.advantage.estimator reinforce --algo.advantage.gamma 0.9",
+        "--algo.advantage.is_correction_threshold 3",
+        "--algo.advantage.is_correction_level seq --algo.advantage.is_correction_mode mask",
+        "--algo.dynamic_filtering_range 0.2 0.8",
         "--reward.overlong_buffer_len 100 --rollout.max_new_tokens 100",
         "--reward.overlong_buffer_len 0",
         "--data.max_len 101 --rollout.max_new_tokens 100",

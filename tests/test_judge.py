@@ -241,17 +241,17 @@ def test_a_failure_is_an_error_and_the_next_response_is_judged(
     assert words in str(judgement.error)
     assert judgement.seconds < 5
     assert (poisoned.pid != pid) == replaced
-    assert poisoned.judge("fine", label="7").score == Score(correct=True, reward=0.5)
+    assert poisoned.judge("fine", label="7").score == Score(correct=True, reward=0.5, score=1.0)
 
 
 def test_what_a_reward_prints_is_no_answer(poisoned: Judge) -> None:
-    assert poisoned.judge("print", label="7").score == Score(correct=True, reward=0.5)
+    assert poisoned.judge("print", label="7").score == Score(correct=True, reward=0.5, score=1.0)
 
 
 @pytest.mark.parametrize("what", ["fork", "write"])
 def test_a_response_gets_the_answer_to_it_and_no_other(poisoned: Judge, what: str) -> None:
     for response in (what, "print", what, "print"):
-        assert poisoned.judge(response, label="7").score == Score(correct=True, reward=0.5)
+        assert poisoned.judge(response, label="7").score == Score(correct=True, reward=0.5, score=1.0)
     assert poisoned.judge("nan", label="7").score is None
 
 
@@ -327,8 +327,8 @@ def test_a_reward_that_loads_for_ever_is_given_up(tmp_path: Path) -> None:
     [
         ({"rewards": 1.0}, Score(correct=True, reward=1.0)),
         ({"rewards": 0.9}, Score(correct=False, reward=0.9)),
-        ({"rewards": -3, "scores": 1}, Score(correct=True, reward=-3.0)),
-        ({"rewards": [2.0], "scores": [[0.0]], "extra_logs": {}}, Score(correct=False, reward=2.0)),
+        ({"rewards": -3, "scores": 1}, Score(correct=True, reward=-3.0, score=1.0)),
+        ({"rewards": [2.0], "scores": [[0.0]], "extra_logs": {}}, Score(correct=False, reward=2.0, score=0.0)),
     ],
 )
 def test_replies_in_openrlhf_s_forms(reply: object, score: Score) -> None:

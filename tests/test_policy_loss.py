@@ -57,7 +57,7 @@ def loss_of(
     settings: LossSettings, known: Known, *, mode: str = "token-mean", first: bool = False
 ) -> tuple[float, dict[str, float]]:
     zeros = torch.zeros_like(NEW)
-    loss, sums = policy_loss(micro_batch(mode), NEW, zeros, known, settings, first=first)
+    loss, sums = policy_loss(micro_batch(mode), NEW, zeros, known, settings, total_tokens=3, first=first)
     return loss.item(), {name: value.item() for name, value in sums.items()}
 
 
@@ -89,11 +89,11 @@ def test_rollout_logprobs_as_the_denominator() -> None:
 
 def test_grpo() -> None:
     # Clip 0.2: -1.2, -1, 0.8; k3 ln 2 - 1/2, 0 and 1 - ln 2; weights off; means per response, then over both:
-    # ((-2.2 + 0.04 * 0.193147) / 2 + 0.8 + 0.04 * 0.306853) / 2 = -0.141931. KL: 0.193147 + 0.306853 = 0.5.
+    # (-2.2 / 2 + 0.8) / 2 = -0.15. KL: 0.193147 + 0.306853 = 0.5, a mean over the three tokens: 0.04 / 6 is added.
     settings = replace(DAPO, eps_clip_low_high=(0.2, 0.2), kl_coef=0.04, is_correction_level="off")
     known = Known(old_logprobs=by_sample(OLD), ref_logprobs=by_sample(REFERENCE))
     loss, sums = loss_of(settings, known, mode="seq-mean-token-mean")
-    assert loss == pytest.approx(-0.141931, abs=1e-6)
+    assert loss == pytest.approx(-0.15 + 0.04 / 6, abs=1e-6)
     assert sums["kl"] == pytest.approx(0.5, rel=1e-6)
 
 

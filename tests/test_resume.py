@@ -75,6 +75,7 @@ OTHER: dict[str, Any] = {
     "algo.advantage.is_correction_threshold": [0.5, 2.0],
     "algo.kl.use_loss": True,
     "algo.kl.estimator": "k3",
+    "algo.dynamic_filtering_range": [0.2, 0.8],
     "reward.remote_url": "https://reward.example",
     "reward.weights": [2.0],
     "reward.overlong_buffer_len": 8,
@@ -90,6 +91,8 @@ OTHER: dict[str, Any] = {
 }
 """Another value for each setting that its type alone does not give one."""
 BESIDE: dict[str, dict[str, Any]] = {
+    "actor.policy_loss_type": {"actor.loss_agg_mode": "seq-mean-token-mean"},
+    "algo.advantage.is_correction_mode": {"algo.advantage.is_correction_level": "token"},
     "device": {"ds.attn_implementation": "sdpa"},
     "ds.adam_offload": {"device": "cuda"},
     "ds.attn_implementation": {"device": "cuda", "ds.param_dtype": "bf16"},
@@ -217,10 +220,10 @@ def test_a_critic_cannot_appear_in_a_run_that_has_none(tmp_path: Path) -> None:
 def test_what_was_written_over_the_run_s_configuration_hides_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, config())
     (run / "config.yaml").write_text(dump_config(config(**{"ds.zero_stage": 3})))
-    with pytest.raises(ConfigError, match="ds.zero_stage 2 -> 3"):
+    with pytest.raises(ConfigError, match=r"ds.zero_stage 2 -> 3"):
         check(run, load_config(run / "config.yaml"))
     old = make_run(tmp_path / "old", config(), lies=False)  # of a version that kept no settings in its checkpoints
-    with pytest.raises(ConfigError, match="ds.zero_stage 2 -> 3"):
+    with pytest.raises(ConfigError, match=r"ds.zero_stage 2 -> 3"):
         check(old, load_config(old / "config.yaml", {"ds.zero_stage": 3}))
 
 

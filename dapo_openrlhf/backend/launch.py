@@ -140,7 +140,9 @@ def build_pipeline(
         policy=StalenessPolicy(
             batch_size=rollout.batch_size, max_staleness=timing.max_staleness, version=inputs.first_step
         ),
-        group_filter=GroupFilter(enabled=config.algo.dynamic_filtering_enable),
+        group_filter=GroupFilter(
+            enabled=config.algo.dynamic_filtering_enable, score_range=config.algo.dynamic_filtering_range
+        ),
         over_sampling=OverSampling(
             factor=None if timing.over_sampling == "auto" else timing.over_sampling,
             window=OVER_SAMPLING_WINDOW * rollout.batch_size,

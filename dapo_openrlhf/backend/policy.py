@@ -286,7 +286,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             logprobs, entropies = self._forward(self._engine, batch)
             if first and self._alone:
                 remember(known.old_logprobs, batch.samples, logprobs)
-            loss, metrics = policy_loss(batch, logprobs, entropies, known, self._loss, first=first)
+            loss, metrics = policy_loss(
+                batch, logprobs, entropies, known, self._loss, total_tokens=update.total_tokens, first=first
+            )
             self._engine.backward(loss * self.strategy.world_size)  # DeepSpeed averages over the ranks
             _add(sums, metrics)
         self._engine.step()

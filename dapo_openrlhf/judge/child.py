@@ -62,7 +62,7 @@ def _answer(reward: RewardSource, request: dict[str, Any]) -> dict[str, object]:
         return {"error": _explain(error), "spent": True}  # what is left of the heap is anybody's guess
     except (Exception, Undecided) as error:  # a user's function may raise anything
         return {"error": _explain(error), "spent": isinstance(error.__cause__, MemoryError)}
-    return {"correct": score.correct, "reward": score.reward}
+    return {"correct": score.correct, "reward": score.reward, "score": score.score}
 
 
 def _explain(error: BaseException) -> str:

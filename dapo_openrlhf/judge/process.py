@@ -110,7 +110,12 @@ class Judge:
         seconds = time.monotonic() - started
         if error:
             return Judgement(score=None, error=error, reason=reason, seconds=seconds)
-        score = Score(correct=bool(answer["correct"]), reward=float(str(answer["reward"])))
+        given = answer["score"]
+        score = Score(
+            correct=bool(answer["correct"]),
+            reward=float(str(answer["reward"])),
+            score=None if given is None else float(str(given)),
+        )
         return Judgement(score=score, error=None, reason="judged", seconds=seconds)
 
     def close(self) -> None:

@@ -114,7 +114,8 @@ def read_reply(reply: object, correct_from: float) -> Score:
         raise TypeError(f"the reward answered {str(reply)[:80]!r}, not a mapping with 'rewards'")
     reward = _number(reply["rewards"])
     scored = reply.get("scores")
-    return Score(correct=(reward if scored is None else _number(scored)) >= correct_from, reward=reward)
+    score = None if scored is None else _number(scored)
+    return Score(correct=(reward if score is None else score) >= correct_from, reward=reward, score=score)
 
 
 def _number(value: Any) -> float:
@@ -140,4 +141,4 @@ class WeightedReward:
         """Judge one response."""
         scores = [source(response, prompt, label) for source in self.sources]
         reward = math.fsum(weight * score.reward for weight, score in zip(self.weights, scores, strict=True))
-        return Score(correct=scores[0].correct, reward=reward)
+        return Score(correct=scores[0].correct, reward=reward, score=scores[0].score)
