@@ -81,17 +81,17 @@ class Evaluation:
     @property
     def accuracy(self) -> Estimate:
         """avg@n over the problems with a judged response."""
-        return self._mean(lambda result: result.right / result.judged, least=1)
+        return self._mean(lambda result: result.right / result.judged, k=1)
 
     def pass_at(self, k: int) -> Estimate:
         """pass@k over the problems with k judged responses."""
-        return self._mean(lambda result: pass_at_k(result.judged, result.right, k), least=k)
+        return self._mean(lambda result: pass_at_k(result.judged, result.right, k), k=k)
 
     def majority_at(self, k: int) -> Estimate:
         """maj@k over the problems with k judged responses; needs texts."""
         if not self.with_texts:
             raise ValueError("a majority needs the responses' texts")
-        return self._mean(lambda result: result.majority(k), least=k)
+        return self._mean(lambda result: result.majority(k), k=k)
 
     def estimates(self) -> dict[str, Estimate]:
         """avg@n, and pass@k and maj@k for the powers of two up to n that enough responses were judged for."""
@@ -113,8 +113,10 @@ class Evaluation:
         """Responses that were not judged."""
         return sum(response.correct is None for response in self.responses)
 
-    def _mean(self, value: Callable[[ProblemResult], float], *, least: int) -> Estimate:
-        return over_problems([value(result) for result in self.results if result.judged >= least])
+    def _mean(self, value: Callable[[ProblemResult], float], *, k: int) -> Estimate:
+        """Over the problems with at least k judged responses."""
+        covered = [result for result in self.results if result.judged >= k]
+        return over_problems([value(result) for result in covered], [result.judged / k for result in covered])
 
 
 class Evaluator:

@@ -31,7 +31,8 @@ FOLDER = Path(dapo_openrlhf.__file__).parent
 
 LAYERS = {
     "0": {
-        "", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier", "eval_metrics", "algorithm",
+        "", "types", "config", "staleness", "dynamic_sampling", "ledger", "verifier", "eval_metrics", "intervals",
+        "algorithm",
         "presets",
     },
     "1": {"advantage", "aggregation", "overlong", "batch", "loss", "kl", "gae"},

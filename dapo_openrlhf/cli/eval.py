@@ -86,7 +86,10 @@ def words(config: Config, measured: Evaluation) -> str:
         f"{config.actor.model_name_or_path} on {first}{len(measured.results)} problems of {settings.dataset} ({sampling}), "
         "95 % intervals over problems"
     ]
-    lines += [f"  {name:<8} {estimate}" for name, estimate in measured.estimates().items()]
+    lines += [
+        f"  {name:<8} {estimate} on {_covered(estimate.problems, len(measured.results))}"
+        for name, estimate in measured.estimates().items()
+    ]
     tokens = sum(response.length for response in responses)
     truncated = sum(response.truncated for response in responses)
     lines.append(
@@ -94,3 +97,8 @@ def words(config: Config, measured: Evaluation) -> str:
         f"each on average; {measured.seconds:.1f} s, {tokens / max(measured.seconds, 1e-9):,.0f} tokens/s"
     )
     return "\n".join(lines)
+
+
+def _covered(problems: int, of: int) -> str:
+    """The problems that a row is about: those with as many judged responses as it takes."""
+    return f"{problems} problems" if problems == of else f"the {problems} of {of} problems with enough judged responses"
