@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from dapo_openrlhf.eval_metrics import paired_difference
 from dapo_openrlhf.intervals import CORRELATIONS, TAIL, correlation_weights, probability
 
-MEANS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95)
-PROBLEMS = (15, 30, 60, 120, 500)
-RESPONSES = (1, 4, 8, 32)
+MEANS = (0.05, 0.1, 0.3, 0.5, 0.8, 0.95)
+PROBLEMS = (15, 30, 100, 500)
+RESPONSES = (1, 4, 32)
 SPREADS = (0.0, 0.1, 0.3, 0.6, 0.9, 1.0)
 COMPARED = (5, 8, 15, 30, 100)
-CELLS = 900
+CELLS = 500
 """Of p, on the scale of :func:`intervals.probability`: finer than the width of the narrowest interval here."""
 
 Floats = NDArray[np.float64]
