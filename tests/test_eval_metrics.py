@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,8 @@ from dapo_openrlhf.eval_metrics import (
     powers_of_two,
 )
 from dapo_openrlhf.intervals import t_quantile
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 @pytest.mark.parametrize(
@@ -186,3 +190,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say(
         estimate = over_problems([right() / responses for _ in range(problems)], [responses] * problems)
         held += estimate.low <= mean <= estimate.high
     assert 134 <= held <= 149
+
+
+def test_the_simulated_intervals_are_those_of_an_evaluation() -> None:
+    spec = importlib.util.spec_from_file_location("coverage", SCRIPTS / "interval_coverage.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    tables = script.log_likelihoods(4)
+    for counts in ([1, 0, 4, 2, 0] * 6, [0, 0, 1] * 5, [4] * 12):
+        estimate = over_problems([count / 4 for count in counts], [4] * len(counts))
+
+        def held(mean: float, rows: Sequence[int] = tuple(counts)) -> float:
+            share: float = script.coverage(script.np.array([rows]), tables, mean)
+            return share
+
+        assert (held(estimate.low * 0.98), held(estimate.low * 1.02)) == (0.0, 1.0)
+        if estimate.high < 1:
+            assert (held(estimate.high * 0.98), held(min(estimate.high * 1.02, 0.9999))) == (1.0, 0.0)
