@@ -234,7 +234,8 @@ class KlSection(Section):
     init_coef: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the KL to the reference policy, which is the model at the start; 0: none, and no reference model."""
     use_loss: bool = False
-    """KL as a term of the loss (GRPO eq. 3), or of each token's reward (PPO; arXiv 1909.08593, eq. 2)."""
+    """KL as a term of the loss (GRPO eq. 3; always a mean over all tokens, as in OpenRLHF), or of each token's reward (PPO;
+    arXiv 1909.08593, eq. 2)."""
     estimator: KlEstimator = "k1"
     """Log ratio, half its square, or the unbiased positive one (GRPO eq. 4)."""
 
