@@ -268,11 +268,13 @@ class ObjectStorePublisher:
 
     async def _load_or_stop(self, index: int) -> tuple[Span, ...]:
         """Load, or end an engine that hangs or cannot be reached: it must not go on with older weights."""
+        actor = self._engines[index].actor
         try:
             return await self._load(index)
         except (PipelineTimeout, WorkerDied) as error:
-            self._in_service.discard(index)
-            self._engines[index].stop(str(error))
+            if self._engines[index].actor is actor:  # and no new one, which the news of this end must not hit
+                self._in_service.discard(index)
+                self._engines[index].stop(str(error))
             return ()
 
     async def _load(self, index: int) -> tuple[Span, ...]:
