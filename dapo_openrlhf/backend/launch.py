@@ -59,7 +59,7 @@ def train(
         on_step=on_step,
         on_evaluation=on_evaluation,
     )
-    with ray_cluster(config, inputs.device):
+    with ray_cluster(config, inputs.device, say=say):
         return asyncio.run(_train(config, inputs, log, say, build))
 
 
@@ -92,7 +92,7 @@ def evaluate(
     ``progress`` is asked every :data:`PROGRESS_SECONDS`, with the seconds since the first problem was begun, for what to
     ``say``.
     """
-    with ray_cluster(config, inputs.device):
+    with ray_cluster(config, inputs.device, say=say):
         return asyncio.run(_evaluate(config, inputs, say, on_answered, progress))
 
 

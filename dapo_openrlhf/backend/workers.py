@@ -54,7 +54,7 @@ async def start_workers(config: Config, inputs: Inputs, *, training: bool = True
 
 async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[Any]:
     rank_class, size = ray.remote(PolicyActor), config.trainer_ranks
-    environment = {"runtime_env": {"env_vars": dict(inputs.device.environment())}}
+    environment = {"runtime_env": inputs.device.runtime_env()}
 
     def create(rank: int, address: str | None, port: int | None) -> Any:
         return rank_class.options(**placement.of_rank(rank), **environment).remote(size, rank, address, port)
@@ -108,7 +108,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
     def start(index: int) -> Any:
         return engine_class.options(
             **placement.of_engine(index),
-            runtime_env={"env_vars": dict(device.environment())},
+            runtime_env=device.runtime_env(),
             max_concurrency=ENGINE_CONCURRENT_CALLS,
         ).remote(
             name=f"engine {index}",
