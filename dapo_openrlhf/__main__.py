@@ -9,8 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dapo_openrlhf.cli.options import make_parser
-from dapo_openrlhf.config import ConfigError, load_config, parse_overrides
+from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
+
+check_packages(BASIC)  # whatever follows imports them
+
+from dapo_openrlhf.cli.options import make_parser  # noqa: E402
+from dapo_openrlhf.config import ConfigError, load_config, parse_overrides  # noqa: E402
 
 STARTED = time.monotonic()
 
@@ -21,6 +25,7 @@ Command = Callable[[argparse.Namespace, Sequence[str]], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
     options, rest = make_parser().parse_known_args(arguments)
+    check_packages(OF_COMMAND.get(options.command, ()))
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return COMMANDS[options.command](options, rest)
