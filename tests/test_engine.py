@@ -7,6 +7,8 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from patience import HANG_SECONDS
+
 from dapo_openrlhf.backend.engine import EngineActor
 from dapo_openrlhf.ports import Sampling
 
@@ -32,7 +34,7 @@ def test_a_group_that_is_cut_while_it_is_tokenized_is_never_generated() -> None:
     loop, go_on = FakeLoop(), threading.Event()
 
     def tokenize(text: str) -> dict[str, list[int]]:
-        go_on.wait(10)
+        go_on.wait(HANG_SECONDS)
         return {"input_ids": [1, 2, 3]}
 
     async def main() -> None:

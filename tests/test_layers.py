@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 import dapo_openrlhf
 
@@ -227,7 +228,12 @@ def test_layers_0_to_2_load_nothing_heavy() -> None:
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", script], cwd=FOLDER.parent, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script],
+        cwd=FOLDER.parent,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     loaded = set(json.loads(result.stdout.splitlines()[-1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -728,42 +728,37 @@ def test_staleness_buys_the_speed_it_is_there_for() -> None:
     assert seconds == pytest.approx(expected, rel=0.15)
 
 
-@pytest.mark.parametrize("over_sampling", [1.0, None])
-def test_the_controller_costs_little_at_full_size(over_sampling: float | None) -> None:
-    """512 prompts x 16 responses, K = 1, 8 trainer ranks, half of all groups filtered, every event written.
+def calls_per_response(batch_size: int, over_sampling: float | None) -> float:
+    """Calls of functions by queue, loops, log and batch plan, and by the fakes, per response trained on.
 
-    Processor seconds of queue, loops, log and batch plan, and of the fakes, per step. A step takes minutes.
+    16 responses a prompt, K = 1, 8 trainer ranks, half of all groups filtered, every event written.
     """
-    steps = 2
-    plan = 0.0
+    steps, samples, calls = 2, 16, 0
 
     def make() -> World:
         chance = random.Random(0)
 
-        def latency() -> float:
-            return chance.lognormvariate(4.0, 1.0)
-
         def work(batch: TrainBatch) -> None:
-            nonlocal plan
-            began = time.process_time()
             plan_batch(
                 batch,
                 ranks=8,
-                train_batch_size=512,
+                train_batch_size=batch_size,
                 max_epochs=1,
                 max_tokens=32768,
                 overlong_filtering=True,
                 seed=1,
             )
-            plan += time.process_time() - began
 
         return build(
-            batch_size=512,
+            batch_size=batch_size,
             max_staleness=1,
-            samples=16,
+            samples=samples,
             steps=steps,
-            prompt_count=5000,
-            engines=[FakeEngine(index, samples=16, latency=latency) for index in range(8)],
+            prompt_count=10 * batch_size,
+            engines=[
+                FakeEngine(index, samples=samples, latency=lambda: chance.lognormvariate(4.0, 1.0))
+                for index in range(8)
+            ],
             scorer=FakeScorer(pattern=filtered(0.5, seed=0)),
             train_seconds=lambda: 100.0,
             work=work,
@@ -774,8 +769,22 @@ def test_the_controller_costs_little_at_full_size(over_sampling: float | None) -
             log=EventLog(io.StringIO(), clock=asyncio.get_running_loop().time),
         )
 
-    began = time.process_time()
-    whole_run(make)
-    seconds = (time.process_time() - began) / steps
-    print(f"controller: {seconds:.2f} s of processor time a step, the batch plan {plan / steps:.3f} s of it")
-    assert seconds < 5.0
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        whole_run(make)
+    finally:
+        sys.setprofile(before)
+    return calls / (steps * batch_size * samples)
+
+
+@pytest.mark.parametrize("over_sampling", [1.0, None])
+def test_what_the_controller_does_for_a_response_does_not_grow_with_the_batch(over_sampling: float | None) -> None:
+    """Four times the batch; what scanned all groups for each would take four times the calls."""
+    small, large = calls_per_response(32, over_sampling), calls_per_response(128, over_sampling)
+    assert large < 1.5 * small
+    assert large < 600

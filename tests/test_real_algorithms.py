@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from patience import HANG_SECONDS
 from safetensors.torch import load_file, save_file
 from tiny_model import make_tiny_model
 
@@ -56,7 +57,7 @@ def _config(model: Path, preset: str, *, ranks: int, zero_stage: int, updates: i
 async def _start(config: Config, device: Device) -> tuple[RemoteTrainer, list[Any]]:
     inputs = Inputs(device=device, prompts=[], problems=[])
     size = config.trainer_ranks
-    rank_class = ray.remote(PolicyActor).options(runtime_env={"env_vars": dict(device.environment())})
+    rank_class = ray.remote(PolicyActor).options(runtime_env=device.runtime_env())
     ranks = [rank_class.remote(size, 0, None, None)]
     if size > 1:
         address, port = await ranks[0].get_master_addr_port.remote()
@@ -72,7 +73,7 @@ async def _start(config: Config, device: Device) -> tuple[RemoteTrainer, list[An
         loss_agg_mode=config.actor.loss_agg_mode,
         longest_response=config.rollout.max_new_tokens,
         seed=0,
-        timeout=100,
+        timeout=HANG_SECONDS,
     )
     return trainer, ranks
 
@@ -185,7 +186,7 @@ def test_gspo_and_leave_one_out_with_constant_aggregation(model: Path) -> None:
 
 def _train(*arguments: str) -> None:
     command = [sys.executable, "-m", "dapo_openrlhf", "train", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
 
 

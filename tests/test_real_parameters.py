@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.real
@@ -31,7 +32,7 @@ def test_whole_parameters_of_two_ranks(stage: int, tmp_path: Path) -> None:
         for rank in range(2)
     ]
     try:
-        outputs = [rank.communicate(timeout=180)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=HANG_SECONDS)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 import stub_actors
+from patience import HANG_SECONDS
 from ray.cluster_utils import Cluster
 from ray.util import remove_placement_group
 from stub_actors import Place, StubActor, StubEngine, StubRank, StubRewards
@@ -67,7 +68,7 @@ class Reserved:
         options = self.placement.of_rank if kind == "rank" else self.placement.of_engine
         actors = [ray.remote(StubActor).options(**options(index)).remote() for index in indices]
         self._asked += actors
-        found: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=120)
+        found: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=HANG_SECONDS)
         return found
 
 
@@ -113,7 +114,7 @@ def test_starting_a_run_places_its_workers(cluster: None, monkeypatch: pytest.Mo
     workers = asyncio.run(run_workers.start_workers(asked, Inputs(device=CUDA, prompts=[], problems=[])))
     actors = [*workers.ranks, *(engine.actor for engine in workers.engines)]
     try:
-        places: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=120)
+        places: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=HANG_SECONDS)
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 pytestmark = pytest.mark.real
 
@@ -25,11 +26,19 @@ from dapo_openrlhf.types import Prompt
 
 
 class Engine:
+    def __init__(self):
+        self.begun, self.ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(self, name):
+        await getattr(self, name).wait()
+
     async def generate(self, request, text, sampling):
         if text == "long":
             raise PromptTooLong("900 tokens")
         self.stopped = asyncio.Event()
+        self.begun.set()
         await self.stopped.wait()
+        self.ended.set()
         return None, None, None
 
     async def cut(self, request):
@@ -44,11 +53,11 @@ async def main():
     except GroupError as error:
         print(error.reason)
     cancelled = asyncio.create_task(engine.generate("b", Prompt(id=1, text="short", label="1"), sampling))
-    await asyncio.sleep(1.0)
+    await engine.actor.wait.remote("begun")
     cancelled.cancel()
     await asyncio.wait([cancelled])
     print("cancelled", cancelled.cancelled())
-    await asyncio.sleep(1.0)
+    await engine.actor.wait.remote("ended")
 
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
@@ -58,7 +67,9 @@ gc.collect()
 
 
 def test_a_group_that_fails_or_is_given_up_prints_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-2:] == ["prompt_too_long", "cancelled True"]
     assert "Unhandled error" not in done.stderr

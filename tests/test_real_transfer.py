@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import HANG_SECONDS
 from torch import Tensor
 
 from dapo_openrlhf.backend import messages
@@ -62,12 +63,12 @@ class Wire:
     def sender(self) -> SimpleNamespace:
         def broadcast(tensor: Tensor, src: int) -> None:
             self.sent += 1
-            self._tensors.put(tensor.clone(), timeout=10)
+            self._tensors.put(tensor.clone(), timeout=HANG_SECONDS)
 
         return SimpleNamespace(broadcast=broadcast)
 
     def receiver(self) -> SimpleNamespace:
-        return SimpleNamespace(broadcast=lambda tensor, src: tensor.copy_(self._tensors.get(timeout=10)))
+        return SimpleNamespace(broadcast=lambda tensor, src: tensor.copy_(self._tensors.get(timeout=HANG_SECONDS)))
 
 
 class Model:
@@ -150,7 +151,7 @@ def broadcast(named: dict[str, Tensor]) -> tuple[Any, int, int]:
     receiving = threading.Thread(target=engine.receive_weights, args=(update,))
     receiving.start()
     checksum = sender.send(iter(named.items()))
-    receiving.join(10)
+    receiving.join(HANG_SECONDS)
     return engine, checksum, wire.sent
 
 

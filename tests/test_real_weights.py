@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from patience import HANG_SECONDS
 from tiny_model import make_tiny_model
 
 from dapo_openrlhf.backend.cluster import ray_cluster
@@ -83,9 +84,9 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
         max_tokens=config.train.max_tokens_per_gpu,
         overlong_filtering=False,
         seed=0,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
-    publisher = ObjectStorePublisher(workers.ranks, workers.engines, timeout=60, start_timeout=60)
+    publisher = ObjectStorePublisher(workers.ranks, workers.engines, timeout=HANG_SECONDS, start_timeout=HANG_SECONDS)
     engine = workers.engines[0]
     generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)
     differences = [await _largest_difference(workers, generation)]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from fake_actors import FakeActor
+from patience import Clock
 from virtual_time import run_virtual
 
+from dapo_openrlhf.backend import rewards
 from dapo_openrlhf.backend.rewards import RewardActor, RewardPool, scores_of
 from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings
@@ -20,26 +24,38 @@ SOURCE = """
 import time
 def reward_func(queries, prompts, labels):
     assert queries[0] != "3+4=bad", "bad"
-    if queries[0] == "3+4=slow": time.sleep(1e6)
+    if queries[0] == "3+4=slow": open(__file__ + ".slow", "w").close(); time.sleep(1e6)
     return {"rewards": float(queries[0] == prompts[0] + labels[0])}
 """
 
 
-def actor(folder: Path) -> RewardActor:
-    (folder / "reward.py").write_text(SOURCE)
-    return RewardActor(settings=JudgeSettings(sources=(str(folder / "reward.py"),), timeout=1.0), start_timeout=60.0)
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RewardActor:
+    """Its deadline passes when its reward has begun to be slow, and not before."""
+    file, clock = tmp_path / "reward.py", Clock()
+    file.write_text(SOURCE)
+    slow = Path(f"{file}.slow")
+    clock.passes = slow.exists
+    monkeypatch.setattr(rewards, "Judge", functools.partial(Judge, clock=clock))
+    worker = RewardActor(settings=JudgeSettings(sources=(str(file),)), start_timeout=60.0)
+    score = worker.score
+
+    def fresh(texts: Sequence[str], prompt: Prompt) -> tuple[Judgement, ...]:
+        slow.unlink(missing_ok=True)
+        return score(texts, prompt)
+
+    monkeypatch.setattr(worker, "score", fresh)
+    return worker
 
 
-def test_a_group_is_scored_in_order(tmp_path: Path) -> None:
-    worker = actor(tmp_path)
+def test_a_group_is_scored_in_order(worker: RewardActor) -> None:
     assert worker.ready() > 0
     scores = scores_of(worker.score(["7", "8", "7"], PROMPT), PROMPT)
     assert scores == tuple(Score(correct=right, reward=float(right)) for right in (True, False, True))
 
 
 @pytest.mark.parametrize(("response", "reason"), [("bad", "reward_error"), ("slow", "reward_timeout")])
-def test_one_error_fails_its_group_and_ends_it(tmp_path: Path, response: str, reason: str) -> None:
-    worker = actor(tmp_path)
+def test_one_error_fails_its_group_and_ends_it(worker: RewardActor, response: str, reason: str) -> None:
     judgements = worker.score(["7", response, "7"], PROMPT)
     assert len(judgements) == 2, "nothing is judged for a group that has failed"
     with pytest.raises(GroupError, match="response 1 to prompt 4") as caught:

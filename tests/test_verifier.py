@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import ends
 
 from dapo_openrlhf.verifier import TAIL, Algebra, canonical, compare, exact_value, extract_answer, split_unit
 
@@ -167,27 +167,26 @@ def test_units(text: str, parts: tuple[str, str | None]) -> None:
     assert split_unit(text) == parts
 
 
+class OnlyItsTail:
+    """A response of which nothing but the tail can be had."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __getitem__(self, wanted: slice) -> str:
+        assert wanted == slice(-TAIL, None)
+        return self._text[wanted]
+
+
 def test_only_the_tail_of_a_response_costs() -> None:
-    """10 MB cost what 2 kB cost; generously, in processor time."""
-    short, long = "Answer: 7".rjust(TAIL), "Answer: 7".rjust(10_000_000)
-    seconds = []
-    for response in (short, long):
-        started = time.process_time()
-        for _ in range(200):
-            assert extract_answer(response) == "7"
-        seconds.append(time.process_time() - started)
-    assert seconds[1] < 3 * seconds[0] + 0.02
+    assert extract_answer(OnlyItsTail("Answer: 7".rjust(10_000_000))) == "7"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("answer", ["42", r"\frac{3}{4}", "1,234 cm", "x = 5", r"\text{Tuesday}"])
-def test_ordinary_answers_are_fast(answer: str) -> None:
-    """500 a second and core are promised; text and numbers alone must leave nearly all of that to everything else."""
-    response = "thus " * 200 + "\nAnswer: " + answer
-    started = time.process_time()
-    for _ in range(200):
-        found = extract_answer(response)
-        assert found is not None and compare(found, answer) is True
-    assert (time.process_time() - started) / 200 < 1 / 1000
+def test_ordinary_answers_need_no_algebra(answer: str) -> None:
+    """Text and exact numbers decide, a hundred times as fast; `make bench-parts` has the rates."""
+    found = extract_answer("thus " * 200 + "\nAnswer: " + answer)
+    assert found is not None and compare(found, answer) is True
 
 
 PIECES = st.sampled_from(
@@ -231,10 +230,9 @@ def test_every_answer_with_content_equals_itself(text: str) -> None:
     ],
 )
 def test_no_repetition_takes_long(unit: str) -> None:
-    """Regular expressions that backtrack would take seconds on one of these; processor time, generously."""
+    """Regular expressions that backtrack without bound would never end on one of these."""
     response = ("Answer: " + unit * TAIL)[:TAIL]
-    started = time.process_time()
-    answer = extract_answer(response)
-    if answer is not None:
-        compare(answer, "7")
-    assert time.process_time() - started < 0.25
+    with ends():
+        answer = extract_answer(response)
+        if answer is not None:
+            compare(answer, "7")

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -22,6 +22,8 @@ from dapo_openrlhf.types import Score
 
 _CHILD = "dapo_openrlhf.judge.child"
 MEMORY_CHECK_SECONDS = 0.02
+END_SECONDS = 10.0
+"""How long a process that has closed its connection may take to end, before it counts as hung up."""
 MEBIBYTE = 1 << 20
 
 
@@ -47,10 +49,13 @@ class Judgement:
 class Judge:
     """One process and its deadline. Blocking, for one thread at a time; close it, or use it in a ``with``."""
 
-    def __init__(self, settings: JudgeSettings, *, start_timeout: float = 120.0) -> None:
-        """Start the process; ``start_timeout`` is for loading the rewards, in seconds."""
+    def __init__(
+        self, settings: JudgeSettings, *, start_timeout: float = 120.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Start the process; ``start_timeout`` is for loading the rewards, in seconds of ``clock``."""
         self._settings = settings
         self._start_timeout = start_timeout
+        self._clock = clock
         self._tail_only = set(settings.sources) == {RULE}
         self._ready = False
         self._most_memory = 0
@@ -72,7 +77,7 @@ class Judge:
         if self._ready:
             return
         try:
-            answer = self._receive(time.monotonic() + self._start_timeout)
+            answer = self._receive(self._clock() + self._start_timeout)
             self._ready = "error" not in answer
             problem = f"the reward does not load: {answer.get('error')}"
         except TimeoutError:
@@ -87,7 +92,7 @@ class Judge:
     def judge(self, response: str, *, label: str, prompt: str = "") -> Judgement:
         """Judge one response to ``prompt``. Takes at most the deadline, and a start where the last process was lost."""
         self.wait_ready()
-        started = time.monotonic()
+        started = self._clock()
         if self._tail_only:
             response, prompt = response[-verifier.TAIL :], ""
         try:
@@ -107,7 +112,7 @@ class Judge:
             if answer.get("spent"):
                 self._replace()
             error, reason = str(answer["error"]) if "error" in answer else "", "reward_error"
-        seconds = time.monotonic() - started
+        seconds = self._clock() - started
         if error:
             return Judgement(score=None, error=error, reason=reason, seconds=seconds)
         score = Score(correct=bool(answer["correct"]), reward=float(str(answer["reward"])))
@@ -142,7 +147,7 @@ class Judge:
 
     def _ask(self, question: dict[str, str], deadline: float) -> dict[str, object]:
         self._request += 1
-        self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+        self._connection.settimeout(max(deadline - self._clock(), 1e-3))
         self._connection.sendall(json.dumps({"request": self._request, **question}).encode() + b"\n")
         return self._receive(deadline)
 
@@ -163,11 +168,11 @@ class Judge:
         Memory is watched from here, because inside, running out of it is an exception that libraries swallow.
         """
         while (end := self._buffer.find(b"\n")) < 0:
-            self._connection.settimeout(max(min(deadline - time.monotonic(), MEMORY_CHECK_SECONDS), 1e-3))
+            self._connection.settimeout(max(min(deadline - self._clock(), MEMORY_CHECK_SECONDS), 1e-3))
             try:
                 chunk = self._connection.recv(65536)
             except TimeoutError:
-                if time.monotonic() >= deadline:
+                if self._clock() >= deadline:
                     raise
                 if self._ready and self._resident() > self._most_memory:
                     raise _TooMuchMemory from None
@@ -190,7 +195,7 @@ class Judge:
     def _obituary(self) -> str:
         """How the process ended."""
         try:
-            status = self._process.wait(timeout=1.0)
+            status = self._process.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             return "hung up"
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
