@@ -249,3 +249,23 @@ def test_another_python_is_refused_by_its_number() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, "Python 3.11 or 3.12 is needed; this is 3.14." in done.stderr) == (1, True)
+
+
+def test_a_checkout_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scripts" / "lock").mkdir(parents=True)
+    (tmp_path / ".venv").write_text("in the way")
+    for name in ("setup.cfg", "scripts/lock/cpu.txt"):
+        (tmp_path / name).write_text("")
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        "import setup_env\n"
+        f"setup_env.__file__ = {str(tmp_path / 'scripts' / 'setup_env.py')!r}\n"
+        "open(setup_env.__file__, 'w').close()\n"
+        "setup_env.check_room = lambda place, device: None\n"
+        "sys.argv = ['setup_env.py', '--device', 'cpu']\n"
+        "sys.exit(setup_env.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and str(tmp_path / ".venv") in done.stderr

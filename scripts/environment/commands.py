@@ -33,7 +33,7 @@ class Commands:
 
     def run(self, command: Sequence[str | Path], *, env: dict[str, str] | None = None, check: bool = True) -> None:
         """Run a command with its output in the log. Raises ``SetupError`` with the end of it when it fails."""
-        with self.place.log.open("a") as log:
+        with self.place.log.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"\n$ {' '.join(map(str, command))}\n")
             log.flush()
             begin = log.tell()

@@ -32,7 +32,7 @@ def import_vllm(place: Place, device: Device) -> None:
     """
     result = subprocess.run((place.python, "-c", PROGRAM), capture_output=True, text=True, check=False, cwd=place.venv)
     output = result.stdout + result.stderr
-    with place.log.open("a") as log:
+    with place.log.open("a", encoding="utf-8", errors="backslashreplace") as log:
         log.write(f"\n$ {place.python} -c {PROGRAM!r}\n{output}\n")
     if missing := missing_libraries(output):
         raise SetupError(lacking(missing))
