@@ -218,7 +218,7 @@ class Where:
         return sys.executable
 
 environment = Device(kind="cpu", threads=1).runtime_env()
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
 print("found", ray.get(ray.remote(Where).options(runtime_env=environment).remote().executable.remote()))
 """
 

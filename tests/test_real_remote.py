@@ -60,7 +60,7 @@ async def main():
     await engine.actor.wait.remote("ended")
 
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 asyncio.run(main())
 gc.collect()
 """
