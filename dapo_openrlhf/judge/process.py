@@ -89,7 +89,7 @@ class Judge:
         self.wait_ready()
         started = time.monotonic()
         if self._tail_only:
-            response, prompt = response[-verifier.TAIL :], ""
+            response, prompt = verifier.final_part(response, prompt), ""
         try:
             answer = self._ask(
                 {"response": response, "prompt": prompt, "label": label}, started + self._settings.timeout

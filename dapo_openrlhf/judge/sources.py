@@ -54,9 +54,8 @@ class RuleReward:
 
     def __call__(self, response: str, prompt: str, label: str) -> Score:
         """Judge one response; raises :class:`Undecided`."""
-        answer = verifier.extract_answer(response)
-        verdict = False if answer is None else verifier.compare(answer, label)
-        correct = verdict if isinstance(verdict, bool) else self._equal(verdict)
+        answer = verifier.extract_answer(response, prompt)
+        correct = answer is not None and verifier.compare(answer, label, self._equal)
         return Score(correct=correct, reward=verifier.RIGHT if correct else verifier.WRONG)
 
 

@@ -1,0 +1,397 @@
+"""What an answer is: one expression, words, several values, an equation, bounds, a matrix, a number in a base.
+
+:func:`read` sorts a canonical text into these kinds. Expressions stay text: algebra reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from dapo_openrlhf.verifier.names import is_name
+from dapo_openrlhf.verifier.numbers import exact_value
+from dapo_openrlhf.verifier.units import split_unit
+from dapo_openrlhf.verifier.words import is_prose
+
+DEEPEST = 12
+"""Brackets within brackets that are read as kinds of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One value, as text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Text that is no mathematics."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Based:
+    """Digits in a base: ``1201_3``."""
+
+    digits: str
+    base: str
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Several values. In a ``list`` or ``set`` any order does; repetitions count."""
+
+    kind: Literal["list", "set", "tuple", "vector"]
+    items: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """``left = right``."""
+
+    left: str
+    right: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A relation between two expressions: ``<``, ``<=``, ``!=`` or a command."""
+
+    sign: str
+    left: str
+    right: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """All numbers between two."""
+
+    low: str
+    high: str
+    with_low: bool
+    with_high: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Intervals and single numbers together, and what is called so where it is said: ``x`` in ``x > 3``."""
+
+    pieces: tuple[Interval, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Rows of entries, each multiplied by ``factor``."""
+
+    rows: tuple[tuple[str, ...], ...]
+    factor: str
+
+
+Value: TypeAlias = "Expression | Words | Based | Several | Equation | Relation | Region | Matrix"
+
+EVERYTHING = (Interval(r"-\infty", r"\infty", False, False),)
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[()\[\]{}]|,|;|=|<|>|:|[^\\()\[\]{},;=<>:]+|\\", re.DOTALL)
+_OPENING = frozenset(("(", "[", "{", r"\{", r"\langle", r"\begin", r"\lfloor", r"\lceil"))
+_CLOSING = frozenset((")", "]", "}", r"\}", r"\rangle", r"\end", r"\rfloor", r"\rceil"))
+_SIGNS = {"<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
+_OTHER_RELATIONS = frozenset((r"\equiv", r"\to", r"\sim", r"\parallel", r"\perp", r"\cong", r"\subset", r"\subseteq", r"\Leftrightarrow"))
+_SIGN = re.compile(r"[<>]|\\(?:le|ge|ne|cup|in)(?![a-zA-Z])")
+_MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+_BASED = re.compile(r"\(?([0-9][0-9A-Fa-f]*(?:\.[0-9]+)?)\)?_\{? ?(\d{1,2}|[a-z]{3,11}) ?\}?")
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "sixteen": "16"}
+_MATRIX = re.compile(r"(.*?)\\begin ?\{([a-zA-Z]*matrix|array)\*?\}(?:\{[clr|]*\})?(.*)\\end ?\{\2\*?\}", re.DOTALL)
+_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_ELLIPSIS = re.compile(r"\\ldots")
+
+
+def read(text: str, depth: int = 0) -> Value:
+    """The kind of answer that a canonical text is."""
+    text = _unwrapped(text)
+    if depth > DEEPEST or not text:
+        return Expression(text)
+    if based := _BASED.fullmatch(text):
+        return Based(based[1].upper(), _BASES.get(based[2], based[2]))
+    if matrix := _matrix(text):
+        return matrix
+    parts = split(text, (r"\lor", r"\land"))
+    if len(parts) > 1:
+        return _joined([read(part, depth + 1) for part in parts], union=r"\lor" in text)
+    items = _items(text)
+    if len(items) > 1:
+        return _several([item for item in items if item], depth)
+    if is_prose(text):
+        number, unit = split_unit(text)
+        return _sentence(text) if unit is None or is_prose(number) else Expression(text)
+    if r"\pm" in text and "=" not in text and not _SIGN.search(text):
+        return Several("list", tuple(_both_signs(text, depth)))
+    return _bracketed(text, depth) or _relation(text, depth) or Expression(text)
+
+
+def _unwrapped(text: str) -> str:
+    """Without brackets around the whole that hold one value only."""
+    text = text.strip(" ")
+    for _ in range(200):
+        if len(text) < 2 or text[0] not in "({[" or _partner(text) != len(text):
+            break
+        inner = text[1:-1]
+        if text[0] == "[" and text[-1] == "]" and not _is_single(inner):
+            break
+        if text[0] in "([" and (text[-1] not in ")]" or not _is_single(inner)):
+            break
+        if text[0] == "{" and (text[-1] != "}" or len(split(inner, (",",))) > 1):
+            break
+        text = inner.strip(" ")
+    return text
+
+
+def _is_single(inner: str) -> bool:
+    return len(split(inner, (",", ";"))) == 1
+
+
+def _partner(text: str) -> int:
+    """Position after the bracket that closes the first one; 0 without one."""
+    depth = position = 0
+    for token in _TOKEN.findall(text):
+        position += len(token)
+        depth += (token in _OPENING) - (token in _CLOSING)
+        if depth == 0:
+            return position
+    return 0
+
+
+def split(text: str, separators: tuple[str, ...]) -> list[str]:
+    """The parts between separators outside of all brackets."""
+    return [part for part, _ in _split(text, frozenset(separators))]
+
+
+def _split(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
+    """Parts, each with the separator before it."""
+    parts: list[tuple[str, str]] = []
+    depth, current, before = 0, [], ""
+    for token in _TOKEN.findall(text):
+        if depth == 0 and token in separators:
+            parts.append(("".join(current).strip(" "), before))
+            current, before = [], token
+            continue
+        depth = depth + (token in _OPENING) - (token in _CLOSING)
+        current.append(token)
+    return [*parts, ("".join(current).strip(" "), before)]
+
+
+def _items(text: str) -> list[str]:
+    """The items of a list without brackets; commas between groups of three digits separate none."""
+    if "," not in text and ";" not in text:
+        return [text]
+    if _THOUSANDS.search(text):
+        masked = _THOUSANDS.sub(lambda number: number[0].replace(",", "\x00"), text)
+        if not re.search(r",(?! )", masked):
+            return [part.replace("\x00", "") for part in split(masked, (",", ";"))]
+    semicolons = split(text, (";",))
+    return semicolons if len(semicolons) > 1 else split(text, (",",))
+
+
+def _several(items: list[str], depth: int) -> Value:
+    if len(items) == 1:
+        return read(items[0], depth + 1)
+    values = _named_alike([value for item in items for value in _both_signs(item, depth)])
+    if any(isinstance(value, Region) and value.name for value in values) and all(isinstance(value, Region) for value in values):
+        return _joined(values, union=False)
+    return Several("list", tuple(values))
+
+
+def _both_signs(item: str, depth: int) -> list[Value]:
+    r"""Two values where there is a ``\pm``, else one."""
+    if r"\pm" not in item or is_prose(item) or "," in item:
+        return [read(item, depth + 1)]
+    pairs = (("+", "-"), ("-", "+"))
+    return [read(re.sub(r"^\+", "", item.replace(r"\pm", one).replace(r"\mp", other)), depth + 1) for one, other in pairs]
+
+
+def _named_alike(values: list[Value]) -> list[Value]:
+    """``x=5,6`` says ``x=5`` and ``x=6``."""
+    first = values[0]
+    if not isinstance(first, Equation) or not is_name(first.left):
+        return values
+    if all(isinstance(value, Expression) and not _ELLIPSIS.search(value.text) for value in values[1:]):
+        return [first, *(Equation(first.left, value.text) for value in values[1:] if isinstance(value, Expression))]
+    return values
+
+
+def _sentence(text: str) -> Value:
+    """Words; what they call a value goes: ``Area=12``."""
+    sides = split(text, ("=",))
+    if len(sides) > 1 and is_name(sides[0]) and not is_prose("=".join(sides[1:])):
+        return Equation(sides[0], "=".join(sides[1:]))
+    return Words(text)
+
+
+def _bracketed(text: str, depth: int) -> Value | None:
+    """Sets, tuples, intervals, and what is made of them."""
+    pieces = split(text, (r"\cup",))
+    if len(pieces) > 1:
+        return _joined([_as_region(read(piece, depth + 1)) for piece in pieces], union=True)
+    parts = split(text, (r"\cap",))
+    if len(parts) > 1:
+        return _joined([_as_region(read(part, depth + 1)) for part in parts], union=False)
+    if re.fullmatch(r"\\mathbb\{R\}", text):
+        return Region(EVERYTHING)
+    if text in (r"\emptyset", r"\{\}", "{}"):
+        return Several("set", ())
+    without = split(text, (r"\setminus",))
+    if len(without) == 2 and without[0] == r"\mathbb{R}":
+        return _all_but(read(without[1], depth + 1))
+    for opening, closing in ((r"\{", r"\}"), ("{", "}"), (r"\langle", r"\rangle"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
+        if text.startswith(opening) and text.endswith(closing) and _partner(text) == len(text):
+            return _in_brackets(text[len(opening) : -len(closing)].strip(" "), opening, closing, depth)
+    return None
+
+
+def _in_brackets(inner: str, opening: str, closing: str, depth: int) -> Value | None:
+    parts = split(inner, (",", ";"))
+    if opening in (r"\{", "{"):
+        condition = re.fullmatch(r"(.{1,20}?)(?:\||:)(.*)", inner, re.DOTALL)
+        if condition and is_name(condition[1].partition(r"\in")[0].strip(" ")):
+            return read(condition[2], depth + 1)
+        return Several("set", tuple(value for part in parts if part for value in _both_signs(part, depth)))
+    if len(parts) == 2 and "[" in (opening, closing) or "]" in (opening, closing) and len(parts) == 2:
+        return Region((Interval(parts[0], parts[1], opening == "[", closing == "]"),))
+    if len(parts) > 1:
+        kind: Literal["vector", "tuple"] = "vector" if opening == r"\langle" else "tuple"
+        return Several(kind, tuple(read(part, depth + 1) for part in parts))
+    return None
+
+
+def _relation(text: str, depth: int) -> Value | None:
+    """Equations, bounds, and membership."""
+    member = split(text, (r"\in",))
+    if len(member) == 2 and is_name(member[0]):
+        found = read(member[1], depth + 1)
+        region = _as_region(found)
+        return replace(region, name=member[0]) if isinstance(region, Region) else found
+    parts = _split(text, frozenset((*_SIGNS, *_OTHER_RELATIONS, "=")))
+    signs = [sign for _, sign in parts[1:]]
+    sides = [side for side, _ in parts]
+    if not signs:
+        return None
+    if set(signs) == {"="}:
+        return _equation(sides)
+    if all(sign in _SIGNS for sign in signs):
+        return _bounds(sides, [_SIGNS[sign] for sign in signs])
+    return Relation("".join(signs), sides[0], "=".join(sides[1:]))
+
+
+def _equation(sides: list[str]) -> Value:
+    if is_name(sides[0]) and len(sides) > 2:
+        return Equation(sides[0], "=".join(sides[1:]))
+    return Equation(sides[0], "=".join(sides[1:])) if sides[0] else Expression(sides[-1])
+
+
+def _bounds(sides: list[str], signs: list[str]) -> Value:
+    if len(sides) == 3 and (is_name(sides[1]) or not sides[1]) and signs[0][0] == signs[1][0] != "!":
+        low, high = (sides[0], sides[2]) if signs[0][0] == "<" else (sides[2], sides[0])
+        first, last = (signs[0], signs[1]) if signs[0][0] == "<" else (signs[1], signs[0])
+        return Region((Interval(low, high, "=" in first, "=" in last),), sides[1])
+    if len(sides) != 2:
+        return Relation(",".join(signs), sides[0], ",".join(sides[1:]))
+    left, right, sign = sides[0], sides[1], signs[0]
+    if is_name(right) and not is_name(left):
+        left, right, sign = right, left, _MIRRORED[sign]
+    if not (is_name(left) or not left):
+        return Relation(sign, left, right)
+    if sign == "!=":
+        return replace(_all_but(Expression(right)), name=left)
+    ray = Interval(right, r"\infty", "=" in sign, False) if sign[0] == ">" else Interval(r"-\infty", right, False, "=" in sign)
+    return Region((ray,), left)
+
+
+def _all_but(value: Value) -> Region:
+    """All numbers but one or several, which must be in order or exact."""
+    points = [item.text for item in (value.items if isinstance(value, Several) else (value,)) if isinstance(item, Expression)]
+    points.sort(key=lambda point: (exact_value(point) or 0, point))
+    edges = [r"-\infty", *points, r"\infty"]
+    return Region(tuple(Interval(low, high, False, False) for low, high in zip(edges, edges[1:], strict=False)))
+
+
+def _as_region(value: Value) -> Value:
+    """Intervals for what may stand for them: pairs, sets of numbers."""
+    match value:
+        case Several(kind="tuple", items=(Expression(low), Expression(high))):
+            return Region((Interval(low, high, False, False),))
+        case Several(kind="set", items=items) if all(isinstance(item, Expression) for item in items):
+            return Region(tuple(Interval(item.text, item.text, True, True) for item in items if isinstance(item, Expression)))
+        case _:
+            return value
+
+
+def as_region(value: Value) -> Region | None:
+    """A value as a region, if it may be one."""
+    region = _as_region(value)
+    return region if isinstance(region, Region) else None
+
+
+def _joined(values: list[Value], *, union: bool) -> Value:
+    """Bounds that hold together, or one of which holds; a list where they are no bounds."""
+    if not all(isinstance(value, Region) for value in values):
+        return Several("list", tuple(values))
+    regions = [value for value in values if isinstance(value, Region)]
+    name = next((region.name for region in regions if region.name), "")
+    if any(region.name not in ("", name) for region in regions):
+        return Several("list", tuple(values))
+    if union:
+        return Region(_merged([piece for region in regions for piece in region.pieces]), name)
+    found = regions[0].pieces
+    for region in regions[1:]:
+        common = tuple(piece for one in found for other in region.pieces for piece in _common(one, other))
+        if not common and len(found) == len(region.pieces) == 1:
+            common = (*found, *region.pieces)  # x<0, x>5 means either
+        found = common
+    return Region(found, name)
+
+
+def _merged(pieces: list[Interval]) -> tuple[Interval, ...]:
+    """Neighbours that share an end become one, where ends are written alike."""
+    found: list[Interval] = []
+    for piece in pieces:
+        if found and found[-1].high == piece.low and (found[-1].with_high or piece.with_low) and found[-1].low != found[-1].high:
+            found[-1] = Interval(found[-1].low, piece.high, found[-1].with_low, piece.with_high)
+        else:
+            found.append(piece)
+    return tuple(found)
+
+
+def _common(one: Interval, other: Interval) -> Iterator[Interval]:
+    """What two intervals share, as far as exact numbers tell."""
+    low, with_low = _tighter(one.low, one.with_low, other.low, other.with_low, sign=1)
+    high, with_high = _tighter(one.high, one.with_high, other.high, other.with_high, sign=-1)
+    bottom, top = _place(low), _place(high)
+    if bottom is None or top is None or bottom < top or (bottom == top and with_low and with_high):
+        yield Interval(low, high, with_low, with_high)
+
+
+def _tighter(one: str, with_one: bool, other: str, with_other: bool, *, sign: int) -> tuple[str, bool]:
+    first, second = _place(one), _place(other)
+    if one == other or (first is not None and first == second):
+        return one, with_one and with_other
+    if first is None or second is None:
+        return (one, with_one) if "\\infty" in other else (other, with_other)
+    return (one, with_one) if sign * first > sign * second else (other, with_other)
+
+
+def _place(end: str) -> float | None:
+    if r"\infty" in end:
+        return float("-inf") if end.startswith("-") else float("inf")
+    value = exact_value(end)
+    return None if value is None or value.numerator.bit_length() > 900 or value.denominator.bit_length() > 900 else float(value)
+
+
+def _matrix(text: str) -> Matrix | None:
+    match = _MATRIX.fullmatch(text)
+    if not match or r"\begin" in match[3] or any(sign in match[1] for sign in "=<>,"):
+        return None
+    rows = [row for row in re.split(r"\\\\", match[3].replace(r"\hline", "")) if row.strip(" ")]
+    return Matrix(tuple(tuple(cell.strip(" ") for cell in row.split("&")) for row in rows), match[1].strip(" "))
