@@ -257,6 +257,9 @@ class RewardSection(Section):
     it; an http(s) address that speaks OpenRLHF's remote reward protocol. The first decides which answers are right."""
     weights: Annotated[tuple[FiniteFloat, ...], BeforeValidator(_listed), Field(strict=False)] | None = None
     """One for each reward: their weighted sum is trained; null weighs each with 1."""
+    answer_form: Literal["any", "number"] = "any"
+    """What the rule takes for an answer to a label that is a number: ``any`` expression of that value, or a ``number``
+    only, so that ``17*23`` and ``782/2`` are no answers to 391."""
     correct_from: float = 1.0
     """A file's or an endpoint's score of at least this counts as a right answer, for accuracy and dynamic sampling."""
     num_workers: PositiveInt = 1

@@ -17,7 +17,6 @@ from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
 from dapo_openrlhf.ports import GroupError, ResponseTexts, RewardScorer, Sampling
 from dapo_openrlhf.types import Generation, Prompt, Score
-from dapo_openrlhf.verifier import answer_key, extract_answer
 
 T = TypeVar("T")
 
@@ -33,7 +32,7 @@ class Response:
     text: str = ""
     """Empty if it was not generated, or texts were not asked for."""
     answer: str | None = None
-    """What the verifier extracts from the text."""
+    """What the reward worker found in the text, evened out: the same for answers that are the same text or number."""
     correct: bool | None = None
     """None: it was not judged, for the reason in ``error``."""
     error: str = ""
@@ -62,7 +61,7 @@ class ProblemResult:
     def majority(self, k: int) -> float:
         """maj@k. Right responses agree with each other, wrong ones if their answers are the same text or number."""
         wrong = [response.answer for response in self.responses if response.correct is False]
-        votes = Counter(answer_key(answer) for answer in wrong if answer is not None)
+        votes = Counter(answer for answer in wrong if answer is not None)
         return maj_at_k(self.right, tuple(votes.values()), abstained=wrong.count(None), k=k)
 
 
@@ -196,7 +195,7 @@ class Evaluator:
         return tuple(
             Response(
                 text=text,
-                answer=extract_answer(text),
+                answer=None if score is None else score.answer,
                 correct=None if score is None else score.correct,
                 error=reason,
                 length=length,

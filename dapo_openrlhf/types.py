@@ -11,7 +11,7 @@ workers resolve themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 PolicyVersion = NewType("PolicyVersion", int)
@@ -61,6 +61,9 @@ class Score:
     """``is_equivalent(answer, response)`` of the paper: what dynamic sampling and accuracy look at."""
     reward: float
     """Reward before any length shaping; +1 or -1 under the rule of eq. 7."""
+    answer: str | None = field(default=None, compare=False)
+    """The answer found in the response, evened out: equal for answers that are the same text or number. None: there is
+    none. Not part of the judgement, so two scores are equal without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -273,7 +273,9 @@ class FakeScorer:
         latency: Seconds = lambda: 0.0,
         pattern: Callable[[FakeGroup], Sequence[bool]] = mixed,
         fault: Callable[[FakeGroup], GroupError | None] = lambda group: None,
+        answers: Callable[[FakeGroup], Sequence[str | None]] = lambda group: ("1",) * len(group.lengths),
     ) -> None:
+        self._answers = answers
         self._latency = latency
         self._pattern = pattern
         self._fault = fault
@@ -292,7 +294,11 @@ class FakeScorer:
         if (error := self._fault(texts)) is not None:
             self._seen.remove(texts)  # may be asked again
             raise error
-        return tuple(Score(correct=right, reward=1.0 if right else -1.0) for right in self._pattern(texts))
+        answers = self._answers(texts)
+        return tuple(
+            Score(correct=right, reward=1.0 if right else -1.0, answer=answer)
+            for right, answer in zip(self._pattern(texts), answers, strict=False)
+        )
 
 
 class FakeTexts:

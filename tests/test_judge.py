@@ -154,21 +154,11 @@ def test_fuzzed_answers(hasty: Judge, answer: str) -> None:
     assert not verdict(judgement) and judgement.seconds < 5
 
 
-def test_what_math_verify_may_swallow() -> None:
-    from sympy.polys.polyerrors import PolynomialError
-
-    from dapo_openrlhf.judge.algebra import _without_exhaustion
-
-    kinds = tuple(_without_exhaustion(Exception))
-    for kind in (ValueError, ZeroDivisionError, NotImplementedError, PolynomialError):
-        assert issubclass(kind, kinds)
-    assert not issubclass(MemoryError, kinds) and not issubclass(RecursionError, kinds)
-
-
 def test_too_little_memory_is_no_wrong_answer() -> None:
-    """math-verify takes MemoryError for "not equal"; these are equal, and comparing them takes more than the 1 MiB."""
+    """These are equal, and working them out takes more than the 1 MiB."""
     with Judge(JudgeSettings(timeout=10.0, memory=1)) as judge:
-        judgement = judge.judge(r"Answer: (1+\sqrt{2})^{300}", label=r"(3+2\sqrt{2})^{150}")
+        monster = "+".join(f"{11 + term % 5}^{{{200_000 + term}}}" for term in range(60))
+        judgement = judge.judge(f"Answer: {monster}", label=f"{monster}+1")
         assert (verdict(judgement), judgement.error) == (None, "took over 1 MiB (reward.memory)")
         assert verdict(judge.judge("Answer: 7", label="7")) is True
 

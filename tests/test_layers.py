@@ -5,7 +5,7 @@
 | 0     | pure                             | standard library, layer 0; ``config`` also pydantic and yaml   |
 | 1     | maths                            | and layer 1; ``loss``, ``kl``, ``gae`` also torch              |
 | 2     | asynchronous                     | and layers 1 and 2, but no torch; ``prompts`` also pyarrow     |
-| 3     | ``judge``                        | standard library, layer 0, ``judge``; math-verify in two files |
+| 3     | ``judge``                        | standard library, layer 0, ``judge``; mpmath in two files |
 | 3     | ``backend`` (and only it: Ray..) | anything but ``report`` and ``cli``                            |
 | 4     | ``report``                       | layers 0 to 2, ``report``, matplotlib, tensorboard             |
 | 4     | ``prepare``                      | layers 0 to 2, ``prepare``, and what its sources come through  |
@@ -69,8 +69,8 @@ OUTSIDE = {
     "kl": {"torch"},
     "gae": {"torch"},
     "prompts": {"pyarrow"},
-    "judge.algebra": {"math_verify", "sympy"},
-    "judge.latex": {"antlr4", "latex2sympy2_extended", "math_verify", "sympy"},
+    "judge.algebra": {"mpmath"},
+    "judge.evaluate": {"mpmath"},
     "report": {"matplotlib", "tensorboard"},
     "ablation.figures": {"matplotlib"},
     "prepare.sources": {"datasets", "reasoning_gym"},

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import mpmath
 
-from dapo_openrlhf.judge.evaluate import Evaluation, Real, TooLarge, Undefined
+from dapo_openrlhf.judge.evaluate import Evaluation, Real, TooLarge, TooLong, Undefined
 from dapo_openrlhf.judge.expression import (
     Node,
     Operation,
@@ -47,20 +47,20 @@ def prepare() -> None:
 def equal(question: Algebra) -> bool:
     """Whether the two are equal. An answer that cannot be read equals nothing. Raises :class:`Undecided`."""
     try:
+        answer = _read(question.answer)
+    except Unreadable:
+        return False
+    try:
         gold = _read(question.label)
     except Unfinished:
         return False
     except Unreadable as error:
         raise Undecided(f"the gold answer cannot be read: {question.label[:60]}: {error}") from None
     try:
-        answer = _read(question.answer)
-    except Unreadable:
-        return False
-    try:
         if len(answer) != len(gold):
             return False
         return _equations(answer, gold) if len(gold) == 2 else _expressions(answer[0], gold[0])
-    except (MemoryError, RecursionError, TooLarge) as error:
+    except (MemoryError, RecursionError, TooLarge, TooLong) as error:
         raise Undecided(f"{type(error).__name__} while comparing: {question.answer[:60]}") from error
 
 
@@ -77,8 +77,37 @@ def _read(text: str) -> tuple[Node, ...]:
 def _expressions(one: Node, other: Node) -> bool:
     if one == other:
         return True
+    if _is_monstrous(one) or _is_monstrous(other):
+        return _is_monstrous(one) and _is_monstrous(other) and _monsters(one, other)
     logs = (False, True) if mentions(one, "log", 1) or mentions(other, "log", 1) else (False,)
     return any(_same_everywhere(one, other, natural_log=natural) for natural in logs)
+
+
+def _is_monstrous(node: Node) -> bool:
+    """Whether a number is too large for its digits, as a tower of powers is."""
+    if symbols_of(node):
+        return False
+    try:
+        with mpmath.workdps(PRECISIONS[0]):
+            Evaluation({}).of(node)
+    except TooLarge:
+        return True
+    except Undefined:
+        return False
+    return False
+
+
+def _monsters(one: Node, other: Node) -> bool:
+    """Whether two monstrous numbers are equal: powers or factorials of the same. Raises :class:`TooLarge` for others."""
+    match one, other:
+        case Operation("^", (base, exponent)), Operation("^", (other_base, other_exponent)):
+            if _expressions(base, other_base):
+                return _expressions(exponent, other_exponent)
+            return _expressions(Operation("*", (exponent, Operation("ln", (base,)))), Operation("*", (other_exponent, Operation("ln", (other_base,)))))
+        case Operation("!", (argument,)), Operation("!", (other_argument,)):
+            return _expressions(argument, other_argument)
+        case _:
+            raise TooLarge("both numbers are too large to be compared")
 
 
 def _same_everywhere(one: Node, other: Node, *, natural_log: bool) -> bool:

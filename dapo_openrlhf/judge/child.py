@@ -16,10 +16,13 @@ import time
 import traceback
 from typing import Any
 
+from dapo_openrlhf import verifier
 from dapo_openrlhf.judge.sources import RULE, RewardSource, Undecided, WeightedReward, open_source
 
 ORPHAN_CHECK_SECONDS = 1.0
 LONGEST_MESSAGE = 300
+LONGEST_ANSWER = 300
+"""Characters of an answer that are handed on, for majorities and files of responses."""
 MEBIBYTE = 1 << 20
 HEADROOM = 1024
 """MiB between the limit that the parent watches and the hard one, which holds for what is faster than the parent."""
@@ -52,7 +55,8 @@ def _open(settings: dict[str, object], timeout: float) -> RewardSource:
     names, weights = settings["sources"], settings["weights"]
     assert isinstance(names, list) and isinstance(weights, list)
     correct_from = float(str(settings["correct_from"]))
-    return WeightedReward([open_source(name, correct_from=correct_from, timeout=timeout) for name in names], weights)
+    number_form = settings["answer_form"] == "number"
+    return WeightedReward([open_source(name, number_form=number_form, correct_from=correct_from, timeout=timeout) for name in names], weights)
 
 
 def _answer(reward: RewardSource, request: dict[str, Any]) -> dict[str, object]:
@@ -62,7 +66,9 @@ def _answer(reward: RewardSource, request: dict[str, Any]) -> dict[str, object]:
         return {"error": _explain(error), "spent": True}  # what is left of the heap is anybody's guess
     except (Exception, Undecided) as error:  # a user's function may raise anything
         return {"error": _explain(error), "spent": isinstance(error.__cause__, MemoryError)}
-    return {"correct": score.correct, "reward": score.reward}
+    answer = verifier.extract_answer(request["response"], request["prompt"])
+    key = None if answer is None else verifier.answer_key(answer)[:LONGEST_ANSWER]
+    return {"correct": score.correct, "reward": score.reward, "answer": key}
 
 
 def _explain(error: BaseException) -> str:

@@ -17,7 +17,8 @@ from mpmath import mp
 from dapo_openrlhf.judge.expression import Node, Number, Operation, Series, Symbol
 
 MOST_BITS = 1_000_000
-"""Of an exact integer; beyond, powers and factorials are rounded."""
+"""Of an exact integer, about; 300,000 decimal digits."""
+LARGEST_FACTORIAL = 20_000
 LARGEST_EXPONENT = 4000
 """Bits of the exponent of a rounded value, so that its logarithm still fits into the precision."""
 LONGEST_SERIES = 20_000
@@ -31,7 +32,11 @@ class Undefined(ArithmeticError):
 
 
 class TooLarge(ArithmeticError):
-    """The value is too large, or takes too long."""
+    """The value is too large to be written in as many digits as asked for."""
+
+
+class TooLong(ArithmeticError):
+    """The value takes too long."""
 
 
 Real: TypeAlias = Any
@@ -54,7 +59,7 @@ class Evaluation:
         """The value. Raises :class:`Undefined` or :class:`TooLarge`."""
         self.work += 1
         if self.work > MOST_WORK:
-            raise TooLarge("too many operations")
+            raise TooLong("too many operations")
         match node:
             case Number(value):
                 return value
@@ -86,7 +91,7 @@ class Evaluation:
     def _series(self, node: Series) -> Real:
         low, high = _integer(self.of(node.low)), _integer(self.of(node.high))
         if high - low > LONGEST_SERIES:
-            raise TooLarge("a long series")
+            raise TooLong("a long series")
         total: Real = Fraction(0 if node.name == "sum" else 1)
         kept = self.values
         try:
@@ -173,7 +178,9 @@ def _power(base: Real, exponent: Real) -> Real:
         if abs(base) == 1 and exponent.denominator == 1:
             return base if exponent % 2 else Fraction(1)
         size = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if exponent.denominator == 1 and size * abs(exponent) <= MOST_BITS:
+        if exponent.denominator == 1:
+            if size * abs(exponent) > MOST_BITS:
+                raise TooLarge("a power of too many digits")  # rounded, it would equal its neighbours
             return base**exponent.numerator
         if exponent.denominator == 2 and base > 0 and size * abs(exponent) <= MOST_BITS:
             return _power(_root(base, Fraction(2)), Fraction(exponent.numerator))
@@ -248,8 +255,9 @@ def _factorial(value: Real) -> Real:
     if isinstance(value, Fraction) and value.denominator == 1:
         if value < 0:
             raise Undefined("a factorial of a negative number")
-        if value <= 20_000:
-            return Fraction(math.factorial(value.numerator))
+        if value > LARGEST_FACTORIAL:
+            raise TooLarge("a factorial of too many digits")
+        return Fraction(math.factorial(value.numerator))
     return _gamma(_add(value, Fraction(1)))
 
 
@@ -262,13 +270,15 @@ def _gamma(value: Real) -> Real:
 
 def _double_factorial(value: Real) -> Real:
     number = _integer(value)
-    if not 0 <= number <= 20_000:
-        raise TooLarge("a double factorial")
+    if not 0 <= number <= LARGEST_FACTORIAL:
+        raise TooLarge("a double factorial of too many digits")
     return Fraction(math.prod(range(number, 0, -2)))
 
 
 def _binomial(n: Real, k: Real) -> Real:
-    if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1 and 0 <= n <= 20_000:
+    if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1 and 0 <= n:
+        if n > LARGEST_FACTORIAL and min(k, n - k) > LARGEST_FACTORIAL // 20:
+            raise TooLarge("a binomial of too many digits")
         return Fraction(math.comb(n.numerator, k.numerator)) if k >= 0 else Fraction(0)
     if max(mpmath.mag(_rounded(n) or 1), mpmath.mag(_rounded(k) or 1)) > 200:
         raise TooLarge("a binomial of very large numbers")

@@ -277,6 +277,8 @@ class _Parser:
             raise Unreadable("a line over no digits")
         if self._next() == "_":
             raise Unreadable("a number in a base")
+        if token == ".":
+            raise Unreadable("a point without digits")
         return Number(Fraction(token))
 
     def _raw(self, after: str) -> str:

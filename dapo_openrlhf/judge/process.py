@@ -110,7 +110,12 @@ class Judge:
         seconds = time.monotonic() - started
         if error:
             return Judgement(score=None, error=error, reason=reason, seconds=seconds)
-        score = Score(correct=bool(answer["correct"]), reward=float(str(answer["reward"])))
+        found = answer.get("answer")
+        score = Score(
+            correct=bool(answer["correct"]),
+            reward=float(str(answer["reward"])),
+            answer=None if found is None else str(found),
+        )
         return Judgement(score=score, error=None, reason="judged", seconds=seconds)
 
     def close(self) -> None:

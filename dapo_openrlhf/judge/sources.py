@@ -34,10 +34,10 @@ class RewardSource(Protocol):
         ...
 
 
-def open_source(name: str, *, correct_from: float, timeout: float) -> RewardSource:
+def open_source(name: str, *, number_form: bool, correct_from: float, timeout: float) -> RewardSource:
     """The reward that ``reward.remote_url`` names: ``rule``, a file ending in ``.py``, or an http(s) address."""
     if name == RULE:
-        return RuleReward()
+        return RuleReward(number_form=number_form)
     if name.startswith(("http://", "https://")):
         return HttpReward(address=name, correct_from=correct_from, timeout=timeout)
     return FunctionReward(load_function(name), correct_from=correct_from)
@@ -46,16 +46,18 @@ def open_source(name: str, *, correct_from: float, timeout: float) -> RewardSour
 class RuleReward:
     """DAPO eq. 7: +1 for an answer equivalent to the gold one, else -1."""
 
-    def __init__(self) -> None:
-        from dapo_openrlhf.judge import algebra  # 0.3 s, and only here
+    def __init__(self, *, number_form: bool = False) -> None:
+        """``number_form``: whether a number must be answered with a number, and not with what gives it."""
+        from dapo_openrlhf.judge import algebra  # mpmath, and only here
 
         algebra.prepare()
+        self._number_form = number_form
         self._equal = functools.lru_cache(maxsize=256)(algebra.equal)  # a group's answers repeat each other
 
     def __call__(self, response: str, prompt: str, label: str) -> Score:
         """Judge one response; raises :class:`Undecided`."""
         answer = verifier.extract_answer(response, prompt)
-        correct = answer is not None and verifier.compare(answer, label, self._equal)
+        correct = answer is not None and verifier.compare(answer, label, self._equal, number_form=self._number_form)
         return Score(correct=correct, reward=verifier.RIGHT if correct else verifier.WRONG)
 
 

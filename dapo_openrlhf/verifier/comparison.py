@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,8 @@ from dapo_openrlhf.verifier.words import is_prose, same_words
 
 LONGEST_ANSWER = 200
 """Characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long too."""
+LONGEST_READ = 2000
+"""Characters of either that are read as more than text or a number."""
 MOST_ITEMS = 100
 """Of a list or set that is compared item by item."""
 
@@ -55,7 +58,7 @@ def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False)
         return bool(mine)
     if (verdict := _by_value(mine, gold, number_form=number_form)) is not None:
         return verdict
-    if len(mine) > max(LONGEST_ANSWER, 2 * len(gold)):
+    if len(mine) > max(LONGEST_ANSWER, 2 * len(gold)) or max(len(mine), len(gold)) > LONGEST_READ:
         return False
     my_value, gold_value = values.read(mine), values.read(gold)
     if number_form and not _has_number_form(my_value, gold_value):
@@ -157,7 +160,7 @@ class _Comparison:
             elif isinstance(gold, Expression) and exact_value(mine.left) is None and not _has_letters(mine):
                 mine = self._last_of_chain(f"{mine.left}={mine.right}")
         elif isinstance(gold, Equation) and not isinstance(mine, Equation) and is_name(gold.left):
-            gold = values.read(gold.right)
+            gold = self._last_of_chain(gold.right)
             if isinstance(mine, Several) and isinstance(gold, Several):
                 mine = _unnamed_items(mine, gold)
         return mine, gold
@@ -187,7 +190,7 @@ class _Comparison:
         if my_value is not None and gold_value is not None:
             return my_value * factor == gold_value
         if ":" in mine or ":" in gold:
-            return self._ratios(mine, gold)
+            return same_words(mine, gold) or self._ratios(mine, gold)
         if not (_is_mathematics(mine) and _is_mathematics(gold)) or (len(mine) == len(gold) == 1):
             return False
         scaled = mine if factor == 1 else f"({mine})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}"
@@ -359,9 +362,13 @@ def _is(unit: Unit | None, dimension: str) -> bool:
     return unit is not None and unit.dimension == dimension
 
 
+_NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]+(?!/?[0-9])")
+"""Two numbers side by side, of which the second is no fraction."""
+
+
 def _is_mathematics(text: str) -> bool:
     """Whether algebra may be asked about it: no words, braces in pairs, anything at all."""
-    if is_prose(text) or not any(sign.isalnum() for sign in text) or "\\ldots" in text:
+    if is_prose(text) or _NEIGHBOURS.search(text) or not any(sign.isalnum() for sign in text) or "\\ldots" in text:
         return False
     depth = 0
     for position, sign in enumerate(text):

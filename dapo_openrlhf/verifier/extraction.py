@@ -29,6 +29,8 @@ def final_part(response: str, prompt: str = "") -> str:
     A thought may be opened at the end of the prompt, as chat templates do. Only searches for fixed text: the time is
     linear, and a megabyte takes less than a millisecond.
     """
+    if not any(stem in response or stem in prompt[-_PROMPT_END:] for stem in ("think", "THINK", "thought")):
+        return response[-TAIL:]
     start = 0
     for opening, closing in _THOUGHTS:
         closed = response.rfind(closing)

@@ -5,6 +5,7 @@ Every pattern here runs once over the text and never looks back further than a f
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -67,7 +68,7 @@ _REPLACED = (
     (re.compile(r"<=|=<|≦"), r"\\le "),
     (re.compile(r">=|=>|≧"), r"\\ge "),
     (re.compile(r"(?<![A-Za-z\\])(?:union|U)(?![A-Za-z])(?= ?[\[(\\])"), r"\\cup "),
-    (re.compile(r"\.\.\.+(?= ?,|,)|(?<=,) ?\.\.\.+"), r"\\ldots "),
+    (re.compile(r"(?<!\.)\.{3,}(?= ?,)|(?<=,) ?\.{3,}"), r"\\ldots "),
     (re.compile(r"\\mathbb ?([A-Z])"), r"\\mathbb{\1}"),
 )  # fmt: skip
 _PHRASES = (
@@ -80,9 +81,10 @@ _PHRASES = (
     (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
     (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
     (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
-    (re.compile(r"(?:the set of )?all real numbers(?: [a-z])?|(?:the )?real numbers|all reals|the reals", re.IGNORECASE), r"\\mathbb{R}"),
+    (re.compile(r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals", re.IGNORECASE), r"\\mathbb{R}"),
     (re.compile(r"(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|roots?|values?|answers?)(?: exists?)?", re.IGNORECASE), r"\\emptyset"),
     (re.compile(r"(?:the )?empty set", re.IGNORECASE), r"\\emptyset"),
+    (re.compile(r"(?<=\\mathbb\{R\}),? ?(?:except|excluding|other than|but|without)(?: for| that)?(?: x ?(?:=|is not|is))?"), r"\\setminus "),
     (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
 )
 _HAS_PHRASE = re.compile(r"(?<![\\a-z])[a-z]{4}")
@@ -91,10 +93,12 @@ _OR = re.compile(r",? (?:or|\\lor) ", re.IGNORECASE)
 _AND = re.compile(r",? (?:and|\\land|together with|as well as) ", re.IGNORECASE)
 _BOLD = re.compile(r"(?<![\w)}])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?![\w({\\])|\*\*(?=\s*$)")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])(?<![0-9],) |(?<=[0-9],) (?![0-9])| (?![0-9A-Za-z])")
+_AFTER_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
 _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
 _DOT_OVER = re.compile(r"\\dot(?: ?\{(\d+)\}| ?(\d))")
 
 
+@functools.lru_cache(maxsize=256)
 def canonical(answer: str) -> str:
     """An answer's text, evened out.
 
@@ -117,7 +121,7 @@ def canonical(answer: str) -> str:
     bounds = _BOUND.search(text) is not None
     text = _OR.sub(r" \\lor " if bounds else ",", f" {text} ")
     text = _AND.sub(r" \\land " if bounds else ",", text)
-    text = _LOOSE_SPACE.sub("", " ".join(text.split())).strip("*_").lstrip("= ").rstrip(".,;:*_ ").removesuffix("\\")
+    text = _LOOSE_SPACE.sub("", _AFTER_COMMAND.sub(r"\1", " ".join(text.split()))).strip("*_").lstrip("= ").rstrip(".,;:*_ ").removesuffix("\\")
     if text.count('"') == 1 and "'" not in text or text[:1] == text[-1:] == '"':
         text = text.strip('"').strip(" ")
     choice = _CHOICE.fullmatch(text)

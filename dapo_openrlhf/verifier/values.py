@@ -100,7 +100,6 @@ _OPENING = frozenset(("(", "[", "{", r"\{", r"\langle", r"\begin", r"\lfloor", r
 _CLOSING = frozenset((")", "]", "}", r"\}", r"\rangle", r"\end", r"\rfloor", r"\rceil"))
 _SIGNS = {"<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
 _OTHER_RELATIONS = frozenset((r"\equiv", r"\to", r"\sim", r"\parallel", r"\perp", r"\cong", r"\subset", r"\subseteq", r"\Leftrightarrow"))
-_SIGN = re.compile(r"[<>]|\\(?:le|ge|ne|cup|in)(?![a-zA-Z])")
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 _BASED = re.compile(r"\(?([0-9][0-9A-Fa-f]*(?:\.[0-9]+)?)\)?_\{? ?(\d{1,2}|[a-z]{3,11}) ?\}?")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "sixteen": "16"}
@@ -114,8 +113,8 @@ def read(text: str, depth: int = 0) -> Value:
     text = _unwrapped(text)
     if depth > DEEPEST or not text:
         return Expression(text)
-    if based := _BASED.fullmatch(text):
-        return Based(based[1].upper(), _BASES.get(based[2], based[2]))
+    if based := _based(text):
+        return based
     if matrix := _matrix(text):
         return matrix
     parts = split(text, (r"\lor", r"\land"))
@@ -123,13 +122,23 @@ def read(text: str, depth: int = 0) -> Value:
         return _joined([read(part, depth + 1) for part in parts], union=r"\lor" in text)
     items = _items(text)
     if len(items) > 1:
-        return _several([item for item in items if item], depth)
+        return _several([item for item in items if item], depth) if any(items) else Expression(text)
     if is_prose(text):
         number, unit = split_unit(text)
         return _sentence(text) if unit is None or is_prose(number) else Expression(text)
-    if r"\pm" in text and "=" not in text and not _SIGN.search(text):
+    if found := _bracketed(text, depth) or _relation(text, depth):
+        return found
+    if r"\pm" in text and "," not in text:
         return Several("list", tuple(_both_signs(text, depth)))
-    return _bracketed(text, depth) or _relation(text, depth) or Expression(text)
+    return Expression(text)
+
+
+def _based(text: str) -> Based | None:
+    match = _BASED.fullmatch(text)
+    base = _BASES.get(match[2], match[2]) if match else ""
+    if not match or not base.isdigit() or not 2 <= int(base) <= 36 or (int(base) <= 10 and not match[1].replace(".", "").isdigit()):
+        return None
+    return Based(match[1].upper(), base)
 
 
 def _unwrapped(text: str) -> str:
@@ -322,10 +331,20 @@ def _as_region(value: Value) -> Value:
     match value:
         case Several(kind="tuple", items=(Expression(low), Expression(high))):
             return Region((Interval(low, high, False, False),))
+        case Several(kind="list", items=items) if items and all(_is_interval(item) for item in items):
+            return _joined([_as_region(item) for item in items], union=True)
         case Several(kind="set", items=items) if all(isinstance(item, Expression) for item in items):
             return Region(tuple(Interval(item.text, item.text, True, True) for item in items if isinstance(item, Expression)))
         case _:
             return value
+
+
+def _is_interval(value: Value) -> bool:
+    match value:
+        case Region() | Several(kind="tuple", items=(Expression(), Expression())):
+            return True
+        case _:
+            return False
 
 
 def as_region(value: Value) -> Region | None:
