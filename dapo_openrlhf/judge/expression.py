@@ -77,7 +77,7 @@ _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _CLOSERS = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\langle": r"\rangle"}
 _TIMES = frozenset(("*", r"\times", r"\cdot", r"\ast"))
 _DIVIDED = frozenset(("/", r"\div"))
-_ENDS = frozenset((")", "]", "}", ",", "+", "-", "=", "", "&", r"\rfloor", r"\rceil", r"\rangle", "|", "/", "*", "^", "_", "!", "%", "°", "'"))
+_ENDS = frozenset((r"\choose", r"\over", ")", "]", "}", ",", "+", "-", "=", "", "&", r"\rfloor", r"\rceil", r"\rangle", "|", "/", "*", "^", "_", "!", "%", "°", "'"))
 
 
 @functools.lru_cache(maxsize=512)
@@ -105,9 +105,16 @@ class _Parser:
         """Variables of sums around what is read."""
 
     def whole(self) -> Node:
-        node = self._sum()
+        node = self._over_or_choose()
         if self._next():
             raise Unreadable(f"unexpected {self._next()}")
+        return node
+
+    def _over_or_choose(self) -> Node:
+        r"""A sum, or two with ``\over`` or ``\choose`` between them."""
+        node = self._sum()
+        if self._next() in (r"\choose", r"\over"):
+            return Operation("binom" if self._take() == r"\choose" else "/", (node, self._sum()))
         return node
 
     def _next(self, ahead: int = 0) -> str:
@@ -234,10 +241,7 @@ class _Parser:
 
     def _group(self) -> Node:
         closer = _CLOSERS[self._take()]
-        node = self._sum()
-        if self._next() in (r"\choose",):
-            self._take()
-            node = Operation("binom", (node, self._sum()))
+        node = self._over_or_choose()
         self._expect(closer)
         return node
 

@@ -153,7 +153,7 @@ class _Comparison:
         if isinstance(mine, Several) and isinstance(gold, Several):
             return (_unnamed_items(mine, gold), _unnamed_items(gold, mine))
         if isinstance(mine, Equation) and not isinstance(gold, Equation):
-            if is_asked_for(mine.left):
+            if is_name(mine.left) or (is_asked_for(mine.left) and exact_value(split_unit(mine.right)[0]) is not None):
                 mine = self._last_of_chain(mine.right)
                 if isinstance(mine, Several) and isinstance(gold, Several):
                     gold = _unnamed_items(gold, mine)
@@ -241,6 +241,8 @@ class _Comparison:
             if not (isinstance(my_value, Expression) and isinstance(gold_value, Expression)):
                 return False
         if any(is_prose(side) or "=" in side or r"\pm" in side for side in (mine.left, mine.right, gold.left, gold.right)):
+            return False
+        if "," in mine.left or "," in gold.left:
             return False
         if not _is_mathematics(f"{mine.left} {mine.right}".replace(" ", "")) or len(gold.left) + len(gold.right) < 2:
             return False
@@ -350,8 +352,12 @@ def _readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None
         yield mine, gold, Fraction(1, 100)
     elif _is(gold_unit, "percent"):
         yield mine, gold, Fraction(100)
-    elif (_is(my_unit, "angle") and "\\pi" in gold) or (_is(gold_unit, "angle") and "\\pi" in mine):
+    elif (_is(my_unit, "angle") and _is_in_radians(gold)) or (_is(gold_unit, "angle") and _is_in_radians(mine)):
         yield _in_radians(mine, my_unit), _in_radians(gold, gold_unit), Fraction(1)
+
+
+def _is_in_radians(text: str) -> bool:
+    return r"\pi" in text or r"\arc" in text
 
 
 def _in_radians(text: str, unit: Unit | None) -> str:

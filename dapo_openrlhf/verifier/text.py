@@ -61,7 +61,7 @@ _REPLACED = (
     (re.compile(r"\\frac ?(\d) ?\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac ?\{[^{}]{0,60}\}) ?(\d)"), r"\1{\2}"),
     (re.compile(r"\\sqrt ?(\[\d+\])? ?(\d+)"), r"\\sqrt\1{\2}"),
-    (re.compile(r"(\d|\}) ?\*\*(?= ?\d|\()|(?<=[\w)}]) ?\*\*(?= ?[\w({\\])"), r"\1^"),
+    (re.compile(r"(\d|\}) ?\*\*(?= ?\d|\()|(?<=[\w)}]) ?\*\*(?= ?[\w({\\-])"), r"\1^"),
     (re.compile(r"(?<![A-Za-z\\])(pi|infinity|infty|theta|sqrt)(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\infinity(?![a-zA-Z])|(?<![A-Za-z\\])inf(?![A-Za-z])|(?<![A-Za-z\\])oo(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\\not ?=|!=|=/=|<>|/="), r"\\ne "),
@@ -69,6 +69,8 @@ _REPLACED = (
     (re.compile(r">=|=>|≧"), r"\\ge "),
     (re.compile(r"(?<![A-Za-z\\])(?:union|U)(?![A-Za-z])(?= ?[\[(\\])"), r"\\cup "),
     (re.compile(r"(?<!\.)\.{3,}(?= ?,)|(?<=,) ?\.{3,}"), r"\\ldots "),
+    (re.compile(r"(?<=\d) ?(?:a\.m\.?|AM)$"), " am"),
+    (re.compile(r"(?<=\d) ?(?:p\.m\.?|PM)$"), " pm"),
     (re.compile(r"\\mathbb ?([A-Z])"), r"\\mathbb{\1}"),
 )  # fmt: skip
 _PHRASES = (
@@ -85,13 +87,14 @@ _PHRASES = (
     (re.compile(r"(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|roots?|values?|answers?)(?: exists?)?", re.IGNORECASE), r"\\emptyset"),
     (re.compile(r"(?:the )?empty set", re.IGNORECASE), r"\\emptyset"),
     (re.compile(r"(?<=\\mathbb\{R\}),? ?(?:except|excluding|other than|but|without)(?: for| that)?(?: x ?(?:=|is not|is))?"), r"\\setminus "),
+    (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
     (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
 )
 _HAS_PHRASE = re.compile(r"(?<![\\a-z])[a-z]{4}")
 _BOUND = re.compile(r"[<>\u2260]|\\(?:le|ge|ne|cup|cap|in|mathbb)(?![a-zA-Z])")
 _OR = re.compile(r",? (?:or|\\lor) ", re.IGNORECASE)
 _AND = re.compile(r",? (?:and|\\land|together with|as well as) ", re.IGNORECASE)
-_BOLD = re.compile(r"(?<![\w)}])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?![\w({\\])|\*\*(?=\s*$)")
+_BOLD = re.compile(r"(?<![\w)}])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?![\w({\\-])|\*\*(?=\s*$)")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])(?<![0-9],) |(?<=[0-9],) (?![0-9])| (?![0-9A-Za-z])")
 _AFTER_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
 _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
@@ -172,6 +175,8 @@ def _after_group(tokens: list[str], position: int) -> int:
 def _macro(token: str, name: str) -> str:
     if not name or token in ("\\{", "\\}", "\\\\", "\\%", "\\$"):
         return "%" if token == "\\%" else token
+    if name == "&":
+        return " and "
     if name == "!":
         return "\x00"
     if name in ",;:> ()[]\n" or name in _SPACES:

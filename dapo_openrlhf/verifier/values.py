@@ -152,7 +152,7 @@ def _unwrapped(text: str) -> str:
             break
         if text[0] in "([" and (text[-1] not in ")]" or not _is_single(inner)):
             break
-        if text[0] == "{" and (text[-1] != "}" or len(split(inner, (",",))) > 1):
+        if text[0] == "{" and (text[-1] != "}" or len(_items(inner)) > 1):
             break
         text = inner.strip(" ")
     return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"(?<![\\A-Za-z])(?![A-Z]{3,6}(?![A-Za-z]))[A-Za-z]{3,}")
+_WORD = re.compile(r"(?<![\\A-Za-z])(?![A-Z]{3,6}(?![A-Za-z]))[A-Za-z]{3,}|(?<![\\A-Za-z])(?:no|No|NO)(?![A-Za-z])")
 """A word; ``ABC`` and ``ABCD`` are points, as in the angle ABC."""
 _FUNCTIONS = re.compile(r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|gcd|lcm|max|min|mod|lim|det|deg|floor|ceil|abs")
 _SKIPPED = re.compile(r"\\(?:begin|end) ?\{[a-z]+\*?\}|_\{[^{}]*\}|\\[a-zA-Z]+")
