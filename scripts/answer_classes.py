@@ -32,11 +32,21 @@ def table(judge: Judge) -> str:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for name, response, label, right in pairs():
         score = judge.judge(response, label=label).score
-        verdict = "undecided" if score is None else "as judged" if score.correct is right else "missed" if right else "rewarded"
+        verdict = (
+            "undecided"
+            if score is None
+            else "as judged"
+            if score.correct is right
+            else "missed"
+            if right
+            else "rewarded"
+        )
         counts[name].update(["right" if right else "wrong", verdict])
     columns = ("right", "wrong", "as judged", "missed", "rewarded", "undecided")
     counts["**all**"] = sum(counts.values(), Counter())
-    rows = [f"| {name} | " + " | ".join(str(count[column]) for column in columns) + " |" for name, count in counts.items()]
+    rows = [
+        f"| {name} | " + " | ".join(str(count[column]) for column in columns) + " |" for name, count in counts.items()
+    ]
     head = "| class | right | wrong | judged so | right but missed | wrong but rewarded | undecided |"
     return "\n".join([head, "|---|---:|---:|---:|---:|---:|---:|", *rows])
 

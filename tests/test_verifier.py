@@ -239,7 +239,13 @@ def test_a_number_may_be_wanted() -> None:
     assert compare("391", "391", number_form=True) and compare("x=1,5", "x=1.5", number_form=True) is False
     for answer in ("17*23", "782/2", "2^4", "x=17*23", r"\sqrt{16}", "400-9"):
         assert compare(answer, "16" if answer in ("2^4", r"\sqrt{16}") else "391", number_form=True) is False
-    for answer, label in [("3/4", "0.75"), ("x=391", "391"), ("391 cm", "391"), (r"\frac{3}{4}", r"\frac{6}{8}"), ("2^4", "2^{4}")]:
+    for answer, label in [
+        ("3/4", "0.75"),
+        ("x=391", "391"),
+        ("391 cm", "391"),
+        (r"\frac{3}{4}", r"\frac{6}{8}"),
+        ("2^4", "2^{4}"),
+    ]:
         assert compare(answer, label, number_form=True) is True
 
 

@@ -16,18 +16,10 @@ from typing import TypeAlias
 import mpmath
 
 from dapo_openrlhf.judge.evaluate import Evaluation, Real, TooLarge, TooLong, Undefined
-from dapo_openrlhf.judge.expression import (
-    Node,
-    Operation,
-    Symbol,
-    Unfinished,
-    Unreadable,
-    mentions,
-    negative,
-    parse,
-    symbols_of,
-)
+from dapo_openrlhf.judge.expression import negative, parse
 from dapo_openrlhf.judge.sources import Undecided
+from dapo_openrlhf.judge.tokens import Unfinished, Unreadable
+from dapo_openrlhf.judge.tree import Node, Operation, Symbol, mentions, symbols_of
 from dapo_openrlhf.verifier import Algebra
 
 PRECISIONS = (30, 80, 200)
@@ -103,7 +95,10 @@ def _monsters(one: Node, other: Node) -> bool:
         case Operation("^", (base, exponent)), Operation("^", (other_base, other_exponent)):
             if _expressions(base, other_base):
                 return _expressions(exponent, other_exponent)
-            return _expressions(Operation("*", (exponent, Operation("ln", (base,)))), Operation("*", (other_exponent, Operation("ln", (other_base,)))))
+            return _expressions(
+                Operation("*", (exponent, Operation("ln", (base,)))),
+                Operation("*", (other_exponent, Operation("ln", (other_base,)))),
+            )
         case Operation("!", (argument,)), Operation("!", (other_argument,)):
             return _expressions(argument, other_argument)
         case _:
@@ -138,9 +133,11 @@ def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
 _Pair: TypeAlias = Callable[[], tuple[Real, Real]]
 
 
-def _values(one: Node, other: Node, point: Mapping[str, Fraction], *, real: bool = False, natural_log: bool = False) -> _Pair:
+def _values(
+    one: Node, other: Node, point: Mapping[str, Fraction], *, real: bool = False, natural_log: bool = False
+) -> _Pair:
     def both() -> tuple[Real, Real]:
-        return tuple(Evaluation(point, real=real, natural_log=natural_log).of(node) for node in (one, other))  # type: ignore[return-value]
+        return tuple(Evaluation(point, real=real, natural_log=natural_log).of(node) for node in (one, other))
 
     return both
 
@@ -158,7 +155,7 @@ def _same_value(both: _Pair) -> bool | None:
                 return one == other
             gap, size = _gap(one, other)
             if size is None:
-                return gap
+                return None if gap is None else bool(gap)
             if before is None:
                 before = max(gap, size * mpmath.mpf(10) ** -digits)
                 continue
@@ -172,7 +169,10 @@ def _same_value(both: _Pair) -> bool | None:
 
 def _gap(one: Real, other: Real) -> tuple[Real, Real | None]:
     """The difference of two values and the larger one's size; a verdict and None for infinities."""
-    first, second = (mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value for value in (one, other))
+    first, second = (
+        mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+        for value in (one, other)
+    )
     if mpmath.isnan(first) or mpmath.isnan(second):
         return None, None
     if mpmath.isinf(first) or mpmath.isinf(second):
@@ -189,7 +189,11 @@ def _equations(one: tuple[Node, ...], other: tuple[Node, ...]) -> bool:
         return False
     start, *others = _points(names)
     verdicts = [_same_value(_ratio(first, second, start, point)) for point in others]
-    if False not in verdicts and verdicts.count(True) >= LEAST_POINTS and _same_value(_values(first, parse("0"), start)) is not True:
+    if (
+        False not in verdicts
+        and verdicts.count(True) >= LEAST_POINTS
+        and _same_value(_values(first, parse("0"), start)) is not True
+    ):
         return True
     return _solves(one, second, names) or _solves(other, first, names)
 
@@ -206,7 +210,10 @@ def _ratio(first: Node, second: Node, start: Mapping[str, Fraction], point: Mapp
 def _times(one: Real, other: Real) -> Real:
     if isinstance(one, Fraction) == isinstance(other, Fraction):
         return one * other
-    first, second = (mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value for value in (one, other))
+    first, second = (
+        mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+        for value in (one, other)
+    )
     return first * second
 
 
@@ -243,5 +250,8 @@ def _vanishes(name: str, right: Node, difference: Node, point: Mapping[str, Frac
 def _plus(one: Real, other: Real) -> Real:
     if isinstance(one, Fraction) and isinstance(other, Fraction | int):
         return one + other
-    first, second = (mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value for value in (one, other))
+    first, second = (
+        mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+        for value in (one, other)
+    )
     return first + second

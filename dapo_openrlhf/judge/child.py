@@ -56,7 +56,10 @@ def _open(settings: dict[str, object], timeout: float) -> RewardSource:
     assert isinstance(names, list) and isinstance(weights, list)
     correct_from = float(str(settings["correct_from"]))
     number_form = settings["answer_form"] == "number"
-    return WeightedReward([open_source(name, number_form=number_form, correct_from=correct_from, timeout=timeout) for name in names], weights)
+    return WeightedReward(
+        [open_source(name, number_form=number_form, correct_from=correct_from, timeout=timeout) for name in names],
+        weights,
+    )
 
 
 def _answer(reward: RewardSource, request: dict[str, Any]) -> dict[str, object]:

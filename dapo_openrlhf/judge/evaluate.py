@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import mpmath
 from mpmath import mp
 
-from dapo_openrlhf.judge.expression import Node, Number, Operation, Series, Symbol
+from dapo_openrlhf.judge.tree import Node, Number, Operation, Series, Symbol
 
 MOST_BITS = 1_000_000
 """Of an exact integer, about; 300,000 decimal digits."""
@@ -140,7 +140,10 @@ def _rounded(value: Real) -> Real:
 
 
 def _checked(value: Real) -> Real:
-    if isinstance(value, Fraction) and max(value.numerator.bit_length(), value.denominator.bit_length()) > 2 * MOST_BITS:
+    if (
+        isinstance(value, Fraction)
+        and max(value.numerator.bit_length(), value.denominator.bit_length()) > 2 * MOST_BITS
+    ):
         raise TooLarge("too many digits")
     return value
 
@@ -276,7 +279,7 @@ def _double_factorial(value: Real) -> Real:
 
 
 def _binomial(n: Real, k: Real) -> Real:
-    if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1 and 0 <= n:
+    if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1 and n >= 0:
         if n > LARGEST_FACTORIAL and min(k, n - k) > LARGEST_FACTORIAL // 20:
             raise TooLarge("a binomial of too many digits")
         return Fraction(math.comb(n.numerator, k.numerator)) if k >= 0 else Fraction(0)
@@ -325,6 +328,12 @@ _FUNCTIONS: dict[str, Callable[..., Real]] = {
     "lcm": lambda *values: Fraction(math.lcm(*map(_integer, values))),
     "max": lambda *values: max(values, key=_rounded),
     "min": lambda *values: min(values, key=_rounded),
-    **{name: _real(vars(mpmath)[name]) for name in "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()},
-    **{f"arc{name}": _real(vars(mpmath)[f"a{name}"]) for name in "sin cos tan cot sec csc sinh cosh tanh".split()},
+    **{
+        name: _real(vars(mpmath)[name])
+        for name in ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "sech", "csch"]
+    },
+    **{
+        f"arc{name}": _real(vars(mpmath)[f"a{name}"])
+        for name in ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"]
+    },
 }

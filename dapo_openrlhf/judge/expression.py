@@ -3,81 +3,24 @@
 from __future__ import annotations
 
 import functools
-import re
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeAlias
 
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """An exact number."""
-
-    value: Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """A letter with its scripts and primes, or a constant: ``pi``, ``e``, ``i``, ``infinity``."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """``name`` of arithmetic or of a function, applied."""
-
-    name: str
-    arguments: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A ``sum`` or ``prod`` of ``body`` over the integers from ``low`` to ``high``."""
-
-    name: str
-    variable: str
-    low: Node
-    high: Node
-    body: Node
-
-
-Node: TypeAlias = "Number | Symbol | Operation | Series"
-
-CONSTANTS = frozenset(("pi", "e", "i", "infinity"))
-MOST_TOKENS = 2000
-DEEPEST = 60
-"""Nesting of an expression that is read."""
-
-
-class Unreadable(ValueError):
-    """A text that is no expression."""
-
-
-class Unfinished(Unreadable):
-    """An integral, a limit or the like: it would have to be worked out first."""
-
-
-_PLAIN = (
-    "arcsinh arccosh arctanh arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh coth sin cos tan cot sec csc "
-    "ln lg log exp sqrt gcd lcm max min floor ceil abs mod"
-).split()
-FUNCTIONS = frozenset(_PLAIN)
-_TRIGONOMETRIC = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega Gamma Delta "
-    "Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar aleph nabla partial angle triangle odot oplus star circ Re Im".split()
+from dapo_openrlhf.judge.tokens import (
+    CLOSERS,
+    DEEPEST,
+    DIVIDED,
+    ENDS,
+    FUNCTIONS,
+    LETTERS,
+    MARKS,
+    TIMES,
+    TRIGONOMETRIC,
+    UNFINISHED,
+    Cursor,
+    Unfinished,
+    Unreadable,
 )
-_MARKED = frozenset("vec hat tilde overline mathbb mathcal mathfrak mathscr widehat widetilde acute check ddot dot".split())
-_UNFINISHED = frozenset("int iint iiint oint lim limsup liminf".split())
-_TOKEN = re.compile(
-    rf"\d+(?:\.\d+|\.(?=\\overline))?|\.\d+|\.(?=\\overline)|\\[a-zA-Z]+|\\.|{'|'.join(_PLAIN)}|[A-Za-z]|[^\s\\]", re.DOTALL
-)
-_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
-_CLOSERS = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\langle": r"\rangle"}
-_TIMES = frozenset(("*", r"\times", r"\cdot", r"\ast"))
-_DIVIDED = frozenset(("/", r"\div"))
-_ENDS = frozenset((r"\choose", r"\over", ")", "]", "}", ",", "+", "-", "=", "", "&", r"\rfloor", r"\rceil", r"\rangle", "|", "/", "*", "^", "_", "!", "%", "°", "'"))
+from dapo_openrlhf.judge.tree import CONSTANTS, Node, Number, Operation, Series, Symbol
 
 
 @functools.lru_cache(maxsize=512)
@@ -91,18 +34,8 @@ def negative(node: Node) -> Node:
     return Number(-node.value) if isinstance(node, Number) else Operation("*", (Number(Fraction(-1)), node))
 
 
-class _Parser:
+class _Parser(Cursor):
     """One reading of one text: a method for each level of precedence."""
-
-    def __init__(self, text: str) -> None:
-        self._tokens = _TOKEN.findall(_THOUSANDS.sub(lambda number: number[0].replace(",", ""), text))
-        if len(self._tokens) > MOST_TOKENS:
-            raise Unreadable("too long")
-        self._position = self._depth = 0
-        self._bars = 0
-        """Absolute values that are open."""
-        self._bound: list[str] = []
-        """Variables of sums around what is read."""
 
     def whole(self) -> Node:
         node = self._over_or_choose()
@@ -116,25 +49,6 @@ class _Parser:
         if self._next() in (r"\choose", r"\over"):
             return Operation("binom" if self._take() == r"\choose" else "/", (node, self._sum()))
         return node
-
-    def _next(self, ahead: int = 0) -> str:
-        place = self._position + ahead
-        return self._tokens[place] if place < len(self._tokens) else ""
-
-    def _take(self) -> str:
-        token = self._next()
-        self._position += 1
-        return token
-
-    def _accept(self, token: str) -> bool:
-        if self._next() == token:
-            self._position += 1
-            return True
-        return False
-
-    def _expect(self, token: str) -> None:
-        if not self._accept(token):
-            raise Unreadable(f"{self._next() or 'the end'} where {token} should be")
 
     def _sum(self) -> Node:
         self._depth += 1
@@ -156,10 +70,10 @@ class _Parser:
         node = self._factor()
         while True:
             token = self._next()
-            if token in _TIMES:
+            if token in TIMES:
                 self._take()
                 node = Operation("*", (node, self._signed_factor()))
-            elif token in _DIVIDED:
+            elif token in DIVIDED:
                 self._take()
                 node = Operation("/", (node, self._signed_factor()))
             elif token in (r"\bmod", r"\mod", "mod", r"\pmod"):
@@ -180,10 +94,15 @@ class _Parser:
                 return _mixed(left, Fraction(int(top), int(bottom) or 1), proper=int(top) < int(bottom))
             raise Unreadable("two numbers side by side")
         right = self._factor()
-        if is_whole and isinstance(right, Operation) and right.name == "/" and all(isinstance(part, Number) for part in right.arguments):
-            top, bottom = (part.value for part in right.arguments if isinstance(part, Number))
-            if 0 < top < bottom:
-                return _mixed(left, top / bottom, proper=True)
+        if (
+            is_whole
+            and isinstance(right, Operation)
+            and right.name == "/"
+            and all(isinstance(part, Number) for part in right.arguments)
+        ):
+            over, under = (part.value for part in right.arguments if isinstance(part, Number))
+            if 0 < over < under:
+                return _mixed(left, over / under, proper=True)
         return Operation("*", (left, right))
 
     def _signed_factor(self) -> Node:
@@ -192,9 +111,13 @@ class _Parser:
         return self._factor()
 
     def _begins_factor(self, token: str) -> bool:
-        if token in _ENDS:
+        if token in ENDS:
             return token == "|" and self._bars == 0
-        return token[0].isalnum() or token[0] in "([{." or (token[0] == "\\" and (token[1:].isalpha() and token not in _CLOSERS.values()))
+        return (
+            token[0].isalnum()
+            or token[0] in "([{."
+            or (token[0] == "\\" and (token[1:].isalpha() and token not in CLOSERS.values()))
+        )
 
     def _factor(self) -> Node:
         node = self._primary()
@@ -203,7 +126,12 @@ class _Parser:
             if token == "^":
                 self._take()
                 node = Operation("^", (node, self._exponent()))
-            elif token == "_" and isinstance(node, Operation) and node.name == "^" and isinstance(node.arguments[0], Symbol):
+            elif (
+                token == "_"
+                and isinstance(node, Operation)
+                and node.name == "^"
+                and isinstance(node.arguments[0], Symbol)
+            ):
                 node = Operation("^", (self._with_scripts(node.arguments[0].name), node.arguments[1]))
             elif token == "!":
                 self._take()
@@ -235,12 +163,12 @@ class _Parser:
         if token[:1].isdigit() and not digits and len(token) > 1:
             self._tokens[self._position] = token[1:]
             return Number(Fraction(token[0]))
-        if token in _ENDS:
+        if token in ENDS:
             raise Unreadable(f"{token or 'the end'} where an argument should be")
         return self._primary()
 
     def _group(self) -> Node:
-        closer = _CLOSERS[self._take()]
+        closer = CLOSERS[self._take()]
         node = self._over_or_choose()
         self._expect(closer)
         return node
@@ -277,26 +205,15 @@ class _Parser:
             digits = self._raw(self._take())
             if digits.isdigit():
                 fixed = token.partition(".")[2]
-                return Number(Fraction(f"0{token}0") + Fraction(int(digits), 10 ** len(fixed) * (10 ** len(digits) - 1)))
+                return Number(
+                    Fraction(f"0{token}0") + Fraction(int(digits), 10 ** len(fixed) * (10 ** len(digits) - 1))
+                )
             raise Unreadable("a line over no digits")
         if self._next() == "_":
             raise Unreadable("a number in a base")
         if token == ".":
             raise Unreadable("a point without digits")
         return Number(Fraction(token))
-
-    def _raw(self, after: str) -> str:
-        """The text of the group, or the token, that follows."""
-        if not self._accept("{"):
-            return self._take()
-        depth, found = 1, []
-        while depth:
-            token = self._take()
-            if not token:
-                raise Unreadable(f"{after} without an end")
-            depth += (token == "{") - (token == "}")
-            found.append(token)
-        return "".join(found[:-1])
 
     def _letter(self, letter: str) -> Node:
         if letter in ("e", "i") and letter not in self._bound and self._next() not in ("_", "'"):
@@ -324,11 +241,11 @@ class _Parser:
                 return self._series(name)
             case "Gamma" if self._next() == "(":
                 return Operation("gamma", (self._group(),))
-        if name in _UNFINISHED:
+        if name in UNFINISHED:
             raise Unfinished(f"\\{name} is left to be worked out")
-        if name in _MARKED:
+        if name in MARKS:
             return self._with_scripts(f"\\{name} {self._raw(name)}")
-        if name in _GREEK:
+        if name in LETTERS:
             return self._with_scripts("\\" + name)
         raise Unreadable(f"unknown \\{name}")
 
@@ -341,9 +258,11 @@ class _Parser:
                 power = self._exponent()
             else:
                 base = self._argument(digits=True)
-        if name == "mod" or (name in ("gcd", "lcm", "max", "min", "floor", "ceil", "abs") and self._next() not in ("(", "{")):
+        if name == "mod" or (
+            name in ("gcd", "lcm", "max", "min", "floor", "ceil", "abs") and self._next() not in ("(", "{")
+        ):
             raise Unreadable(f"{name} of nothing")
-        inverse = power == Number(Fraction(-1)) and (name in _TRIGONOMETRIC or name.removesuffix("h") in _TRIGONOMETRIC)
+        inverse = power == Number(Fraction(-1)) and (name in TRIGONOMETRIC or name.removesuffix("h") in TRIGONOMETRIC)
         arguments = self._arguments(name)
         if inverse:
             return Operation("arc" + name, arguments)
@@ -362,7 +281,7 @@ class _Parser:
     def _arguments(self, name: str) -> tuple[Node, ...]:
         """In brackets, or what stands side by side up to the next function."""
         if self._next() in ("(", "{", "["):
-            closer = _CLOSERS[self._take()]
+            closer = CLOSERS[self._take()]
             found = [self._sum()]
             while self._accept(","):
                 found.append(self._sum())
@@ -371,12 +290,11 @@ class _Parser:
         node = self._signed_factor()
         while True:
             token = self._next()
-            if token.lstrip("\\") in FUNCTIONS - {"sqrt"} or not (self._begins_factor(token) or (token == "/" and name in _TRIGONOMETRIC)):
+            if token.lstrip("\\") in FUNCTIONS - {"sqrt"} or not (
+                self._begins_factor(token) or (token == "/" and name in TRIGONOMETRIC)
+            ):
                 return (node,)
-            if self._accept("/"):
-                node = Operation("/", (node, self._factor()))
-            else:
-                node = self._joined(node)
+            node = Operation("/", (node, self._factor())) if self._accept("/") else self._joined(node)
 
     def _series(self, name: str) -> Node:
         self._expect("_")
@@ -399,29 +317,3 @@ def _mixed(whole: Node, part: Fraction, *, proper: bool) -> Number:
     if not proper or not isinstance(whole, Number):
         raise Unreadable("no mixed number")
     return Number(whole.value + part)
-
-
-def symbols_of(node: Node) -> frozenset[str]:
-    """Names of the free symbols; constants are none."""
-    match node:
-        case Number():
-            return frozenset()
-        case Symbol(name):
-            return frozenset() if name in CONSTANTS else frozenset((name,))
-        case Operation(_, arguments):
-            return frozenset().union(*map(symbols_of, arguments))
-        case Series(_, variable, low, high, body):
-            return (symbols_of(body) - {variable}) | symbols_of(low) | symbols_of(high)
-
-
-def mentions(node: Node, name: str, arguments: int = 0) -> bool:
-    """Whether a constant, or an operation with that many arguments, is somewhere in it."""
-    match node:
-        case Number():
-            return False
-        case Symbol():
-            return node.name == name
-        case Operation():
-            return (node.name == name and len(node.arguments) == arguments) or any(mentions(part, name, arguments) for part in node.arguments)
-        case Series():
-            return any(mentions(part, name, arguments) for part in (node.low, node.high, node.body))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
 
 from dapo_openrlhf.verifier import values
-from dapo_openrlhf.verifier.names import is_asked_for, is_name, same_name
-from dapo_openrlhf.verifier.numbers import MOST_DIGITS, exact_value, is_plain_number, with_decimal_comma
-from dapo_openrlhf.verifier.text import canonical
-from dapo_openrlhf.verifier.units import Unit, split_unit
-from dapo_openrlhf.verifier.values import (
+from dapo_openrlhf.verifier.items import entries, unnamed_items, vector
+from dapo_openrlhf.verifier.kinds import (
     Based,
     Equation,
     Expression,
@@ -25,6 +22,12 @@ from dapo_openrlhf.verifier.values import (
     Value,
     Words,
 )
+from dapo_openrlhf.verifier.names import is_asked_for, is_name, same_name
+from dapo_openrlhf.verifier.numbers import MOST_DIGITS, exact_value, is_plain_number, with_decimal_comma
+from dapo_openrlhf.verifier.readings import readings
+from dapo_openrlhf.verifier.regions import region_of
+from dapo_openrlhf.verifier.text import canonical
+from dapo_openrlhf.verifier.units import split_unit
 from dapo_openrlhf.verifier.words import is_prose, same_words
 
 LONGEST_ANSWER = 200
@@ -139,8 +142,11 @@ class _Comparison:
                 return self._several(mine, gold)
             case (Region(), _) | (_, Region()):
                 return self._regions(mine, gold)
-            case (Matrix(), Several(kind="tuple" | "vector" as kind)) | (Several(kind="tuple" | "vector" as kind), Matrix()):
-                return self._several(_vector(mine, kind), _vector(gold, kind))
+            case (Matrix(), Several(kind="tuple" | "vector" as kind)) | (
+                Several(kind="tuple" | "vector" as kind),
+                Matrix(),
+            ):
+                return self._several(vector(mine, kind), vector(gold, kind))
             case (Several(kind="list" | "set", items=(one_item,)), _):
                 return self.match(one_item, gold)
             case (_, Several(kind="list" | "set", items=(one_item,))):
@@ -151,18 +157,18 @@ class _Comparison:
     def _without_names(self, mine: Value, gold: Value) -> tuple[Value, Value]:
         """Without what a value is called, where the other side does not say it: ``7`` for ``x=7``."""
         if isinstance(mine, Several) and isinstance(gold, Several):
-            return (_unnamed_items(mine, gold), _unnamed_items(gold, mine))
+            return (unnamed_items(mine, gold), unnamed_items(gold, mine))
         if isinstance(mine, Equation) and not isinstance(gold, Equation):
             if is_name(mine.left) or (is_asked_for(mine.left) and exact_value(split_unit(mine.right)[0]) is not None):
                 mine = self._last_of_chain(mine.right)
                 if isinstance(mine, Several) and isinstance(gold, Several):
-                    gold = _unnamed_items(gold, mine)
+                    gold = unnamed_items(gold, mine)
             elif isinstance(gold, Expression) and exact_value(mine.left) is None and not _has_letters(mine):
                 mine = self._last_of_chain(f"{mine.left}={mine.right}")
         elif isinstance(gold, Equation) and not isinstance(mine, Equation) and is_name(gold.left):
             gold = self._last_of_chain(gold.right)
             if isinstance(mine, Several) and isinstance(gold, Several):
-                mine = _unnamed_items(mine, gold)
+                mine = unnamed_items(mine, gold)
         return mine, gold
 
     def _last_of_chain(self, text: str) -> Value:
@@ -180,7 +186,7 @@ class _Comparison:
             return True
         one, other = one.partition(r"\approx")[0], other.partition(r"\approx")[0]
         (mine, my_unit), (gold, gold_unit) = split_unit(one), split_unit(other)
-        return any(self._same(*reading) for reading in _readings(mine, my_unit, gold, gold_unit))
+        return any(self._same(*reading) for reading in readings(mine, my_unit, gold, gold_unit))
 
     def _same(self, mine: str, gold: str, factor: Fraction) -> bool:
         """Whether an expression without a unit equals another, once it is multiplied with ``factor``."""
@@ -198,8 +204,10 @@ class _Comparison:
 
     def _ratios(self, mine: str, gold: str) -> bool:
         first, second = mine.split(":"), gold.split(":")
-        return len(first) == len(second) and all(exact_value(part) is not None for part in (*first, *second)) and all(
-            exact_value(one) == exact_value(other) for one, other in zip(first, second, strict=True)
+        return (
+            len(first) == len(second)
+            and all(exact_value(part) is not None for part in (*first, *second))
+            and all(exact_value(one) == exact_value(other) for one, other in zip(first, second, strict=True))
         )
 
     def _several(self, mine: Several, gold: Several) -> bool:
@@ -229,7 +237,7 @@ class _Comparison:
             return False
         return all(
             self._expressions(one, other)
-            for my_row, gold_row in zip(_entries(mine), _entries(gold), strict=True)
+            for my_row, gold_row in zip(entries(mine), entries(gold), strict=True)
             for one, other in zip(my_row, gold_row, strict=True)
         )
 
@@ -240,7 +248,9 @@ class _Comparison:
                 return True
             if not (isinstance(my_value, Expression) and isinstance(gold_value, Expression)):
                 return False
-        if any(is_prose(side) or "=" in side or r"\pm" in side for side in (mine.left, mine.right, gold.left, gold.right)):
+        if any(
+            is_prose(side) or "=" in side or r"\pm" in side for side in (mine.left, mine.right, gold.left, gold.right)
+        ):
             return False
         if "," in mine.left or "," in gold.left:
             return False
@@ -262,8 +272,8 @@ class _Comparison:
 
     def _regions(self, mine: Value, gold: Value) -> bool:
         mine, gold = _with_pieces(mine), _with_pieces(gold)
-        one, other = values.as_region(mine), values.as_region(gold)
-        if isinstance(mine, Several) and isinstance(gold, Several) or one is None or other is None:
+        one, other = region_of(mine), region_of(gold)
+        if (isinstance(mine, Several) and isinstance(gold, Several)) or one is None or other is None:
             return False
         if one.name and other.name and not same_name(one.name, other.name):
             return False
@@ -299,73 +309,10 @@ def _with_pieces(value: Value) -> Value:
     return value
 
 
-def _vector(value: Value, kind: str) -> Several:
-    """A row or column as a tuple; a larger matrix is none."""
-    if isinstance(value, Several):
-        return value
-    assert isinstance(value, Matrix)
-    is_line = len(value.rows) == 1 or all(len(row) == 1 for row in value.rows)
-    entries = [Expression(entry) for row in _entries(value) for entry in row] if is_line else []
-    return Several("vector" if kind == "vector" else "tuple", tuple(entries))
-
-
-def _entries(matrix: Matrix) -> list[list[str]]:
-    if not matrix.factor:
-        return [list(row) for row in matrix.rows]
-    factor = "-1" if matrix.factor == "-" else matrix.factor
-    return [[f"({factor})({entry})" for entry in row] for row in matrix.rows]
-
-
-def _unnamed_items(mine: Several, other: Several) -> Several:
-    """Without the names of the items, where the other side has none: in the order of the alphabet if they differ."""
-    equations = [item for item in mine.items if isinstance(item, Equation) and is_name(item.left)]
-    if len(equations) < len(mine.items) or any(isinstance(item, Equation) for item in other.items) or not equations:
-        return mine
-    names = [equation.left for equation in equations]
-    if len(set(names)) == 1:
-        return Several(mine.kind, tuple(values.read(equation.right) for equation in equations))
-    if len(set(names)) < len(names):
-        return mine
-    if all(len(name) == 1 for name in names):
-        equations.sort(key=lambda equation: equation.left)
-    return Several("tuple", tuple(values.read(equation.right) for equation in equations))
-
-
 def _has_letters(equation: Equation) -> bool:
-    return any(sign.isalpha() for sign in equation.left.replace(r"\frac", "").replace(r"\cdot", "").replace(r"\times", ""))
-
-
-def _readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None) -> Iterator[tuple[str, str, Fraction]]:
-    """Answer, gold answer and what the answer is to be multiplied with, once units are out of the way.
-
-    A unit that only one side gives is read over, except that a percentage may also be its hundredth, and degrees may be
-    meant in radians. Two units of one dimension are converted; others give nothing.
-    """
-    if my_unit is not None and gold_unit is not None:
-        if my_unit.dimension == gold_unit.dimension:
-            yield mine, gold, my_unit.size / gold_unit.size
-        elif {my_unit.dimension, gold_unit.dimension} == {"angle", "radian"}:
-            yield _in_radians(mine, my_unit), _in_radians(gold, gold_unit), Fraction(1)
-        return
-    yield mine, gold, Fraction(1)
-    if _is(my_unit, "percent"):
-        yield mine, gold, Fraction(1, 100)
-    elif _is(gold_unit, "percent"):
-        yield mine, gold, Fraction(100)
-    elif (_is(my_unit, "angle") and _is_in_radians(gold)) or (_is(gold_unit, "angle") and _is_in_radians(mine)):
-        yield _in_radians(mine, my_unit), _in_radians(gold, gold_unit), Fraction(1)
-
-
-def _is_in_radians(text: str) -> bool:
-    return r"\pi" in text or r"\arc" in text
-
-
-def _in_radians(text: str, unit: Unit | None) -> str:
-    return f"({text})°" if _is(unit, "angle") else text
-
-
-def _is(unit: Unit | None, dimension: str) -> bool:
-    return unit is not None and unit.dimension == dimension
+    return any(
+        sign.isalpha() for sign in equation.left.replace(r"\frac", "").replace(r"\cdot", "").replace(r"\times", "")
+    )
 
 
 _NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]+(?!/?[0-9])")

@@ -9,15 +9,24 @@ TAIL = 2000
 
 _TURN = re.compile(r"<\||\[/?INST\]|<start_of_turn>")
 """Begins or ends a message of a chat: what stands before it does not go on."""
-_THOUGHTS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("[THINK]", "[/THINK]"))
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+)
 _PROMPT_END = 400
 """Characters at the end of a prompt in which a thought may have been opened."""
 
-_ANCHOR = re.compile(r"(?<![a-z])answer[ \t]{0,3}[*_}]{0,4}[ \t]{0,3}[:\uff1a]|\\(?:boxed|fbox)(?![a-zA-Z])", re.IGNORECASE)
+_ANCHOR = re.compile(
+    r"(?<![a-z])answer[ \t]{0,3}[*_}]{0,4}[ \t]{0,3}[:\uff1a]|\\(?:boxed|fbox)(?![a-zA-Z])", re.IGNORECASE
+)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\d+(?:\.\d+)?|[^\s\\{}$]")
 _CLOSING = re.compile(r"[\s}$.*)\]\\]*")
-_AFTER = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?(?:answer|s|eos|final|response)>|<eos>|<pad>|<end_of_turn>", re.IGNORECASE)
+_AFTER = re.compile(
+    r"<\|[^<>|\n]{1,40}\|>|</?(?:answer|s|eos|final|response)>|<eos>|<pad>|<end_of_turn>", re.IGNORECASE
+)
 """Tags and end tokens, which belong to no answer."""
 _MINERVA = "the final answer is"
 _HOPE = "i hope it is correct"
@@ -98,7 +107,7 @@ def _boxed(text: str, start: int) -> str | None:
         end = _unmatched_brace(text, start + 1)
         return None if end is None else text[start + 1 : end]
     token = _TOKEN.match(text, start)
-    return token[0] if token and token[0].isalnum() or token and token[0][0].isdigit() else None
+    return token[0] if (token and token[0].isalnum()) or (token and token[0][0].isdigit()) else None
 
 
 def _unmatched_brace(text: str, start: int) -> int | None:

@@ -14,13 +14,18 @@ _LETTER = rf"(?:[A-Za-z]|\\(?:{'|'.join(_GREEK.split())})(?![a-zA-Z]))"
 _SUBSCRIPT = r"(?:_(?:\{[^{}]{1,20}\}|[A-Za-z0-9]|\\[a-z]+))"
 _ONE = rf"(?:\\(?:vec|hat|tilde|overline|mathbb|mathcal|widehat)? ?\{{? ?)?{_LETTER}(?: ?\}})? ?{_SUBSCRIPT}?'{{0,3}}(?:\^\*)?"
 _APPLIED = rf"{_ONE} ?(?:\^\{{?\(?-?\d\)?\}}?)? ?[(\[][^()\[\]<>]{{1,20}}[)\]]"
-_FIGURE = r"(?:\\(?:angle|triangle|overline|vec|measuredangle|odot) ?\{? ?|m ?\\angle ?|\||\[)?[A-Z]{1,6}'?(?: ?\})?[|\]]?"
+_FIGURE = (
+    r"(?:\\(?:angle|triangle|overline|vec|measuredangle|odot) ?\{? ?|m ?\\angle ?|\||\[)?[A-Z]{1,6}'?(?: ?\})?[|\]]?"
+)
 _MEASURED = r"(?:\\(?:deg|det|gcd|lcm|min|max|operatorname|arg|Re|Im)|P|E|Var) ?[({\[][^<>()]{1,20}[)}\]]"
 _DERIVATIVE = r"\\frac ?\{d\^?\{?\d?\}?[a-z]?\} ?\{d[a-z]\^?\{?\d?\}?\}"
 _NAME = re.compile(rf"(?:{_ONE}|{_APPLIED}|{_FIGURE}|{_MEASURED}|{_DERIVATIVE})")
 _SUM = re.compile(rf"{_LETTER}{_SUBSCRIPT}?(?: ?\+ ?{_LETTER}{_SUBSCRIPT}?){{1,5}}")
 _TUPLE = re.compile(rf"[(\[]?{_ONE}(?:, ?{_ONE}){{1,5}}[)\]]?")
-_WORDS = re.compile(r"(?!.*\b(?:not|because|if|then|so|since|where|when|thus|hence|but)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+){0,5}", re.IGNORECASE)
+_WORDS = re.compile(
+    r"(?!.*\b(?:not|because|if|then|so|since|where|when|thus|hence|but)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+){0,5}",
+    re.IGNORECASE,
+)
 LONGEST = 60
 """Characters of a name."""
 

@@ -32,16 +32,103 @@ _VULGAR = re.compile("(?<=[0-9])(?=[¼½¾⅐-⅞])")
 
 _TEX = re.compile(r"\\[a-zA-Z]+\*?|\\.|[{}]|[^\\{}]+|\\", re.DOTALL)
 _WRAPPERS = frozenset(
-    "text textbf textit textrm textsf texttt textnormal textup emph mathrm mathbf mathit mathsf mathtt mathnormal boldsymbol bold "
-    "bm mbox hbox operatorname underline boxed fbox ensuremath rm bf it tt sf style".split()
+    [
+        "text",
+        "textbf",
+        "textit",
+        "textrm",
+        "textsf",
+        "texttt",
+        "textnormal",
+        "textup",
+        "emph",
+        "mathrm",
+        "mathbf",
+        "mathit",
+        "mathsf",
+        "mathtt",
+        "mathnormal",
+        "boldsymbol",
+        "bold",
+        "bm",
+        "mbox",
+        "hbox",
+        "operatorname",
+        "underline",
+        "boxed",
+        "fbox",
+        "ensuremath",
+        "rm",
+        "bf",
+        "it",
+        "tt",
+        "sf",
+        "style",
+    ]
 )
-_WITH_ARGUMENT = frozenset("textcolor color colorbox hspace vspace phantom hphantom vphantom label tag mspace kern".split())
+_WITH_ARGUMENT = frozenset(
+    [
+        "textcolor",
+        "color",
+        "colorbox",
+        "hspace",
+        "vspace",
+        "phantom",
+        "hphantom",
+        "vphantom",
+        "label",
+        "tag",
+        "mspace",
+        "kern",
+    ]
+)
 _NOTHING = frozenset(
-    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm Bigm middle displaystyle textstyle scriptstyle "
-    "limits nolimits large Large LARGE huge Huge small tiny normalsize scriptsize footnotesize bfseries itshape rmfamily "
-    "mathstrut strut nonumber notag displaylimits".split()
+    [
+        "left",
+        "right",
+        "big",
+        "Big",
+        "bigg",
+        "Bigg",
+        "bigl",
+        "bigr",
+        "Bigl",
+        "Bigr",
+        "biggl",
+        "biggr",
+        "Biggl",
+        "Biggr",
+        "bigm",
+        "Bigm",
+        "middle",
+        "displaystyle",
+        "textstyle",
+        "scriptstyle",
+        "limits",
+        "nolimits",
+        "large",
+        "Large",
+        "LARGE",
+        "huge",
+        "Huge",
+        "small",
+        "tiny",
+        "normalsize",
+        "scriptsize",
+        "footnotesize",
+        "bfseries",
+        "itshape",
+        "rmfamily",
+        "mathstrut",
+        "strut",
+        "nonumber",
+        "notag",
+        "displaylimits",
+    ]
 )
-_SPACES = frozenset("quad qquad thinspace enspace medspace thickspace hfill space nobreakspace".split())
+_SPACES = frozenset(
+    ["quad", "qquad", "thinspace", "enspace", "medspace", "thickspace", "hfill", "space", "nobreakspace"]
+)
 _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge", "leqslant": "le",
     "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots",
@@ -74,8 +161,20 @@ _REPLACED = (
     (re.compile(r"\\mathbb ?([A-Z])"), r"\\mathbb{\1}"),
 )  # fmt: skip
 _PHRASES = (
-    (re.compile(r"(?:is )?(?:greater|more|bigger|larger) than or equal to|(?:is )?at least|(?:is )?no less than|(?:is )?not less than", re.IGNORECASE), r"\\ge "),
-    (re.compile(r"(?:is )?(?:less|smaller|fewer) than or equal to|(?:is )?at most|(?:is )?no more than|(?:is )?not more than", re.IGNORECASE), r"\\le "),
+    (
+        re.compile(
+            r"(?:is )?(?:greater|more|bigger|larger) than or equal to|(?:is )?at least|(?:is )?no less than|(?:is )?not less than",
+            re.IGNORECASE,
+        ),
+        r"\\ge ",
+    ),
+    (
+        re.compile(
+            r"(?:is )?(?:less|smaller|fewer) than or equal to|(?:is )?at most|(?:is )?no more than|(?:is )?not more than",
+            re.IGNORECASE,
+        ),
+        r"\\le ",
+    ),
     (re.compile(r"(?:is )?(?:strictly )?(?:greater|more|bigger|larger) than", re.IGNORECASE), ">"),
     (re.compile(r"(?:is )?(?:strictly )?(?:less|smaller|fewer) than", re.IGNORECASE), "<"),
     (re.compile(r"(?:is )?not equal to|does not equal", re.IGNORECASE), r"\\ne "),
@@ -83,10 +182,27 @@ _PHRASES = (
     (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
     (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
     (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
-    (re.compile(r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals", re.IGNORECASE), r"\\mathbb{R}"),
-    (re.compile(r"(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|roots?|values?|answers?)(?: exists?)?", re.IGNORECASE), r"\\emptyset"),
+    (
+        re.compile(
+            r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals",
+            re.IGNORECASE,
+        ),
+        r"\\mathbb{R}",
+    ),
+    (
+        re.compile(
+            r"(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|roots?|values?|answers?)(?: exists?)?",
+            re.IGNORECASE,
+        ),
+        r"\\emptyset",
+    ),
     (re.compile(r"(?:the )?empty set", re.IGNORECASE), r"\\emptyset"),
-    (re.compile(r"(?<=\\mathbb\{R\}),? ?(?:except|excluding|other than|but|without)(?: for| that)?(?: x ?(?:=|is not|is))?"), r"\\setminus "),
+    (
+        re.compile(
+            r"(?<=\\mathbb\{R\}),? ?(?:except|excluding|other than|but|without)(?: for| that)?(?: x ?(?:=|is not|is))?"
+        ),
+        r"\\setminus ",
+    ),
     (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
     (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
 )
@@ -101,7 +217,7 @@ _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
 _DOT_OVER = re.compile(r"\\dot(?: ?\{(\d+)\}| ?(\d))")
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def canonical(answer: str) -> str:
     """An answer's text, evened out.
 
@@ -111,7 +227,8 @@ def canonical(answer: str) -> str:
     text = _SUPERSCRIPT.sub(lambda raised: f"^{{{raised[0]}}}", text)
     text = _SUBSCRIPT.sub(lambda lowered: f"_{{{lowered[0]}}}", text)
     text = unicodedata.normalize("NFKC", text).translate(_BEFORE_NFKC).translate(_SIGNS)
-    text = "".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in text)
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in text)
     text = _BOLD.sub("", text) if "**" in text else text
     text = " ".join(_without_macros(text).replace("`", " ").replace("~", " ").split())
     text = _without_math_signs(text)
@@ -124,8 +241,14 @@ def canonical(answer: str) -> str:
     bounds = _BOUND.search(text) is not None
     text = _OR.sub(r" \\lor " if bounds else ",", f" {text} ")
     text = _AND.sub(r" \\land " if bounds else ",", text)
-    text = _LOOSE_SPACE.sub("", _AFTER_COMMAND.sub(r"\1", " ".join(text.split()))).strip("*_").lstrip("= ").rstrip(".,;:*_ ").removesuffix("\\")
-    if text.count('"') == 1 and "'" not in text or text[:1] == text[-1:] == '"':
+    text = (
+        _LOOSE_SPACE.sub("", _AFTER_COMMAND.sub(r"\1", " ".join(text.split())))
+        .strip("*_")
+        .lstrip("= ")
+        .rstrip(".,;:*_ ")
+        .removesuffix("\\")
+    )
+    if (text.count('"') == 1 and "'" not in text) or text[:1] == text[-1:] == '"':
         text = text.strip('"').strip(" ")
     choice = _CHOICE.fullmatch(text)
     return choice[1] or choice[2] if choice else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -160,7 +161,7 @@ def _compound(text: str) -> tuple[str, Unit] | None:
     sizes = [_UNITS[unit] for _, unit in parts]
     if len(parts) < 2 or _PARTS.sub("", text).strip() or len({dimension for dimension, _ in sizes}) > 1:
         return None
-    if any(larger[1] <= smaller[1] for larger, smaller in zip(sizes, sizes[1:], strict=False)):
+    if any(larger[1] <= smaller[1] for larger, smaller in itertools.pairwise(sizes)):
         return None
     total = sum((Fraction(number) * size for (number, _), (_, size) in zip(parts, sizes, strict=True)), Fraction(0))
     dimension, smallest = sizes[-1]

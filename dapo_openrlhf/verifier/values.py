@@ -1,17 +1,25 @@
-"""What an answer is: one expression, words, several values, an equation, bounds, a matrix, a number in a base.
-
-:func:`read` sorts a canonical text into these kinds. Expressions stay text: algebra reads them.
-"""
+"""A canonical text as one of the kinds of answers. Expressions stay text: algebra reads them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import replace
+from typing import Literal
 
+from dapo_openrlhf.verifier.kinds import (
+    Based,
+    Equation,
+    Expression,
+    Interval,
+    Matrix,
+    Region,
+    Relation,
+    Several,
+    Value,
+    Words,
+)
 from dapo_openrlhf.verifier.names import is_name
-from dapo_openrlhf.verifier.numbers import exact_value
+from dapo_openrlhf.verifier.regions import EVERYTHING, all_but, as_region, joined
 from dapo_openrlhf.verifier.units import split_unit
 from dapo_openrlhf.verifier.words import is_prose
 
@@ -19,90 +27,27 @@ DEEPEST = 12
 """Brackets within brackets that are read as kinds of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
-    """One value, as text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """Text that is no mathematics."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Based:
-    """Digits in a base: ``1201_3``."""
-
-    digits: str
-    base: str
-
-
-@dataclass(frozen=True, slots=True)
-class Several:
-    """Several values. In a ``list`` or ``set`` any order does; repetitions count."""
-
-    kind: Literal["list", "set", "tuple", "vector"]
-    items: tuple[Value, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Equation:
-    """``left = right``."""
-
-    left: str
-    right: str
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """A relation between two expressions: ``<``, ``<=``, ``!=`` or a command."""
-
-    sign: str
-    left: str
-    right: str
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """All numbers between two."""
-
-    low: str
-    high: str
-    with_low: bool
-    with_high: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Intervals and single numbers together, and what is called so where it is said: ``x`` in ``x > 3``."""
-
-    pieces: tuple[Interval, ...]
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Rows of entries, each multiplied by ``factor``."""
-
-    rows: tuple[tuple[str, ...], ...]
-    factor: str
-
-
-Value: TypeAlias = "Expression | Words | Based | Several | Equation | Relation | Region | Matrix"
-
-EVERYTHING = (Interval(r"-\infty", r"\infty", False, False),)
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[()\[\]{}]|,|;|=|<|>|:|[^\\()\[\]{},;=<>:]+|\\", re.DOTALL)
 _OPENING = frozenset(("(", "[", "{", r"\{", r"\langle", r"\begin", r"\lfloor", r"\lceil"))
 _CLOSING = frozenset((")", "]", "}", r"\}", r"\rangle", r"\end", r"\rfloor", r"\rceil"))
 _SIGNS = {"<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
-_OTHER_RELATIONS = frozenset((r"\equiv", r"\to", r"\sim", r"\parallel", r"\perp", r"\cong", r"\subset", r"\subseteq", r"\Leftrightarrow"))
+_OTHER_RELATIONS = frozenset(
+    (r"\equiv", r"\to", r"\sim", r"\parallel", r"\perp", r"\cong", r"\subset", r"\subseteq", r"\Leftrightarrow")
+)
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 _BASED = re.compile(r"\(?([0-9][0-9A-Fa-f]*(?:\.[0-9]+)?)\)?_\{? ?(\d{1,2}|[a-z]{3,11}) ?\}?")
-_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "sixteen": "16"}
+_BASES = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+    "sixteen": "16",
+}
 _MATRIX = re.compile(r"(.*?)\\begin ?\{([a-zA-Z]*matrix|array)\*?\}(?:\{[clr|]*\})?(.*)\\end ?\{\2\*?\}", re.DOTALL)
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _ELLIPSIS = re.compile(r"\\ldots")
@@ -119,7 +64,7 @@ def read(text: str, depth: int = 0) -> Value:
         return matrix
     parts = split(text, (r"\lor", r"\land"))
     if len(parts) > 1:
-        return _joined([read(part, depth + 1) for part in parts], union=r"\lor" in text)
+        return joined([read(part, depth + 1) for part in parts], union=r"\lor" in text)
     items = _items(text)
     if len(items) > 1:
         return _several([item for item in items if item], depth) if any(items) else Expression(text)
@@ -136,7 +81,12 @@ def read(text: str, depth: int = 0) -> Value:
 def _based(text: str) -> Based | None:
     match = _BASED.fullmatch(text)
     base = _BASES.get(match[2], match[2]) if match else ""
-    if not match or not base.isdigit() or not 2 <= int(base) <= 36 or (int(base) <= 10 and not match[1].replace(".", "").isdigit()):
+    if (
+        not match
+        or not base.isdigit()
+        or not 2 <= int(base) <= 36
+        or (int(base) <= 10 and not match[1].replace(".", "").isdigit())
+    ):
         return None
     return Based(match[1].upper(), base)
 
@@ -181,7 +131,8 @@ def split(text: str, separators: tuple[str, ...]) -> list[str]:
 def _split(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
     """Parts, each with the separator before it."""
     parts: list[tuple[str, str]] = []
-    depth, current, before = 0, [], ""
+    current: list[str] = []
+    depth, before = 0, ""
     for token in _TOKEN.findall(text):
         if depth == 0 and token in separators:
             parts.append(("".join(current).strip(" "), before))
@@ -208,8 +159,10 @@ def _several(items: list[str], depth: int) -> Value:
     if len(items) == 1:
         return read(items[0], depth + 1)
     values = _named_alike([value for item in items for value in _both_signs(item, depth)])
-    if any(isinstance(value, Region) and value.name for value in values) and all(isinstance(value, Region) for value in values):
-        return _joined(values, union=False)
+    if any(isinstance(value, Region) and value.name for value in values) and all(
+        isinstance(value, Region) for value in values
+    ):
+        return joined(values, union=False)
     return Several("list", tuple(values))
 
 
@@ -218,7 +171,9 @@ def _both_signs(item: str, depth: int) -> list[Value]:
     if r"\pm" not in item or is_prose(item) or "," in item:
         return [read(item, depth + 1)]
     pairs = (("+", "-"), ("-", "+"))
-    return [read(re.sub(r"^\+", "", item.replace(r"\pm", one).replace(r"\mp", other)), depth + 1) for one, other in pairs]
+    return [
+        read(re.sub(r"^\+", "", item.replace(r"\pm", one).replace(r"\mp", other)), depth + 1) for one, other in pairs
+    ]
 
 
 def _named_alike(values: list[Value]) -> list[Value]:
@@ -243,18 +198,26 @@ def _bracketed(text: str, depth: int) -> Value | None:
     """Sets, tuples, intervals, and what is made of them."""
     pieces = split(text, (r"\cup",))
     if len(pieces) > 1:
-        return _joined([_as_region(read(piece, depth + 1)) for piece in pieces], union=True)
+        return joined([as_region(read(piece, depth + 1)) for piece in pieces], union=True)
     parts = split(text, (r"\cap",))
     if len(parts) > 1:
-        return _joined([_as_region(read(part, depth + 1)) for part in parts], union=False)
+        return joined([as_region(read(part, depth + 1)) for part in parts], union=False)
     if re.fullmatch(r"\\mathbb\{R\}", text):
         return Region(EVERYTHING)
     if text in (r"\emptyset", r"\{\}", "{}"):
         return Several("set", ())
     without = split(text, (r"\setminus",))
     if len(without) == 2 and without[0] == r"\mathbb{R}":
-        return _all_but(read(without[1], depth + 1))
-    for opening, closing in ((r"\{", r"\}"), ("{", "}"), (r"\langle", r"\rangle"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
+        return all_but(read(without[1], depth + 1))
+    for opening, closing in (
+        (r"\{", r"\}"),
+        ("{", "}"),
+        (r"\langle", r"\rangle"),
+        ("(", ")"),
+        ("[", "]"),
+        ("(", "]"),
+        ("[", ")"),
+    ):
         if text.startswith(opening) and text.endswith(closing) and _partner(text) == len(text):
             return _in_brackets(text[len(opening) : -len(closing)].strip(" "), opening, closing, depth)
     return None
@@ -267,7 +230,7 @@ def _in_brackets(inner: str, opening: str, closing: str, depth: int) -> Value | 
         if condition and is_name(condition[1].partition(r"\in")[0].strip(" ")):
             return read(condition[2], depth + 1)
         return Several("set", tuple(value for part in parts if part for value in _both_signs(part, depth)))
-    if len(parts) == 2 and "[" in (opening, closing) or "]" in (opening, closing) and len(parts) == 2:
+    if (len(parts) == 2 and "[" in (opening, closing)) or ("]" in (opening, closing) and len(parts) == 2):
         return Region((Interval(parts[0], parts[1], opening == "[", closing == "]"),))
     if len(parts) > 1:
         kind: Literal["vector", "tuple"] = "vector" if opening == r"\langle" else "tuple"
@@ -280,7 +243,7 @@ def _relation(text: str, depth: int) -> Value | None:
     member = split(text, (r"\in",))
     if len(member) == 2 and is_name(member[0]):
         found = read(member[1], depth + 1)
-        region = _as_region(found)
+        region = as_region(found)
         return replace(region, name=member[0]) if isinstance(region, Region) else found
     parts = _split(text, frozenset((*_SIGNS, *_OTHER_RELATIONS, "=")))
     signs = [sign for _, sign in parts[1:]]
@@ -313,99 +276,13 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
     if not (is_name(left) or not left):
         return Relation(sign, left, right)
     if sign == "!=":
-        return replace(_all_but(Expression(right)), name=left)
-    ray = Interval(right, r"\infty", "=" in sign, False) if sign[0] == ">" else Interval(r"-\infty", right, False, "=" in sign)
+        return replace(all_but(Expression(right)), name=left)
+    ray = (
+        Interval(right, r"\infty", "=" in sign, False)
+        if sign[0] == ">"
+        else Interval(r"-\infty", right, False, "=" in sign)
+    )
     return Region((ray,), left)
-
-
-def _all_but(value: Value) -> Region:
-    """All numbers but one or several, which must be in order or exact."""
-    points = [item.text for item in (value.items if isinstance(value, Several) else (value,)) if isinstance(item, Expression)]
-    points.sort(key=lambda point: (exact_value(point) or 0, point))
-    edges = [r"-\infty", *points, r"\infty"]
-    return Region(tuple(Interval(low, high, False, False) for low, high in zip(edges, edges[1:], strict=False)))
-
-
-def _as_region(value: Value) -> Value:
-    """Intervals for what may stand for them: pairs, sets of numbers."""
-    match value:
-        case Several(kind="tuple", items=(Expression(low), Expression(high))):
-            return Region((Interval(low, high, False, False),))
-        case Several(kind="list", items=items) if items and all(_is_interval(item) for item in items):
-            return _joined([_as_region(item) for item in items], union=True)
-        case Several(kind="set", items=items) if all(isinstance(item, Expression) for item in items):
-            return Region(tuple(Interval(item.text, item.text, True, True) for item in items if isinstance(item, Expression)))
-        case _:
-            return value
-
-
-def _is_interval(value: Value) -> bool:
-    match value:
-        case Region() | Several(kind="tuple", items=(Expression(), Expression())):
-            return True
-        case _:
-            return False
-
-
-def as_region(value: Value) -> Region | None:
-    """A value as a region, if it may be one."""
-    region = _as_region(value)
-    return region if isinstance(region, Region) else None
-
-
-def _joined(values: list[Value], *, union: bool) -> Value:
-    """Bounds that hold together, or one of which holds; a list where they are no bounds."""
-    if not all(isinstance(value, Region) for value in values):
-        return Several("list", tuple(values))
-    regions = [value for value in values if isinstance(value, Region)]
-    name = next((region.name for region in regions if region.name), "")
-    if any(region.name not in ("", name) for region in regions):
-        return Several("list", tuple(values))
-    if union:
-        return Region(_merged([piece for region in regions for piece in region.pieces]), name)
-    found = regions[0].pieces
-    for region in regions[1:]:
-        common = tuple(piece for one in found for other in region.pieces for piece in _common(one, other))
-        if not common and len(found) == len(region.pieces) == 1:
-            common = (*found, *region.pieces)  # x<0, x>5 means either
-        found = common
-    return Region(found, name)
-
-
-def _merged(pieces: list[Interval]) -> tuple[Interval, ...]:
-    """Neighbours that share an end become one, where ends are written alike."""
-    found: list[Interval] = []
-    for piece in pieces:
-        if found and found[-1].high == piece.low and (found[-1].with_high or piece.with_low) and found[-1].low != found[-1].high:
-            found[-1] = Interval(found[-1].low, piece.high, found[-1].with_low, piece.with_high)
-        else:
-            found.append(piece)
-    return tuple(found)
-
-
-def _common(one: Interval, other: Interval) -> Iterator[Interval]:
-    """What two intervals share, as far as exact numbers tell."""
-    low, with_low = _tighter(one.low, one.with_low, other.low, other.with_low, sign=1)
-    high, with_high = _tighter(one.high, one.with_high, other.high, other.with_high, sign=-1)
-    bottom, top = _place(low), _place(high)
-    if bottom is None or top is None or bottom < top or (bottom == top and with_low and with_high):
-        yield Interval(low, high, with_low, with_high)
-
-
-def _tighter(one: str, with_one: bool, other: str, with_other: bool, *, sign: int) -> tuple[str, bool]:
-    first, second = _place(one), _place(other)
-    if one == other or (first is not None and first == second):
-        return one, with_one and with_other
-    if first is None or second is None:
-        return (one, with_one) if "\\infty" in other else (other, with_other)
-    return (one, with_one) if sign * first > sign * second else (other, with_other)
-
-
-def _place(end: str) -> float | None:
-    if r"\infty" in end:
-        return float("-inf") if end.startswith("-") else float("inf")
-    value = exact_value(end)
-    return None if value is None or value.numerator.bit_length() > 900 or value.denominator.bit_length() > 900 else float(value)
 
 
 def _matrix(text: str) -> Matrix | None:

@@ -6,7 +6,9 @@ import re
 
 _WORD = re.compile(r"(?<![\\A-Za-z])(?![A-Z]{3,6}(?![A-Za-z]))[A-Za-z]{3,}|(?<![\\A-Za-z])(?:no|No|NO)(?![A-Za-z])")
 """A word; ``ABC`` and ``ABCD`` are points, as in the angle ABC."""
-_FUNCTIONS = re.compile(r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|gcd|lcm|max|min|mod|lim|det|deg|floor|ceil|abs")
+_FUNCTIONS = re.compile(
+    r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|gcd|lcm|max|min|mod|lim|det|deg|floor|ceil|abs"
+)
 _SKIPPED = re.compile(r"\\(?:begin|end) ?\{[a-z]+\*?\}|_\{[^{}]*\}|\\[a-zA-Z]+")
 _SENTENCE = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 _VOWEL = re.compile("[aeiouy]")
@@ -33,7 +35,9 @@ def same_words(one: str, other: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    return _ARTICLE.sub("", " ".join(text.casefold().replace(".", "").replace("-", " ").replace("{", "").replace("}", "").split()))
+    return _ARTICLE.sub(
+        "", " ".join(text.casefold().replace(".", "").replace("-", " ").replace("{", "").replace("}", "").split())
+    )
 
 
 def is_sentence(text: str) -> bool:
