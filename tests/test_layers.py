@@ -58,7 +58,7 @@ BELOW = {
     "report": {"0", "1", "2", "report"},
     "prepare": {"0", "1", "2", "prepare"},
     "ablation": {"0", "1", "2", "report", "ablation"},
-    "bench": {"0", "1", "2", "backend", "report", "bench"},
+    "bench": {"0", "1", "2", "judge", "backend", "report", "bench"},
     "cli": set(LAYERS),
 }
 """Layers that a layer may import."""

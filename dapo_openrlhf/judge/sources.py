@@ -22,7 +22,7 @@ RULE = "rule"
 class Undecided(BaseException):
     """Whether an answer is right is not known: it is too expensive, or there is too little memory or stack to tell.
 
-    No ``Exception``, because math-verify takes every one of those for "not equal".
+    No ``Exception``: nothing on the way may take it for "not equal".
     """
 
 
