@@ -57,8 +57,10 @@ def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False)
     number must be written as one: ``17*23`` is not 391, nor is ``782/2``.
     """
     mine, gold = canonical(answer), canonical(label.rpartition("####")[2])
+    if not mine or not gold:
+        return False
     if _same_text(mine, gold):
-        return bool(mine)
+        return True
     if (verdict := _by_value(mine, gold, number_form=number_form)) is not None:
         return verdict
     if len(mine) > max(LONGEST_ANSWER, 2 * len(gold)) or max(len(mine), len(gold)) > LONGEST_READ:
@@ -183,7 +185,7 @@ class _Comparison:
 
     def _expressions(self, one: str, other: str) -> bool:
         if _same_text(one, other):
-            return True
+            return bool(one)
         one, other = one.partition(r"\approx")[0], other.partition(r"\approx")[0]
         (mine, my_unit), (gold, gold_unit) = split_unit(one), split_unit(other)
         return any(self._same(*reading) for reading in readings(mine, my_unit, gold, gold_unit))
@@ -204,6 +206,8 @@ class _Comparison:
 
     def _ratios(self, mine: str, gold: str) -> bool:
         first, second = mine.split(":"), gold.split(":")
+        if {len(first), len(second)} == {1, 2}:  # 3:2 for 3/2
+            first, second = mine.replace(":", "/").split(":"), gold.replace(":", "/").split(":")
         return (
             len(first) == len(second)
             and all(exact_value(part) is not None for part in (*first, *second))

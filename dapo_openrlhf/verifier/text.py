@@ -149,8 +149,8 @@ _REPLACED = (
     (re.compile(r"(\\frac ?\{[^{}]{0,60}\}) ?(\d)"), r"\1{\2}"),
     (re.compile(r"\\sqrt ?(\[\d+\])? ?(\d+)"), r"\\sqrt\1{\2}"),
     (re.compile(r"(\d|\}) ?\*\*(?= ?\d|\()|(?<=[\w)}]) ?\*\*(?= ?[\w({\\-])"), r"\1^"),
-    (re.compile(r"(?<![A-Za-z\\])(pi|infinity|infty|theta|sqrt)(?![A-Za-z])"), r"\\\1 "),
-    (re.compile(r"\\infinity(?![a-zA-Z])|(?<![A-Za-z\\])inf(?![A-Za-z])|(?<![A-Za-z\\])oo(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"(?<![A-Za-z\\])(pi|[iI]nfinity|infty|theta|sqrt)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"\\[iI]nfinity(?![a-zA-Z])|(?<![A-Za-z\\])inf(?![A-Za-z])|(?<![A-Za-z\\])oo(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\\not ?=|!=|=/=|<>|/="), r"\\ne "),
     (re.compile(r"<=|=<|≦"), r"\\le "),
     (re.compile(r">=|=>|≧"), r"\\ge "),
@@ -161,6 +161,15 @@ _REPLACED = (
     (re.compile(r"\\mathbb ?([A-Z])"), r"\\mathbb{\1}"),
 )  # fmt: skip
 _PHRASES = (
+    (re.compile(r"^(?:the )?(?:final |correct )?answer is:? ", re.IGNORECASE), ""),
+    (
+        re.compile(
+            r"(?<=\d) ?\(? ?(?:in )?base ?(\d{1,2}|two|three|four|five|six|seven|eight|nine) ?\)?$", re.IGNORECASE
+        ),
+        r"_{\1}",
+    ),
+    (re.compile(r"_\{ ?base ?(\d{1,2}) ?\}", re.IGNORECASE), r"_{\1}"),
+    (re.compile(r"^(\d+) to (\d+)$"), r"\1:\2"),
     (
         re.compile(
             r"(?:is )?(?:greater|more|bigger|larger) than or equal to|(?:is )?at least|(?:is )?no less than|(?:is )?not less than",

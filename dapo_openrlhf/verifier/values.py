@@ -36,6 +36,7 @@ _OTHER_RELATIONS = frozenset(
 )
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 _BASED = re.compile(r"\(?([0-9][0-9A-Fa-f]*(?:\.[0-9]+)?)\)?_\{? ?(\d{1,2}|[a-z]{3,11}) ?\}?")
+_CONDITION = re.compile(r"[A-Za-z](?:\\in ?[^|:]{1,20})?[|:]")
 _BASES = {
     "two": "2",
     "three": "3",
@@ -65,6 +66,8 @@ def read(text: str, depth: int = 0) -> Value:
     parts = split(text, (r"\lor", r"\land"))
     if len(parts) > 1:
         return joined([read(part, depth + 1) for part in parts], union=r"\lor" in text)
+    if "," in text and split_unit(text)[1] is not None and is_prose(text) and not split_unit(text)[0].count(","):
+        return Expression(text)  # 5 feet, 4 inches
     items = _items(text)
     if len(items) > 1:
         return _several([item for item in items if item], depth) if any(items) else Expression(text)
@@ -101,6 +104,8 @@ def _unwrapped(text: str) -> str:
         if text[0] == "[" and text[-1] == "]" and not _is_single(inner):
             break
         if text[0] in "([" and (text[-1] not in ")]" or not _is_single(inner)):
+            break
+        if text[0] == "{" and _CONDITION.match(inner):
             break
         if text[0] == "{" and (text[-1] != "}" or len(_items(inner)) > 1):
             break

@@ -9,6 +9,7 @@ _WORD = re.compile(r"(?<![\\A-Za-z])(?![A-Z]{3,6}(?![A-Za-z]))[A-Za-z]{3,}|(?<![
 _FUNCTIONS = re.compile(
     r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|gcd|lcm|max|min|mod|lim|det|deg|floor|ceil|abs"
 )
+_APPLIED = re.compile(rf"(?:(?:{_FUNCTIONS.pattern})[xyzAB])+")
 _SKIPPED = re.compile(r"\\(?:begin|end) ?\{[a-z]+\*?\}|_\{[^{}]*\}|\\[a-zA-Z]+")
 _SENTENCE = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 _VOWEL = re.compile("[aeiouy]")
@@ -22,7 +23,7 @@ def is_prose(text: str) -> bool:
 
 def _is_product(word: str) -> bool:
     """``sin``, ``abc``, ``xyz``, ``mnp``: a function's name, or letters that make no word."""
-    if _FUNCTIONS.fullmatch(word):
+    if _FUNCTIONS.fullmatch(word) or _APPLIED.fullmatch(word):
         return True
     letters = sorted(set(word))
     neighbours = len(letters) == len(word) and ord(letters[-1]) - ord(letters[0]) == len(word) - 1
