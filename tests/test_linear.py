@@ -29,7 +29,7 @@ def asked(question):
 FUNCTIONS = [
     verifier.extract_answer, lambda text: verifier.extract_answer("Answer: " + text), lambda text: verifier.final_part(text, text),
     lambda text: verifier.extract_answer("\\\\boxed{" + text), verifier.exact_value, verifier.split_unit, names.is_name, words.is_prose,
-    lambda text: verifier.compare(text[:2000], "7", asked), lambda text: verifier.compare("7" + text, text + "7", asked),
+    lambda text: verifier.compare(text[:2000], "7", asked), lambda text: verifier.compare("7" + text, "7", asked),
 ]
 size, units = int(sys.argv[1]), json.loads(sys.argv[2])
 for unit in units:

@@ -28,7 +28,9 @@ class Case:
     response: str
     label: str
     prompt: str
-    """Empty where the file has none; the rule does not look at it."""
+    """Empty where the file has none; the rule looks whether a thought is opened at its end."""
+    expected: bool | None = None
+    """The verdict that the file itself gives, as ``expect``."""
 
 
 def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
@@ -98,6 +100,7 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
                     response=response,
                     label=str(label),
                     prompt=prompt if isinstance(prompt, str) else "",
+                    expected=row["expect"] if isinstance(row.get("expect"), bool) else None,
                 )
             )
     if not cases:
@@ -151,11 +154,24 @@ def _print_summary(
         f"{file}: {len(cases)} responses: {counts['right']} right, {counts['wrong']} wrong, {counts['errors']} errors\n"
         f"{seconds:.2f} s, {len(cases) / max(seconds, 1e-9):,.0f} verifications per second; loading took {loading:.2f} s"
     )
+    _print_agreement(cases, judgements)
     errors = [(case.line, judged.error) for case, judged in zip(cases, judgements, strict=True) if judged.error]
     for line, error in errors[:MOST_ERRORS_PRINTED]:
         print(f"  line {line}: {error}")
     if len(errors) > MOST_ERRORS_PRINTED:
         print(f"  and {len(errors) - MOST_ERRORS_PRINTED} more")
+
+
+def _print_agreement(cases: Sequence[Case], judgements: Sequence[Judgement]) -> None:
+    """How many verdicts are those that the file gives, and which lines are not."""
+    expecting = [pair for pair in zip(cases, judgements, strict=True) if pair[0].expected is not None]
+    if not expecting:
+        return
+    other = [
+        case.line for case, judged in expecting if judged.score is None or judged.score.correct is not case.expected
+    ]
+    lines = f"; not in lines {', '.join(map(str, other[:20]))}{', ...' if len(other) > 20 else ''}" if other else ""
+    print(f"as judged there: {len(expecting) - len(other)} of {len(expecting)}{lines}")
 
 
 def _counts(judgements: Sequence[Judgement]) -> dict[str, int]:
