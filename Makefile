@@ -1,14 +1,16 @@
-# `make` lists the targets. PYTHON chooses the interpreter, DEVICE=cpu|cuda the packages, ARGS adds to a command.
+# `make` lists the targets. PYTHON chooses the interpreter, DEVICE=cpu|cuda the packages, TORCH_INDEX=URL a package index
+# that is asked for torch alone; ARGS adds to a command.
 
 PYTHON ?= python3
 DEVICE ?=
+TORCH_INDEX ?=
 ARGS ?=
 
 BIN := .venv/bin
-SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE))
+SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE)) $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart ablation-small test test-fast check format clean
+.PHONY: help setup setup-dev quickstart ablation-small docs test test-fast bench-parts check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -32,8 +34,14 @@ ablation-small: setup ## the paper's Table 1 on a small model: 18 runs, then tab
 test: setup-dev ## run every test; ARGS="..." is passed to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
+docs: setup-dev ## write the pages of docs/ that are generated from the code
+	$(BIN)/python scripts/write_reference.py
+
 test-fast: setup-dev ## run the tests that need no Ray, vLLM or DeepSpeed
 	$(BIN)/python -m pytest -m "not real" $(ARGS)
+
+bench-parts: setup ## rates of the parts that a run's controller spends its time in, as ratios to a yardstick
+	$(BIN)/python scripts/bench_parts.py $(ARGS)
 
 check: setup-dev ## lint, formatting and types
 	$(BIN)/ruff check .

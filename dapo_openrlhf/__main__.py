@@ -9,8 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dapo_openrlhf.cli.options import make_parser
-from dapo_openrlhf.config import ConfigError, load_config, parse_overrides
+from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
+
+check_packages(BASIC)  # whatever follows imports them
+
+from dapo_openrlhf.cli.options import make_parser  # noqa: E402
+from dapo_openrlhf.config import ConfigError, load_config, parse_overrides  # noqa: E402
 
 STARTED = time.monotonic()
 
@@ -21,6 +25,7 @@ Command = Callable[[argparse.Namespace, Sequence[str]], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
     options, rest = make_parser().parse_known_args(arguments)
+    check_packages(OF_COMMAND.get(options.command, ()))
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return COMMANDS[options.command](options, rest)
@@ -54,7 +59,11 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    load_config(_settings_file(options), parse_overrides(rest))  # refused here rather than on the cluster
+    config = load_config(_settings_file(options), parse_overrides(rest))  # refused here rather than on the cluster
+    if options.resume is not None:
+        from dapo_openrlhf.resume import check_resume, newest_checkpoint
+
+        check_resume(config, run=options.resume, checkpoint=newest_checkpoint(options.resume))
     from dapo_openrlhf.cli.submit import submit
 
     return submit(options, rest)

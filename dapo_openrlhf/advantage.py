@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dapo_openrlhf.algorithm import EstimatorName
 
-STD_EPSILON = 1e-6
+STD_EPSILON = 1e-9
 
 
 def group_norm(rewards: Sequence[float]) -> list[float]:
-    """Group-normalised advantage of each response, ``(R_i - mean R) / (std R + 1e-6)``.
+    """Group-normalised advantage of each response, ``(R_i - mean R) / (std R + 1e-9)``.
 
     DAPO eq. 9 (GRPO, arXiv 2402.03300, the same). Needs G >= 2; the standard deviation is the sample's (G - 1), as
     in the public recipe and in OpenRLHF. All advantages are 0 where all rewards are equal.

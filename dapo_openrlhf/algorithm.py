@@ -30,6 +30,8 @@ class Estimator:
     """A value model is trained along."""
     whitened: bool = False
     """Advantages are centred and scaled over all trained tokens of the batch."""
+    discounted: bool = False
+    """``algo.advantage.gamma`` may be below 1."""
     smallest_group: int = 2
     """Fewest responses per prompt that leave something to compare with."""
 
@@ -39,6 +41,6 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
     "dr_grpo": Estimator(),
     "rloo": Estimator(),
     "reinforce_baseline": Estimator(whitened=True),
-    "reinforce": Estimator(whitened=True, smallest_group=1),
-    "gae": Estimator(critic=True, whitened=True, smallest_group=1),
+    "reinforce": Estimator(whitened=True, discounted=True, smallest_group=1),
+    "gae": Estimator(critic=True, whitened=True, discounted=True, smallest_group=1),
 }

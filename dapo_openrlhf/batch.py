@@ -36,6 +36,8 @@ class Sample:
     trainer ranks make each token's."""
     trained: bool
     """False where overlong filtering masks the response: its tokens count in no denominator."""
+    fresh: bool = False
+    """Whether the very weights that the step begins with sampled all of it (policy age 0)."""
     weight: float = 0.0
     """What each of its trained tokens weighs in the policy loss of its update."""
 
@@ -62,6 +64,8 @@ class RankPlan:
     """Everything one rank does in a rollout step."""
 
     updates: tuple[Update, ...]
+    step: int = 0
+    """Rollout step, from 0."""
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -70,9 +74,13 @@ class RankPlan:
 
 
 def samples_of(
-    groups: Sequence[RolloutGroup], *, overlong_filtering: bool, estimator: EstimatorName = "group_norm"
+    groups: Sequence[RolloutGroup],
+    *,
+    overlong_filtering: bool,
+    estimator: EstimatorName = "group_norm",
+    version: int | None = None,
 ) -> list[list[Sample]]:
-    """Per group, its G responses with their advantages."""
+    """Per group, its G responses with their advantages. ``version``: the trainer's, of which fresh ones are."""
     credits = CREDITS[estimator]
     return [
         [
@@ -83,6 +91,7 @@ def samples_of(
                 length=rollout.length,
                 advantage=advantage,
                 trained=not (rollout.cut or (overlong_filtering and rollout.truncated)),
+                fresh=group.oldest_version == version,
             )
             for index, (rollout, advantage) in enumerate(
                 zip(group.rollouts, credits([r.reward for r in group.rollouts]), strict=True)
@@ -112,7 +121,7 @@ def plan_batch(
     prompt and response tokens; a single longer sequence goes alone. ``longest_response`` is the constant of the
     aggregation that has one.
     """
-    groups = samples_of(batch.groups, overlong_filtering=overlong_filtering, estimator=estimator)
+    groups = samples_of(batch.groups, overlong_filtering=overlong_filtering, estimator=estimator, version=batch.version)
     plans: list[list[Update]] = [[] for _ in range(ranks)]
     for epoch in range(max_epochs):
         random.Random(f"{seed}/{batch.step}/{epoch}").shuffle(groups)
@@ -126,7 +135,7 @@ def plan_batch(
                         total_tokens=sum(sample.length for sample in mini_batch if sample.trained),
                     )
                 )
-    return tuple(RankPlan(updates=tuple(updates)) for updates in plans)
+    return tuple(RankPlan(updates=tuple(updates), step=batch.step) for updates in plans)
 
 
 def weighted(samples: Sequence[Sample], mode: LossAggMode, longest: int) -> list[Sample]:

@@ -13,6 +13,8 @@ from dapo_openrlhf.config import ConfigError
 from dapo_openrlhf.prompts import PromptState
 
 STATE_FILE = "run_state.json"
+SETTINGS_FILE = "run_config.yaml"
+"""File in a checkpoint with every setting of the run that made it."""
 UNFINISHED = ".unfinished-"
 """What the names of folders begin with that are being written or removed."""
 
@@ -37,7 +39,11 @@ class RunState:
             return cls(
                 step=values["step"],
                 prompts=PromptState(
-                    drawn=prompts["drawn"], returned=tuple(prompts["returned"]), prompt_count=prompts["prompt_count"]
+                    drawn=prompts["drawn"],
+                    returned=tuple(prompts["returned"]),
+                    prompt_count=prompts["prompt_count"],
+                    prompt_set=prompts.get("prompt_set", ""),
+                    dropped=tuple(prompts.get("dropped", ())),  # none in checkpoints of earlier versions
                 ),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -47,9 +53,11 @@ class RunState:
 class Checkpoints:
     """A run's checkpoint folders, ``step-000010`` and so on, of which the newest ``max_num`` are kept."""
 
-    def __init__(self, folder: Path, *, max_num: int) -> None:
+    def __init__(self, folder: Path, *, max_num: int, settings: str = "") -> None:
+        """``settings``: the configuration that new checkpoints are made with, YAML."""
         self._folder = folder
         self._max_num = max_num
+        self._settings = settings
 
     def begin(self, step: int) -> str:
         """An empty folder for the trainer to write into; absolute, as trainer ranks may run elsewhere."""
@@ -62,6 +70,7 @@ class Checkpoints:
     def finish(self, state: RunState) -> str:
         """The folder is written: complete it, give it its name, and remove the oldest. Returns its path."""
         unfinished, path = self._unfinished(state.step), self._folder / f"step-{state.step:06d}"
+        (unfinished / SETTINGS_FILE).write_text(self._settings, encoding="utf-8")
         (unfinished / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
         if path.exists():  # made before a resume
             self._remove(path)

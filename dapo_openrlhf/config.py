@@ -19,11 +19,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from pydantic.fields import FieldInfo
 
 from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName, KlEstimator, LossAggMode, PolicyLossType
+from dapo_openrlhf.input_template import input_template
 from dapo_openrlhf.presets import PRESETS, PresetName
 
 PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+COLDEST, HOTTEST = 0.01, 2.0
+"""Temperatures that vLLM samples at (its ``sampling_params.py``): it takes colder ones for 0.01, and refuses hotter ones."""
 
 
 class ConfigError(ValueError):
@@ -41,9 +45,24 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, str | int | float) else value
 
 
+def _bounds(value: object) -> object:
+    """HIGH alone is an upper bound only."""
+    match value:
+        case int() | float():
+            return (0.0, value)
+        case [high]:
+            return (0.0, high)
+    return value
+
+
 def _rewards(value: object) -> object:
     """As a list, in which null stands for the rule."""
     return _listed("rule" if value is None else value)
+
+
+def _mapping(value: object) -> object:
+    """A mapping where one is written as text, as on the command line."""
+    return yaml.load(value, Loader=_Loader) if isinstance(value, str) else value
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -62,6 +81,7 @@ class AdamSection(Section):
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the two moments."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay; biases and norms are exempt."""
 
@@ -70,6 +90,7 @@ class ActorSection(Section):
     model_name_or_path: str
     """Hugging Face name or folder of the model to train."""
     num_nodes: PositiveInt = 1
+    """Machines that train; each holds ``actor.num_gpus_per_node`` ranks."""
     num_gpus_per_node: PositiveInt = 1
     """Trainer ranks per node: one GPU each, or one CPU process each with ``device: cpu``."""
     eps_clip_low_high: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.2, 0.28)
@@ -91,6 +112,7 @@ class ActorSection(Section):
     max_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient norm is clipped to this; 0 switches clipping off."""
     gradient_checkpointing_enable: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations: less memory, a third slower."""
 
 
 class CriticAdamSection(AdamSection):
@@ -113,6 +135,9 @@ class DsSection(Section):
     """DeepSpeed ZeRO stage."""
     param_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Model data type in trainer and engines alike; log-probs and losses are float32 always."""
+    grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
+    """In which gradients add up over an update's micro-batches; null takes ``param_dtype``, as OpenRLHF does by default.
+    bf16 loses what the later ones add; fp32 takes 2 bytes more for each parameter, spread over the trainer ranks."""
     attn_implementation: Literal["flash_attention_2", "sdpa"] = "flash_attention_2"
     """Attention of the trainer, over packed sequences either way."""
     adam_offload: bool = False
@@ -150,10 +175,10 @@ class RolloutSection(Section):
     """G: responses of one prompt."""
     max_new_tokens: PositiveInt = 20480
     """L_max: longest response, in tokens; a longer one is truncated."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = 1.0
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling."""
+    """Nucleus sampling, as in OpenRLHF; below 1 it biases training, and is refused."""
 
 
 class TrainSection(Section):
@@ -167,7 +192,18 @@ class TrainSection(Section):
     """Rollout steps of the run."""
     partial_rollout_enable: bool = True
     """Engines take new weights in flight, with their requests kept; false: each finishes what it has begun before."""
+    max_bad_updates: PositiveInt = 3
+    """An update with a number that is not finite (loss, log-prob, advantage, gradient norm) is stopped before the optimizer
+    sees it; so many in a row end the run."""
+    max_rollout_kl: Annotated[float, Field(gt=0)] | None = None
+    """The run stops when engines and trainer differ by more than this on tokens of the very same weights (metric
+    ``rollout_kl/age_0``, in nats a token): they are not the same policy then. null takes 1e-3 with ``ds.param_dtype`` fp32
+    and 0.1 otherwise; .inf never stops."""
     seed: Annotated[int, Field(ge=0)] = 42
+    """Of the order of prompts, the cut into updates, and sampling."""
+    check_agreement: bool = True
+    """Before the first step, compare the trainer's log-probs with the model's own forward pass and with each engine's, and
+    refuse to train a policy that is not the one that samples. False trains it nevertheless."""
     colocate_all: bool = False
     """Engine i and trainer rank i share GPU i: for machines with a single GPU. Leave the trainer its part of the memory
     with ``vllm.gpu_memory_utilization``."""
@@ -205,25 +241,27 @@ class AdvantageSection(Section):
     (arXiv 1506.02438, eq. 16); ``reinforce_baseline``, ``reinforce``: minus the group's mean, or the reward itself,
     whitened over the batch (arXiv 2501.03262)."""
     gamma: Fraction = 1.0
-    """Discount of ``gae``."""
+    """Discount of ``gae`` and ``reinforce``."""
     lambd: Fraction = 1.0
     """Lambda of ``gae``: 1 trusts rewards only, 0 values only."""
     no_std_norm: bool = False
     """Centre advantages over the batch without scaling them, with the estimators that whiten."""
     is_correction_level: Literal["off", "token", "seq"] = "token"
-    """Importance weights old/rollout for what engine and trainer, or two versions, disagree on: none, each token's,
-    or each response's (geometric mean)."""
+    """Each token's importance weight old/rollout corrects for what engine and trainer, or two versions, disagree on:
+    ``off`` not at all, ``token`` bounded by itself, ``seq`` only in responses whose geometric mean is within the bounds.
+    With ``gspo`` the rollout is the ratio's denominator instead."""
     is_correction_mode: Literal["clip", "mask"] = "clip"
-    """Outside the threshold: ``clip`` truncates the weight, ``mask`` sets it to zero."""
-    is_correction_threshold: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 2.0)
-    """LOW HIGH bounds of the weight."""
+    """Outside the threshold: ``clip`` truncates a token's weight, ``mask`` sets it, or the response's, to zero."""
+    is_correction_threshold: Annotated[tuple[float, float], BeforeValidator(_bounds), Field(strict=False)] = (0.0, 2.0)
+    """LOW HIGH bounds of the weight, or HIGH alone. ``gspo`` corrects without weights, and has no use for them."""
 
 
 class KlSection(Section):
     init_coef: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the KL to the reference policy, which is the model at the start; 0: none, and no reference model."""
     use_loss: bool = False
-    """KL as a term of the loss (GRPO eq. 3), or of each token's reward (PPO; arXiv 1909.08593, eq. 2)."""
+    """KL as a term of the loss (GRPO eq. 3; always a mean over all tokens, as in OpenRLHF), or of each token's reward (PPO;
+    arXiv 1909.08593, eq. 2)."""
     estimator: KlEstimator = "k1"
     """Log ratio, half its square, or the unbiased positive one (GRPO eq. 4)."""
 
@@ -233,6 +271,9 @@ class AlgoSection(Section):
     kl: KlSection = KlSection()
     dynamic_filtering_enable: bool = True
     """Dynamic sampling (eq. 11): train only groups with 0 < accuracy < 1, refill until the batch is full."""
+    dynamic_filtering_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] = (0.0, 1.0)
+    """LOW HIGH: groups whose mean score lies between them are trained, none of both included. Scores are 1 for right and
+    0 for wrong, or what a file's or an endpoint's reward gives as ``scores``."""
     max_filtered_batches: PositiveInt = 20
     """Stop with a diagnosis when this many batches' worth of groups were dropped while one batch was filled."""
 
@@ -243,6 +284,12 @@ def _impossible_rewards(reward: RewardSection) -> Iterator[str]:
         if name != "rule" and not name.endswith(".py") and not re.match(r"https?://[^/]", name):
             yield (
                 f"reward.remote_url: {name} is no reward; give rule, a Python file that ends in .py, or an http(s) address"
+            )
+        if re.search(r",https?://|\.py,", name):
+            yield (
+                f"reward.remote_url: {name}: OpenRLHF asks addresses with a comma between them in turn; here several are "
+                "rewards of which the weighted sum is trained, given as a list; give one address, with a balancer behind it "
+                "if need be"
             )
     if reward.weights is not None and len(reward.weights) != len(reward.remote_url):
         yield (
@@ -257,12 +304,21 @@ class RewardSection(Section):
     it; an http(s) address that speaks OpenRLHF's remote reward protocol. The first decides which answers are right."""
     weights: Annotated[tuple[FiniteFloat, ...], BeforeValidator(_listed), Field(strict=False)] | None = None
     """One for each reward: their weighted sum is trained; null weighs each with 1."""
-    correct_from: float = 1.0
-    """A file's or an endpoint's score of at least this counts as a right answer, for accuracy and dynamic sampling."""
+    answer_form: Literal["any", "number"] = "any"
+    """What the rule takes for an answer to a label that is a number: ``any`` expression of that value, or a ``number``
+    only, so that ``17*23`` and ``782/2`` are no answers to 391."""
+    correct_from: FiniteFloat = 1.0
+    """A file's or an endpoint's score (its reward, if it gives no ``scores``) of at least this counts as a right answer."""
     num_workers: PositiveInt = 1
     """Reward worker processes."""
     timeout: PositiveFloat = 5.0
     """Seconds the judging of one response may take before its process is killed and replaced."""
+    batch_size: PositiveInt | None = 1
+    """Responses of a group that a file or a server is given in one call, which has ``timeout`` for each of them. OpenRLHF
+    gives 1; null gives the whole group. A function that only ever looks at ``queries[0]`` needs 1."""
+    server_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
+    """Seconds that a reward server may be away (refused or broken connections, HTTP 429, 502, 503, 504, no answer within
+    ``timeout``) before the run ends. It is asked again with growing pauses; what was generated waits."""
     memory: PositiveInt = 1024
     """MiB that judging may take in one process, beyond what it has once the rewards are loaded."""
     max_attempts: PositiveInt = 3
@@ -285,28 +341,35 @@ class DataSection(Section):
     prompt_dataset: str
     """Prompts to train on: a .jsonl, .json or .parquet file."""
     input_key: str = "input"
-    """Column with the prompt: text, or a chat list when ``apply_chat_template`` is set."""
-    label_key: str = "label"
-    """Column with the gold answer."""
+    """Column with the prompt: text, or a chat list when ``apply_chat_template`` is set. A dotted path reaches into nested
+    columns; so does ``label_key``'s."""
+    label_key: str | None = "label"
+    """Column with the gold answer: ``reward_model.ground_truth`` in DAPO-Math-17k; null for rewards that need none."""
     input_template: str | None = None
-    """Text put around each prompt, with ``{}`` where it goes."""
+    """Text put around each prompt, with ``{}`` where it goes; not with ``apply_chat_template``."""
     apply_chat_template: bool = False
-    """Render prompts with the tokenizer's chat template."""
+    """Render prompts with the tokenizer's chat template; text is one turn of the user."""
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    """What the chat template is told besides, as ``enable_thinking: false``."""
+    system_prompt: str | None = None
+    """First turn of every chat that has no system turn of its own."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows that are no prompts, or leave no room for a response: refuse the run, or leave them out; both name them."""
     max_len: PositiveInt = 22528
-    """Longest prompt and response together, in tokens; prompts that leave no room are dropped and counted."""
+    """Longest prompt and response together, in tokens."""
 
 
 class EvalSection(Section):
     dataset: str | None = None
     """Held-out problems, same format as the prompts; null switches evaluation off."""
     max_samples: PositiveInt | None = None
-    """Problems that are taken, the first ones of the file (OpenRLHF's ``data.max_samples`` does so); null takes all."""
+    """Problems that are taken, the first ones of the file (as OpenRLHF's setting of that name in ``data`` does); null takes all."""
     steps: int = -1
     """Evaluate every this many rollout steps too; -1 only before and after training. Training goes on meanwhile; only
     the next publication waits."""
     n_samples_per_prompt: PositiveInt = 1
     """n: responses of each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=HOTTEST)] = 1.0
     """Sampling temperature of the evaluation, apart from training's; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling of the evaluation; the paper takes 0.7."""
@@ -364,6 +427,11 @@ class Config(Section):
         return "ipc" if self.train.colocate_all else "nccl"
 
     @property
+    def max_rollout_kl(self) -> float:
+        """``train.max_rollout_kl`` with null decided: a thousand times what is healthy in fp32, ten times in bf16."""
+        return self.train.max_rollout_kl or (1e-3 if self.ds.param_dtype == "fp32" else 0.1)
+
+    @property
     def updates_per_step(self) -> int:
         """U: gradient updates of one rollout step, over all epochs."""
         return (
@@ -406,6 +474,12 @@ def _impossible(config: Config) -> Iterator[str]:
             f"train.batch_size: {train.batch_size} is not a multiple of the {config.trainer_ranks} trainer ranks "
             f"(actor.num_nodes x actor.num_gpus_per_node); use a multiple of {config.trainer_ranks}"
         )
+    if rollout.top_p < 1:
+        yield (
+            f"rollout.top_p: {rollout.top_p:g} biases training: engines would give the log-probs of the truncated "
+            "distribution and the trainer those of the whole one, so that importance weights are off by the mass cut away "
+            "(at 0.8 they are 0.79 on average, and 38 % are clipped); use 1. Evaluation has its own eval.top_p"
+        )
     yield from _impossible_algorithm(config)
     if reward.overlong_buffer_len and reward.overlong_buffer_len > rollout.max_new_tokens:
         yield (
@@ -425,10 +499,14 @@ def _impossible(config: Config) -> Iterator[str]:
             f"reward.timeout: {reward.timeout:g} s for one response is more than async.reward_timeout "
             f"{config.async_.reward_timeout:g} s for its group; use at most that"
         )
-    if data.input_template is not None and "{}" not in data.input_template:
-        yield f"data.input_template: {data.input_template!r} has no {{}} where the prompt goes"
+    yield from _impossible_prompts(config)
     if config.eval.steps == 0 or config.eval.steps < -1:
         yield f"eval.steps: {config.eval.steps} is neither -1 nor a positive number of steps"
+    if 0 < config.eval.temperature < COLDEST:
+        yield (
+            f"eval.temperature: {config.eval.temperature:g} is colder than vLLM samples; use 0, which is greedy, or at "
+            f"least {COLDEST}"
+        )
     if config.eval.max_new_tokens is not None and data.max_len <= config.eval.max_new_tokens:
         yield (
             f"eval.max_new_tokens: {config.eval.max_new_tokens} leaves no room for a problem within data.max_len "
@@ -437,6 +515,35 @@ def _impossible(config: Config) -> Iterator[str]:
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
     yield from _impossible_on_device(config)
+
+
+TEMPLATE_ARGUMENTS = {
+    "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+}  # fmt: skip
+"""What ``apply_chat_template`` is told, or must not be told, by this project."""
+
+
+def _impossible_prompts(config: Config) -> Iterator[str]:
+    """Yield a sentence for each setting of how prompts are read that contradicts another."""
+    data = config.data
+    if data.input_template is not None:
+        try:
+            input_template(data.input_template)
+        except ValueError as error:
+            yield f"data.input_template: {error}"
+        if data.apply_chat_template:
+            yield (
+                "data.input_template: has no place beside data.apply_chat_template true, whose template stands around the "
+                "prompt; use one of them, or data.system_prompt"
+            )
+    for name, given in (("system_prompt", data.system_prompt), ("chat_template_kwargs", data.chat_template_kwargs)):
+        if given and not data.apply_chat_template:
+            yield f"data.{name}: {given!r} is for the chat template; set data.apply_chat_template true"
+    if taken := sorted(TEMPLATE_ARGUMENTS & data.chat_template_kwargs.keys()):
+        yield f"data.chat_template_kwargs: {', '.join(taken)} is not for the template to be told"
+    if data.label_key is None and "rule" in config.reward.remote_url:
+        yield "data.label_key: null leaves the reward rule nothing to compare with; name the column with the answers"
 
 
 def _impossible_algorithm(config: Config) -> Iterator[str]:
@@ -453,9 +560,26 @@ def _impossible_algorithm(config: Config) -> Iterator[str]:
             "algo.dynamic_filtering_enable: true drops every prompt of a single response, which is all right or all "
             "wrong; use false, or rollout.n_samples_per_prompt of at least 2"
         )
-    for key, value in (("gamma", advantage.gamma), ("lambd", advantage.lambd)):
-        if value != 1 and not traits.critic:
-            yield f"algo.advantage.{key}: {value:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae"
+    if advantage.gamma != 1 and not traits.discounted:
+        yield (
+            f"algo.advantage.gamma: {advantage.gamma:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae or "
+            "reinforce"
+        )
+    if advantage.lambd != 1 and not traits.critic:
+        yield f"algo.advantage.lambd: {advantage.lambd:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae"
+    if advantage.is_correction_level == "seq" and advantage.is_correction_mode == "clip":
+        yield (
+            "algo.advantage.is_correction_mode: clip has no meaning for algo.advantage.is_correction_level seq, which keeps "
+            "or drops whole responses; use mask, or level token"
+        )
+    if config.actor.policy_loss_type == "gspo" and config.actor.loss_agg_mode == "token-mean":
+        yield (
+            "actor.loss_agg_mode: token-mean does not go with actor.policy_loss_type gspo, whose loss is a mean over "
+            "responses (OpenRLHF takes that without saying so); use seq-mean-token-mean"
+        )
+    low, high = config.algo.dynamic_filtering_range
+    if not low < high:
+        yield f"algo.dynamic_filtering_range: {low:g} {high:g} is not a range; use LOW < HIGH, such as 0 1"
     if advantage.no_std_norm and not traits.whitened:
         yield (
             f"algo.advantage.no_std_norm: true has no meaning for algo.advantage.estimator {name}, which does not "
@@ -486,9 +610,27 @@ def _impossible_on_device(config: Config) -> Iterator[str]:
             yield "train.colocate_all: true is for GPUs; processes share the cores of a CPU anyway, use false"
     elif config.ds.param_dtype == "fp32" and config.ds.attn_implementation == "flash_attention_2":
         yield "ds.param_dtype: fp32 is not supported by flash_attention_2; use bf16, or sdpa"
+    yield from _impossible_accumulation(config)
     yield from _impossible_transfer(config)
     if config.device == "cuda" and config.train.colocate_all:
         yield from _impossible_to_share(config)
+
+
+def _impossible_accumulation(config: Config) -> Iterator[str]:
+    """Yield a sentence if DeepSpeed cannot add gradients up in the data type that was asked for."""
+    ds = config.ds
+    if ds.grad_accum_dtype in (None, ds.param_dtype):
+        return
+    if ds.zero_stage == 1 and ds.param_dtype == "bf16":
+        yield (
+            f"ds.zero_stage: 1 cannot add bf16 gradients up in ds.grad_accum_dtype {ds.grad_accum_dtype}; use 2, which "
+            "takes less memory, or ds.grad_accum_dtype bf16, which loses small gradients over many micro-batches"
+        )
+    if ds.zero_stage == 2 and ds.adam_offload and config.device == "cuda":
+        yield (
+            f"ds.adam_offload: true with ds.zero_stage 2 adds gradients up in {ds.param_dtype}, whatever "
+            f"ds.grad_accum_dtype {ds.grad_accum_dtype} says; use ds.zero_stage 3, or ds.grad_accum_dtype {ds.param_dtype}"
+        )
 
 
 MOST_SHARED_MEMORY = 0.7

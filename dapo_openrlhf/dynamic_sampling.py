@@ -8,7 +8,9 @@ from dapo_openrlhf.types import RolloutGroup, Verdict
 
 KEPT = "kept"
 ALL_RIGHT = "all_right"
+"""Or, with another range than (0, 1), too many."""
 ALL_WRONG = "all_wrong"
+"""Or, with another range than (0, 1), too few."""
 SURPLUS = "surplus"
 """Reason of a group that over-sampling dispatched in vain."""
 
@@ -19,21 +21,23 @@ In simulation (P = 16, pass rate 40 %) 1.0 is no faster and wastes twice as much
 
 
 class GroupFilter:
-    """Keeps a group iff ``0 < #correct < G``.
+    """Keeps a group iff ``low < mean score < high``, as OpenRLHF does; with (0, 1) iff ``0 < #correct < G`` (eq. 11).
 
-    The test is on raw accuracy, before any length shaping: shaped rewards can differ within a group whose answers
-    are all right or all wrong, and such a group would teach length only. With ``enabled=False`` every group is kept.
+    Scores are 1 for right and 0 for wrong, or what a user's reward gives as ``scores``. The test is before any length
+    shaping: shaped rewards can differ within a group whose answers are all right or all wrong, and such a group would
+    teach length only. With ``enabled=False`` every group is kept.
     """
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, *, enabled: bool, score_range: tuple[float, float] = (0.0, 1.0)) -> None:
         self.enabled = enabled
+        self._low, self._high = score_range
 
     def judge(self, group: RolloutGroup) -> Verdict:
         """Decide on one scored group."""
-        right = sum(rollout.correct for rollout in group.rollouts)
-        if not self.enabled or 0 < right < len(group.rollouts):
+        score = group.mean_score
+        if not self.enabled or self._low < score < self._high:
             return Verdict(True, KEPT)
-        return Verdict(False, ALL_RIGHT if right else ALL_WRONG)
+        return Verdict(False, ALL_WRONG if score <= self._low else ALL_RIGHT)
 
 
 class OverSampling:

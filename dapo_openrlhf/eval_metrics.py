@@ -8,16 +8,14 @@ units of every interval: responses of the same problem are anything but independ
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-Z95 = 1.959963984540054
-ALPHA_HALF = 0.025
-"""Two-sided 95 % quantile of the normal distribution."""
-RESAMPLES = 5_000
-"""Of a bootstrap."""
+from dapo_openrlhf.intervals import mean_interval, t_quantile
+
+FEWEST_PAIRS = 5
+"""Problems that an interval of a difference takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,39 +80,41 @@ def powers_of_two(n: int) -> list[int]:
     return sorted({n, *(2**i for i in range(n.bit_length()) if 2**i <= n)})
 
 
-def over_problems(values: Sequence[float]) -> Estimate:
-    """Mean of per-problem values in [0, 1] with its interval, 1.96 standard errors clustered by problem, cut off at 0 and 1.
+def over_problems(values: Sequence[float], trials: Sequence[float]) -> Estimate:
+    """Mean of per-problem values in [0, 1] with its 95 % interval, see :func:`intervals.mean_interval`.
 
-    A problem's responses are one cluster: the error is that of the mean of the problems' means (Miller 2024,
-    arXiv 2411.00640, eq. 1). One problem has no interval but [0, 1]. Where all problems are 0, or all 1, the error says
-    nothing; then the exact binomial interval counts (Clopper and Pearson 1934), which is (0, 1 - 0.025^(1/n)) for zeros.
+    ``trials``: of how many each is the share that succeeded: n for avg@n, n / k for pass@k and maj@k of n responses.
     """
     if not values:
         raise ValueError("no problem to take the mean of")
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count == 1:
-        return Estimate(value=mean, low=0.0, high=1.0, problems=1)
-    if set(values) in ({0.0}, {1.0}):
-        reach = 1 - ALPHA_HALF ** (1 / count)
-        return Estimate(value=mean, low=max(0.0, mean - reach), high=min(1.0, mean + reach), problems=count)
-    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count * (count - 1)))
-    return Estimate(value=mean, low=max(0.0, mean - Z95 * error), high=min(1.0, mean + Z95 * error), problems=count)
+    mean = math.fsum(values) / len(values)
+    low, high = mean_interval(values, trials)
+    return Estimate(value=mean, low=min(low, mean), high=max(high, mean), problems=len(values))
 
 
-def paired_bootstrap(differences: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean of per-problem differences with its percentile bootstrap interval over problems (Efron 1979).
+def paired_difference(differences: Sequence[float], responses: Sequence[int]) -> Estimate:
+    """Mean of per-problem differences in [-1, 1] with its 95 % interval over problems.
 
-    The same numbers give the same interval, and adding one to all of them moves it by one.
+    ``responses``: of each problem, in the evaluation that has fewer. Student's interval of the differences and of one
+    more problem, which is half better and half worse by what one response amounts to: so Agresti and Min (2005, Statistics
+    in Medicine 24, section 3) amend Wald's interval of a difference of paired shares. It never has width 0. Fewer than
+    :data:`FEWEST_PAIRS` problems say nothing: [-1, 1].
     """
     if not differences:
         raise ValueError("no problem to compare")
     count = len(differences)
-    chance = random.Random(seed)
-    means = sorted(math.fsum(chance.choices(differences, k=count)) / count for _ in range(resamples))
-    tail = round(0.025 * resamples)
+    mean = math.fsum(differences) / count
+    if count < FEWEST_PAIRS:
+        return Estimate(value=mean, low=-1.0, high=1.0, problems=count)
+    step = math.fsum(1 / number for number in responses) / count
+    centre = math.fsum(differences) / (count + 1)
+    variance = (math.fsum(d * d for d in differences) + step * step) / (count + 1) - centre * centre
+    reach = t_quantile(count) * math.sqrt(variance / count)
     return Estimate(
-        value=math.fsum(differences) / count, low=means[tail], high=means[resamples - 1 - tail], problems=count
+        value=mean,
+        low=max(-1.0, min(mean, centre - reach)),
+        high=min(1.0, max(mean, centre + reach)),
+        problems=count,
     )
 
 

@@ -15,11 +15,13 @@ from typing import TypeVar
 
 from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
-from dapo_openrlhf.ports import GroupError, ResponseTexts, RewardScorer, Sampling
+from dapo_openrlhf.ports import ENGINE_DIED, GroupError, ResponseTexts, RewardScorer, Sampling
 from dapo_openrlhf.types import Generation, Prompt, Score
-from dapo_openrlhf.verifier import answer_key, extract_answer
 
 T = TypeVar("T")
+
+MOST_DEATHS = 5
+"""Engines that may die under a problem before it is an error: by then the pool knows whether it is the problem's fault."""
 
 
 class EvaluationFailed(RuntimeError):
@@ -33,7 +35,7 @@ class Response:
     text: str = ""
     """Empty if it was not generated, or texts were not asked for."""
     answer: str | None = None
-    """What the verifier extracts from the text."""
+    """What the reward worker found in the text, evened out: the same for answers that are the same text or number."""
     correct: bool | None = None
     """None: it was not judged, for the reason in ``error``."""
     error: str = ""
@@ -62,7 +64,7 @@ class ProblemResult:
     def majority(self, k: int) -> float:
         """maj@k. Right responses agree with each other, wrong ones if their answers are the same text or number."""
         wrong = [response.answer for response in self.responses if response.correct is False]
-        votes = Counter(answer_key(answer) for answer in wrong if answer is not None)
+        votes = Counter(answer for answer in wrong if answer is not None)
         return maj_at_k(self.right, tuple(votes.values()), abstained=wrong.count(None), k=k)
 
 
@@ -81,17 +83,17 @@ class Evaluation:
     @property
     def accuracy(self) -> Estimate:
         """avg@n over the problems with a judged response."""
-        return self._mean(lambda result: result.right / result.judged, least=1)
+        return self._mean(lambda result: result.right / result.judged, k=1)
 
     def pass_at(self, k: int) -> Estimate:
         """pass@k over the problems with k judged responses."""
-        return self._mean(lambda result: pass_at_k(result.judged, result.right, k), least=k)
+        return self._mean(lambda result: pass_at_k(result.judged, result.right, k), k=k)
 
     def majority_at(self, k: int) -> Estimate:
         """maj@k over the problems with k judged responses; needs texts."""
         if not self.with_texts:
             raise ValueError("a majority needs the responses' texts")
-        return self._mean(lambda result: result.majority(k), least=k)
+        return self._mean(lambda result: result.majority(k), k=k)
 
     def estimates(self) -> dict[str, Estimate]:
         """avg@n, and pass@k and maj@k for the powers of two up to n that enough responses were judged for."""
@@ -113,8 +115,10 @@ class Evaluation:
         """Responses that were not judged."""
         return sum(response.correct is None for response in self.responses)
 
-    def _mean(self, value: Callable[[ProblemResult], float], *, least: int) -> Estimate:
-        return over_problems([value(result) for result in self.results if result.judged >= least])
+    def _mean(self, value: Callable[[ProblemResult], float], *, k: int) -> Estimate:
+        """Over the problems with at least k judged responses."""
+        covered = [result for result in self.results if result.judged >= k]
+        return over_problems([value(result) for result in covered], [result.judged / k for result in covered])
 
 
 class Evaluator:
@@ -174,7 +178,7 @@ class Evaluator:
 
     async def _respond(self, problem: Prompt) -> tuple[Response, ...]:
         try:
-            generation = await _twice(lambda: self._generate(problem))
+            generation = await _again(lambda: self._generate(problem))
         except GroupError as error:
             return (Response(error=_reason(error)),) * self._sampling.n
         return await self._judge(problem, generation)
@@ -190,13 +194,13 @@ class Evaluator:
         try:
             if self._texts is not None:
                 texts = await self._texts.fetch(generation.texts)
-            scores = await _twice(lambda: self._scorer.score(generation.texts, problem))
+            scores = await _again(lambda: self._scorer.score(generation.texts, problem))
         except GroupError as error:
             reason = _reason(error)
         return tuple(
             Response(
                 text=text,
-                answer=extract_answer(text),
+                answer=None if score is None else score.answer,
                 correct=None if score is None else score.correct,
                 error=reason,
                 length=length,
@@ -212,11 +216,14 @@ def _reason(error: GroupError) -> str:
     return f"{error.reason}: {error}"
 
 
-async def _twice(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try once more after a :class:`GroupError` that may pass."""
-    try:
-        return await attempt()
-    except GroupError as error:
-        if error.permanent:
-            raise
-    return await attempt()
+async def _again(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try once more after a :class:`GroupError` that may pass, and more often when it is the engine that died."""
+    failures = deaths = 0
+    while True:
+        try:
+            return await attempt()
+        except GroupError as error:
+            died = error.reason == ENGINE_DIED
+            failures, deaths = failures + (not died), deaths + died
+            if error.permanent or failures == 2 or deaths == MOST_DEATHS:
+                raise

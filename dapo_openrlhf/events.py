@@ -59,6 +59,9 @@ class GroupGenerated(Event):
     engine: int
     seconds: float
     response_tokens: int
+    responses: int
+    truncated: int
+    """Responses that reached the length limit; those that were cut at a deadline are none of them."""
     oldest_version: PolicyVersion
     newest_version: PolicyVersion
 
@@ -73,11 +76,22 @@ class GroupJudged(Event):
     response_tokens: int
     seconds: float
     """Spent scoring."""
+    logs: Mapping[str, float] = field(default_factory=dict)
+    """What a reward of the user's wants logged, means over the responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupFailed(Event):
     group: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptDropped(Event):
+    """The prompt itself is at fault, and is given out no more; its group has failed."""
+
+    prompt: int
     reason: str
     message: str
 
@@ -148,6 +162,22 @@ class StepTrained(Event):
     step: int
     seconds: float
     statistics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateSkipped(Event):
+    """An update had numbers that are not finite, and was stopped before the optimizer saw it."""
+
+    step: int
+    update: int
+    """Index in the step, from 0."""
+    not_finite: Mapping[str, int]
+    """How many numbers were not finite, by name."""
+    in_a_row: int
+    """Such updates one after the other, this one included."""
+    path: str
+    """Folder with its batch; empty if that could not be written, for the reason in ``problem``."""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

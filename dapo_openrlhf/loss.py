@@ -80,6 +80,15 @@ def aggregate(token_losses: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     return (token_losses * mask * weights).sum()
 
 
+def disagreement(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Sums:
+    """How far the trainer's log-probs [B, T] are from the engines' where ``mask`` is 1: tokens of the same weights.
+
+    Sums: ``fresh_tokens``, and ``fresh_kl``, the k3 estimate of KL(rollout || trainer), >= 0.
+    """
+    log_ratio = (logprobs - rollout_logprobs) * mask
+    return {"fresh_kl": (torch.exp(log_ratio) - 1 - log_ratio).sum().detach(), "fresh_tokens": mask.sum()}
+
+
 def importance_weights(
     old_logprobs: Tensor,
     rollout_logprobs: Tensor,
@@ -91,20 +100,23 @@ def importance_weights(
 ) -> tuple[Tensor, Sums]:
     """Weights [B, T] ``old / rollout`` that correct for what sampled not being what trains; no gradient.
 
-    The cause is staleness (rollouts by an older version) and engines that compute otherwise than the trainer.
-    ``level`` token: each token's ratio; seq: the response's geometric mean ratio on each of its tokens. ``mode`` clip
-    truncates to ``threshold`` = (low, high) (truncated importance sampling), mask zeroes what is outside.
-    ``off`` gives ones, with the statistics all the same. Sums: ``is_weight``, ``is_weight_squared`` (for the
-    effective sample size), ``is_outside``, and ``rollout_kl``, the k3 estimate of KL(rollout || old), >= 0.
+    The cause is staleness (rollouts by an older version) and engines that compute otherwise than the trainer. As in
+    OpenRLHF (``models/loss.py``, with ``is_correction_gating ratio``): weights are each token's own ratio. ``mode`` clip
+    truncates them to ``threshold`` = (low, high) (truncated importance sampling), mask zeroes what is outside: tokens, or
+    with ``level`` seq whole responses whose geometric mean ratio is. ``off`` gives ones, with the statistics all the same.
+    Sums: ``is_weight``, ``is_weight_squared`` (for the effective sample size), ``is_outside``, and ``rollout_kl``, the k3
+    estimate of KL(rollout || old), >= 0. Raises ``ValueError`` for seq with clip, as nothing of a response is truncated.
     """
-    log_ratio = (old_logprobs - rollout_logprobs) * mask
+    if level == "seq" and mode == "clip":
+        raise ValueError("level seq keeps or drops whole responses: there is nothing to clip")
+    log_ratio = ((old_logprobs - rollout_logprobs) * mask).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     ratio = torch.exp(log_ratio)
     kl = (ratio - 1 - log_ratio) * mask
+    judged = ratio
     if level == "seq":
-        log_mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-        ratio = torch.exp(log_mean).expand_as(mask)
+        judged = torch.exp(log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)
     low, high = threshold
-    outside = (ratio < low) | (ratio > high)
+    outside = (judged < low) | (judged > high)
     if level == "off":
         weights = torch.ones_like(ratio)
     elif mode == "clip":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from statistics import fmean
 
+from dapo_openrlhf.agreement import FRESH_KL
 from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
 from dapo_openrlhf.events import (
     BatchTaken,
@@ -14,6 +16,7 @@ from dapo_openrlhf.events import (
     GroupGenerated,
     GroupJudged,
     GroupSurplus,
+    PromptDropped,
     PublicationLive,
     StepDone,
     StepTrained,
@@ -32,6 +35,7 @@ METRICS = {
     "groups/all_right": "groups dropped since the last step because every answer was right",
     "groups/all_wrong": "groups dropped since the last step because every answer was wrong",
     "groups/failed": "groups that failed since the last step",
+    "prompts/dropped": "prompts dropped for good since the last step, because they are at fault themselves",
     "groups/surplus": "groups that over-sampling made in vain, since the last step",
     "groups/cut": "groups cut at their deadline since the last step",
     "reward_errors": "groups that could not be scored, over those and the judged ones, since the last step; 0 without any",
@@ -47,7 +51,10 @@ METRICS = {
     "token_probability": "mean probability of the trained tokens under the policy",
     "loss": "policy loss, mean over the step's updates",
     "grad_norm": "gradient norm before clipping, mean over the step's updates",
-    "lr": "learning rate",
+    "updates/bad": "updates of the step that were stopped because a number was not finite",
+    "updates/overflow": "updates of the step that were left out for a smaller loss scale; with fp16",
+    "lr": "learning rate of the step's last update",
+    "updates/empty": "the step's updates that trained not a single token",
     "clip_fraction": "share of trained tokens whose loss clipping decided",
     "ratio": "mean ratio of the policy to the old one; 1 while a step has had one update",
     "kl": "estimate of KL(policy || reference) per trained token, in nats; with a reference model",
@@ -59,6 +66,7 @@ METRICS = {
     "is_weight/outside": "share of trained tokens whose weight is outside the threshold",
     "is_weight/ess": "effective sample size of the weights over their number, 0 to 1",
     "rollout_kl": "estimate of KL(rollout || old) per trained token, in nats",
+    FRESH_KL: "the same over responses that the step's own weights sampled, at policy age 0; absent without",
     "tokens_per_second/generated": "response tokens generated per second",
     "tokens_per_second/kept": "response tokens of kept groups per second",
     "tokens_per_second/trained": "response tokens of trained groups per second",
@@ -87,6 +95,7 @@ METRICS = {
     "eval/accuracy": "held-out accuracy, on steps in which a measurement ended",
 }
 """Every name a row may have, with what it means. Further statistics of the trainer appear under their own names,
+``reward/NAME`` is the mean of what a reward answered as ``extra_logs[NAME]`` over the groups judged since the last step,
 and ``policy_age/0``, ``policy_age/1``, ... count the trained groups of each age."""
 
 LAPS = ("wait_batch", "train", "wait_live", "send", "evaluate", "save")
@@ -108,6 +117,7 @@ class StepMetrics:
         self._unscored = 0
         self._tokens: Counter[str] = Counter()
         self._values: Row = {}
+        self._logs: dict[str, list[float]] = {}
 
     def add(self, event: Event) -> None:
         """Take in one event."""
@@ -117,10 +127,14 @@ class StepMetrics:
             case GroupJudged():
                 self._reasons[event.reason] += 1
                 self._accuracy += event.accuracy
+                for name, value in event.logs.items():
+                    self._logs.setdefault(name, []).append(value)
                 self._tokens["kept"] += event.response_tokens if event.keep else 0
             case GroupFailed():
                 self._reasons["failed"] += 1
                 self._unscored += event.reason.startswith("reward_")
+            case PromptDropped():
+                self._reasons["prompt"] += 1
             case GroupSurplus():
                 self._reasons["surplus"] += 1
                 self._tokens["surplus"] += event.response_tokens
@@ -189,6 +203,7 @@ class StepMetrics:
         row = {
             **shares,
             "seconds/step": seconds,
+            "prompts/dropped": float(self._reasons["prompt"]),
             "reward_errors": self._unscored / max(judged + self._unscored, 1),
             **{
                 f"groups/{reason}": float(self._reasons[reason])
@@ -202,6 +217,7 @@ class StepMetrics:
                 f"tokens_per_device_second/{kind}": self._tokens[kind] / seconds / self._devices
                 for kind in ("generated", "kept", "trained")
             },
+            **{f"reward/{name}": fmean(values) for name, values in self._logs.items()},
             **self._values,
         }
         self._since = now

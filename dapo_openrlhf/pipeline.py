@@ -21,6 +21,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from dapo_openrlhf.agreement import Agreement
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.evaluation import Evaluation, Evaluator
@@ -90,6 +91,7 @@ class Pipeline:
         checkpoints: CheckpointStore,
         model_path: str,
         first_step: int = 0,
+        agreement: Agreement,
         on_step: OnStep = lambda step: None,
         on_evaluation: OnEvaluation = lambda step, evaluation: None,
     ) -> None:
@@ -107,6 +109,7 @@ class Pipeline:
         self._checkpoints = checkpoints
         self._model_path = model_path
         self._first_step = first_step
+        self._agreement = agreement
         self._on_step = on_step
         self._on_evaluation = on_evaluation
         self._delivery: Awaitable[None] | None = None
@@ -144,6 +147,7 @@ class Pipeline:
         statistics = await self._trainer.train(batch)
         self._queue.trained(batch)
         self._log.emit(StepTrained(step=step, seconds=laps.lap("train"), statistics=statistics))
+        self._agreement.check(step, statistics)
         await self._went_live()
         laps.lap("wait_live")
         await self._evaluation  # a measurement ends before the weights it measures are replaced

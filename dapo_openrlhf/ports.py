@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dapo_openrlhf.checkpoint import RunState
@@ -28,6 +28,13 @@ class GroupError(Exception):
         self.permanent = permanent
 
 
+class PromptFault(GroupError):
+    """The prompt itself is at fault: no engine's failure, and the prompt is dropped for good."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message, permanent=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How responses are sampled."""
@@ -38,6 +45,10 @@ class Sampling:
     temperature: float
     """0 is greedy."""
     top_p: float
+
+    def probe(self) -> Sampling:
+        """The same for a single token of a single response."""
+        return replace(self, n=1, max_new_tokens=1)
 
 
 class GenerationEngine(Protocol):

@@ -1,14 +1,12 @@
-"""The prompt set and its order (layer 2: standard library; parquet through pyarrow)."""
+"""The prompts' endless order (layer 2: standard library)."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dapo_openrlhf.config import ConfigError
 from dapo_openrlhf.types import Prompt
@@ -23,27 +21,35 @@ class PromptState:
     returned: tuple[int, ...]
     """Ids of prompts to be given out again first."""
     prompt_count: int
-    """Size of the prompt set, by which a different one is recognised."""
+    """Size of the prompt set."""
+    prompt_set: str = ""
+    """What the set is recognised by: a digest of its file and of which rows are prompts; empty where it is not known."""
+    dropped: tuple[int, ...] = ()
+    """Ids of prompts that are given out no more."""
+
+
+class NoPromptsLeft(RuntimeError):
+    """Every prompt was dropped for good; the message says for what reasons."""
 
 
 class PromptStream:
     """Endless prompts: each episode goes through the whole set once, in an order given by seed and episode."""
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int, state: PromptState | None = None) -> None:
-        """``state``: where to go on. Raises :class:`ConfigError` when it belongs to another prompt set."""
+    def __init__(
+        self, prompts: Sequence[Prompt], *, seed: int, state: PromptState | None = None, prompt_set: str = ""
+    ) -> None:
+        """``state``: where to go on; ``prompt_set``: as in it. Raises :class:`ConfigError` when the two do not fit."""
         if not prompts:
             raise ValueError("the prompt set is empty")
         self._prompts = prompts
+        self._prompt_set = prompt_set
         self._seed = seed
         self._returned: deque[Prompt] = deque()
         self._order = self._episodes()
         self._drawn = 0
+        self._dropped: dict[int, str] = dict.fromkeys(state.dropped if state else (), "before the run was resumed")
         if state is not None:
-            if state.prompt_count != len(prompts):
-                raise ConfigError(
-                    f"data.prompt_dataset: holds {len(prompts)} prompts, the run to resume had {state.prompt_count}; "
-                    "resume with the same prompts"
-                )
+            check_same_prompts(state, count=len(prompts), prompt_set=prompt_set)
             self._returned.extend(prompts[index] for index in state.returned)
             self._drawn = state.drawn
             deque(itertools.islice(self._order, state.drawn), maxlen=0)
@@ -57,90 +63,50 @@ class PromptStream:
             episode += 1
 
     def next(self) -> Prompt:
-        """The next prompt; one that was put back comes first."""
-        if self._returned:
-            return self._returned.popleft()
-        self._drawn += 1
-        return next(self._order)
+        """The next prompt; one that was put back comes first. Raises :class:`NoPromptsLeft`."""
+        while len(self._dropped) < len(self._prompts):
+            if self._returned:
+                prompt = self._returned.popleft()
+            else:
+                self._drawn += 1
+                prompt = next(self._order)
+            if prompt.id not in self._dropped:
+                return prompt
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(self._dropped.values()).most_common())
+        raise NoPromptsLeft(
+            f"all {len(self._prompts)} prompts of data.prompt_dataset are dropped: {reasons}; events.jsonl names each "
+            "(prompt_dropped); correct the rows, or look at whether model and tokenizer belong together"
+        )
 
     def put_back(self, prompt: Prompt) -> None:
         """Return a prompt whose group failed, so that it is not lost."""
         self._returned.append(prompt)
 
+    def drop(self, prompt: Prompt, reason: str) -> None:
+        """Give the prompt out no more, in later episodes and after a resume neither."""
+        self._dropped[prompt.id] = reason
+
     def state(self, unfinished: Iterable[Prompt]) -> PromptState:
         """Where to go on later. ``unfinished``: prompts given out that have not been trained or dropped yet."""
-        returned = tuple(prompt.id for prompt in (*unfinished, *self._returned))
-        return PromptState(drawn=self._drawn, returned=returned, prompt_count=len(self._prompts))
+        returned = tuple(p.id for p in (*unfinished, *self._returned) if p.id not in self._dropped)
+        return PromptState(
+            drawn=self._drawn,
+            returned=returned,
+            prompt_count=len(self._prompts),
+            prompt_set=self._prompt_set,
+            dropped=tuple(sorted(self._dropped)),
+        )
 
 
-def load_prompts(path: Path, *, input_key: str, label_key: str, input_template: str | None = None) -> list[Prompt]:
-    """Read prompts from .jsonl, .json or .parquet. A broken row is named by file and line.
-
-    The prompt column holds text, or a chat list, which is kept as its JSON text for the tokenizer's chat template.
-    """
-    prompts: list[Prompt] = []
-    for line, row in read_rows(path):
-        where = f"{path}, row {line}"
-        if isinstance(row, ConfigError):
-            raise row
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where}: holds {type(row).__name__}, not a mapping of columns to values")
-        for key, setting in ((input_key, "data.input_key"), (label_key, "data.label_key")):
-            if row.get(key) in (None, ""):
-                raise ConfigError(f"{where}: column {key!r} ({setting}) is missing or empty; it has {sorted(row)}")
-        text = row[input_key] if isinstance(row[input_key], str) else json.dumps(row[input_key], ensure_ascii=False)
-        text = input_template.replace("{}", text) if input_template else text
-        prompts.append(Prompt(id=len(prompts), text=text, label=str(row[label_key])))
-    if not prompts:
-        raise ConfigError(f"{path} holds no prompts")
-    return prompts
-
-
-def chat_turns(text: str) -> list[dict[str, str]]:
-    """A prompt's text as the turns of a chat: those of the chat list that it is the JSON of, or one turn of the user."""
-    if text.startswith("[{"):  # a problem may well begin with an interval, a list or [asy]
-        turns: list[dict[str, str]] = json.loads(text)
-        return turns
-    return [{"role": "user", "content": text}]
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Rows with their line or row number, from 1; a line that is not JSON comes as the ``ConfigError`` about it.
-
-    Raises ``ConfigError`` for a file that cannot be read at all.
-    """
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path} (data.prompt_dataset or eval.dataset)")
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-    elif path.suffix == ".json":
-        try:
-            rows = json.loads(path.read_bytes())
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
-        except (ValueError, RecursionError) as error:  # not UTF-8, a number too long, nested too deeply
-            raise ConfigError(f"{path}: not valid JSON: {error}") from error
-        if not isinstance(rows, list):
-            raise ConfigError(f"{path}: holds one {type(rows).__name__}, not a list of rows")
-        yield from enumerate(rows, start=1)
-    elif path.suffix == ".jsonl":
-        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield number, ConfigError(f"{path}, line {number}: not valid JSON: {error}")
+def check_same_prompts(state: PromptState, *, count: int, prompt_set: str) -> None:
+    """Raises :class:`ConfigError` when a run's place in its prompts is not one in these."""
+    if state.prompt_count != count:
+        found = f"holds {count} prompts, the run to resume had {state.prompt_count}"
+    elif state.prompt_set and prompt_set and state.prompt_set != prompt_set:
+        found = f"holds {count} prompts, but not those of the run to resume, or other rows of it are skipped"
     else:
-        raise ConfigError(f"{path}: prompts are read from .jsonl, .json or .parquet, not {path.suffix or 'this'}")
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
-    import pyarrow.parquet  # takes 0.3 s and most runs do without
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"{path}: not valid Parquet: {error}") from error
-    with file:
-        rows = (row for batch in file.iter_batches(batch_size=4096) for row in batch.to_pylist())
-        yield from enumerate(rows, start=1)
+        return
+    raise ConfigError(
+        f"data.prompt_dataset: {found}; resume with the same prompts, or start a new run from the checkpoint: "
+        "--config RUN/config.yaml --actor.model_name_or_path RUN/checkpoints/step-N"
+    )

@@ -19,17 +19,17 @@ class LimitedAttempts:
         """``most``: failures in a row, at least 1, the last of which is final."""
         self._scorer = scorer
         self._most = most
-        self._failures: Counter[Prompt] = Counter()
+        self._failures: Counter[int] = Counter()  # by prompt id
 
     async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
         """Judge the responses behind the handle ``texts``. Raises :class:`GroupError`."""
         try:
             scores = await self._scorer.score(texts, prompt)
         except GroupError as error:
-            self._failures[prompt] += 1
-            if (failures := self._failures[prompt]) < self._most:
+            self._failures[prompt.id] += 1
+            if (failures := self._failures[prompt.id]) < self._most:
                 raise
             message = f"{error}; prompt {prompt.id} is dropped after {failures} failures in a row (reward.max_attempts)"
             raise GroupError(error.reason, message, permanent=True) from error
-        self._failures.pop(prompt, None)
+        self._failures.pop(prompt.id, None)
         return scores

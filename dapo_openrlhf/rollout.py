@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from dapo_openrlhf.engine_pool import EnginePool
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import GroupCut, GroupDispatched, GroupFailed, GroupGenerated, GroupJudged, GroupSurplus
+from dapo_openrlhf.events import (
+    GroupCut,
+    GroupDispatched,
+    GroupFailed,
+    GroupGenerated,
+    GroupJudged,
+    GroupSurplus,
+    PromptDropped,
+)
 from dapo_openrlhf.overlong import soft_overlong_punishment
-from dapo_openrlhf.ports import GroupError, RewardScorer, Sampling
+from dapo_openrlhf.ports import GroupError, PromptFault, RewardScorer, Sampling
 from dapo_openrlhf.prompts import PromptState, PromptStream
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import Generation, Prompt, Rollout, RolloutGroup, Score
@@ -34,7 +44,9 @@ class LengthShaping:
             length, max_length=self.max_length, buffer_length=self.buffer_length, factor=self.factor
         )
         reward = score.reward + punishment
-        return Rollout(length=length, truncated=truncated, cut=cut, correct=score.correct, reward=reward)
+        return Rollout(
+            length=length, truncated=truncated, cut=cut, correct=score.correct, reward=reward, score=score.score
+        )
 
 
 class RolloutLoop:
@@ -96,7 +108,10 @@ class RolloutLoop:
         except GroupError as error:
             self._log.emit(GroupFailed(group=group_id, reason=error.reason, message=str(error)))
             self._queue.fail(group_id, error.reason, str(error))
-            if not error.permanent:
+            if isinstance(error, PromptFault):
+                self._prompts.drop(prompt, error.reason)
+                self._log.emit(PromptDropped(prompt=prompt.id, reason=error.reason, message=str(error)))
+            elif not error.permanent:
                 self._prompts.put_back(prompt)
 
     async def _generate(self, group_id: int, prompt: Prompt) -> Generation:
@@ -108,6 +123,8 @@ class RolloutLoop:
                 engine=generation.engine,
                 seconds=self._log.now() - started,
                 response_tokens=sum(generation.lengths),
+                responses=len(generation.lengths),
+                truncated=sum(generation.truncated) - sum(generation.cut),
                 oldest_version=generation.oldest_version,
                 newest_version=generation.newest_version,
             )
@@ -128,6 +145,7 @@ class RolloutLoop:
                 reward=group.mean_reward,
                 response_tokens=group.response_tokens,
                 seconds=self._log.now() - started,
+                logs=_means([score.logs for score in scores]),
             )
         )
         self._drop_surplus()
@@ -167,6 +185,12 @@ class RolloutLoop:
                 cut.add(group_id)
                 self._log.emit(GroupCut(group=group_id))
                 self._engines.cut(_request(group_id))
+
+
+def _means(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each name, over those that have it."""
+    names = dict.fromkeys(name for log in logs for name in log)
+    return {name: fmean(log[name] for log in logs if name in log) for name in names}
 
 
 def _request(group_id: int) -> str:

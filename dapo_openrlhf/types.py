@@ -11,7 +11,8 @@ workers resolve themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NewType
 
 PolicyVersion = NewType("PolicyVersion", int)
@@ -25,8 +26,20 @@ class Prompt:
     id: int
     """Position in the prompt set, from 0; the same row keeps its id over episodes."""
     text: str
-    label: str
-    """Gold answer, as the reward expects it."""
+    """As the model sees it: rendered, special tokens included."""
+    token_ids: tuple[int, ...] = ()
+    """Of ``text``, at least one on its way to an engine, each with a row in the model's embedding."""
+    label: object = field(default=None, hash=False)
+    """The row's own value: what JSON can hold; None where the row need not have one."""
+    columns: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """The row's other columns, for rewards that want them."""
+    source: str = ""
+    """File and line, or row, for messages."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"prompt {self.id} ({self.source})" if self.source else f"prompt {self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +71,16 @@ class Score:
     """A reward worker's judgement of one response."""
 
     correct: bool
-    """``is_equivalent(answer, response)`` of the paper: what dynamic sampling and accuracy look at."""
+    """``is_equivalent(answer, response)`` of the paper: what accuracy looks at."""
     reward: float
     """Reward before any length shaping; +1 or -1 under the rule of eq. 7."""
+    score: float | None = None
+    """What a user's reward calls the response's score, for dynamic sampling; None: 1 if it is right, else 0."""
+    logs: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """What a reward of the user's wants logged (``extra_logs``)."""
+    answer: str | None = field(default=None, compare=False)
+    """The answer found in the response, evened out: equal for answers that are the same text or number. None: there is
+    none. Not part of the judgement, so two scores are equal without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +94,8 @@ class Rollout:
     correct: bool
     reward: float
     """Reward after length shaping."""
+    score: float | None = None
+    """As in :class:`Score`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +116,12 @@ class RolloutGroup:
     def accuracy(self) -> float:
         """Share of correct responses, 0 to 1."""
         return sum(rollout.correct for rollout in self.rollouts) / len(self.rollouts)
+
+    @property
+    def mean_score(self) -> float:
+        """Of what dynamic sampling looks at; the accuracy, unless a user's reward gives scores of its own."""
+        scores = [rollout.correct if rollout.score is None else rollout.score for rollout in self.rollouts]
+        return sum(scores) / len(scores)
 
     @property
     def mean_reward(self) -> float:

@@ -17,11 +17,15 @@ from dapo_openrlhf.verifier import RIGHT, WRONG, extract_answer
 FULL_SCORE = 1.0
 
 
-def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str]) -> dict[str, list[float]]:
+def reward_func(
+    queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str], *, responses: Sequence[str] | None = None
+) -> dict[str, list[float]]:
     """`rewards` of +1 or -1 (arXiv 2503.14476, eq. 7) and `scores` of 1 or 0."""
+    if responses is None:
+        responses = [query[len(prompt) :] for query, prompt in zip(queries, prompts, strict=True)]
     right = [
-        is_right(query[len(prompt) :], **json.loads(label))
-        for query, prompt, label in zip(queries, prompts, labels, strict=True)
+        is_right(response, **json.loads(label))  # queries end with the end-of-turn token
+        for response, label in zip(responses, labels, strict=True)
     ]
     return {"rewards": [RIGHT if r else WRONG for r in right], "scores": [float(r) for r in right]}
 

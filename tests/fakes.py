@@ -12,9 +12,10 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from dapo_openrlhf.agreement import FRESH_KL, Agreement
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
 from dapo_openrlhf.engine_pool import EnginePool
@@ -28,6 +29,7 @@ from dapo_openrlhf.events import (
     GroupFailed,
     GroupJudged,
     GroupSurplus,
+    PromptDropped,
     PublicationLive,
 )
 from dapo_openrlhf.pipeline import Outcome, Pipeline
@@ -36,13 +38,17 @@ from dapo_openrlhf.prompts import PromptState, PromptStream
 from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.rollout_queue import RolloutQueue
 from dapo_openrlhf.staleness import StalenessPolicy
+from dapo_openrlhf.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
 
 HANG = float("inf")
 """A latency: this group never ends by itself."""
 
-PERMANENT = ("prompt_too_long",)
+PERMANENT = ("prompt_too_long", FAILS, KILLS_ENGINES)
 """Reasons of errors that the tests make permanent."""
+
+DEADLY = -1.0
+"""A fault: the engine dies with the group, and whatever else is in it."""
 
 EVALUATION = 1_000_000
 """Prompt ids from here on are problems of the evaluation."""
@@ -76,12 +82,15 @@ class FakeGroup:
 
 def prompts(count: int) -> list[Prompt]:
     """A prompt set whose labels tell which prompt they belong to."""
-    return [Prompt(id=index, text=f"question {index}", label=f"answer {index}") for index in range(count)]
+    return [
+        Prompt(id=index, text=f"question {index}", token_ids=(1, 2, index), label=f"answer {index}")
+        for index in range(count)
+    ]
 
 
 def problems(count: int) -> list[Prompt]:
     """Problems of an evaluation."""
-    return [Prompt(id=EVALUATION + p.id, text=p.text, label=p.label) for p in prompts(count)]
+    return [replace(prompt, id=EVALUATION + prompt.id) for prompt in prompts(count)]
 
 
 def some_group(group_id: int, *, version: int = 0, right: Sequence[bool] = (True, False)) -> RolloutGroup:
@@ -102,7 +111,7 @@ class FakeEngine:
     """Generates by sleeping. Weights arrive through :meth:`load` while it does.
 
     ``latency`` gives a group's seconds, of which it waits up to half a second for its first token. ``fault``
-    is asked once per group and may return the error to raise at the end or ``HANG``. During ``outage`` (from,
+    is asked once per group and may return the error to raise at the end, ``HANG`` or ``DEADLY``. During ``outage`` (from,
     until) the engine is dead: groups in flight at its beginning fail, later ones wait for its end.
     """
 
@@ -120,6 +129,8 @@ class FakeEngine:
         self.index = index
         self.version = 0
         self.made: list[FakeGroup] = []
+        self.named: dict[str, FakeGroup] = {}
+        """By request."""
         self.running: set[FakeGroup] = set()
         self._latency = latency
         self._samples = samples
@@ -166,11 +177,13 @@ class FakeEngine:
         if request in self._cuts:
             raise Misuse(f"{request} is generated twice")
         cut = self._cuts[request] = asyncio.Event()
-        if sampling.n != self._samples:
+        if sampling.n != self._samples and sampling != sampling.probe():
             raise Misuse(f"{sampling.n} samples of prompt {prompt.id} asked for, not {self._samples}")
         loop = asyncio.get_running_loop()
         group = FakeGroup(prompt=prompt, engine=self.index, lengths=self._lengths(), started=loop.time())
-        self.made.append(group)
+        if sampling != sampling.probe():
+            self.made.append(group)
+        self.named[request] = group
         self.running.add(group)
         try:
             await self._live_through(self._sample(group, cut))
@@ -218,6 +231,9 @@ class FakeEngine:
         group.oldest_version = self.version
         await self._work(seconds - waits, cut)
         group.newest_version = self.version
+        if fault == DEADLY:
+            self.die()
+            await asyncio.sleep(HANG)
         if isinstance(fault, GroupError):
             raise fault
 
@@ -273,7 +289,9 @@ class FakeScorer:
         latency: Seconds = lambda: 0.0,
         pattern: Callable[[FakeGroup], Sequence[bool]] = mixed,
         fault: Callable[[FakeGroup], GroupError | None] = lambda group: None,
+        answers: Callable[[FakeGroup], Sequence[str | None]] = lambda group: ("1",) * len(group.lengths),
     ) -> None:
+        self._answers = answers
         self._latency = latency
         self._pattern = pattern
         self._fault = fault
@@ -292,7 +310,11 @@ class FakeScorer:
         if (error := self._fault(texts)) is not None:
             self._seen.remove(texts)  # may be asked again
             raise error
-        return tuple(Score(correct=right, reward=1.0 if right else -1.0) for right in self._pattern(texts))
+        answers = self._answers(texts)
+        return tuple(
+            Score(correct=right, reward=1.0 if right else -1.0, answer=answer)
+            for right, answer in zip(self._pattern(texts), answers, strict=False)
+        )
 
 
 class FakeTexts:
@@ -347,8 +369,12 @@ class FakeTrainer:
         fail_at: int | None = None,
         work: Callable[[TrainBatch], object] = lambda batch: None,
         version: int = 0,
+        fresh_kl: Callable[[TrainBatch], float] = lambda batch: 1e-6,
     ) -> None:
-        """``fail_at``: the step that ends in an error. ``work`` is called with every batch."""
+        """``fail_at``: the step that ends in an error. ``work`` is called with every batch.
+
+        ``fresh_kl`` is what trainer and engines differ by on responses of age 0, where a batch has any.
+        """
         self._first = self.version = version
         self.batches: list[Trained] = []
         self.saved: list[tuple[int, str]] = []
@@ -359,6 +385,7 @@ class FakeTrainer:
         self._seconds = seconds
         self._fail_at = fail_at
         self._work = work
+        self._fresh_kl = fresh_kl
         self._trained: set[FakeGroup] = set()
 
     def begin(self, what: str) -> None:
@@ -391,7 +418,8 @@ class FakeTrainer:
         )
         self.version += 1
         self.end()
-        return {"loss": 0.5, "grad_norm": 1.0}
+        fresh = {FRESH_KL: self._fresh_kl(batch)} if 0 in batch.ages else {}
+        return {"loss": 0.5, "grad_norm": 1.0, **fresh}
 
     def _generating(self) -> int:
         return sum(engine.busy for engine in self._engines)
@@ -570,6 +598,7 @@ def build(
     train_fails_at: int | None = None,
     deliver_fails_at: int | None = None,
     work: Callable[[TrainBatch], object] = lambda batch: None,
+    fresh_kl: Callable[[TrainBatch], float] = lambda batch: 1e-6,
     problem_count: int = 0,
     eval_steps: int = -1,
     save_steps: int = -1,
@@ -599,6 +628,7 @@ def build(
         engines=engines,
         seconds=train_seconds,
         fail_at=train_fails_at,
+        fresh_kl=fresh_kl,
         work=work,
         version=start,
     )
@@ -663,6 +693,7 @@ def build(
         checkpoints=checkpoints,
         model_path="model",
         first_step=start,
+        agreement=Agreement(limit=1e-3, data_type="fp32"),
         on_step=on_step,
         on_evaluation=on_evaluation,
     )
@@ -733,6 +764,7 @@ class Outstanding:
         self._prompt_of: dict[int, int] = {}
         self._returned: Counter[int] = Counter(state.returned if state else ())
         self._begun: Counter[int] = Counter()
+        self._dropped = set(state.dropped if state else ())
         self._drawn = state.drawn if state else 0
 
     def add(self, event: Event) -> None:
@@ -746,6 +778,9 @@ class Outstanding:
                     self._drawn += 1
             case GroupFailed():
                 self._end(event.group, returned=event.reason not in PERMANENT)
+            case PromptDropped():
+                self._dropped.add(event.prompt)
+                del self._returned[event.prompt]
             case GroupSurplus():
                 self._end(event.group, returned=True)
             case GroupJudged() if not event.keep:
@@ -755,14 +790,17 @@ class Outstanding:
                     self._end(group, returned=False)
 
     def check(self, state: PromptState) -> None:
-        expected = self._returned + self._begun
+        expected = Counter(
+            {prompt: n for prompt, n in (self._returned + self._begun).items() if prompt not in self._dropped}
+        )
+        assert set(state.dropped) == self._dropped
         assert Counter(state.returned) == expected, f"a checkpoint has prompts {state.returned}, not {expected}"
-        assert state.drawn == self._drawn
+        assert state.drawn == self._drawn or self._dropped  # those that were skipped were drawn too
 
     def _end(self, group: int, *, returned: bool) -> None:
         prompt = self._prompt_of.pop(group)
         self._begun[prompt] -= 1
-        self._returned[prompt] += returned
+        self._returned[prompt] += returned and prompt not in self._dropped
 
 
 def check_prompts(
@@ -779,13 +817,21 @@ def check_prompts(
     for _ in range(state.drawn if state else 0):
         next(fresh)
     prompt_of: dict[int, int] = {}
+    dropped = set(state.dropped if state else ())
     for _, event in world.events:
         if isinstance(event, GroupDispatched):
-            expected = returned.popleft() if returned else next(fresh).id
+            expected = next(p for p in _drain(returned, fresh) if p not in dropped)
             assert event.prompt == expected, f"group {event.group} got prompt {event.prompt}, not {expected}"
             prompt_of[event.group] = event.prompt
+        elif isinstance(event, PromptDropped):
+            dropped.add(event.prompt)
         elif isinstance(event, GroupSurplus) or (isinstance(event, GroupFailed) and not permanent(event.reason)):
             returned.append(prompt_of[event.group])
+
+
+def _drain(returned: deque[int], fresh: Iterator[Prompt]) -> Iterator[int]:
+    while True:
+        yield returned.popleft() if returned else next(fresh).id
 
 
 def _endless(stream: PromptStream) -> Iterator[Prompt]:

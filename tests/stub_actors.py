@@ -41,7 +41,7 @@ class StubRank(StubActor):
 
         world_size, rank, address, _ = self._begun_with
         assert (world_size, address) == (2, None if rank == 0 else "127.0.0.1")
-        return RankReady(parameters=1, attention="packed_sdpa")
+        return RankReady(parameters=1, attention="packed_attention")
 
 
 class StubRewards:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 import dapo_openrlhf
 from dapo_openrlhf.ablation.ladder import (
@@ -315,7 +316,7 @@ def test_the_script_refuses_before_it_runs_anything(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert result.returncode == 2

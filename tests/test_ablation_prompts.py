@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
     folder = tmp_path_factory.mktemp("prompts")
     command = ["data/ablation_prompts.py", "--output", str(folder), "--train", "400", "--heldout", "40"]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, timeout=HANG_SECONDS)
     return {
         name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         for name in ("train", "heldout")

@@ -15,16 +15,14 @@ from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName
 
 def test_one_right_of_four() -> None:
     # rewards 1, -1, -1, -1: mean = -2/4 = -0.5; centred 1.5, -0.5, -0.5, -0.5; sum of squares 2.25 + 3 * 0.25 = 3;
-    # sample variance 3 / (4 - 1) = 1, so std = 1 and A = centred / (1 + 1e-6).
+    # sample variance 3 / (4 - 1) = 1, so std = 1 and A = centred / (1 + 1e-9).
     # (The population's std would be sqrt(3/4) = 0.866 and give 1.732.)
-    assert group_norm([1.0, -1.0, -1.0, -1.0]) == pytest.approx(
-        [1.5 / 1.000001, -0.5 / 1.000001, -0.5 / 1.000001, -0.5 / 1.000001], rel=1e-12
-    )
+    assert group_norm([1.0, -1.0, -1.0, -1.0]) == pytest.approx([1.5 / (1 + 1e-9), *[-0.5 / (1 + 1e-9)] * 3], rel=1e-12)
 
 
 def test_two_responses() -> None:
-    # rewards 1, -1: mean 0, sum of squares 2, variance 2 / (2 - 1) = 2, std = sqrt 2; A = +-1 / (sqrt 2 + 1e-6).
-    expected = 1 / (math.sqrt(2) + 1e-6)
+    # rewards 1, -1: mean 0, sum of squares 2, variance 2 / (2 - 1) = 2, std = sqrt 2; A = +-1 / (sqrt 2 + 1e-9).
+    expected = 1 / (math.sqrt(2) + 1e-9)
     assert group_norm([1.0, -1.0]) == pytest.approx([expected, -expected], rel=1e-12)
 
 
@@ -36,10 +34,10 @@ def test_shaped_rewards_of_three() -> None:
 
 
 def test_tiny_differences_are_damped_by_epsilon() -> None:
-    # rewards +-5e-7 around 0: std = sqrt(2) * 5e-7 = 7.07e-7, less than the epsilon of 1e-6;
-    # A = 5e-7 / (7.07e-7 + 1e-6) = 0.2929, not 0.7071.
-    assert STD_EPSILON == 1e-6
-    assert group_norm([5e-7, -5e-7])[0] == pytest.approx(0.5 / (0.5 * math.sqrt(2) + 1), rel=1e-9)
+    # rewards +-5e-10 around 0: std = sqrt(2) * 5e-10 = 7.07e-10, less than the epsilon of 1e-9;
+    # A = 5e-10 / (7.07e-10 + 1e-9) = 0.2929, not 0.7071.
+    assert STD_EPSILON == 1e-9
+    assert group_norm([5e-10, -5e-10])[0] == pytest.approx(0.5 / (0.5 * math.sqrt(2) + 1), rel=1e-9)
 
 
 def test_mean_only() -> None:

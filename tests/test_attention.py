@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from dapo_openrlhf.backend import attention, logprobs
+from dapo_openrlhf.backend import attention, logprobs, rows
 
 LENGTHS = (11, 11, 9, 4, 3)
 VOCABULARY = 13
@@ -52,7 +52,7 @@ def _packed(model: Qwen2ForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
         positions=positions,
         targets=flat[positions + 1],
         temperature=TEMPERATURE,
-        buckets=attention.make_buckets(LENGTHS, device=torch.device("cpu")),
+        buckets=rows.make_buckets(LENGTHS, device=torch.device("cpu")),
     )
 
 
@@ -86,16 +86,16 @@ def test_entropy_is_the_distributions_own() -> None:
 
 
 def test_buckets_hold_little_padding_and_every_token_once() -> None:
-    buckets = attention.make_buckets(LENGTHS, device=torch.device("cpu"))
+    buckets = rows.make_buckets(LENGTHS, device=torch.device("cpu"))
     assert [bucket.tokens for bucket in buckets] == [11 + 11 + 9, 4 + 3]
     for bucket in buckets:
         if bucket.index is None or bucket.valid is None:
             assert bucket.tokens % bucket.longest == 0, "without padding all are of one length"
             continue
         assert bucket.index[bucket.valid].tolist() == list(range(bucket.tokens))
-        assert bucket.valid.float().mean() >= 1 - attention.MOST_PADDING
+        assert bucket.valid.float().mean() >= 1 - rows.MOST_PADDING
 
 
 def test_sequences_must_come_longest_first() -> None:
     with pytest.raises(ValueError, match="longest first"):
-        attention.make_buckets((3, 4), device=torch.device("cpu"))
+        rows.make_buckets((3, 4), device=torch.device("cpu"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
+from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 import dapo_openrlhf
 from dapo_openrlhf.__main__ import main
@@ -30,41 +32,82 @@ data: {prompt_dataset: prompts.jsonl, max_len: 32}
 """
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, tokenizer: Path) -> Path:
     """A folder with a configuration, a model's looks and one prompt."""
     (tmp_path / "run.yaml").write_text(CONFIG)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    shutil.copytree(tokenizer, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"vocab_size": len(CHARACTERS)}))
     (tmp_path / "broken.py").write_text("import nowhere\n")
     (tmp_path / "prompts.jsonl").write_text('{"input": "1+1=", "label": "2"}\n')
     return tmp_path
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return python(folder, "-m", "dapo_openrlhf", *arguments)
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(Path(dapo_openrlhf.__file__).parent.parent)  # whatever the current folder is
     return subprocess.run(
-        [sys.executable, "-m", "dapo_openrlhf", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
     )
 
 
-def test_help_lists_commands_and_settings_within_a_second(folder: Path) -> None:
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        overview, details = command(folder, "--help"), command(folder, "train", "--help")
-        times.append((time.monotonic() - started) / 2)
+def test_help_lists_commands_and_settings(folder: Path) -> None:
+    overview, details = command(folder, "--help"), command(folder, "train", "--help")
     commands = ("train", "eval", "compare", "prepare", "verify", "submit", "bench", "trace")
     assert all(name in overview.stdout for name in commands)
     assert "async.max_staleness (1)" in details.stdout
     assert "actor.eps_clip_low_high (0.2 0.28)" in details.stdout
-    assert min(times) < 1.0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["verify", "--help"], ["bench", "--help"]])
+def test_help_loads_nothing_heavy(folder: Path, arguments: list[str]) -> None:
+    """This is what makes it quick; every one of these takes from a tenth of a second to twenty."""
+    script = (
+        "import sys\n"
+        "from dapo_openrlhf.__main__ import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    loaded = {*python(folder, "-c", script).stdout.splitlines()[-1].split()}
+    heavy = {"ray", "torch", "vllm", "deepspeed", "openrlhf", "transformers", "numpy", "pyarrow", "matplotlib", "sympy"}
+    assert "dapo_openrlhf" in loaded
+    assert not loaded & (heavy | {"tensorboard", "datasets", "math_verify"})
+
+
+@pytest.mark.parametrize(
+    ("without", "arguments", "status", "words"),
+    [
+        ("yaml", ["--help"], 2, "These packages are missing: yaml."),
+        ("vllm", ["--help"], 0, ""),
+        ("vllm", ["train", "--config", "run.yaml"], 2, "These packages are missing: vllm."),
+        ("vllm", ["verify", "--help"], 0, ""),
+    ],
+)
+def test_an_installation_by_pip_alone_says_what_is_missing_and_make_setup(
+    folder: Path, without: str, arguments: list[str], status: int, words: str
+) -> None:
+    script = (
+        "import importlib.util as u, sys\n"
+        "find = u.find_spec\n"
+        f"u.find_spec = lambda name, *a: None if name == {without!r} else find(name, *a)\n"
+        f"sys.modules[{without!r}] = None\n"
+        "from dapo_openrlhf.__main__ import main\n"
+        f"sys.exit(main({arguments!r}))\n"
+    )
+    result = python(folder, "-c", script)
+    assert (result.returncode, words in result.stderr) == (status, True), result.stderr
+    assert (status == 2) == ("make setup" in result.stderr)
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -113,6 +156,7 @@ def test_eval_refuses_files_that_cannot_be_written_before_it_starts(folder: Path
 
 def test_eval_takes_the_first_problems_of_the_file(folder: Path) -> None:
     rows = [{"input": f"{n}+{n}=", "label": str(2 * n)} for n in range(5)]
+    make_tiny_tokenizer(folder / "model")
     (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for limit, taken in ((2, 2), (9, 5), (None, 5)):
         settings = {
@@ -145,13 +189,19 @@ def test_eval_tells_every_estimate_with_errors_and_speed(folder: Path) -> None:
     assert (summary["tokens"], summary["tokens_per_second"], summary["max_new_tokens"]) == (100, 50.0, 8)
     estimates = summary["estimates"]
     assert isinstance(estimates, dict) and list(estimates) == ["avg@2", "pass@1", "pass@2", "maj@2"]
-    assert estimates["avg@2"] == {"value": 0.75, "low": pytest.approx(0.26, abs=1e-4), "high": 1.0, "problems": 2}
+    assert estimates["avg@2"] == {
+        "value": 0.75,
+        "low": pytest.approx(0.177, abs=2e-3),
+        "high": pytest.approx(0.961, abs=2e-3),
+        "problems": 2,
+    }
     assert json.loads(json.dumps(summary)) == summary
     limited = load_config(folder / "run.yaml", {"eval.dataset": "prompts.jsonl", "eval.max_samples": 2})
     assert "model on the first 2 problems of prompts.jsonl" in words(limited, measured)
     told = words(config, measured)
     assert "model on 2 problems of prompts.jsonl" in told
-    assert "avg@2    75.0% [26.0%, 100.0%]" in told
+    assert "avg@2    75.0% [17.7%, 96.1%] on 2 problems" in told
+    assert "%] on the 1 of 2 problems with enough judged responses" in told.splitlines()[3]  # pass@2
     assert "4 responses: 1 truncated, 1 errors, 25 tokens each on average; 2.0 s, 50 tokens/s" in told
 
 

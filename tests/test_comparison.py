@@ -66,9 +66,19 @@ def test_problems_are_paired_and_the_difference_is_theirs() -> None:
     assert (comparison.wins, comparison.losses, comparison.left_out) == (2, 1, 2)
     assert comparison.accuracies == (7 / 16, 11 / 16)
     assert comparison.difference.value == 0.25
-    assert -0.25 <= comparison.difference.low < 0.25 < comparison.difference.high <= 1.0
+    assert "no interval: it takes at least 5 problems" in str(comparison)
     assert [pair.first.prompt for pair in comparison.most_changed(2)] == ["a", "c"]
     assert comparison.as_dict()["ties"] == 1
+
+
+def test_no_interval_has_width_zero() -> None:
+    """Ten problems that are all alike in both, and one that is: nothing was seen to change, which is not certainty."""
+    same = {str(index): 2 for index in range(10)}
+    comparison = compare_verdicts(verdicts(**same), verdicts(**same))
+    assert comparison.difference.value == 0.0
+    assert comparison.difference.low < -0.02 and comparison.difference.high > 0.02
+    one = str(compare_verdicts(verdicts(a=0), verdicts(a=4)))
+    assert "0.0% -> 100.0% on 1 problem: +100.0 percentage points, no interval" in one
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -85,11 +95,11 @@ def test_compare_prints_and_writes_what_changed(tmp_path: Path, capsys: pytest.C
     write_responses(after, evaluation([True, True], [True, False]))
     assert main(["compare", str(before), str(after), "--json", str(result)]) == 0
     printed = capsys.readouterr().out
-    assert "25.0% -> 75.0% on 2 problems: +50.0 percentage points, 95 % interval +0.0 to +100.0" in printed
+    assert "25.0% -> 75.0% on 2 problems: +50.0 percentage points, no interval: it takes at least 5 problems" in printed
     assert "1 better, 0 worse, 1 equal" in printed
     assert "0% -> 100%  question 0" in printed and "question 1" not in printed
     written = json.loads(result.read_text())
-    assert written["difference"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert written["difference"] == {"value": 0.5, "low": None, "high": None}
     assert [problem["difference"] for problem in written["by_problem"]] == [1.0, 0.0]
 
 

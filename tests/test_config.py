@@ -134,7 +134,9 @@ def test_a_setting_is_not_a_section(file: Path) -> None:
         ("rollout.batch_size", "2.5", "2.5 is not accepted"),
         ("rollout.batch_size", "true", "True is not accepted"),
         ("rollout.batch_size", "0", "0 is not accepted: input should be greater than or equal to 1"),
-        ("rollout.temperature", "0", "0 is not accepted: input should be greater than 0"),
+        ("rollout.temperature", "0", "0 is not accepted: input should be greater than or equal to 0.01"),
+        ("rollout.temperature", "2.1", "2.1 is not accepted: input should be less than or equal to 2"),
+        ("eval.temperature", "0.001", "0.001 is colder than vLLM samples; use 0, which is greedy, or at least 0.01"),
         ("rollout.top_p", "1.5", "1.5 is not accepted: input should be less than or equal to 1"),
         ("actor.adam.lr", "fast", "'fast' is not accepted: input should be a valid number"),
         ("actor.adam.lr", ".nan", "nan is not accepted"),
@@ -251,6 +253,39 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             ["algo.advantage.is_correction_threshold: -1.0 2.0 is not a range", "0 <= LOW < HIGH"],
         ),
         ("--data.input_template Question:", ["data.input_template: 'Question:'", "has no {} where the prompt goes"]),
+        (
+            "--rollout.top_p 0.9",
+            ["rollout.top_p: 0.9 biases training", "truncated distribution", "use 1", "eval.top_p"],
+        ),
+        (
+            "--ds.zero_stage 1",
+            ["ds.zero_stage: 1", "ds.grad_accum_dtype fp32", "use 2", "ds.grad_accum_dtype bf16"],
+        ),
+        (
+            "--device cuda --ds.adam_offload",
+            ["ds.adam_offload: true with ds.zero_stage 2", "use ds.zero_stage 3, or ds.grad_accum_dtype bf16"],
+        ),
+        ("--train.max_rollout_kl 0", ["train.max_rollout_kl: 0 is not accepted", "greater than 0"]),
+        (r"--data.input_template {}\\boxed{}", ["data.input_template", "has 2 {}", "write {{}} for mere braces"]),
+        (
+            "--data.input_template Q:{} --data.apply_chat_template",
+            ["data.input_template: has no place beside data.apply_chat_template true", "data.system_prompt"],
+        ),
+        ("--data.system_prompt Sum.", ["data.system_prompt: 'Sum.'", "set data.apply_chat_template true"]),
+        (
+            "--data.chat_template_kwargs.enable_thinking false",
+            ["data.chat_template_kwargs: {'enable_thinking': False}", "set data.apply_chat_template true"],
+        ),
+        (
+            "--data.apply_chat_template --data.chat_template_kwargs.tokenize true",
+            ["data.chat_template_kwargs: tokenize is not for the template to be told"],
+        ),
+        (
+            "--data.apply_chat_template --data.chat_template_kwargs [1]",
+            ["data.chat_template_kwargs: [1] is not accepted", "dictionary"],
+        ),
+        ("--data.label_key null", ["data.label_key: null", "name the column with the answers"]),
+        ("--data.on_bad_row drop", ["data.on_bad_row: 'drop' is not accepted", "'refuse' or 'skip'"]),
         ("--eval.steps 0", ["eval.steps: 0 is neither -1 nor a positive number"]),
         ("--eval.steps -2", ["eval.steps: -2 is neither -1 nor a positive number"]),
         ("--eval.max_samples 0", ["eval.max_samples: 0 is not accepted", "greater than or equal to 1"]),
@@ -298,6 +333,16 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
         ),
         ("--train.colocate_all", ["vllm.gpu_memory_utilization: 0.9 leaves the trainer", "at most 0.7, such as 0.4"]),
         (
+            "--algo.advantage.is_correction_level seq",
+            ["algo.advantage.is_correction_mode: clip has no meaning", "use mask, or level token"],
+        ),
+        ("--actor.policy_loss_type gspo", ["actor.loss_agg_mode: token-mean", "use seq-mean-token-mean"]),
+        (
+            "--algo.dynamic_filtering_range 0.5 0.5",
+            ["algo.dynamic_filtering_range: 0.5 0.5 is not a range", "use LOW <"],
+        ),
+        ("--reward.remote_url http://a/x,http://b/x", ["OpenRLHF asks addresses", "give one address"]),
+        (
             "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.num_engines 2",
             ["vllm.num_engines: 2 engines", "1 trainer ranks", "use 1"],
         ),
@@ -326,7 +371,11 @@ def test_impossible_combination_is_refused(file: Path, arguments: str, parts: li
         "--algo.advantage.estimator reinforce_baseline --algo.advantage.no_std_norm",
         "--algo.kl.init_coef 0.1 --algo.kl.use_loss --algo.kl.estimator k2",
         "--algo.kl.use_loss",  # without a coefficient there is no KL
-        "--actor.policy_loss_type gspo --actor.eps_clip_low_high 3e-4 4e-4",
+        "--actor.policy_loss_type gspo --actor.eps_clip_low_high 3e-4 4e-4 --actor.loss_agg_mode seq-mean-token-mean",
+        "--algo.advantage.estimator reinforce --algo.advantage.gamma 0.9",
+        "--algo.advantage.is_correction_threshold 3",
+        "--algo.advantage.is_correction_level seq --algo.advantage.is_correction_mode mask",
+        "--algo.dynamic_filtering_range 0.2 0.8",
         "--reward.overlong_buffer_len 100 --rollout.max_new_tokens 100",
         "--reward.overlong_buffer_len 0",
         "--data.max_len 101 --rollout.max_new_tokens 100",
@@ -336,7 +385,10 @@ def test_impossible_combination_is_refused(file: Path, arguments: str, parts: li
         "--eval.steps -1 --ckpt.save_steps -1",
         "--device cpu --ds.attn_implementation sdpa --ds.param_dtype fp32",
         "--device cuda --ds.attn_implementation sdpa --ds.param_dtype fp32",
-        "--device cuda --ds.adam_offload",
+        "--device cuda --ds.adam_offload --ds.zero_stage 3",
+        "--device cuda --ds.adam_offload --ds.grad_accum_dtype null",
+        "--device cuda --ds.zero_stage 1 --ds.grad_accum_dtype bf16",
+        "--train.max_rollout_kl .inf",
         "--train.colocate_all --vllm.gpu_memory_utilization 0.7",
         "--train.colocate_all --vllm.kv_cache_memory_bytes 1000000000 --vllm.sync_backend ipc",
         "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.sync_backend object_store",
@@ -401,16 +453,32 @@ def test_override_forms(arguments: list[str], overrides: dict[str, Any]) -> None
     assert parse_overrides(arguments) == overrides
 
 
+def test_evaluation_may_truncate_what_training_may_not(file: Path) -> None:
+    assert load(file, "--eval.top_p", "0.7").eval.top_p == 0.7
+
+
+def test_how_far_engines_and_trainer_may_differ_depends_on_the_data_type(file: Path) -> None:
+    sdpa = ("--ds.attn_implementation", "sdpa")
+    assert load(file).max_rollout_kl == 0.1
+    assert load(file, *sdpa, "--ds.param_dtype", "fp32").max_rollout_kl == 1e-3
+    assert load(file, *sdpa, "--ds.param_dtype", "fp32", "--train.max_rollout_kl", "0.5").max_rollout_kl == 0.5
+
+
+def test_gradients_add_up_in_float32_unless_told_otherwise(file: Path) -> None:
+    assert load(file).ds.grad_accum_dtype == "fp32"
+    assert load(file, "--ds.grad_accum_dtype", "null").ds.grad_accum_dtype is None
+
+
 def test_a_value_without_a_key_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot read the argument '64'; settings are given as --section\.key"):
         parse_overrides(["64", "--a.b", "1"])
 
 
 def test_overrides_win_over_the_file(file: Path) -> None:
-    file.write_text(file.read_text() + "rollout: {batch_size: 8, top_p: 0.5}\ntrain: {batch_size: 8}\n")
+    file.write_text(file.read_text() + "rollout: {batch_size: 8, temperature: 0.5}\ntrain: {batch_size: 8}\n")
     config = load(file, "--rollout.batch_size", "16", "--actor.adam.lr", "5e-7")
     assert config.rollout.batch_size == 16
-    assert config.rollout.top_p == 0.5  # its neighbours stay
+    assert config.rollout.temperature == 0.5  # its neighbours stay
     assert config.actor.adam.lr == 5e-7
 
 
@@ -498,7 +566,7 @@ def test_setting_names_are_all_names_in_the_order_of_the_file(file: Path) -> Non
         return [
             name
             for key, value in settings.items()
-            for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+            for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key])
         ]
 
     assert leaves(dumped) == list(setting_names())
@@ -554,3 +622,11 @@ def test_a_response_may_not_take_longer_than_its_group() -> None:
         ConfigError, match=r"reward\.timeout: 61 s for one response is more than async\.reward_timeout 60 s"
     ):
         build_config(settings, source="x")
+
+
+def test_the_chat_template_is_told_what_is_given_in_parts_or_as_a_mapping(file: Path) -> None:
+    parts = ["--data.chat_template_kwargs.enable_thinking", "false", "--data.chat_template_kwargs.depth=3"]
+    whole = ["--data.chat_template_kwargs", "{enable_thinking: false, depth: 3}"]
+    for arguments in (parts, whole):
+        config = load(file, "--data.apply_chat_template", *arguments)
+        assert config.data.chat_template_kwargs == {"enable_thinking": False, "depth": 3}

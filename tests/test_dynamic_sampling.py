@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dapo_openrlhf.dynamic_sampling import GroupFilter
@@ -54,6 +56,31 @@ def test_shaped_rewards_do_not_save_a_group(correct: bool, reason: str) -> None:
 def test_shaped_rewards_do_not_condemn_a_group() -> None:
     # A right answer with the full overlong punishment and a wrong one without: rewards -1 + 1 = 0 against 0.
     assert GroupFilter(enabled=True).judge(group([True, False], rewards=[0.0, 0.0])).keep
+
+
+@pytest.mark.parametrize(
+    ("scores", "score_range", "reason"),
+    [
+        ([0.3, 0.3], (0.0, 1.0), "kept"),  # a reward that gives shares of tests passed: none is 1, none is right
+        ([1.0, 1.0], (0.0, 1.0), "all_right"),
+        ([0.0, 0.0], (0.0, 1.0), "all_wrong"),
+        ([0.0, 1.0], (0.5, 1.0), "all_wrong"),  # neither bound is within
+        ([0.0, 1.0], (0.0, 0.5), "all_right"),
+    ],
+)
+def test_a_group_is_kept_if_its_mean_score_is_within_the_range(
+    scores: list[float], score_range: tuple[float, float], reason: str
+) -> None:
+    judged = GroupFilter(enabled=True, score_range=score_range).judge(
+        replace(
+            group([False] * len(scores)),
+            rollouts=tuple(
+                Rollout(length=3, truncated=False, cut=False, correct=score >= 1, reward=score, score=score)
+                for score in scores
+            ),
+        )
+    )
+    assert judged == Verdict(reason == "kept", reason)
 
 
 @pytest.mark.parametrize("right", [0, 2, 4])

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+import pytest
+
 from dapo_openrlhf.backend.engine import EngineActor
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens
 from dapo_openrlhf.ports import Sampling
 
 SAMPLING = Sampling(n=2, max_new_tokens=10, temperature=1.0, top_p=1.0)
@@ -17,45 +22,76 @@ class FakeLoop:
     """Remembers what it was asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.asked: list[object] = []
 
-    def generate(self, group_id: str, prompt_ids: list[int], sampling: Sampling) -> Future[Any]:
-        self.asked.append(f"generate {group_id}")
+    def generate(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> Future[Any]:
+        self.asked.append((group_id, prompt_ids))
         return Future()
 
     def cut(self, group_id: str) -> None:
         self.asked.append(f"cut {group_id}")
 
 
-def test_a_group_that_is_cut_while_it_is_tokenized_is_never_generated() -> None:
-    """It would run to its end with nobody waiting for it."""
-    loop, go_on = FakeLoop(), threading.Event()
+def make_actor(loop: FakeLoop) -> EngineActor:
+    actor = EngineActor.__new__(EngineActor)
+    vars(actor).update(_loop=loop)
+    return actor
 
-    def tokenize(text: str) -> dict[str, list[int]]:
-        go_on.wait(10)
-        return {"input_ids": [1, 2, 3]}
+
+def test_the_loop_gets_the_prompts_own_token_ids_and_a_cut_finds_its_group() -> None:
+    """A group that the loop does not know when its cut comes would run to its end with nobody waiting for it."""
+    loop = FakeLoop()
 
     async def main() -> None:
-        with ThreadPoolExecutor(1) as texts:
-            actor = EngineActor.__new__(EngineActor)
-            parts = {
-                "_tokenizer": tokenize,
-                "_texts": texts,
-                "_loop": loop,
-                "_apply_chat_template": False,
-                "_max_len": 99,
-            }
-            vars(actor).update(parts, _tokenizing={})
-            early = asyncio.create_task(actor.generate("early", "1+1=", SAMPLING))
-            late = asyncio.create_task(actor.generate("late", "1+1=", SAMPLING))
-            await asyncio.sleep(0)
-            await actor.cut("early")
-            go_on.set()
-            assert await early == (None, None, None)
-            while not loop.asked:
-                await asyncio.sleep(0.001)
-            await actor.cut("late")
-            assert loop.asked == ["generate late", "cut late"]
-            late.cancel()
+        actor = make_actor(loop)
+        group = asyncio.create_task(actor.generate("first", (5, 6, 7), SAMPLING))
+        await asyncio.sleep(0)
+        await actor.cut("first")
+        assert loop.asked == [("first", (5, 6, 7)), "cut first"]
+        group.cancel()
 
     asyncio.run(main())
+
+
+class WordTokenizer:
+    """One word a token; 0 is the special ``<eos>``."""
+
+    def batch_decode(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        def word(token: int) -> str:
+            return f"w{token}" if token else "" if skip_special_tokens else "<eos>"
+
+        return ["".join(map(word, row)) for row in rows]
+
+
+def group_tokens(*logprobs: float) -> GroupTokens:
+    return GroupTokens(
+        prompt_ids=np.asarray([0, 5], np.int32),
+        response_ids=np.asarray([7, 0, 8], np.int32),
+        rollout_logprobs=np.asarray(logprobs, np.float32),
+        offsets=np.asarray([0, 2, 3]),
+    )
+
+
+@pytest.mark.parametrize(("wanted", "queries"), [(False, ()), (True, ("<eos>w5w7<eos>", "<eos>w5w8"))])
+def test_responses_are_decoded_without_special_tokens_and_queries_with_them(
+    wanted: bool, queries: tuple[str, ...]
+) -> None:
+    actor = make_actor(FakeLoop())
+    vars(actor).update(_tokenizer=WordTokenizer(), _decode_queries=wanted)
+    assert actor._decode(group_tokens(-1, -1, -1)) == GroupTexts(responses=("w7", "w8"), queries=queries)
+
+
+@pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])
+def test_log_probs_that_are_not_finite_are_the_engine_s_fault(logprob: float) -> None:
+    report = GenerationReport(
+        prompt_length=2, lengths=(2, 1), truncated=(False, True), cut=(False,) * 2, oldest_version=3, newest_version=4
+    )
+
+    class SickLoop(FakeLoop):
+        def generate(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> Future[Any]:
+            done: Future[Any] = Future()
+            done.set_result((report, group_tokens(-1, logprob, -1)))
+            return done
+
+    with pytest.raises(ArithmeticError, match=r"1 of 3 log-probs of group 9 are not finite, .* versions 3 to 4"):
+        asyncio.run(make_actor(SickLoop()).generate("group 9", (0, 5), SAMPLING))

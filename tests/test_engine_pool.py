@@ -58,7 +58,8 @@ def test_the_other_engine_goes_on_meanwhile_and_gets_new_weights() -> None:
 
 def test_a_replaced_engine_has_the_newest_weights() -> None:
     world = run_with_deaths(lambda: two_engines(steps=8), (6.0, 1))
-    after = min(group.oldest_version for group in world.engines[1].made if group.started >= 16.0)
+    late = [group for group in world.engines[1].made if group.started >= 16.0]
+    after = min(group.oldest_version for group in late if group.oldest_version >= 0)  # it had its first token
     assert after >= max(group.oldest_version for group in world.engines[0].made if group.ended <= 16.0)
 
 
@@ -169,7 +170,8 @@ def test_an_engine_may_die_as_often_as_is_allowed_though_no_group_is_done_in_bet
         (3.0, 0),
         (5.0, 0),
     )
-    assert world.queue.counters()["failed"] == {"engine_died": 24}
+    # 8 groups each of the first two times; then they are suspects, of which one alone is in the engine.
+    assert world.queue.counters()["failed"] == {"engine_died": 17}
 
 
 @pytest.mark.parametrize("failures", [2, 3])

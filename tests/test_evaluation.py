@@ -111,11 +111,17 @@ def test_a_response_comes_with_its_text_answer_verdict_and_length() -> None:
     engine = FakeEngine(samples=4, max_length=3)
     texts = FakeTexts(answers=lambda group: ["7", "7.", "8", ""])
     measured = run_virtual(
-        evaluator([engine], FakeScorer(pattern=by_problem), count=3, samples=4, texts=texts).measure()
+        evaluator(
+            [engine],
+            FakeScorer(pattern=by_problem, answers=lambda group: ["7", "7", "8", None]),
+            count=3,
+            samples=4,
+            texts=texts,
+        ).measure()
     )
     responses = measured.results[2].responses
     assert [response.text for response in responses] == [f"Well.\nAnswer: {answer}" for answer in ("7", "7.", "8", "")]
-    assert [response.answer for response in responses] == ["7", "7.", "8", None]
+    assert [response.answer for response in responses] == ["7", "7", "8", None]
     assert [response.correct for response in responses] == [True, True, False, False]
     (made,) = [group for group in engine.made if group.prompt.id == EVALUATION + 2]
     assert tuple(response.length for response in responses) == made.lengths
@@ -225,7 +231,7 @@ def test_estimates_are_over_the_judged_responses() -> None:
     (1/6 + 2/6/2 + 1)/2.
     """
     measured = measured_of(
-        result(["5", "6", " 6.", None], [True, False, False, False]),
+        result(["5", "6", "6", None], [True, False, False, False]),
         result(["5", "5", None, None], [True, True, None, None], 1),
         result([None] * 4, [None] * 4, 2),
     )

@@ -18,7 +18,10 @@ from dapo_openrlhf.events import Checkpointed, Event, StepTrained, WorkerSpans
 from dapo_openrlhf.ports import GroupError
 from dapo_openrlhf.types import Span
 
-NOT_IN_THIS_RUN = {"RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "GroupCut", "GroupSurplus"}
+NOT_IN_THIS_RUN = {
+    "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "GroupCut", "GroupSurplus", "PromptDropped",
+    "UpdateSkipped",
+}  # fmt: skip
 FIELDS = {kind.__name__: {one.name for one in dataclasses.fields(kind)} for kind in Event.__subclasses__()}
 
 

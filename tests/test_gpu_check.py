@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.bench import gpu_check, gpu_work
@@ -65,10 +67,13 @@ def test_a_part_that_breaks_costs_its_own_answer_and_fails_the_check(
 ) -> None:
     monkeypatch.setattr(Device, "count", lambda self: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert main(["--parts", "versions", "--json", str(tmp_path / "out.json")]) == 1
+    patient = tuple(dataclasses.replace(part, limit=HANG_SECONDS) for part in PARTS)
+    monkeypatch.setattr(gpu_check, "PARTS", patient)
+    arguments = ["--parts", "versions", "--budget", str(HANG_SECONDS), "--json", str(tmp_path / "out.json")]
+    assert main(arguments) == 1
     printed = capsys.readouterr().out
     assert "failed with exit status 1" in printed
-    assert "CUDA" in printed, "the last lines of its log are shown"
+    assert "Error: " in printed, "the last lines of its log are shown"
     (check,) = json.loads((tmp_path / "out.json").read_text())["checks"]
     assert (check["name"], check["passed"]) == ("versions", False)
 

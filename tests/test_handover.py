@@ -12,10 +12,11 @@ from dapo_openrlhf.backend.actor_settings import engine_args
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.backend.stop_tokens import StopTokens
 from dapo_openrlhf.backend.workers import start_rank
 from dapo_openrlhf.config import Config, build_config
 
-INPUTS = Inputs(device=Device(kind="cpu", threads=1), prompts=[], problems=[])
+INPUTS = Inputs(device=Device(kind="cpu", threads=1), prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
 
 
 class FakeRank:

@@ -10,18 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import HANG_SECONDS, Clock
 
 from dapo_openrlhf.config import ConfigError, build_reward
 from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
+from dapo_openrlhf.judge.replies import read_reply
 from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
-from dapo_openrlhf.judge.sources import read_reply
 from dapo_openrlhf.types import Score
+from dapo_openrlhf.verifier import TAIL
 
 DATA = Path(__file__).parent / "data"
 HOSTILE = [json.loads(line) for line in (DATA / "hostile_answers.jsonl").read_text().splitlines()]
@@ -29,22 +31,22 @@ HOSTILE = [json.loads(line) for line in (DATA / "hostile_answers.jsonl").read_te
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    """The rule, with the time it has in a run."""
-    with Judge(JudgeSettings(timeout=5.0)) as judge:
+    """The rule, with all the time it needs."""
+    with Judge(JudgeSettings(timeout=HANG_SECONDS)) as judge:
         yield judge
 
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Judge]:
-    """The rule with 0.4 seconds, so that what hangs does not hold the tests up."""
+    """The rule with 0.4 seconds, so that what takes for ever does not hold the tests up."""
     with Judge(JudgeSettings(timeout=0.4)) as judge:
         yield judge
 
 
-def function_judge(folder: Path, source: str, **options: object) -> Judge:
+def function_judge(folder: Path, source: str, clock: Callable[[], float] = time.monotonic, **options: object) -> Judge:
     file = folder / "reward.py"
     file.write_text(source)
-    return Judge(JudgeSettings(sources=(str(file),), **{"timeout": 5.0, **options}))  # type: ignore[arg-type]
+    return Judge(JudgeSettings(sources=(str(file),), **{"timeout": HANG_SECONDS, **options}), clock=clock)  # type: ignore[arg-type]
 
 
 def verdict(judgement: Judgement) -> bool | None:
@@ -110,12 +112,11 @@ def test_integers_have_as_many_digits_as_they_like(judge: Judge) -> None:
 def test_hostile_answers(hasty: Judge, judge: Judge, case: dict[str, str]) -> None:
     hasty.wait_ready()
     judgement = hasty.judge(case["response"], label=case["answer"])
-    if judgement.reason == "reward_timeout" and case["expect"] == "wrong":  # the machine is busy
+    if judgement.reason == "reward_timeout" and case["expect"] == "wrong":  # or this machine is slow or busy
         judgement = judge.judge(case["response"], label=case["answer"])
     found = "error" if verdict(judgement) is None else "right" if verdict(judgement) else "wrong"
     assert found != "right"
     assert case["expect"] in (found, "either"), judgement
-    assert judgement.seconds < 5
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_hostile_answers(hasty: Judge, judge: Judge, case: dict[str, str]) -> No
 def test_megabytes(hasty: Judge, answer: str) -> None:
     hasty.wait_ready()
     judgement = hasty.judge("Answer: " + answer, label="7")
-    assert not verdict(judgement) and judgement.seconds < 5
+    assert not verdict(judgement)
 
 
 def test_the_corpus_is_one() -> None:
@@ -151,24 +152,14 @@ LATEX = st.sampled_from(
 def test_fuzzed_answers(hasty: Judge, answer: str) -> None:
     hasty.wait_ready()
     judgement = hasty.judge("Answer: " + answer, label="123456789")
-    assert not verdict(judgement) and judgement.seconds < 5
-
-
-def test_what_math_verify_may_swallow() -> None:
-    from sympy.polys.polyerrors import PolynomialError
-
-    from dapo_openrlhf.judge.algebra import _without_exhaustion
-
-    kinds = tuple(_without_exhaustion(Exception))
-    for kind in (ValueError, ZeroDivisionError, NotImplementedError, PolynomialError):
-        assert issubclass(kind, kinds)
-    assert not issubclass(MemoryError, kinds) and not issubclass(RecursionError, kinds)
+    assert not verdict(judgement)
 
 
 def test_too_little_memory_is_no_wrong_answer() -> None:
-    """math-verify takes MemoryError for "not equal"; these are equal, and comparing them takes more than the 1 MiB."""
-    with Judge(JudgeSettings(timeout=10.0, memory=1)) as judge:
-        judgement = judge.judge(r"Answer: (1+\sqrt{2})^{300}", label=r"(3+2\sqrt{2})^{150}")
+    """These are equal, and working them out takes more than the 1 MiB."""
+    with Judge(JudgeSettings(timeout=HANG_SECONDS, memory=1)) as judge:
+        monster = "+".join(f"{11 + term % 5}^{{{200_000 + term}}}" for term in range(60))
+        judgement = judge.judge(f"Answer: {monster}", label=f"{monster}+1")
         assert (verdict(judgement), judgement.error) == (None, "took over 1 MiB (reward.memory)")
         assert verdict(judge.judge("Answer: 7", label="7")) is True
 
@@ -191,7 +182,7 @@ def reward_func(queries, prompts, labels):
     if what == "leave": sys.exit(4)
     if what == "crash": os.abort()
     if what == "raise": raise RuntimeError("broken \\x1b[31m\\ud800")
-    if what == "child": print(subprocess.Popen(["sleep", "1000"]).pid, file=open(labels[0], "w"), flush=True); time.sleep(1e6)
+    if what == "child": print(subprocess.Popen(["sleep", "1000"]).pid, file=open(labels[0] + "~", "w"), flush=True); os.rename(labels[0] + "~", labels[0]); time.sleep(1e6)
     if what == "print": print("noise"); sys.stdout.flush()
     if what == "fork" and os.fork() == 0: return {"rewards": 9.0}
     if what == "write":
@@ -206,10 +197,14 @@ def reward_func(queries, prompts, labels):
 """
 
 
+CLOCK = Clock()
+"""The poisoned judge's. It stands still, so that a busy machine makes nothing late."""
+
+
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
     """A reward that does what the response says."""
-    with function_judge(tmp_path_factory.mktemp("reward"), POISON, timeout=1.0, memory=64) as judge:
+    with function_judge(tmp_path_factory.mktemp("reward"), POISON, timeout=1.0, memory=64, clock=CLOCK) as judge:
         yield judge
 
 
@@ -232,26 +227,28 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
     ],
 )
 def test_a_failure_is_an_error_and_the_next_response_is_judged(
-    poisoned: Judge, response: str, reason: str, words: str, replaced: bool
+    poisoned: Judge, monkeypatch: pytest.MonkeyPatch, response: str, reason: str, words: str, replaced: bool
 ) -> None:
     poisoned.wait_ready()
     pid = poisoned.pid
+    if reason == "reward_timeout":
+        monkeypatch.setattr(CLOCK, "passes", lambda: True)
     judgement = poisoned.judge(response, label="7", prompt="1+6=")
     assert (verdict(judgement), judgement.reason) == (None, reason)
     assert words in str(judgement.error)
-    assert judgement.seconds < 5
+    monkeypatch.undo()
     assert (poisoned.pid != pid) == replaced
-    assert poisoned.judge("fine", label="7").score == Score(correct=True, reward=0.5)
+    assert poisoned.judge("fine", label="7").score == Score(correct=True, reward=0.5, score=1.0)
 
 
 def test_what_a_reward_prints_is_no_answer(poisoned: Judge) -> None:
-    assert poisoned.judge("print", label="7").score == Score(correct=True, reward=0.5)
+    assert poisoned.judge("print", label="7").score == Score(correct=True, reward=0.5, score=1.0)
 
 
 @pytest.mark.parametrize("what", ["fork", "write"])
 def test_a_response_gets_the_answer_to_it_and_no_other(poisoned: Judge, what: str) -> None:
     for response in (what, "print", what, "print"):
-        assert poisoned.judge(response, label="7").score == Score(correct=True, reward=0.5)
+        assert poisoned.judge(response, label="7").score == Score(correct=True, reward=0.5, score=1.0)
     assert poisoned.judge("nan", label="7").score is None
 
 
@@ -263,13 +260,15 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until_ended(pid: int) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_SECONDS
     while is_running(pid) and time.monotonic() < deadline:
         threading.Event().wait(0.05)
     return not is_running(pid)
 
 
-def test_what_a_reward_started_ends_with_it(poisoned: Judge, tmp_path: Path) -> None:
+def test_what_a_reward_started_ends_with_it(poisoned: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned.wait_ready()
+    monkeypatch.setattr(CLOCK, "passes", lambda: (tmp_path / "pid").exists())
     judgement = poisoned.judge("child", label=str(tmp_path / "pid"))
     assert judgement.reason == "reward_timeout"
     assert wait_until_ended(int((tmp_path / "pid").read_text()))
@@ -281,7 +280,7 @@ def test_a_judge_without_a_parent_ends(tmp_path: Path, doing: str) -> None:
     script = (
         "from dapo_openrlhf.judge.process import Judge\n"
         "from dapo_openrlhf.judge.settings import JudgeSettings\n"
-        f"judge = Judge(JudgeSettings(sources=({str(tmp_path / 'reward.py')!r},), timeout=100.0))\n"
+        f"judge = Judge(JudgeSettings(sources=({str(tmp_path / 'reward.py')!r},), timeout=1e6))\n"
         "judge.wait_ready()\n"
         "print(judge.pid, flush=True)\n"
         f"judge.judge({doing!r}, label='7')\n"
@@ -327,12 +326,12 @@ def test_a_reward_that_loads_for_ever_is_given_up(tmp_path: Path) -> None:
     [
         ({"rewards": 1.0}, Score(correct=True, reward=1.0)),
         ({"rewards": 0.9}, Score(correct=False, reward=0.9)),
-        ({"rewards": -3, "scores": 1}, Score(correct=True, reward=-3.0)),
-        ({"rewards": [2.0], "scores": [[0.0]], "extra_logs": {}}, Score(correct=False, reward=2.0)),
+        ({"rewards": -3, "scores": 1}, Score(correct=True, reward=-3.0, score=1.0)),
+        ({"rewards": [2.0], "scores": [[0.0]], "extra_logs": {}}, Score(correct=False, reward=2.0, score=0.0)),
     ],
 )
 def test_replies_in_openrlhf_s_forms(reply: object, score: Score) -> None:
-    assert read_reply(reply, 1.0) == score
+    assert read_reply(reply, 1.0) == [score]
 
 
 @pytest.mark.parametrize("reply", [None, 1.0, [1.0], {}, {"rewards": []}, {"rewards": "x"}, {"rewards": float("inf")}])
@@ -379,13 +378,8 @@ def test_an_endpoint_in_openrlhf_s_protocol(endpoint: str) -> None:
         assert judge.judge("8", label="x", prompt="3+4=").score == Score(correct=False, reward=0.0)
         failed, garbage = judge.judge("fail", label="x"), judge.judge("html", label="x")
     assert Endpoint.seen[0] == {"query": ["3+4=7"], "prompts": ["3+4="], "labels": ["x"]}
-    assert (failed.reason, "HTTP Error 500" in str(failed.error)) == ("reward_error", True)
-    assert (garbage.reason, "JSONDecodeError" in str(garbage.error)) == ("reward_error", True)
-
-
-def test_no_server_is_an_error() -> None:
-    with Judge(JudgeSettings(sources=("http://127.0.0.1:9/",))) as judge:
-        assert judge.judge("7", label="7").reason == "reward_error"
+    assert (failed.reason, f"{endpoint}: HTTP 500" in str(failed.error)) == ("reward_error", True)
+    assert (garbage.reason, "answered b'<html>', which is no JSON" in str(garbage.error)) == ("reward_error", True)
 
 
 def test_several_rewards_are_weighed_and_the_first_decides(tmp_path: Path) -> None:
@@ -412,24 +406,20 @@ def test_settings_from_the_configuration(tmp_path: Path, monkeypatch: pytest.Mon
         judge_settings(build_reward({"remote_url": "yours.py"}, source="x"))
 
 
-# --------------------------------------------------------------------------------------------------------- speed
+# ------------------------------------------------------------------------------------------------------- operations
 
 
-def processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def test_a_long_response_costs_what_its_tail_costs(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What crosses to the rule's process has a bound, however long a response and its prompt are."""
+    asked: list[dict[str, str]] = []
+    ask = judge._ask
 
+    def record(question: dict[str, str], deadline: float) -> dict[str, object]:
+        asked.append(question)
+        return ask(question, deadline)
 
-@pytest.mark.parametrize("length", [1_000, 100_000])
-def test_500_verifications_a_second_and_core(judge: Judge, length: int) -> None:
-    """Both processes' processor time, for integers, fractions and text, one in eight of them a question of algebra."""
-    answers = ["42", "-17", "1,234", r"\frac{3}{4}", "0.5", "12 cm", "x=5"] * 50
-    responses = [("so " * length)[:length] + "\nAnswer: " + answer for answer in answers]
-    judge.judge("Answer: x", label="x+x")
-    own, other = time.process_time(), processor_seconds(judge.pid)
-    for index, (response, answer) in enumerate(zip(responses, answers, strict=True)):
-        assert verdict(judge.judge(response, label=answer)) is True
-        if index % 8 == 0:
-            assert verdict(judge.judge(rf"\boxed{{{index}+\sqrt{{8}}}}", label=rf"2\sqrt{{2}}+{index}")) is True
-    used = time.process_time() - own + processor_seconds(judge.pid) - other
-    assert used / (len(answers) * 9 / 8) < 1 / 500
+    monkeypatch.setattr(judge, "_ask", record)
+    for length in (10, 100_000):
+        assert verdict(judge.judge("so " * length + "Answer: 7", label="7", prompt="1" * length)) is True
+    assert [len(question["prompt"]) for question in asked] == [0, 0]
+    assert [len(question["response"]) for question in asked] == [39, TAIL]

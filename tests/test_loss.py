@@ -324,31 +324,28 @@ def test_token_weights_masked() -> None:
     assert sums == pytest.approx({"is_weight": 1.5, "is_weight_squared": 1.25, "is_outside": 1, "rollout_kl": KL})
 
 
-def test_sequence_weight_is_the_geometric_mean() -> None:
-    # (1/2 * 1 * 4)^(1/3) = 2^(1/3) = 1.26 on each of the response's tokens, within (0, 2).
-    weights, sums = weigh("seq", "clip")
-    assert weights == pytest.approx([2 ** (1 / 3)] * 3, rel=1e-12)
-    assert sums == pytest.approx(
-        {"is_weight": 3 * 2 ** (1 / 3), "is_weight_squared": 3 * 2 ** (2 / 3), "is_outside": 0, "rollout_kl": KL}
-    )
-
-
-def test_sequence_weight_outside_is_clipped_or_masked_on_every_token() -> None:
-    weights, sums = weigh("seq", "clip", (0.0, 1.25))
-    assert weights == pytest.approx([1.25] * 3, rel=1e-12)
-    assert sums["is_outside"] == 3
+def test_responses_within_the_bounds_keep_their_tokens_weights() -> None:
+    # Geometric mean (1/2 * 1 * 4)^(1/3) = 2^(1/3) = 1.26: within (0, 2), outside (0, 1.25). Weights are the tokens' own.
+    weights, sums = weigh("seq", "mask")
+    assert weights == pytest.approx([0.5, 1.0, 4.0], rel=1e-12)
+    assert sums == pytest.approx({"is_weight": 5.5, "is_weight_squared": 17.25, "is_outside": 0, "rollout_kl": KL})
     weights, sums = weigh("seq", "mask", (0.0, 1.25))
     assert weights == [0.0] * 3
     assert sums["is_outside"] == 3
 
 
-def test_sequence_weight_ignores_padding() -> None:
+def test_whole_responses_are_not_clipped() -> None:
+    with pytest.raises(ValueError, match="nothing to clip"):
+        weigh("seq", "clip")
+
+
+def test_a_response_is_judged_without_its_padding() -> None:
     # A response of two tokens with ratios 2 and 1/2 (mean 1), padded by a position that holds garbage.
     weights, _ = importance_weights(
         tensor([[2.0, 0.5, 1e6]]).log(), ZERO.expand(1, 3), tensor([[1.0, 1.0, 0.0]]),
-        level="seq", mode="clip", threshold=(0.0, 2.0),
+        level="seq", mode="mask", threshold=(0.9, 1.1),
     )  # fmt: skip
-    assert weights[0, :2].tolist() == pytest.approx([1.0, 1.0], rel=1e-12)
+    assert weights[0, :2].tolist() == pytest.approx([2.0, 0.5], rel=1e-12)
 
 
 def test_switched_off_the_weights_are_one_but_the_statistics_stay() -> None:
@@ -369,7 +366,7 @@ def test_equal_policies_weigh_one(level: str) -> None:
 @pytest.mark.parametrize("level", ["off", "token", "seq"])
 def test_weights_carry_no_gradient(level: str) -> None:
     old = OLD.clone().requires_grad_()
-    weights, sums = importance_weights(old, ROLLOUT, TRAINED, level=level, mode="clip", threshold=(0.0, 2.0))
+    weights, sums = importance_weights(old, ROLLOUT, TRAINED, level=level, mode="mask", threshold=(0.0, 2.0))
     assert not weights.requires_grad
     assert not any(value.requires_grad for value in sums.values())
 

@@ -45,6 +45,8 @@ def generated(group: int, tokens: int) -> GroupGenerated:
         engine=0,
         seconds=1.0,
         response_tokens=tokens,
+        responses=2,
+        truncated=0,
         oldest_version=PolicyVersion(0),
         newest_version=PolicyVersion(0),
     )
@@ -133,6 +135,7 @@ def test_a_row_in_numbers() -> None:
         "groups/all_right": 1.0,
         "groups/all_wrong": 1.0,
         "groups/failed": 1.0,
+        "prompts/dropped": 0.0,
         "groups/surplus": 1.0,
         "groups/cut": 1.0,
         "cut_share": 0.25,

@@ -1,15 +1,17 @@
-"""Parameters are gathered in buckets: whole, in order, and never more at once than was said."""
+"""What is published is gathered in buckets: whole, in order, together where it belongs together, and ready when it is used."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-from dapo_openrlhf.backend.parameters import buckets, whole_parameters
+from dapo_openrlhf.backend.parameters import Published, buckets
 
 
 @pytest.mark.parametrize(
@@ -45,10 +47,7 @@ class FakeStream:
         self.waited.append(event)
 
 
-def test_a_gathered_tensor_is_ready_on_the_stream_that_is_current_when_it_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """vLLM packs on two streams in turn, and a bucket is gathered on one of them."""
+def fake_deepspeed(monkeypatch: pytest.MonkeyPatch, gather: Any) -> None:
     for name in (
         "deepspeed",
         "deepspeed.runtime",
@@ -56,20 +55,82 @@ def test_a_gathered_tensor_is_ready_on_the_stream_that_is_current_when_it_is_ask
         "deepspeed.runtime.zero.partition_parameters",
     ):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules[name].GatheredParameters = lambda parameters, enabled: contextlib.nullcontext()  # type: ignore[attr-defined]
+    sys.modules[name].GatheredParameters = gather  # type: ignore[attr-defined]
+
+
+class FakeModel(torch.nn.Module):
+    """As much of a transformers model as a publication asks for; names in its checkpoint by ``_weight_conversions``."""
+
+    config = None
+    all_tied_weights_keys: Mapping[str, str] = {}
+    _keys_to_ignore_on_save = None
+    _weight_conversions: list[Any]
+
+
+class HalvedModel(FakeModel):
+    """Two parameters as they are; a third is two tensors in the checkpoint."""
+
+    def __init__(self) -> None:
+        from transformers.core_model_loading import MergeModulelist, WeightConverter
+
+        super().__init__()
+        for name in ("one", "two", "halves"):
+            self.register_parameter(name, torch.nn.Parameter(torch.zeros(2, 2)))
+        self._weight_conversions = [WeightConverter("half.*", "halves", operations=[MergeModulelist(dim=0)])]
+
+
+class JoinedModel(FakeModel):
+    """Two parameters that are one tensor in the checkpoint."""
+
+    def __init__(self) -> None:
+        from transformers.core_model_loading import Chunk, WeightConverter
+
+        super().__init__()
+        self.left = torch.nn.Parameter(torch.full((4,), 1.0))
+        self.right = torch.nn.Parameter(torch.full((4,), 2.0))
+        self._weight_conversions = [WeightConverter("joined", ["left", "right"], operations=[Chunk(dim=0)])]
+
+
+def test_a_gathered_tensor_is_ready_on_the_stream_that_is_current_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM packs on two streams in turn, and a bucket is gathered on one of them."""
+    model = HalvedModel()
+    for parameter in model.parameters():
+        parameter.ds_id, parameter.ds_numel, parameter.ds_shape = 0, 4, tuple(parameter.shape)  # type: ignore[attr-defined]
+    publication = Published(model)
+    fake_deepspeed(monkeypatch, lambda parameters, enabled: contextlib.nullcontext())
     streams = [FakeStream(), FakeStream()]
     used: list[object] = []
     current = streams[0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: used.append(stream))
-    module = torch.nn.ParameterList(torch.nn.Parameter(torch.zeros(4)) for _ in range(4))
-    for parameter in module:
-        parameter.ds_id, parameter.ds_numel, parameter.ds_shape = 0, 4, (4,)
-    tensors = whole_parameters(module, bucket_bytes=1000)
+    tensors = publication.tensors(bucket_bytes=1000)
+    names = []
     for turn in range(4):
         current = streams[turn % 2]
-        next(tensors)
-    gathered = (streams[0], 0)
-    assert streams[1].waited == [gathered] * 2
-    assert used == [streams[0], streams[1]] * 2
+        names.append(next(tensors)[0])
+    assert names == ["one", "two", "half.0", "half.1"]
+    gathered, converted = (streams[0], 0), (streams[0], 2)
+    assert streams[0].waited == [gathered, gathered, converted], "its own work, but a stream's own events cost nothing"
+    assert streams[1].waited == [gathered, converted], "what another stream gathered, and what another one cut"
+    assert used == [streams[0], streams[1], streams[0], streams[0], streams[1]]
+
+
+def test_what_is_converted_together_is_gathered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the bucket: a conversion needs all its sources whole."""
+    together: list[int] = []
+
+    def gather(parameters: list[torch.nn.Parameter], enabled: bool) -> contextlib.nullcontext[None]:
+        together.append(len(parameters))
+        return contextlib.nullcontext()
+
+    model = JoinedModel()
+    for parameter in model.parameters():
+        parameter.ds_id, parameter.ds_numel, parameter.ds_shape = 0, 4, tuple(parameter.shape)  # type: ignore[attr-defined]
+    publication = Published(model)
+    fake_deepspeed(monkeypatch, gather)
+    found = dict(publication.tensors(bucket_bytes=1))
+    assert together == [2]
+    assert found["joined"].tolist() == [1.0] * 4 + [2.0] * 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +50,42 @@ def micro_batch(mode: str = "token-mean") -> Tensors:
     return collate(tuple(samples), {0: tokens}, device=torch.device("cpu"))
 
 
+def fresh_micro_batch(*fresh: bool) -> Tensors:
+    batch = micro_batch()
+    return replace(batch, fresh=torch.tensor([[float(one)] for one in fresh]))
+
+
+def fresh_sums(fresh: Tensors, *, first: bool, old_logprobs: str = "recompute") -> dict[str, float]:
+    settings = replace(DAPO, old_logprobs=old_logprobs)
+    known = Known(old_logprobs=by_sample(OLD))
+    _, sums = policy_loss(fresh, NEW, torch.zeros_like(NEW), known, settings, first=first)
+    return {name: float(value) for name, value in sums.items() if name.startswith("fresh")}
+
+
+def test_disagreement_counts_tokens_of_the_steps_own_weights_only() -> None:
+    # k3 of KL(rollout || trainer): w - 1 - ln w of w = trainer / rollout. In a step's first update the trainer's are those
+    # of the forward pass, 6 and 1/2 for the first response; the second's is 1/2.
+    first = 6 - 1 - math.log(6) + 0.5 - 1 - math.log(0.5)
+    second = 0.5 - 1 - math.log(0.5)
+    assert fresh_sums(fresh_micro_batch(True, False), first=True) == pytest.approx(
+        {"fresh_kl": first, "fresh_tokens": 2}
+    )
+    assert fresh_sums(fresh_micro_batch(False, True), first=True) == pytest.approx(
+        {"fresh_kl": second, "fresh_tokens": 1}
+    )
+    assert fresh_sums(fresh_micro_batch(False, False), first=True) == {"fresh_kl": 0, "fresh_tokens": 0}
+
+
+def test_later_updates_compare_what_the_step_began_with() -> None:
+    # 4 and 1/2; 1: of the log-probs before the first update, not of the weights that have moved since.
+    began = 4 - 1 - math.log(4) + 0.5 - 1 - math.log(0.5)
+    batch = fresh_micro_batch(True, True)
+    assert fresh_sums(batch, first=False) == pytest.approx({"fresh_kl": began, "fresh_tokens": 3})
+    assert fresh_sums(batch, first=False, old_logprobs="rollout") == {}, "nobody computed them"
+    with_engines = fresh_sums(batch, first=True, old_logprobs="rollout")
+    assert with_engines["fresh_kl"] > 1, "the engine's own log-probs as the old ones hide nothing"
+
+
 def by_sample(rows: Tensor) -> dict[tuple[int, int], Tensor]:
     return {(0, 0): rows[0], (0, 1): rows[1, :1]}
 
@@ -57,7 +94,7 @@ def loss_of(
     settings: LossSettings, known: Known, *, mode: str = "token-mean", first: bool = False
 ) -> tuple[float, dict[str, float]]:
     zeros = torch.zeros_like(NEW)
-    loss, sums = policy_loss(micro_batch(mode), NEW, zeros, known, settings, first=first)
+    loss, sums = policy_loss(micro_batch(mode), NEW, zeros, known, settings, total_tokens=3, first=first)
     return loss.item(), {name: value.item() for name, value in sums.items()}
 
 
@@ -89,11 +126,11 @@ def test_rollout_logprobs_as_the_denominator() -> None:
 
 def test_grpo() -> None:
     # Clip 0.2: -1.2, -1, 0.8; k3 ln 2 - 1/2, 0 and 1 - ln 2; weights off; means per response, then over both:
-    # ((-2.2 + 0.04 * 0.193147) / 2 + 0.8 + 0.04 * 0.306853) / 2 = -0.141931. KL: 0.193147 + 0.306853 = 0.5.
+    # (-2.2 / 2 + 0.8) / 2 = -0.15. KL: 0.193147 + 0.306853 = 0.5, a mean over the three tokens: 0.04 / 6 is added.
     settings = replace(DAPO, eps_clip_low_high=(0.2, 0.2), kl_coef=0.04, is_correction_level="off")
     known = Known(old_logprobs=by_sample(OLD), ref_logprobs=by_sample(REFERENCE))
     loss, sums = loss_of(settings, known, mode="seq-mean-token-mean")
-    assert loss == pytest.approx(-0.141931, abs=1e-6)
+    assert loss == pytest.approx(-0.15 + 0.04 / 6, abs=1e-6)
     assert sums["kl"] == pytest.approx(0.5, rel=1e-6)
 
 

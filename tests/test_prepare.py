@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tiny_model import make_tiny_tokenizer
+from tiny_model import add_first_token, make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.config import ConfigError
@@ -21,7 +21,6 @@ from dapo_openrlhf.prepare.formats import read_problems
 from dapo_openrlhf.prepare.rows import Message, Problem, Source
 from dapo_openrlhf.prepare.sources import reasoning_gym_source
 from dapo_openrlhf.prepare.templates import DAPO, wrapper
-from dapo_openrlhf.prompts import load_prompts
 from dapo_openrlhf.verifier import extract_answer
 
 DATA = Path(__file__).parent.parent / "data"
@@ -76,8 +75,6 @@ def test_public_sets_are_known_by_their_columns(
     output = tmp_path / "out.jsonl"
     prepare(jsonl(tmp_path / "in.jsonl", [row]), "--output", output, "--template", "none")
     assert written(output) == [{"input": prompt, "label": label}]
-    (read,) = load_prompts(output, input_key="input", label_key="label")
-    assert (read.text, read.label) == (prompt, label)
 
 
 def test_a_dotted_path_reaches_into_nested_columns_and_the_real_column_wins(tmp_path: Path) -> None:
@@ -151,9 +148,9 @@ def test_columns_that_are_unknown_are_listed(tmp_path: Path, capsys: pytest.Capt
         ('{"question": "1?", "answer": "one"}', "in.jsonl, line 3: the answer 'one' does not end in '####'"),
         ('{"question": 5, "answer": "#### 1"}', "in.jsonl, line 3: the prompt is int"),
         ('{"question": [{"role": "user"}], "answer": "#### 1"}', "in.jsonl, line 3: {'role': 'user'} is no turn"),
-        ('{"question": "1?", "answer": [1]}', "in.jsonl, line 3: the answer is list"),
-        ('{"question": "1?", "answer": true}', "in.jsonl, line 3: the answer is bool"),
-        ('{"question": "1?", "answer": NaN}', "in.jsonl, line 3: the answer nan is no number"),
+        ('{"question": "1?", "answer": [1, 2]}', "in.jsonl, line 3: the answer: a list of 2 answers"),
+        ('{"question": "1?", "answer": true}', "in.jsonl, line 3: the answer: True is no answer"),
+        ('{"question": "1?", "answer": NaN}', "in.jsonl, line 3: the answer: nan is no number"),
         ('{"question": " ", "answer": "#### 1"}', "in.jsonl, line 3: column 'question'"),
         ('{"question": "\\ud800?", "answer": "#### 1"}', "in.jsonl, line 3: holds '\\ud800', half of a character"),
         ('{"question": "1?", "answer": ' + "9" * 5000 + "}", "line 3: not valid JSON"),
@@ -228,6 +225,8 @@ def test_every_row_is_kept_in_its_order_or_counted_once(rules: Rules, rows: str,
         "conflicting_prompts": 1,
         "non_integer_labels": 1,
         "negative_labels": 1,
+        "answers_cut_off": 0,
+        "unreadable_labels": 0,
     }
 
 
@@ -271,27 +270,16 @@ def test_a_chat_template_is_rendered_and_its_absence_is_an_error(
     assert written(output) == [{"input": "[user]1?>", "label": "1"}]
 
 
-def test_a_first_token_that_the_engine_adds_by_itself_is_left_to_it(tmp_path: Path) -> None:
-    """The template begins with the token, and so does everything the tokenizer makes: once is enough."""
+def test_a_templates_first_token_stays_whatever_the_tokenizer_adds_by_itself(tmp_path: Path) -> None:
+    """Training adds none to a prompt's text."""
     model, output = make_tiny_tokenizer(tmp_path / "model"), tmp_path / "out.jsonl"
     source = jsonl(tmp_path / "in.jsonl", [{"input": "1?", "label": "1"}])
     (model / "chat_template.jinja").write_text("<eos>{{ messages[0].content }}")
     settings = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<eos>"}))
-    arguments = (source, "--output", output, "--template", "none", "--chat-template", model)
-    prepare(*arguments)
+    add_first_token(model, "<eos>", 1)
+    prepare(source, "--output", output, "--template", "none", "--chat-template", model, "--max-tokens", 3)
     assert written(output) == [{"input": "<eos>1?", "label": "1"}]
-    tokenizer = json.loads((model / "tokenizer.json").read_text())
-    begin, text = {"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [begin, text],
-        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}},
-    }
-    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    prepare(*arguments)
-    assert written(output) == [{"input": "1?", "label": "1"}]
 
 
 # ---------------------------------------------------------------- templates
@@ -445,7 +433,9 @@ def reward_function() -> Callable[..., dict[str, list[float]]]:
 
 def test_a_task_with_many_right_answers_is_scored_by_itself_and_only_fully() -> None:
     """Countdown gives 0.05 to an expression that misses its target; that is wrong."""
-    (problem, *_) = read_problems(gym("countdown", seed=0), data_format="auto", input_key=None, label_key=None)
+    (problem, *_) = read_problems(
+        gym("countdown", seed=0), data_format="auto", input_key=None, label_key=None, answers=False
+    )
     assert isinstance(problem, Problem)
     entry = json.loads(problem.label)["entry"]
     gold = entry["metadata"]["expression"]
@@ -457,3 +447,48 @@ def test_a_task_with_many_right_answers_is_scored_by_itself_and_only_fully() -> 
 
     assert scored(f"So\nAnswer: {gold}") == scored(f"Answer: ({gold})") == [1.0, 1.0]
     assert scored("Answer: 1 + 1") == scored("no idea") == [-1.0, 0.0]
+
+
+# ---------------------------------------------------------------- what training would refuse
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [(r"There are $\boxed{2}$ of them.", "2"), (["9"], "9"), ('["9"]', "9"), ("so\n#### 1,200", "1,200")],
+)
+def test_a_label_is_read_as_training_reads_it(tmp_path: Path, answer: object, label: str) -> None:
+    output = tmp_path / "out.jsonl"
+    source = jsonl(tmp_path / "in.jsonl", [{"input": "1?", "label": answer}])
+    prepare(source, "--output", output, "--template", "none", "--format", "generic")
+    assert written(output) == [{"input": "1?", "label": label}]
+
+
+def test_a_label_of_ones_own_reward_is_any_text(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    source = jsonl(
+        tmp_path / "in.jsonl", [{"input": "1?", "label": {"want": [1]}}, {"input": "2?", "label": "a. B. " * 9}]
+    )
+    prepare(source, "--output", output, "--template", "none", "--label-kind", "any")
+    assert [row["label"] for row in written(output)] == ['{"want": [1]}', "a. B. " * 9]
+
+
+def test_a_chats_closing_answer_is_cut_off_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, chat = tmp_path / "out.jsonl", [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}]
+    prepare(jsonl(tmp_path / "in.jsonl", [{"input": chat, "label": "2"}]), "--output", output, "--template", "none")
+    assert written(output) == [{"input": "1?", "label": "2"}]
+    assert manifest(output)["found"]["answers_cut_off"] == 1
+    assert "1 chats ended in the assistant's answer, which was cut off" in capsys.readouterr().out
+
+
+def test_answers_that_the_verifier_cannot_read_are_counted_and_shown_and_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    rows = [{"input": f"{n}?", "label": label} for n, label in enumerate(["7", r"\frac{\sqrt{2}}{3}", "^^x"])]
+    prepare(jsonl(tmp_path / "in.jsonl", rows), "--output", output, "--template", "none")
+    assert len(written(output)) == 3
+    found = manifest(output)
+    assert found["found"]["unreadable_labels"] == 1
+    assert found["examples"]["unreadable"] == ["in.jsonl, line 3: '^^x': the gold answer cannot be read: ^^x"]
+    told = capsys.readouterr().out
+    assert "1 answers cannot be read by the rule reward" in told and "unreadable: in.jsonl, line 3: '^^x'" in told

@@ -1,10 +1,8 @@
-"""The prompt set: how it is read and in which order it comes."""
+"""The order in which prompts come."""
 
 from __future__ import annotations
 
-import json
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from fakes import prompts
@@ -12,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dapo_openrlhf.config import ConfigError
-from dapo_openrlhf.prompts import PromptStream, chat_turns, load_prompts
-from dapo_openrlhf.types import Prompt
+from dapo_openrlhf.prompts import PromptStream
 
 # ---------------------------------------------------------------- order
 
@@ -63,145 +60,10 @@ def test_an_empty_prompt_set_is_refused() -> None:
         PromptStream([], seed=0)
 
 
-# ---------------------------------------------------------------- reading
-
-ROWS: list[dict[str, object]] = [
-    {"question": "1 + 1 = ?", "answer": "2", "level": 1},
-    {"question": "½ of «π»?", "answer": "π/2", "level": 2},
-    {"question": "2 · 3 = ?", "answer": "6", "level": 3},
-]
-
-SUFFIXES = ("jsonl", "json", "parquet")
-
-
-def write(folder: Path, suffix: str, rows: list[dict[str, object]]) -> Path:
-    path = folder / f"prompts.{suffix}"
-    if suffix == "jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    elif suffix == "json":
-        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    else:
-        pyarrow = pytest.importorskip("pyarrow")
-        parquet = pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
-
-
-def load(path: Path, template: str | None = None) -> list[Prompt]:
-    return load_prompts(path, input_key="question", label_key="answer", input_template=template)
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_format_gives_the_same_prompts(tmp_path: Path, suffix: str) -> None:
-    assert load(write(tmp_path, suffix, ROWS)) == [
-        Prompt(id=i, text=str(row["question"]), label=str(row["answer"])) for i, row in enumerate(ROWS)
-    ]
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize(
-    ("column", "setting"),
-    [("question", "data.input_key"), ("answer", "data.label_key")],
-)
-@pytest.mark.parametrize("broken", [None, ""])
-def test_a_row_without_a_value_is_named_by_file_and_row(
-    tmp_path: Path, suffix: str, column: str, setting: str, broken: str | None
-) -> None:
-    rows = [*ROWS[:2], ROWS[2] | {column: broken}]
-    path = write(tmp_path, suffix, rows)
-    with pytest.raises(ConfigError) as raised:
-        load(path)
-    words = str(raised.value)
-    assert words.startswith(f"{path}, row 3: column {column!r} ({setting}) is missing or empty")
-    assert "['answer', 'level', 'question']" in words
-
-
-@pytest.mark.parametrize("suffix", ("jsonl", "json"))
-def test_a_row_that_is_no_mapping_is_named(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path, suffix, [ROWS[0], ["not", "a", "row"]])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match=r"prompts\.jsonl?, row 2: holds list, not a mapping"):
-        load(path)
-
-
-def test_a_line_of_jsonl_that_is_not_json_is_named_by_its_line_in_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps(ROWS[0]) + "\n\n" + '{"question": "cut sh\n')
-    with pytest.raises(ConfigError, match=r"prompts\.jsonl, line 3: not valid JSON"):
-        load(path)
-
-
-def test_json_that_is_not_json_is_named_by_the_line_of_the_defect(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.json"
-    path.write_text('[\n {"question": "a", "answer": "b"},\n {"question": "a" "answer": "b"}\n]')
-    with pytest.raises(ConfigError, match=r"prompts\.json, line 3: not valid JSON"):
-        load(path)
-
-
-@pytest.mark.parametrize("content", ["7", "null", '"text"', '{"question": "a", "answer": "b"}'])
-def test_json_that_is_no_list_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "prompts.json"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=r"prompts\.json: .*not a list of rows"):
-        load(path)
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_bytes_that_are_no_text_are_refused_with_the_files_name(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"prompts.{suffix}"
-    path.write_bytes(b'{"question": "\xff\xfe"}')
-    with pytest.raises(ConfigError, match=rf"prompts\.{suffix}"):
-        load(path)
-
-
-def test_blank_lines_are_skipped_and_ids_stay_dense(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("\n" + json.dumps(ROWS[0]) + "\n   \n" + json.dumps(ROWS[2]) + "\n\n")
-    assert [(prompt.id, prompt.label) for prompt in load(path)] == [(0, "2"), (1, "6")]
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_chat_is_kept_as_its_json(tmp_path: Path, suffix: str) -> None:
-    chat = [{"role": "system", "content": "Think."}, {"role": "user", "content": "½ of 4?"}]
-    (prompt,) = load(write(tmp_path, suffix, [{"question": chat, "answer": "2"}]))
-    assert json.loads(prompt.text) == chat
-    assert "½" in prompt.text
-
-
-@pytest.mark.parametrize(("label", "text"), [(0, "0"), (42, "42"), (1.5, "1.5"), (False, "False")])
-def test_a_label_may_be_a_number(tmp_path: Path, label: object, text: str) -> None:
-    (prompt,) = load(write(tmp_path, "jsonl", [{"question": "how many?", "answer": label}]))
-    assert prompt.label == text
-
-
-def test_the_template_is_put_around_every_prompt(tmp_path: Path) -> None:
-    path = write(tmp_path, "jsonl", [{"question": "what is {x} in {}?", "answer": "1"}])
-    (prompt,) = load(path, "Solve.\n\n{}\n\nAnswer {braces}:")
-    assert prompt.text == "Solve.\n\nwhat is {x} in {}?\n\nAnswer {braces}:"
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_file_without_rows_is_refused(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(ConfigError, match="holds no prompts"):
-        load(write(tmp_path, suffix, []))
-
-
-def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no file .*nowhere\.jsonl"):
-        load(tmp_path / "nowhere.jsonl")
-    (tmp_path / "prompts.csv").write_text("question,answer\n")
-    with pytest.raises(ConfigError, match=r"not \.csv"):
-        load(tmp_path / "prompts.csv")
-
-
-@pytest.mark.parametrize(
-    "text", ["1+1=", "[0, 1) is half open. Is 1 in it?", "[asy] draw((0,0)--(1,1)); [/asy]", "[1, 2]"]
-)
-def test_a_text_that_only_begins_like_a_chat_list_is_one_turn_of_the_user(text: str) -> None:
-    assert chat_turns(text) == [{"role": "user", "content": text}]
-
-
-def test_a_chat_list_comes_back_as_it_was_read(tmp_path: Path) -> None:
-    turns = [{"role": "system", "content": "Be brief."}, {"content": "½ of 4?", "role": "user"}]
-    (tmp_path / "chat.jsonl").write_text(json.dumps({"input": turns, "label": "2"}) + "\n")
-    (prompt,) = load_prompts(tmp_path / "chat.jsonl", input_key="input", label_key="label")
-    assert chat_turns(prompt.text) == turns
+def test_a_run_goes_on_only_with_the_prompts_it_had() -> None:
+    state = PromptStream(prompts(5), seed=0, prompt_set="one").state([])
+    PromptStream(prompts(5), seed=0, state=state, prompt_set="one")
+    with pytest.raises(ConfigError, match="holds 6 prompts, the run to resume had 5"):
+        PromptStream(prompts(6), seed=0, state=state, prompt_set="one")
+    with pytest.raises(ConfigError, match=r"holds as many prompts .* but others"):
+        PromptStream(prompts(5), seed=0, state=state, prompt_set="another")

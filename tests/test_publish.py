@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_actors import FakeActor, Method
+from patience import HANG_SECONDS
 from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import StagedWeights, WeightAck, WeightLayout
@@ -38,7 +39,9 @@ def engine(checksum: int = CHECKSUM, receive: Callable[..., Any] | None = None) 
     )
 
 
-def nccl(ranks: list[FakeActor], engines: list[FakeActor], *, workers: int = 1, timeout: float = 5.0) -> NcclPublisher:
+def nccl(
+    ranks: list[FakeActor], engines: list[FakeActor], *, workers: int = 1, timeout: float = HANG_SECONDS
+) -> NcclPublisher:
     return NcclPublisher(ranks, engines, workers_per_engine=workers, timeout=timeout)
 
 
@@ -67,7 +70,7 @@ def test_every_rank_takes_part_in_gathering() -> None:
 
 def test_ipc_hands_every_gpus_memory_to_every_engine_in_one_call() -> None:
     ranks, engines = [rank(0), rank(1)], [engine(), engine()]
-    publisher = IpcPublisher(ranks, engines, timeout=5.0)
+    publisher = IpcPublisher(ranks, engines, timeout=HANG_SECONDS)
     assert asyncio.run(publish(publisher)) == (20, CHECKSUM)
     for actor in engines:
         ((version, info),) = actor.named("receive_weights")
@@ -84,7 +87,7 @@ def test_ipc_lets_the_trainer_go_before_engines_load() -> None:
             await loading.wait()
             return WeightAck(version=version, checksum=CHECKSUM, spans=())
 
-        publisher = IpcPublisher([rank()], [engine(receive=receive)], timeout=5.0)
+        publisher = IpcPublisher([rank()], [engine(receive=receive)], timeout=HANG_SECONDS)
         await publisher.open()
         publication = await publisher.send(PolicyVersion(1))  # does not wait for the engine
         loading.set()
@@ -93,7 +96,7 @@ def test_ipc_lets_the_trainer_go_before_engines_load() -> None:
     asyncio.run(lives())
 
 
-@pytest.mark.parametrize("make", [nccl, lambda ranks, engines: IpcPublisher(ranks, engines, timeout=5.0)])
+@pytest.mark.parametrize("make", [nccl, lambda ranks, engines: IpcPublisher(ranks, engines, timeout=HANG_SECONDS)])
 def test_another_checksum_is_refused_and_names_the_engine(make: Callable[..., Any]) -> None:
     with pytest.raises(RuntimeError, match=r"engine 1 acknowledged version 1 with checksum 0x0*4e, .* 0x0*4d was sent"):
         asyncio.run(publish(make([rank()], [engine(), engine(checksum=CHECKSUM + 1)])))
@@ -101,7 +104,7 @@ def test_another_checksum_is_refused_and_names_the_engine(make: Callable[..., An
 
 def test_ranks_that_differ_are_refused() -> None:
     with pytest.raises(RuntimeError, match=r"trainer ranks hold different weights of version 1.*'trainer rank 1': 78"):
-        asyncio.run(publish(IpcPublisher([rank(0), rank(1, CHECKSUM + 1)], [engine(), engine()], timeout=5.0)))
+        asyncio.run(publish(IpcPublisher([rank(0), rank(1, CHECKSUM + 1)], [engine(), engine()], timeout=HANG_SECONDS)))
 
 
 def test_a_late_engine_is_named_with_what_it_is_doing() -> None:

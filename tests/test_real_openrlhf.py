@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
 
@@ -74,7 +75,9 @@ def test_actors_extend_openrlhfs_where_they_run(module: str, actor: str, methods
         f"assert ('deepspeed' in sys.modules) == ({module!r} == 'policy'), 'each process imports only what it needs'\n"
     )
     environment = os.environ | {"DAPO_OPENRLHF_ACTOR": "1", "DS_ACCELERATOR": "cpu"}
-    result = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", check], env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert result.returncode == 0, result.stderr[-2000:]
 
 
@@ -84,4 +87,4 @@ def test_the_controller_imports_none_of_it() -> None:
         "heavy = {'torch', 'vllm', 'deepspeed', 'openrlhf', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=HANG_SECONDS)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 import stub_actors
+from patience import HANG_SECONDS
 from ray.cluster_utils import Cluster
 from ray.util import remove_placement_group
 from stub_actors import Place, StubActor, StubEngine, StubRank, StubRewards
@@ -18,6 +19,7 @@ from dapo_openrlhf.backend import workers as run_workers
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.placement import Placement, reserve
+from dapo_openrlhf.backend.stop_tokens import StopTokens
 from dapo_openrlhf.config import ConfigError
 
 pytestmark = pytest.mark.real
@@ -67,7 +69,7 @@ class Reserved:
         options = self.placement.of_rank if kind == "rank" else self.placement.of_engine
         actors = [ray.remote(StubActor).options(**options(index)).remote() for index in indices]
         self._asked += actors
-        found: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=120)
+        found: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=HANG_SECONDS)
         return found
 
 
@@ -102,18 +104,27 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once(cluster: None) -> None:
         reserve(config(nodes=2, per_node=5, engines=2, workers=4), CUDA, training=True)
 
 
+async def _agreed(*_: Any) -> str:
+    return "stubs compute nothing"
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_starting_a_run_places_its_workers(cluster: None, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     monkeypatch.setattr(run_workers, "EngineActor", StubEngine)
     monkeypatch.setattr(run_workers, "PolicyActor", StubRank)
-    monkeypatch.setattr(run_workers, "_create_rewards", lambda config: StubRewards())
+    monkeypatch.setattr(run_workers, "_create_rewards", lambda config, say: StubRewards())
+    monkeypatch.setattr(run_workers, "check_agreement", _agreed)
     placements: list[Any] = []
     monkeypatch.setattr(run_workers, "reserve", lambda *a, **k: placements.append(reserve(*a, **k)) or placements[0])
     asked = config(per_node=2, engines=2, workers=1 if shared else 4, shared=shared)
-    workers = asyncio.run(run_workers.start_workers(asked, Inputs(device=CUDA, prompts=[], problems=[])))
+    workers = asyncio.run(
+        run_workers.start_workers(
+            asked, Inputs(device=CUDA, prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
+        )
+    )
     actors = [*workers.ranks, *(engine.actor for engine in workers.engines)]
     try:
-        places: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=120)
+        places: list[Place] = ray.get([actor.where.remote() for actor in actors], timeout=HANG_SECONDS)
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG_SECONDS
 
 pytestmark = pytest.mark.real
 
@@ -26,7 +27,7 @@ def base_model() -> Path:
         ["scripts/build_quickstart_model.py", "--output", str(QUICKSTART / "model")],
         ["data/quickstart_prompts.py", "--output", str(QUICKSTART / "prompts")],
     ):
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=900)
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=HANG_SECONDS)
     return QUICKSTART / "model"
 
 
@@ -47,7 +48,7 @@ def _command(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG_SECONDS,
     )
 
 

@@ -15,11 +15,10 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from patience import HANG_SECONDS
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.real
-
-START_SECONDS = 90
 
 
 def _free_port() -> int:
@@ -32,34 +31,38 @@ def _free_port() -> int:
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
     """Address of the dashboard of a cluster with four CPUs that lives as long as the tests of this module."""
-    port = _free_port()
+    for _ in range(5):  # another process may take a free port before Ray does
+        port = _free_port()
+        cluster, address = _start_cluster(port), f"http://127.0.0.1:{port}"
+        try:
+            if _answers(cluster, f"{address}/api/version"):
+                yield address
+                return
+        finally:
+            cluster.terminate()
+            cluster.wait(timeout=HANG_SECONDS)
+    raise AssertionError("no cluster starts")
+
+
+def _start_cluster(port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=4"]
     command += ["--node-ip-address=127.0.0.1", f"--port={_free_port()}", "--include-dashboard=true"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--object-store-memory=200000000"]
-    command += [
-        f"--dashboard-agent-listen-port={_free_port()}"
-    ]  # another cluster of this machine may have the usual one
+    command += [f"--dashboard-agent-listen-port={_free_port()}"]  # another cluster may have the usual one
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    cluster = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(f"{address}/api/version")
-        yield address
-    finally:
-        cluster.terminate()
-        cluster.wait(timeout=60)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
+def _answers(cluster: subprocess.Popen[bytes], url: str) -> bool:
+    """Wait until the dashboard answers; False when the cluster has ended without."""
+    deadline = time.monotonic() + HANG_SECONDS
+    while cluster.poll() is None and time.monotonic() < deadline:
         try:
-            urlopen(url, timeout=5).close()
-            return
+            urlopen(url, timeout=HANG_SECONDS).close()
+            return True
         except (URLError, ConnectionError):
-            if time.monotonic() > deadline:
-                raise
             time.sleep(0.5)
+    return False
 
 
 def _submit(address: str, config: Path, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -68,7 +71,7 @@ def _submit(address: str, config: Path, *settings: str) -> subprocess.CompletedP
         cwd=config.parent,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
 
 

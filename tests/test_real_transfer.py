@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import HANG_SECONDS
 from torch import Tensor
 
 from dapo_openrlhf.backend import messages
@@ -62,12 +63,12 @@ class Wire:
     def sender(self) -> SimpleNamespace:
         def broadcast(tensor: Tensor, src: int) -> None:
             self.sent += 1
-            self._tensors.put(tensor.clone(), timeout=10)
+            self._tensors.put(tensor.clone(), timeout=HANG_SECONDS)
 
         return SimpleNamespace(broadcast=broadcast)
 
     def receiver(self) -> SimpleNamespace:
-        return SimpleNamespace(broadcast=lambda tensor, src: tensor.copy_(self._tensors.get(timeout=10)))
+        return SimpleNamespace(broadcast=lambda tensor, src: tensor.copy_(self._tensors.get(timeout=HANG_SECONDS)))
 
 
 class Model:
@@ -78,6 +79,9 @@ class Model:
 
     def load_weights(self, weights: Any) -> None:
         self.loaded |= {name: tensor.clone() for name, tensor in weights}
+
+    def modules(self) -> list[Any]:
+        return []
 
 
 @pytest.fixture
@@ -126,7 +130,8 @@ def receiver(kind: str, init: dict[str, Any]) -> Any:
     from dapo_openrlhf.backend import weights_cuda
 
     engine_class = {"nccl": weights_cuda.CheckedNcclEngine, "ipc": weights_cuda.CheckedIpcEngine}[kind]
-    settings = SimpleNamespace(parallel_config=None, model_config=None)
+    untied = SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
+    settings = SimpleNamespace(parallel_config=None, model_config=untied)
     engine = engine_class(None, settings, torch.device("cpu", 0), Model())
     parsed = engine.parse_init_info(init)
     for name in PACKED:  # what 0.29 keeps from the rendezvous
@@ -150,7 +155,7 @@ def broadcast(named: dict[str, Tensor]) -> tuple[Any, int, int]:
     receiving = threading.Thread(target=engine.receive_weights, args=(update,))
     receiving.start()
     checksum = sender.send(iter(named.items()))
-    receiving.join(10)
+    receiving.join(HANG_SECONDS)
     return engine, checksum, wire.sent
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import ray
-from tiny_model import make_tiny_model
+from patience import HANG_SECONDS
+from tiny_model import CHARACTERS, make_tiny_model
 
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteTrainer
+from dapo_openrlhf.backend.stop_tokens import StopTokens
 from dapo_openrlhf.backend.workers import Workers, start_workers
 from dapo_openrlhf.bench.agreement import batch_of_one
 from dapo_openrlhf.config import Config, build_config
@@ -26,7 +28,7 @@ from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
 pytestmark = pytest.mark.real
 
 TOLERANCE = 1e-3
-PROMPT = Prompt(id=0, text="12+34=", label="46")
+PROMPT = Prompt(id=0, text="12+34=", token_ids=tuple(map(CHARACTERS.index, "12+34=")), label="46")
 SAMPLING = Sampling(n=8, max_new_tokens=16, temperature=0.8, top_p=1.0)
 
 
@@ -75,7 +77,9 @@ SERIAL = itertools.count()
 
 async def _train_publish_compare(config: Config, device: Device) -> tuple[list[float], float]:
     """Differences before and after each of two publications, and how far the second moved the policy."""
-    workers = await start_workers(config, Inputs(device=device, prompts=[], problems=[]))
+    workers = await start_workers(
+        config, Inputs(device=device, prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
+    )
     trainer = RemoteTrainer(
         workers.ranks,
         train_batch_size=config.train.batch_size,
@@ -83,9 +87,9 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
         max_tokens=config.train.max_tokens_per_gpu,
         overlong_filtering=False,
         seed=0,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
-    publisher = ObjectStorePublisher(workers.ranks, workers.engines, timeout=60, start_timeout=60)
+    publisher = ObjectStorePublisher(workers.ranks, workers.engines, timeout=HANG_SECONDS, start_timeout=HANG_SECONDS)
     engine = workers.engines[0]
     generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)
     differences = [await _largest_difference(workers, generation)]

@@ -34,6 +34,12 @@ class Model:
     def load_weights(self, weights: Any) -> None:
         self.loaded |= {name: tensor.clone() for name, tensor in weights}
 
+    def modules(self) -> list[Any]:
+        return []
+
+    def named_modules(self) -> list[Any]:
+        return []
+
 
 class Broadcast:
     """The receiving end of a group whose sender sends ``WEIGHTS`` in order, with ``flaw`` on the way."""
@@ -53,19 +59,29 @@ def sent() -> int:
     return checksum.value()
 
 
+SETTINGS = SimpleNamespace(
+    parallel_config=None, model_config=SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
+)
+
+
 def receive(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, int]:
+    engine = receiver(group, monkeypatch)
+    return engine.model, engine.received_checksum()
+
+
+def receiver(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """vLLM's engine for NCCL after a publication, which a model of ours has taken."""
     from dapo_openrlhf.backend import weights_cuda
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(weights_cuda.NCCLWeightTransferEngine, "start_weight_update", lambda self: None)
     model = Model()
-    settings = SimpleNamespace(parallel_config=None, model_config=None)
-    engine = weights_cuda.CheckedNcclEngine(None, settings, torch.device("cpu"), model)
+    engine = weights_cuda.CheckedNcclEngine(None, SETTINGS, torch.device("cpu"), model)
     engine.model_update_group = group
     engine.start_weight_update()
     engine.receive_weights(engine.parse_update_info(LAYOUT.update_info(packed=False)))
     assert engine.model is model
-    return model, engine.received_checksum()
+    return engine
 
 
 def test_what_arrives_is_loaded_and_summed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,13 +95,27 @@ def test_what_changes_on_the_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     assert checksum != sent()
 
 
+def test_what_the_model_did_not_take_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that loads nothing into any parameter of vLLM's."""
+    from dapo_openrlhf.backend import weights_cuda
+    from dapo_openrlhf.backend.delivery import IncompleteWeights
+
+    finished: list[Any] = []
+    monkeypatch.setattr(
+        weights_cuda.NCCLWeightTransferEngine, "finish_weight_update", lambda self: finished.append(self)
+    )
+    engine = receiver(Broadcast(), monkeypatch)
+    with pytest.raises(IncompleteWeights, match=r"model Model:\n  up, down as published went into none"):
+        engine.finish_weight_update()
+    assert finished == [engine], "the engine is left whole"
+
+
 def test_messages_are_cut_to_what_the_installed_version_knows() -> None:
     from dapo_openrlhf.backend import weights_cuda
 
     where = {"master_address": "h", "master_port": 1, "rank_offset": 1, "world_size": 2}
     for engine_class in (weights_cuda.CheckedNcclEngine, weights_cuda.CheckedIpcEngine):
-        settings = SimpleNamespace(parallel_config=None, model_config=None)
-        engine = engine_class(None, settings, torch.device("cpu"), Model())
+        engine = engine_class(None, SETTINGS, torch.device("cpu"), Model())
         init = engine.parse_init_info({**where, **PACKED})
         update = engine.parse_update_info(LAYOUT.update_info(ipc_handles={"GPU": (1,)}, tensor_sizes=[64, 64]))
         assert update.names == ["up", "down"]
@@ -130,7 +160,7 @@ class AsyncCore:
 def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> None:
     from dapo_openrlhf.backend.engine_loop import EngineLoop, _Group, _Response
 
-    loop, core = EngineLoop({}, name="engine 0"), AsyncCore()
+    loop, core = EngineLoop({}, name="engine 0", stop_ids=[]), AsyncCore()
     loop._core = core  # type: ignore[assignment]
     group = _Group(prompt_ids=[1], done=Future(), unfinished=1)
     response = loop._responses["g/0"] = _Response(group)
@@ -153,7 +183,7 @@ def test_a_group_that_waits_for_weights_can_be_cut() -> None:
     from dapo_openrlhf.backend.engine_loop import EngineLoop, _Group, _Response
     from dapo_openrlhf.ports import Sampling
 
-    loop = EngineLoop({}, name="engine 0", weights_in_flight=False)
+    loop = EngineLoop({}, name="engine 0", stop_ids=[], weights_in_flight=False)
     loop._core = AsyncCore()  # type: ignore[assignment]
     loop._responses["busy/0"] = _Response(_Group(prompt_ids=[1], done=Future(), unfinished=1))
     loop.load_weights(1, lambda _: None)

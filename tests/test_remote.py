@@ -139,6 +139,22 @@ def test_a_version_goes_live_without_an_engine_that_dies() -> None:
     assert "engine 0 died" in dead.stopped, "it may be out of reach only, and at work with older weights"
 
 
+def test_the_news_that_an_engine_has_died_does_not_end_the_one_in_its_place() -> None:
+    """Its groups have failed first, so it is replaced already when the publication hears of it."""
+    engine = FakeEngine(dies, acknowledge())
+
+    async def main() -> None:
+        store = publisher(engine)
+        publishing = asyncio.create_task(publish(store, 1))
+        await asyncio.sleep(0.1)
+        await store.revive(0)
+        await publishing
+        await publish(store, 2)
+
+    run_virtual(main())
+    assert (engine.stopped, engine.loaded) == ("", [1, 1, 2])
+
+
 def test_an_engine_that_hangs_is_ended_and_the_version_goes_live_without_it() -> None:
     """Its groups fail then, so that the pool replaces it."""
     hung, well = FakeEngine(hangs, acknowledge()), FakeEngine(acknowledge())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from pathlib import Path
 
 import pytest
 from fake_actors import FakeActor
+from patience import Clock
 from virtual_time import run_virtual
 
-from dapo_openrlhf.backend.rewards import RewardActor, RewardPool, scores_of
+from dapo_openrlhf.backend import rewards
+from dapo_openrlhf.backend.messages import GroupTexts
+from dapo_openrlhf.backend.rewards import Judged, RewardActor, RewardPool, RewardTimes, scores_of
 from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings
 from dapo_openrlhf.ports import GroupError
@@ -20,32 +24,51 @@ SOURCE = """
 import time
 def reward_func(queries, prompts, labels):
     assert queries[0] != "3+4=bad", "bad"
-    if queries[0] == "3+4=slow": time.sleep(1e6)
+    if queries[0] == "3+4=slow": open(__file__ + ".slow", "w").close(); time.sleep(1e6)
     return {"rewards": float(queries[0] == prompts[0] + labels[0])}
 """
 
 
-def actor(folder: Path) -> RewardActor:
-    (folder / "reward.py").write_text(SOURCE)
-    return RewardActor(settings=JudgeSettings(sources=(str(folder / "reward.py"),), timeout=1.0), start_timeout=60.0)
+TIMES = RewardTimes(group=60.0, start=60.0, server=100.0)
 
 
-def test_a_group_is_scored_in_order(tmp_path: Path) -> None:
-    worker = actor(tmp_path)
+def texts(*responses: str) -> GroupTexts:
+    return GroupTexts(responses=responses)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RewardActor:
+    """Its deadline passes when its reward has begun to be slow, and not before."""
+    file, clock = tmp_path / "reward.py", Clock()
+    file.write_text(SOURCE)
+    slow = Path(f"{file}.slow")
+    clock.passes = slow.exists
+    monkeypatch.setattr(rewards, "Judge", functools.partial(Judge, clock=clock))
+    worker = RewardActor(settings=JudgeSettings(sources=(str(file),)), start_timeout=60.0)
+    score = worker.score
+
+    def fresh(texts: GroupTexts, prompt: Prompt) -> Judged:
+        slow.unlink(missing_ok=True)
+        return score(texts, prompt)
+
+    monkeypatch.setattr(worker, "score", fresh)
+    return worker
+
+
+def test_a_group_is_scored_in_order(worker: RewardActor) -> None:
     assert worker.ready() > 0
-    scores = scores_of(worker.score(["7", "8", "7"], PROMPT), PROMPT)
+    scores = scores_of(worker.score(texts("7", "8", "7"), PROMPT).judgements, PROMPT)
     assert scores == tuple(Score(correct=right, reward=float(right)) for right in (True, False, True))
 
 
 @pytest.mark.parametrize(("response", "reason"), [("bad", "reward_error"), ("slow", "reward_timeout")])
-def test_one_error_fails_its_group_and_ends_it(tmp_path: Path, response: str, reason: str) -> None:
-    worker = actor(tmp_path)
-    judgements = worker.score(["7", response, "7"], PROMPT)
+def test_one_error_fails_its_group_and_ends_it(worker: RewardActor, response: str, reason: str) -> None:
+    judgements = worker.score(texts("7", response, "7"), PROMPT).judgements
     assert len(judgements) == 2, "nothing is judged for a group that has failed"
     with pytest.raises(GroupError, match="response 1 to prompt 4") as caught:
         scores_of(judgements, PROMPT)
     assert (caught.value.reason, caught.value.permanent) == (reason, False)
-    assert scores_of(worker.score(["7"], PROMPT), PROMPT)[0].correct
+    assert scores_of(worker.score(texts("7"), PROMPT).judgements, PROMPT)[0].correct
 
 
 def test_a_worker_that_cannot_load_its_reward_is_not_ready(tmp_path: Path) -> None:
@@ -59,7 +82,7 @@ def test_training_and_a_file_of_responses_are_judged_alike() -> None:
     worker = RewardActor(settings=JudgeSettings(), start_timeout=60.0)
     with Judge(JudgeSettings()) as judge:
         alone = [judge.judge(response, label="7").score for response in responses]
-    assert list(scores_of(worker.score(responses, PROMPT), PROMPT)) == alone
+    assert list(scores_of(worker.score(texts(*responses), PROMPT).judgements, PROMPT)) == alone
 
 
 def test_a_worker_whose_group_was_given_up_is_free_when_it_is_done_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,18 +90,20 @@ def test_a_worker_whose_group_was_given_up_is_free_when_it_is_done_with_it(monke
 
     busy = asyncio.Lock()
 
-    async def one_at_a_time(seconds: float) -> tuple[Judgement, ...]:
+    async def one_at_a_time(seconds: float) -> Judged:
         async with busy:
             await asyncio.sleep(seconds)
-        return (Judgement(score=Score(correct=True, reward=1.0), error=None, reason="judged", seconds=seconds),)
+        return Judged(
+            judgements=(Judgement(score=Score(correct=True, reward=1.0), error=None, reason="judged", seconds=seconds),)
+        )
 
-    async def score(texts: str, prompt: Prompt) -> tuple[Judgement, ...]:
+    async def score(texts: str, prompt: Prompt, begin: int) -> Judged:
         """As Ray, goes on when nobody waits for it."""
         return await asyncio.shield(asyncio.ensure_future(one_at_a_time(float(texts))))
 
     async def main() -> float:
         monkeypatch.setattr(RewardPool, "_start", lambda self: FakeActor(score=score))
-        pool = RewardPool(workers=1, settings=JudgeSettings(), timeout=60.0, start_timeout=60.0)
+        pool = RewardPool(workers=1, settings=JudgeSettings(), times=TIMES)
         given_up = asyncio.create_task(pool.score("50", PROMPT))
         await asyncio.sleep(1.0)
         given_up.cancel()

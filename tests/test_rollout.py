@@ -96,6 +96,8 @@ def test_a_group_is_dispatched_generated_and_judged() -> None:
             engine=0,
             seconds=1.0,
             response_tokens=tokens,
+            responses=2,
+            truncated=0,
             oldest_version=PolicyVersion(0),
             newest_version=PolicyVersion(0),
         ),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
+from fake_actors import FakeActor
+from fakes import some_group
 
 from dapo_openrlhf.backend.policy import StepReport
-from dapo_openrlhf.backend.remote import _statistics
+from dapo_openrlhf.backend.remote import RemoteTrainer, _statistics
+from dapo_openrlhf.bad_updates import UpdateOutcome
 from dapo_openrlhf.metrics import METRICS
+from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 POLICY = {
     "tokens": 0.0, "loss": 0.0, "entropy": 0.0, "token_probability": 0.0, "clip_fraction": 0.0, "ratio": 0.0,
@@ -14,8 +21,11 @@ POLICY = {
 }  # fmt: skip
 
 
-def report(**sums: float) -> StepReport:
-    return StepReport(sums=POLICY | sums, values={"grad_norm": 1.0, "lr": 0.1}, spans=())
+DONE = UpdateOutcome(not_finite={})
+
+
+def report(outcomes: tuple[UpdateOutcome, ...] = (DONE,), **sums: float) -> StepReport:
+    return StepReport(sums=POLICY | sums, values={"grad_norm": 1.0, "lr": 0.1}, outcomes=outcomes, spans=())
 
 
 def test_sums_over_ranks_become_means_per_token_and_update() -> None:
@@ -23,10 +33,9 @@ def test_sums_over_ranks_become_means_per_token_and_update() -> None:
     # Weights 3 and 1, squares 5 and 1: (3 + 1)^2 / (6 * 4 tokens) = 2/3.
     statistics = _statistics(
         [
-            report(tokens=3, entropy=6, loss=0.5, is_weight=3, is_weight_squared=5, kl=0.5),
+            report((DONE,) * 4, tokens=3, entropy=6, loss=0.5, is_weight=3, is_weight_squared=5, kl=0.5),
             report(tokens=1, entropy=2, loss=0.3, is_weight=1, is_weight_squared=1, kl=0.3),
         ],
-        updates=4,
     )
     assert statistics["entropy"] == 2.0
     assert statistics["loss"] == pytest.approx(0.2)
@@ -41,18 +50,25 @@ def test_explained_variance_by_hand() -> None:
     one = {"tokens": 2, "value_loss": 1.0, "value": 0.0, "return": 0.0, "return_squared": 2.0}
     statistics = _statistics(
         [
-            report(**one, value_error=0.0, value_error_squared=0.5),
+            report((DONE,) * 4, **one, value_error=0.0, value_error_squared=0.5),
             report(**one | {"value": 1.0}, value_error=-1.0, value_error_squared=2.5),
         ],
-        updates=4,
     )
     assert statistics["explained_variance"] == pytest.approx(5 / 16)
     assert statistics["value"] == 0.25
     assert statistics["value_loss"] == 0.5
 
 
+def test_disagreement_is_a_mean_over_fresh_tokens_only() -> None:
+    statistics = _statistics(
+        [report(tokens=10, fresh_tokens=3, fresh_kl=0.5), report(tokens=10, fresh_tokens=1, fresh_kl=0.3)], updates=2
+    )
+    assert statistics["rollout_kl/age_0"] == pytest.approx(0.2)
+    assert "rollout_kl/age_0" not in _statistics([report(tokens=10, fresh_tokens=0.0, fresh_kl=0.0)], updates=2)
+
+
 def test_what_was_not_measured_is_not_shown() -> None:
-    statistics = _statistics([report(tokens=1)], updates=1)
+    statistics = _statistics([report(tokens=1)])
     assert {"kl", "value_loss", "value", "explained_variance"} & set(statistics) == set()
 
 
@@ -60,4 +76,39 @@ def test_everything_shown_has_a_meaning() -> None:
     with_all = report(
         tokens=1, kl=0, value_loss=0, value=0, return_squared=0, value_error=0, value_error_squared=0, **{"return": 0}
     )
-    assert set(_statistics([with_all], updates=1)) <= set(METRICS)
+    assert set(_statistics([with_all])) <= set(METRICS)
+
+
+def test_updates_that_were_stopped_count_apart() -> None:
+    bad = UpdateOutcome(not_finite={"loss": 2})
+    scaled = UpdateOutcome(not_finite={"gradient norm": 1}, overflow=True)
+    statistics = _statistics([report((DONE, bad, scaled, DONE), tokens=1, loss=0.5)])
+    assert (statistics["updates/bad"], statistics["updates/overflow"]) == (1.0, 1.0)
+    assert statistics["loss"] == 0.25, "over the two that were done"
+    nothing = StepReport(sums={}, values={"lr": 0.1}, outcomes=(bad,), spans=())
+    assert _statistics([nothing]) == {"updates/bad": 1.0, "updates/overflow": 0.0, "lr": 0.1}
+
+
+def test_updates_that_train_no_token_are_counted() -> None:
+    """4 groups of 2 in updates of 4: of the groups whose responses are all truncated, two fill an update by themselves."""
+
+    def empty(truncated: set[int]) -> float:
+        async def main() -> float:
+            rank = FakeActor(train=lambda plan, tokens: report(tokens=1))
+            trainer = RemoteTrainer(
+                [rank], train_batch_size=4, max_epochs=1, max_tokens=100, overlong_filtering=True, seed=0, timeout=9.0
+            )
+            groups = [some_group(index) for index in range(4)]
+            groups = [
+                replace(group, rollouts=tuple(replace(r, truncated=group.id in truncated) for r in group.rollouts))
+                for group in groups
+            ]
+            batch = TrainBatch(step=0, version=PolicyVersion(0), groups=tuple(groups))
+            return (await trainer.train(batch))["updates/empty"]
+
+        return asyncio.run(main())
+
+    assert empty(set()) == 0
+    assert empty({0}) == 0
+    assert empty({0, 1, 2, 3}) == 2
+    assert sorted(empty({first, second}) for first in range(4) for second in range(first)) == [0, 0, 0, 0, 1, 1]

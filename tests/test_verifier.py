@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import ends
 
-from dapo_openrlhf.verifier import TAIL, Algebra, canonical, compare, exact_value, extract_answer, split_unit
+from dapo_openrlhf import verifier
+from dapo_openrlhf.verifier import TAIL, Algebra, canonical, exact_value, extract_answer, final_part, split_unit
+
+
+class Asked(Exception):
+    """Algebra is asked."""
+
+
+def asked(question: Algebra) -> bool:
+    raise Asked(question)
+
+
+def compare(answer: str, label: str, **options: bool) -> bool:
+    return verifier.compare(answer, label, asked, **options)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +42,9 @@ from dapo_openrlhf.verifier import TAIL, Algebra, canonical, compare, exact_valu
         (r"\text{Answer: 7}", "7"),
         (r"\boxed{7}", "7"),
         (r"\boxed {7}, \fbox{8}", "8"),
+        (r"\boxed 7", "7"),
+        ("Answer: 7</answer>", "7"),
+        ("Answer: 7<|im_end|>", "7"),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{\boxed{7}}", "7"),
@@ -63,7 +79,7 @@ def test_the_last_attempt_counts(response: str, answer: str | None) -> None:
 
 @pytest.mark.parametrize(
     "response",
-    ["", "7", "the answer is 7", "answer 7", "I think 7, or 8", r"\boxed 7", r"\boxed{7", r"\boxed{}", "Answer:"],
+    ["", "7", "the answer is 7", "answer 7", "I think 7, or 8", r"\boxed", r"\boxed{7", r"\boxed{}", "Answer:"],
 )
 def test_a_number_without_the_form_is_no_answer(response: str) -> None:
     assert extract_answer(response) is None
@@ -86,7 +102,7 @@ RIGHT = [
     (r"-\frac{3}{4}", "-0.75"), (r"\frac{-3}{4}", "-3/4"), (r"\frac{3}{-4}", "-3/4"),
     ("3 1/2", "3.5"), (r"3\frac{1}{2}", "7/2"), ("3½", "7/2"),
     ("1.5e3", "1500"), (r"1.5 \times 10^{3}", "1500"), (r"2\cdot 10^{-2}", "0.02"), ("2^{10}", "1024"), ("5²", "25"),
-    ("x = 3 + 4 = 7", "7"), ("x=7", "7"), ("7", "x = 7"), ("f(x) = 2x+1", "2x+1"),
+    ("x=7", "7"), ("7", "x = 7"), ("f(x) = 2x+1", "2x+1"),
     ("(A)", "A"), ("A.", "A"), ("**A**", "A"), (r"\text{A}", "A"), ("A)", "A"),
     (r"\text{Monday}", "monday"), ("Yes.", "yes"), (r"(1,\ 2)", "(1,2)"), (r"\left(1,2\right]", "(1,2]"),
 ]  # fmt: skip
@@ -111,11 +127,20 @@ def test_wrong_by_text_or_value(answer: str, label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "label"),
-    [(r"\sqrt{8}", r"2\sqrt{2}"), ("30+4", "34"), ("1,2", r"\{2,1\}"), ("[1,2]", "(1,2)"), (r"\sum_{i=1}^{3} i", "6")],
+    ("answer", "label", "question"),
+    [
+        (r"\sqrt{8}", r"2\sqrt{2}", Algebra(answer=r"\sqrt{8}", label=r"2\sqrt{2}")),
+        ("30+4", "34", Algebra(answer="30+4", label="34")),
+        (r"1,\sqrt{4}", r"\{2,1\}", Algebra(answer=r"\sqrt{4}", label="2")),
+        ("y-x=1", "y=x+1", Algebra(answer="y-x=1", label="y=x+1")),
+        (r"2\pi m", "1 km", Algebra(answer=r"2\pi m", label="1")),
+        (r"\frac{\pi}{2}", "90°", Algebra(answer=r"\frac{\pi}{2}", label="90")),
+    ],
 )
-def test_what_is_left_to_algebra(answer: str, label: str) -> None:
-    assert isinstance(compare(answer, label), Algebra)
+def test_what_is_left_to_algebra(answer: str, label: str, question: Algebra) -> None:
+    with pytest.raises(Asked) as raised:
+        compare(answer, label)
+    assert raised.value.args == (question,)
 
 
 @pytest.mark.parametrize(
@@ -147,47 +172,88 @@ def test_exact_values(text: str, value: Fraction | None) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("12 cm", ("12", "cm")),
-        ("12cm", ("12", "cm")),
-        ("5 m", ("5", "m")),
-        ("5m", ("5m", None)),
-        ("60 miles per hour", ("60", "mile/h")),
-        ("9 cubic inches", ("9", "inch3")),
-        ("9 inches^{3}", ("9", "inch3")),
-        ("cm", ("cm", None)),
-        ("€5", ("5", "euro")),
-        (r"2\pi h", (r"2\pi h", None)),
-        ("7 apples", ("7", "apples")),
-        (r"\frac{3}{4}cups", (r"\frac{3}{4}", "cups")),
-        ("7 dozens", ("7 dozens", None)),
-        ("7 thus", ("7 thus", None)),
+        ("12 cm", ("12", "length", 0.01)),
+        ("12cm", ("12", "length", 0.01)),
+        ("5 m", ("5", "length", 1)),
+        ("5m", ("5m", None, 1)),
+        ("60 miles per hour", ("60", "length/time", 0.44704)),
+        ("60 mph", ("60", "length/time", 0.44704)),
+        ("9 cubic inches", ("9", "length^3", 0.0254**3)),
+        ("9 inches^{3}", ("9", "length^3", 0.0254**3)),
+        ("cm", ("cm", None, 1)),
+        ("€5", ("5", "euro", 1)),
+        ("$45 per hour", ("45", "dollar", 1)),
+        ("14 years old", ("14", "months", 12)),
+        (r"2\pi h", (r"2\pi h", None, 1)),
+        ("7 apples", ("7", "apples", 1)),
+        (r"\frac{3}{4}cups", (r"\frac{3}{4}", "cups", 1)),
+        ("7 dozens", ("7 dozens", None, 1)),
+        ("7 thus", ("7 thus", None, 1)),
+        ("6'2\"", ("74", "length", 0.0254)),
+        ("1 hour,30 minutes", ("90", "time", 60)),
+        ("12°30'", ("25/2", "angle", 1)),
     ],
 )
-def test_units(text: str, parts: tuple[str, str | None]) -> None:
-    assert split_unit(text) == parts
+def test_units(text: str, parts: tuple[str, str | None, float]) -> None:
+    number, unit = split_unit(text)
+    assert (number, unit and unit.dimension, float(unit.size) if unit else 1) == parts
 
 
-def test_only_the_tail_of_a_response_costs() -> None:
-    """10 MB cost what 2 kB cost; generously, in processor time."""
-    short, long = "Answer: 7".rjust(TAIL), "Answer: 7".rjust(10_000_000)
-    seconds = []
-    for response in (short, long):
-        started = time.process_time()
-        for _ in range(200):
-            assert extract_answer(response) == "7"
-        seconds.append(time.process_time() - started)
-    assert seconds[1] < 3 * seconds[0] + 0.02
+THOUGHT = "so " * 1000
+
+
+@pytest.mark.parametrize(
+    ("response", "prompt"),
+    [
+        (f"<think>{THOUGHT}Answer: 7", ""),
+        (f"<think>{THOUGHT}" + r"\boxed{7}", "3+4="),
+        ("Answer: 7", "3+4=<think>\n"),
+        (f"{THOUGHT}Answer: 7", "<|im_start|>assistant\n<think>\n"),
+        ("Answer: 7", "<|assistant|><think>\nOkay,"),
+        ("<think>a</think> <think>Answer: 7", ""),
+        ("Answer: 7", "[THINK]"),
+    ],
+)
+def test_an_unfinished_thought_holds_no_answer(response: str, prompt: str) -> None:
+    assert extract_answer(response, prompt) is None
+    assert final_part(response, prompt) == ""
+
+
+@pytest.mark.parametrize(
+    ("response", "prompt"),
+    [
+        (f"<think>{THOUGHT}Answer: 8</think>Answer: 7", ""),
+        ("Answer: 8</think>Answer: 7", "<think>\n"),
+        ("Answer: 7", "Put your thoughts into <think> and </think>. 3+4="),
+        ("Answer: 7", "Begin with <think>.<|im_end|>\n<|im_start|>assistant\n"),
+        ("Answer: 7", "<think></think>"),
+        ("I think so. Answer: 7", ""),
+    ],
+)
+def test_what_follows_a_thought_counts(response: str, prompt: str) -> None:
+    assert extract_answer(response, prompt) == "7"
+    assert extract_answer(final_part(response, prompt)) == "7"
+
+
+def test_a_number_may_be_wanted() -> None:
+    assert compare("391", "391", number_form=True) and compare("x=1,5", "x=1.5", number_form=True) is False
+    for answer in ("17*23", "782/2", "2^4", "x=17*23", r"\sqrt{16}", "400-9"):
+        assert compare(answer, "16" if answer in ("2^4", r"\sqrt{16}") else "391", number_form=True) is False
+    for answer, label in [
+        ("3/4", "0.75"),
+        ("x=391", "391"),
+        ("391 cm", "391"),
+        (r"\frac{3}{4}", r"\frac{6}{8}"),
+        ("2^4", "2^{4}"),
+    ]:
+        assert compare(answer, label, number_form=True) is True
 
 
 @pytest.mark.parametrize("answer", ["42", r"\frac{3}{4}", "1,234 cm", "x = 5", r"\text{Tuesday}"])
-def test_ordinary_answers_are_fast(answer: str) -> None:
-    """500 a second and core are promised; text and numbers alone must leave nearly all of that to everything else."""
-    response = "thus " * 200 + "\nAnswer: " + answer
-    started = time.process_time()
-    for _ in range(200):
-        found = extract_answer(response)
-        assert found is not None and compare(found, answer) is True
-    assert (time.process_time() - started) / 200 < 1 / 1000
+def test_ordinary_answers_need_no_algebra(answer: str) -> None:
+    """Text and exact numbers decide, a hundred times as fast; `make bench-parts` has the rates."""
+    found = extract_answer("thus " * 200 + "\nAnswer: " + answer)
+    assert found is not None and compare(found, answer) is True
 
 
 PIECES = st.sampled_from(
@@ -199,10 +265,11 @@ PIECES = st.sampled_from(
 HOSTILE_TEXT = st.one_of(st.text(max_size=300), st.lists(PIECES, max_size=120).map("".join))
 
 
+@settings(deadline=None)
 @given(HOSTILE_TEXT, HOSTILE_TEXT)
 def test_whatever_a_response_says_there_is_a_verdict(response: str, label: str) -> None:
     answer = extract_answer("Answer: " + response)
-    assert answer is None or isinstance(compare(answer, label), bool | Algebra)
+    assert answer is None or isinstance(verifier.compare(answer, label, lambda question: False), bool)
 
 
 @given(HOSTILE_TEXT)
@@ -231,10 +298,9 @@ def test_every_answer_with_content_equals_itself(text: str) -> None:
     ],
 )
 def test_no_repetition_takes_long(unit: str) -> None:
-    """Regular expressions that backtrack would take seconds on one of these; processor time, generously."""
+    """Regular expressions that backtrack without bound would never end on one of these."""
     response = ("Answer: " + unit * TAIL)[:TAIL]
-    started = time.process_time()
-    answer = extract_answer(response)
-    if answer is not None:
-        compare(answer, "7")
-    assert time.process_time() - started < 0.25
+    with ends():
+        answer = extract_answer(response)
+        if answer is not None:
+            compare(answer, "7")

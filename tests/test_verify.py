@@ -14,7 +14,7 @@ ROWS = [
     {"response": r"\boxed{\sqrt{8}}", "answer": r"2\sqrt{2}"},
     {"response": "Answer: 8", "answer": 7},
     {"response": "it is 7", "answer": "7"},
-    {"response": "Answer: 9^{9^{9^9}}", "answer": "7"},
+    {"response": "Answer: x+11", "answer": "^^x"},
     {"response": "Answer: 0.5", "answer": 0.5},
 ]
 VERDICTS = [True, True, False, False, None, True]
@@ -46,7 +46,7 @@ def test_verdicts_in_the_order_of_the_lines(folder: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "6 responses: 3 right, 2 wrong, 1 errors" in printed
     assert "verifications per second" in printed
-    assert "line 5: too expensive to compare: 9^{9^{9^9}}" in printed
+    assert "line 5: the gold answer cannot be read: ^^x" in printed
 
 
 def test_a_file_s_own_keys_and_blank_lines(folder: Path) -> None:
@@ -96,11 +96,11 @@ def test_the_reward_of_a_run(folder: Path) -> None:
         ("[]", "holds list"),
         ('{"answer": "7"}', "'response' (--response-key) is no text: None"),
         ('{"response": 7, "answer": "7"}', "'response' (--response-key) is no text: 7"),
-        ('{"response": "7", "answer": ""}', "'answer' (--answer-key) is no answer"),
-        ('{"response": "7", "answer": ["7"]}', "'answer' (--answer-key) is no answer"),
-        ('{"response": "7", "answer": " "}', "'answer' (--answer-key) is no answer"),
-        ('{"response": "7", "answer": NaN}', "'answer' (--answer-key) is no answer"),
-        ('{"response": "7", "answer": true}', "'answer' (--answer-key) is no answer"),
+        ('{"response": "7", "answer": ""}', "'answer' (--answer-key): empty"),
+        ('{"response": "7", "answer": ["7", "8"]}', "'answer' (--answer-key): a list of 2 answers"),
+        ('{"response": "7", "answer": " "}', "'answer' (--answer-key): empty"),
+        ('{"response": "7", "answer": NaN}', "'answer' (--answer-key): nan is no number"),
+        ('{"response": "7", "answer": true}', "'answer' (--answer-key): True is no answer"),
         ('{"response": "7", "answer": ' + "9" * 5000 + "}", "not valid JSON"),
     ],
 )
@@ -143,3 +143,15 @@ def test_what_cannot_run_is_refused(
     (folder / "broken.py").write_text("import nowhere\n")
     assert main(["verify", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_verdicts_that_the_file_gives_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "judged.jsonl"
+    rows = [("Answer: 7", "7", True), ("Answer: 8", "7", True), ("Answer: 4x=28", "28", False)]
+    file.write_text(
+        "".join(
+            json.dumps({"response": response, "answer": gold, "expect": right}) + "\n" for response, gold, right in rows
+        )
+    )
+    assert main(["verify", str(file)]) == 0
+    assert "as judged there: 2 of 3; not in lines 2\n" in capsys.readouterr().out

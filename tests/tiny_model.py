@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 CHARACTERS = ["<pad>", "<eos>", *(chr(code) for code in range(32, 127)), "\n"]
@@ -17,6 +18,19 @@ def make_tiny_tokenizer(folder: Path) -> Path:
     tokenizer.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
     return folder
+
+
+def add_first_token(folder: Path, token: str, token_id: int) -> None:
+    """Make a tokenizer begin everything it tokenizes, special tokens wanted, with one."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    begin, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 def make_tiny_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:

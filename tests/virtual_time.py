@@ -31,15 +31,15 @@ class _Clock(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self._rounds = 0
+        self.rounds = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """``timeout``: seconds to the next timer, 0 with something runnable, None with neither."""
         if timeout is None:
             raise Deadlock(f"at {self.now:g} s nothing is runnable and nothing is scheduled; {_who_waits()}")
-        self._rounds += 1
-        if self._rounds > MOST_ROUNDS:
-            self._rounds = 0  # the tasks still have to be cancelled
+        self.rounds += 1
+        if self.rounds > MOST_ROUNDS:
+            self.rounds = 0  # the tasks still have to be cancelled
             raise Endless(f"at {self.now:g} s after {MOST_ROUNDS} rounds of the event loop; {_who_waits()}")
         self.now += max(timeout, 0.0)
         return []
@@ -54,6 +54,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual_clock.now
+
+    @property
+    def rounds(self) -> int:
+        """How often the loop has turned."""
+        return self._virtual_clock.rounds
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""One rank of two: ``python zero_ranks.py RANK STAGE PORT MODEL`` checks ``whole_parameters`` of a model in that folder."""
+"""One rank of two: ``python zero_ranks.py RANK STAGE PORT MODEL`` checks what is published of a model in that folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GATHERINGS = 20
 
 
 def main(rank: str, stage: str, port: str, folder: str) -> None:
-    """Raise unless whole parameters are those of the file, in order, for any bucket, and stay while they are held."""
+    """Raise unless whole tensors are those of the file, for any bucket, and stay while they are held."""
     os.environ.update(
         RANK=rank, WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, DS_ACCELERATOR="cpu"
     )
@@ -26,7 +26,7 @@ def main(rank: str, stage: str, port: str, folder: str) -> None:
     from safetensors.torch import load_file
 
     from dapo_openrlhf.backend.models import Models
-    from dapo_openrlhf.backend.parameters import whole_numel, whole_parameters, whole_shape
+    from dapo_openrlhf.backend.parameters import Published, whole_numel
     from dapo_openrlhf.backend.strategy import Strategy
 
     settings = {"ds.zero_stage": int(stage), "ds.param_dtype": "fp32", "ds.attn_implementation": "sdpa"}
@@ -39,13 +39,14 @@ def main(rank: str, stage: str, port: str, folder: str) -> None:
         model = Actor(Models(strategy, device=torch.device("cpu")).language_model(folder))
         actor, *_ = strategy.prepare((model, optimizer | {"max_norm": 1.0, "scheduler_steps": 1}))
         module = actor.model.module
-        names = [name for name, _ in module.named_parameters()]
+        published = Published(module)
+        names = published.layout.names
         assert set(names) == set(expected)
-        assert [whole_shape(p) for p in module.parameters()] == [tuple(expected[name].shape) for name in names]
-        assert [whole_numel(p) for p in module.parameters()] == [expected[name].numel() for name in names]
+        assert published.layout.shapes == tuple(tuple(expected[name].shape) for name in names)
+        assert sum(map(whole_numel, module.parameters())) == sum(tensor.numel() for tensor in expected.values())
         for bucket_bytes in (*[1 << 30] * GATHERINGS, 5000, 1):
-            held = list(whole_parameters(module, bucket_bytes=bucket_bytes))
-            assert [name for name, _ in held] == names
+            held = list(published.tensors(bucket_bytes=bucket_bytes))
+            assert tuple(name for name, _ in held) == names
             assert [name for name, tensor in held if not torch.equal(tensor, expected[name])] == []
         partitioned = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
         assert partitioned == (stage == "3"), "gathering leaves parameters as they were"

@@ -42,6 +42,7 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "critic.save_value_network": critic.save_value_network,
         "ds.zero_stage": config.ds.zero_stage,
         "ds.param_dtype": config.ds.param_dtype,
+        "ds.grad_accum_dtype": config.ds.grad_accum_dtype,
         "ds.attn_implementation": config.ds.attn_implementation,
         "ds.adam_offload": config.ds.adam_offload,
         "train.batch_size": config.train.batch_size,

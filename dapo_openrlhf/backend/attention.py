@@ -3,82 +3,94 @@
 Sequences lie one after the other, without padding, through the whole model. Only here, where sequences must not see
 each other, those of like length are put side by side. flash-attn does without; this is for machines that lack it.
 
+Where sequences end reaches the attention as its mask, which every model hands down; other arguments some layers drop.
+
 Legend: N tokens of all sequences, H query heads, K key and value heads, D head size; b sequences of at most L tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
-NAME = "packed_sdpa"
+from dapo_openrlhf.backend.rows import Bucket
+
+NAME = "packed_attention"
 """Under which transformers knows this attention."""
 
-MOST_PADDING = 0.25
-"""Share of padding that sequences put side by side may have; more and they are split into two calls."""
+QUERIES = 256
+"""Tokens whose scores are made at once where torch's kernel for plain causal attention will not do."""
+
+
+_packed: ContextVar[Sequence[Bucket]] = ContextVar("packed sequences of the running forward pass")
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """Neighbouring sequences of like length."""
+class Visible:
+    """Which tokens a token sees: this attention's mask."""
 
-    tokens: int
-    """Of all its sequences."""
-    longest: int
-    """L"""
-    index: Tensor | None
-    """[b, L] positions among the bucket's tokens, beyond a sequence's end its last one; None without padding."""
-    valid: Tensor | None
-    """[b, L] bool, false beyond a sequence's end; None without padding."""
-
-
-def make_buckets(lengths: Sequence[int], *, device: torch.device) -> list[Bucket]:
-    """Cut packed sequences, given longest first, into runs of like length."""
-    if list(lengths) != sorted(lengths, reverse=True):
-        raise ValueError("packed sequences must come longest first")
-    buckets, first = [], 0
-    while first < len(lengths):
-        last = first
-        while last < len(lengths) and lengths[last] >= (1 - MOST_PADDING) * lengths[first]:
-            last += 1
-        buckets.append(_bucket(lengths[first:last], device))
-        first = last
-    return buckets
+    buckets: Sequence[Bucket]
+    """Of the packed sequences; none sees another."""
+    allowed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None
+    """transformers' mask function: of indices of batch, head, query and key, which broadcast. None if a token sees itself
+    and all before it in its sequence."""
+    reach: int | None
+    """A token sees none that many before it; None if it may see all."""
 
 
-def _bucket(lengths: Sequence[int], device: torch.device) -> Bucket:
-    tokens, longest = sum(lengths), lengths[0]
-    if lengths[-1] == longest:
-        return Bucket(tokens, longest, None, None)
-    counts, offsets = torch.tensor(lengths), torch.arange(longest)
-    starts = counts.cumsum(0) - counts
-    index = starts[:, None] + torch.minimum(offsets, counts[:, None] - 1)
-    return Bucket(tokens, longest, index.to(device), (offsets < counts[:, None]).to(device))
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What becomes of the products of queries and keys."""
+
+    scaling: float | None
+    """Factor; None for D to the power of -1/2."""
+    softcap: float | None
+    """c in c tanh(score / c) (Gemma 2, arXiv 2408.00118, section 2)."""
+    sinks: Tensor | None
+    """[H] score of a token that is always seen and has no value (gpt-oss, arXiv 2508.10925, section 2.2)."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether torch's kernel computes them."""
+        return self.softcap is None and self.sinks is None
 
 
 def packed_sdpa(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **settings: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **settings: Any,
 ) -> tuple[Tensor, None]:
     """Attention for transformers' interface: query [1, H, N, D], key and value [1, K, N, D]; returns [1, N, H, D].
 
-    ``settings`` holds ``scaling`` and ``buckets``, which the trainer passes through the model's forward.
+    ``attention_mask`` is what :func:`visible` made. Dropout is none of a policy's.
     """
-    buckets: Sequence[Bucket] = settings["buckets"]
-    sizes = [bucket.tokens for bucket in buckets]
-    repeats = query.shape[1] // key.shape[1]
+    if not isinstance(attention_mask, Visible):
+        raise NotImplementedError(f"{type(module).__name__} gets no mask by which it could keep packed sequences apart")
+    if settings.get("position_bias") is not None:
+        raise NotImplementedError(f"{type(module).__name__}: ds.attn_implementation sdpa knows no position bias")
+    sizes = [bucket.tokens for bucket in attention_mask.buckets]
+    scores = Scores(scaling, softcap, s_aux)
     outputs = []
     for bucket, *packed in zip(
-        buckets, *(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True
+        attention_mask.buckets, *(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True
     ):
         q, k, v = (_side_by_side(tensor, bucket) for tensor in packed)
-        if repeats > 1:
-            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=settings["scaling"]).transpose(1, 2)
+        attended = _attend(q, k, v, attention_mask, scores).transpose(1, 2)
         outputs.append(attended.flatten(0, 1) if bucket.valid is None else attended[bucket.valid])
     return torch.cat(outputs)[None], None
 
@@ -90,10 +102,82 @@ def _side_by_side(packed: Tensor, bucket: Bucket) -> Tensor:
     return packed[:, bucket.index].transpose(0, 1)
 
 
+def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
+    """[b, H, L, D] of query [b, H, L, D], key and value [b, K, L, D]."""
+    length, repeats = query.shape[2], query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    # A window or chunk may hold the whole sequence.
+    sees_all = visible.allowed is None or (visible.reach is not None and visible.reach >= length)
+    if sees_all and scores.plain:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scores.scaling)
+    outputs = []
+    for start in range(0, length, QUERIES):
+        end = min(start + QUERIES, length)
+        first = 0 if sees_all or visible.reach is None else max(0, start - visible.reach + 1)
+        mask = _mask(start, first, end, visible, query.device)
+        block = query[:, :, start:end], key[:, :, first:end], value[:, :, first:end], mask
+        if scores.plain:
+            outputs.append(scaled_dot_product_attention(*block[:3], attn_mask=mask, scale=scores.scaling))
+        elif torch.is_grad_enabled():  # all blocks' scores together would be L x L
+            outputs.append(checkpoint(_by_hand, *block, scores, use_reentrant=False, preserve_rng_state=False))
+        else:
+            outputs.append(_by_hand(*block, scores))
+    return torch.cat(outputs, dim=2)
+
+
+def _mask(start: int, first: int, end: int, visible: Visible, device: torch.device) -> Tensor:
+    """[end - start, end - first] bool, which of the tokens [first, end) those of [start, end) see."""
+    queries = torch.arange(start, end, device=device)[:, None]
+    keys = torch.arange(first, end, device=device)[None]
+    if visible.allowed is None:
+        return keys <= queries
+    # Longest sequences come first, so these indices all are of the first one, should the function ask for sequences.
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    return visible.allowed(zero, zero, queries, keys).expand(end - start, end - first)
+
+
+def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
+    """Attention with scores of any kind, the softmax in float32."""
+    scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
+    products = query @ key.transpose(2, 3) * scaling
+    if scores.softcap is not None:
+        products = torch.tanh(products / scores.softcap) * scores.softcap
+    products = products.float().masked_fill(~mask, -torch.inf)
+    if scores.sinks is None:
+        return products.softmax(-1).to(value.dtype) @ value
+    sinks = scores.sinks.float().view(1, -1, 1, 1).expand(*products.shape[:3], 1)
+    shares = torch.cat([products, sinks], dim=-1).softmax(-1)[..., :-1]
+    return shares.to(value.dtype) @ value
+
+
+def visible(
+    *arguments: Any, mask_function: Any, local_size: int | None = None, use_vmap: bool = False, **settings: Any
+) -> Visible:
+    """What transformers' masks are under this attention: a function of positions in place of a tensor."""
+    if "allow_is_bidirectional_skip" in settings:
+        raise NotImplementedError("a model in which tokens see later ones is no policy that could be trained here")
+    plain = local_size is None and not use_vmap
+    return Visible(_packed.get(), None if plain else mask_function, local_size)
+
+
+@contextmanager
+def packed(buckets: Sequence[Bucket] | None) -> Iterator[None]:
+    """Say where the sequences of forward passes in this block end; None for models that are told otherwise."""
+    if buckets is None:
+        yield
+        return
+    token = _packed.set(buckets)
+    try:
+        yield
+    finally:
+        _packed.reset(token)
+
+
 def register() -> None:
-    """Make this attention known to transformers; it needs no mask."""
+    """Make this attention and its masks known to transformers."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, packed_sdpa)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, lambda *arguments, **settings: None)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, visible)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.ray_address import resolve
+from dapo_openrlhf.backend.ray_folder import ray_folder
 from dapo_openrlhf.config import Config, ConfigError
 
 PROCESSES_PER_CORE = 2
-JOIN_SECONDS = 30.0
 OBJECT_STORE_BYTES_ON_CPU = 512 << 20
 
 
@@ -40,40 +39,36 @@ def check_devices(config: Config, device: Device, available: float, where: str) 
         )
 
 
-def check_answer(address: str) -> None:
-    """Refuse ``host:port`` where nothing listens: Ray would try again for minutes. Other forms are Ray's to resolve."""
-    host, _, port = address.rpartition(":")
-    if "/" in address or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=JOIN_SECONDS).close()
-    except OSError as error:
-        raise ConfigError(
-            f"RAY_ADDRESS: no Ray cluster answers at {address} within {JOIN_SECONDS:g} s ({error}); correct it, start the "
-            "cluster, or unset RAY_ADDRESS to use this machine"
-        ) from error
-
-
 @contextmanager
-def ray_cluster(config: Config, device: Device) -> Iterator[None]:
+def ray_cluster(config: Config, device: Device, *, say: Callable[[str], None] = print) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names (a submitted job has it set), or start one of our own and stop it.
 
-    Raises ``ConfigError`` when nothing answers there, or the joined cluster is too small.
+    ``say`` is told when Ray's files go elsewhere than to TMPDIR. Raises ``ConfigError`` when nothing answers there, or the
+    joined cluster is too small.
     """
-    if address := os.environ.get("RAY_ADDRESS"):
-        check_answer(address)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        resource = "CPU" if device.kind == "cpu" else "GPU"
-        check_devices(config, device, ray.cluster_resources().get(resource, 0.0), "the Ray cluster")
+    address = resolve(os.environ.get("RAY_ADDRESS", ""))
+    if address is None:
+        _start_local(config, device, ray_folder(say))
     else:
-        _start_local(config, device)
+        _join(address)
     try:
+        if address is not None:
+            resource = "CPU" if device.kind == "cpu" else "GPU"
+            check_devices(config, device, ray.cluster_resources().get(resource, 0.0), "the Ray cluster")
         yield
     finally:
         ray.shutdown()
 
 
-def _start_local(config: Config, device: Device) -> None:
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (RuntimeError, ConnectionError, TimeoutError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"RAY_ADDRESS: the Ray cluster at {address} cannot be joined: {reason}") from error
+
+
+def _start_local(config: Config, device: Device, folder: Path) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     model_processes = config.vllm.num_engines * config.vllm.tensor_parallel_size + config.trainer_ranks
@@ -85,5 +80,5 @@ def _start_local(config: Config, device: Device) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES_ON_CPU if device.kind == "cpu" else None,
-        _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
+        _temp_dir=str(folder),
     )

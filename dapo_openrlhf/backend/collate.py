@@ -41,6 +41,8 @@ class Tensors:
     """[B, 1] float32"""
     weights: Tensor
     """[B, 1] float32, what each of a response's tokens weighs in the policy loss of the update."""
+    fresh: Tensor
+    """[B, 1] float32, 1 for responses of the weights that the step begins with."""
     rollout_logprobs: Tensor
     """[B, T] float32, 0 beyond a response."""
 
@@ -67,6 +69,8 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
     present = torch.arange(int(response_lengths.max())) < response_lengths[:, None]
     trained = torch.tensor([sample.trained for sample in samples])
     padded_logprobs = torch.zeros(present.shape).masked_scatter(present, torch.from_numpy(np.concatenate(logprobs)))
+    # What carries no gradient must not spoil sums either: 0 times infinity is no number.
+    padded_logprobs = padded_logprobs.where(trained[:, None] | padded_logprobs.isfinite(), 0.0)
     return Tensors(
         samples=samples,
         lengths=tuple(sample.tokens for sample in samples),
@@ -78,5 +82,6 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
         mask=(present & trained[:, None]).float().to(device),
         advantages=torch.tensor([[sample.advantage] for sample in samples]).to(device),
         weights=torch.tensor([[sample.weight] for sample in samples]).to(device),
+        fresh=torch.tensor([[float(sample.fresh)] for sample in samples]).to(device),
         rollout_logprobs=padded_logprobs.to(device),
     )

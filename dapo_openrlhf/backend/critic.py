@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dapo_openrlhf.backend.collate import Tensors
+from dapo_openrlhf.backend.gate import Gate
 from dapo_openrlhf.backend.models import Models
 from dapo_openrlhf.backend.strategy import Strategy
 from dapo_openrlhf.loss import aggregate, value_loss
@@ -29,7 +30,8 @@ class Critic:
         }
         model = models.critic(critic.model_name_or_path)
         self.engine, *_ = strategy.prepare((model, settings))
-        self.engine.train()
+        self.engine.eval()
+        self.gate = Gate(self.engine)
 
     def values(self, batch: Tensors) -> Tensor:
         """Values [B, T] of the states before each response token, 0 beyond a response."""
@@ -38,7 +40,7 @@ class Critic:
     def learn(
         self, batch: Tensors, *, old_values: Tensor, returns: Tensor, total_tokens: int, last: bool
     ) -> dict[str, Tensor]:
-        """Backward pass of one micro-batch, and the optimizer's step after the ``last`` of an update.
+        """Backward pass of one micro-batch, of which ``last`` is an update's last; the step is the gate's to let be done.
 
         Returns sums over trained tokens, from which the share of the returns' variance that the old values explain
         follows; ``value_loss`` is a share of the update's.
@@ -47,8 +49,6 @@ class Critic:
         losses = value_loss(self.values(batch), old_values, returns, clip=self._clip)
         loss = aggregate(losses, batch.mask, torch.tensor(1 / max(total_tokens, 1)))
         self.engine.backward(loss * self._strategy.world_size)  # DeepSpeed averages over the ranks
-        if last:
-            self.engine.step()
         errors = returns - old_values
         return {
             "value_loss": loss.detach(),
@@ -58,8 +58,3 @@ class Critic:
             "value_error": (errors * batch.mask).sum(),
             "value_error_squared": (errors.square() * batch.mask).sum(),
         }
-
-    @property
-    def grad_norm(self) -> float:
-        """Gradient norm of the last update, before clipping."""
-        return float(self._strategy.get_grad_norm(self.engine))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,12 @@ class Device:
             "TORCHDYNAMO_DISABLE": "1",  # the sampler's log-prob op would compile for seconds at the first token
             "CUDA_VISIBLE_DEVICES": "",
         }
+
+    def runtime_env(self) -> dict[str, Any]:
+        """What Ray is told about an actor's process. Ray hands the interpreter to a shell, unquoted."""
+        quoted = shlex.quote(sys.executable)
+        interpreter = {} if quoted == sys.executable else {"py_executable": quoted}
+        return {"env_vars": dict(self.environment()), **interpreter}
 
     def engine_settings(self, *, kv_cache_memory_bytes: int | None, gpu_memory_utilization: float) -> dict[str, Any]:
         """vLLM engine arguments that depend on the machine."""

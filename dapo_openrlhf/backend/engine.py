@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,9 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, PromptTooLong, WeightAck, WeightManifest
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, WeightAck, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.ports import Sampling
-from dapo_openrlhf.prompts import chat_turns
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core_client import InprocClient
@@ -28,7 +27,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     instead of one per response), outputs (arrays instead of an object per token), weights (vLLM's weight-transfer
     API, acknowledged with version and checksum, instead of a broadcast per parameter).
 
-    Generation runs on the engine loop's thread, tokenizing and decoding on another one; this actor's event loop only
+    Generation runs on the engine loop's thread, decoding on another one; this actor's event loop only
     ever hands things over, so that a pause, a health check or a publication never queues behind token work.
     """
 
@@ -37,8 +36,8 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         *,
         name: str,
         engine_args: Mapping[str, Any],
-        apply_chat_template: bool,
-        max_len: int,
+        stop_ids: Sequence[int],
+        decode_queries: bool = False,
         version: int = 0,
         weights_in_flight: bool = True,
         recompute_kv_cache: bool = False,
@@ -60,13 +59,12 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
         self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
-        self._tokenizing: dict[str, bool] = {}  # groups that the loop does not know yet, and whether they were cut
-        self._apply_chat_template = apply_chat_template
-        self._max_len = max_len
+        self._decode_queries = decode_queries
         self._phase = "loading its model"
         self._loop = EngineLoop(
             engine_args,
             name=name,
+            stop_ids=stop_ids,
             version=version,
             weights_in_flight=weights_in_flight,
             recompute_kv_cache=recompute_kv_cache,
@@ -83,34 +81,42 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return self._phase
 
     async def generate(
-        self, group_id: str, text: str, sampling: Sampling
-    ) -> tuple[GenerationReport, GroupTokens, list[str]] | tuple[None, None, None]:
-        """Sample a group; nothing comes of one that is cut too early. Raises :class:`PromptTooLong`."""
-        run = asyncio.get_running_loop().run_in_executor
-        self._tokenizing[group_id] = False
-        try:
-            prompt_ids = await run(self._texts, self._tokenize, text)
-        finally:
-            cut = self._tokenizing.pop(group_id)
-        if cut:
-            return None, None, None  # no exception: Ray would report it where nobody waits for the group any more
-        if len(prompt_ids) + sampling.max_new_tokens > self._max_len:
-            raise PromptTooLong(
-                f"prompt of {len(prompt_ids)} tokens and rollout.max_new_tokens {sampling.max_new_tokens} exceed "
-                f"data.max_len {self._max_len}"
-            )
+        self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling
+    ) -> tuple[GenerationReport, GroupTokens, GroupTexts] | tuple[None, None, None]:
+        """Sample a group; nothing comes of one that is cut too early.
+
+        Raises ``messages.BadPrompt``, and ``ArithmeticError`` for log-probs that are not finite.
+        """
         made = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
         if made is None:
-            return None, None, None
+            return None, None, None  # no exception: Ray would report it where nobody waits for the group any more
         report, tokens = made
-        return report, tokens, await run(self._texts, self._decode, tokens)
+        if not np.isfinite(tokens.rollout_logprobs).all():
+            bad = int((~np.isfinite(tokens.rollout_logprobs)).sum())
+            raise ArithmeticError(
+                f"{bad} of {len(tokens.rollout_logprobs)} log-probs of {group_id} are not finite, with the weights of versions "
+                f"{report.oldest_version} to {report.newest_version}: the engine's model or its memory is broken"
+            )
+        return report, tokens, await asyncio.get_running_loop().run_in_executor(self._texts, self._decode, tokens)
+
+    async def sample_random(self, lengths: Sequence[int], new_tokens: int, temperature: float) -> list[GroupTokens]:
+        """A response of at most ``new_tokens`` to a prompt of random ordinary tokens of each of the ``lengths``."""
+        dice, ids = np.random.default_rng(0), self._ordinary_ids()
+        sampling = Sampling(n=1, max_new_tokens=new_tokens, temperature=temperature, top_p=1.0)
+        prompts = [dice.choice(ids, length).tolist() for length in lengths]
+        futures = [self._loop.generate(f"random {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
+        made = [await asyncio.wrap_future(future) for future in futures]
+        return [group[1] for group in made if group is not None]
+
+    def _ordinary_ids(self) -> list[int]:
+        """Token ids that are not special and that the model has embeddings of."""
+        rows = self._loop.vocabulary
+        ids = {*self._tokenizer.get_vocab().values()} - {*self._tokenizer.all_special_ids}
+        return sorted(token for token in ids if token < rows) or list(range(rows))
 
     async def cut(self, group_id: str) -> None:
         """End a group with the tokens it has; see :meth:`EngineLoop.cut`."""
-        if group_id in self._tokenizing:
-            self._tokenizing[group_id] = True
-        else:
-            self._loop.cut(group_id)
+        self._loop.cut(group_id)
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
         """Replace the weights; see :meth:`EngineLoop.load_weights`."""
@@ -140,18 +146,18 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._enter(f"generating with version {version}")
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
-    def _decode(self, tokens: GroupTokens) -> list[str]:
+    def _decode(self, tokens: GroupTokens) -> GroupTexts:
+        """Texts of a group. A query is decoded as a whole, as OpenRLHF does: two decoded parts may differ from it."""
         responses = [tokens.response(index)[0] for index in range(len(tokens.offsets) - 1)]
-        return self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        if not self._decode_queries:
+            return GroupTexts(responses=tuple(texts))
+        whole = [np.concatenate([tokens.prompt_ids, response]) for response in responses]
+        queries = self._tokenizer.batch_decode(whole, skip_special_tokens=False)
+        return GroupTexts(responses=tuple(texts), queries=tuple(queries))
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
-
-    def _tokenize(self, text: str) -> list[int]:
-        if self._apply_chat_template:
-            text = self._tokenizer.apply_chat_template(chat_turns(text), tokenize=False, add_generation_prompt=True)
-            return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._tokenizer(text)["input_ids"]
 
 
 def _replace_weights(core: InprocClient, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:

@@ -5,6 +5,27 @@ process. What it hands out per step, token ids and an array of log-probs, is app
 two steps nothing is running, so that is where weights are replaced: requests stay, no token is half made, and the
 version of every token is known exactly.
 
+What vLLM's front end does for a request (``v1/engine/input_processor.py``, ``sampling_params.py`` of 0.29), and where
+it is done here:
+
+| front end                            | here                                                                       |
+|--------------------------------------|----------------------------------------------------------------------------|
+| renders and tokenises                | rows of data are tokenised before a prompt gets here                       |
+| prompt empty, too long, unknown id   | ``prompt_checks.py``, stricter: room for all of ``max_new_tokens``, and no |
+|                                      | id without a row in the embedding; fails the prompt, not the engine        |
+| ends of a response                   | ``stop_tokens.py``: also config.json and the chat template                 |
+| default temperature, top_p, top_k,   | never taken: trainer and sampler must agree, and an evaluation is what its |
+| repetition_penalty of the model      | settings say; :class:`~dapo_openrlhf.ports.Sampling` is all that counts    |
+| ranges of sampling parameters        | ``config.py``; ``SamplingParams`` checks its own once more                 |
+| n responses of a request             | :meth:`EngineLoop._add`: a request each, which share the prompt's cache    |
+| seed                                 | the engine's, by its number; none of a request's own                       |
+| cache_salt                           | the version of the weights                                                 |
+| log-probs                            | of the sampled token only, as arrays                                       |
+| detokenisation, stop strings         | ``engine.py`` decodes whole responses; there are no stop strings           |
+| bad words, logit bias, allowed ids,  | not offered                                                                |
+| structured output, LoRA, multi-modal |                                                                            |
+| request ids made unique              | callers give unique names                                                  |
+
 All of vLLM's internals that this project relies on are used in this file.
 """
 
@@ -30,7 +51,8 @@ from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor.abstract import Executor
 
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens
+from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTokens
+from dapo_openrlhf.backend.prompt_checks import check_prompt
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.types import Span
 
@@ -74,11 +96,14 @@ class EngineLoop:
         engine_args: Mapping[str, Any],
         *,
         name: str,
+        stop_ids: Sequence[int],
         version: int = 0,
         weights_in_flight: bool = True,
         recompute_kv_cache: bool = False,
     ) -> None:
         """``name`` is the worker's name in spans, ``version`` that of the weights in ``engine_args["model"]``.
+
+        A response ends at any of ``stop_ids``, which stays its last token.
 
         New weights are taken between two steps of the groups in flight, or, without ``weights_in_flight``, when all
         of them are done; groups that come meanwhile wait. In flight, the KV cache of the tokens so far is kept, or
@@ -86,6 +111,8 @@ class EngineLoop:
         """
         self._engine_args = engine_args
         self._name = name
+        self._stop_ids = list(stop_ids)
+        self._params: dict[Sampling, SamplingParams] = {}
         self._weights_in_flight = weights_in_flight
         self._recompute_kv_cache = recompute_kv_cache
         self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for weights
@@ -104,7 +131,7 @@ class EngineLoop:
         return self._started
 
     def generate(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> Future[Made]:
-        """Sample a group; it gets the weights of each step as it goes."""
+        """Sample a group; it gets the weights of each step as it goes. The future raises :class:`BadPrompt`."""
         done: Future[Made] = Future()
         add = functools.partial(self._add, group_id, prompt_ids, sampling, done)
         self._commands.put(lambda: self._hold_back(group_id, done, add) if self._loads else add())
@@ -148,7 +175,8 @@ class EngineLoop:
         try:
             config = EngineArgs(**self._engine_args).create_engine_config()
             self._core = InprocClient(config, Executor.get_class(config), False)
-            self._generation_config = config.model_config.try_get_generation_config()
+            self.vocabulary = config.model_config.get_vocab_size()
+            self._longest = config.model_config.max_model_len
             self._started.set_result(None)
         except BaseException as error:
             self._started.set_exception(error)
@@ -202,32 +230,45 @@ class EngineLoop:
             return
 
     def _add(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling, done: Future[Any]) -> None:
-        params = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_new_tokens,
-            logprobs=0,  # of the sampled token only
-            detokenize=False,
-        )
-        params.update_from_generation_config(self._generation_config, None)
         group = _Group(prompt_ids=prompt_ids, done=done, unfinished=sampling.n)
-        for index in range(sampling.n):
-            request_id = f"{group_id}/{index}"
-            self._core.add_request(
-                EngineCoreRequest(
-                    request_id=request_id,
-                    prompt_token_ids=list(prompt_ids),
-                    mm_features=None,
-                    sampling_params=params,
-                    pooling_params=None,
-                    arrival_time=time.time(),
-                    lora_request=None,
-                    cache_salt=str(self._version),  # a prefix computed by other weights is another prefix
-                    data_parallel_rank=None,
-                )
+        begun = {f"{group_id}/{index}": _Response(group) for index in range(sampling.n)}
+        try:
+            check_prompt(
+                prompt_ids, new_tokens=sampling.max_new_tokens, vocabulary=self.vocabulary, longest=self._longest
             )
-            response = self._responses[request_id] = _Response(group)
-            group.responses.append(response)
+            for request_id in begun:
+                self._core.add_request(self._request(request_id, prompt_ids, sampling))
+        except BadPrompt as error:
+            done.set_exception(error)
+        except Exception as error:  # what the core refuses is this group's failure, and no reason to end
+            logger.exception("the engine core refused %s", group_id)
+            self._core.abort_requests([*begun])
+            done.set_exception(error)
+        else:
+            self._responses |= begun
+            group.responses += begun.values()
+
+    def _request(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> EngineCoreRequest:
+        if sampling not in self._params:
+            self._params[sampling] = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                stop_token_ids=self._stop_ids,
+                logprobs=0,  # of the sampled token only
+                detokenize=False,
+            )
+        return EngineCoreRequest(
+            request_id=request_id,
+            prompt_token_ids=list(prompt_ids),
+            mm_features=None,
+            sampling_params=self._params[sampling],
+            pooling_params=None,
+            arrival_time=time.time(),
+            lora_request=None,
+            cache_salt=str(self._version),  # a prefix computed by other weights is another prefix
+            data_parallel_rank=None,
+        )
 
     def _step(self) -> None:
         version, responses = self._version, self._responses

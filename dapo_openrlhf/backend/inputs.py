@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dapo_openrlhf.backend.cluster import check_devices
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.stop_tokens import StopTokens, stop_tokens, text_parts
 from dapo_openrlhf.checkpoint import RunState
 from dapo_openrlhf.config import Config, ConfigError
+from dapo_openrlhf.dataset.reading import read_prompt_set, show
+from dapo_openrlhf.dataset.rules import RowRules
+from dapo_openrlhf.dataset.store import PromptSet
 from dapo_openrlhf.judge.process import Judge, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
-from dapo_openrlhf.prompts import load_prompts
+from dapo_openrlhf.judge.sources import RULE
+from dapo_openrlhf.prompts import check_same_prompts
 from dapo_openrlhf.types import Prompt
 
 
@@ -21,13 +28,19 @@ class Inputs:
     """What a run needs before anything is started."""
 
     device: Device
-    prompts: list[Prompt]
-    problems: list[Prompt]
+    prompts: Sequence[Prompt]
+    problems: Sequence[Prompt]
     """Held-out problems; empty without ``eval.dataset``."""
+    stop: StopTokens
+    """What ends a response."""
+    prompt_set: str = ""
+    """What the prompts are recognised by after a resume; see ``PromptState``."""
     checkpoint: Path | None = None
     """Folder to resume from."""
     state: RunState | None = None
     """What that folder says."""
+    bad_batches: Path = Path("bad_batch")
+    """Folder for the batches of updates that were stopped; made where it is needed."""
 
     @property
     def first_step(self) -> int:
@@ -35,8 +48,17 @@ class Inputs:
         return self.state.step if self.state else 0
 
 
-def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = None) -> Inputs:
-    """Read the data and look for model and devices. Raises ``ConfigError`` for whatever would fail later."""
+def check_inputs(
+    config: Config,
+    *,
+    training: bool,
+    checkpoint: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Inputs:
+    """Read the data and look for model and devices. Raises ``ConfigError`` for whatever would fail later.
+
+    ``say`` gets what is worth knowing about the data, the first prompt among it.
+    """
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
     if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:
@@ -49,8 +71,6 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
     if training and config.critic.model_name_or_path is not None:
         check_model(config.critic.model_name_or_path, "critic.model_name_or_path")
     check_rewards(judge_settings(config.reward))
-    prompts = read_prompts(config, config.data.prompt_dataset) if training else []
-    problems = read_prompts(config, config.eval.dataset)[: config.eval.max_samples] if config.eval.dataset else []
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
     state = None if checkpoint is None else RunState.read(checkpoint)
@@ -58,7 +78,23 @@ def check_inputs(config: Config, *, training: bool, checkpoint: Path | None = No
         raise ConfigError(
             f"train.max_steps: {config.train.max_steps} rollout steps are done already in {checkpoint}; use more to go on"
         )
-    return Inputs(device=device, prompts=prompts, problems=problems, checkpoint=checkpoint, state=state)
+    check_context(config)
+    stop = stop_tokens(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
+    prompts, problems = read_sets(config, say, training=training)
+    if first := prompts or problems:
+        say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
+    prompt_set = prompts.description["identity"] if prompts else ""
+    if state is not None:
+        check_same_prompts(state.prompts, count=len(prompts or ()), prompt_set=prompt_set)
+    return Inputs(
+        device=device,
+        prompts=prompts or [],
+        problems=problems or [],
+        stop=stop,
+        prompt_set=prompt_set,
+        checkpoint=checkpoint,
+        state=state,
+    )
 
 
 def check_rewards(settings: JudgeSettings) -> None:
@@ -68,7 +104,8 @@ def check_rewards(settings: JudgeSettings) -> None:
             try:
                 judge.wait_ready()
             except JudgeUnavailable as error:
-                raise ConfigError(f"reward.remote_url: {' '.join(settings.sources)}: {error}") from error
+                printed = "".join(f"\nreward: {line}" for line in judge.printed())
+                raise ConfigError(f"reward.remote_url: {' '.join(settings.sources)}: {error}{printed}") from error
 
 
 def local_model(name_or_path: str) -> str:
@@ -85,9 +122,73 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
         raise ConfigError(f"{setting}: there is no model in {name_or_path} (no config.json)")
 
 
-def read_prompts(config: Config, dataset: str) -> list[Prompt]:
-    """The prompts of a data set as the configuration says."""
+def check_context(config: Config) -> None:
+    """Refuse more tokens than the model has positions. Where they are scaled, vLLM is the one to tell."""
+    from transformers import PretrainedConfig
+
+    values, _ = PretrainedConfig.get_config_dict(local_model(config.actor.model_name_or_path))
+    parts = [*text_parts(values)]
+    ropes = [part[name] for part in parts for name in ("rope_parameters", "rope_scaling") if part.get(name)]
+    scaled = any(set(rope) - {"rope_type", "type", "rope_theta"} for rope in ropes)
+    positions = [part[name] for part in parts for name in ("max_position_embeddings", "n_positions") if part.get(name)]
+    if positions and not scaled and config.data.max_len > max(positions):
+        raise ConfigError(
+            f"data.max_len: {config.data.max_len} tokens of prompt and response are more than the {max(positions)} positions of "
+            f"{config.actor.model_name_or_path} (max_position_embeddings); use at most {max(positions)}, and "
+            "rollout.max_new_tokens and eval.max_new_tokens below it"
+        )
+
+
+def read_sets(
+    config: Config, say: Callable[[str], None], *, training: bool
+) -> tuple[PromptSet | None, PromptSet | None]:
+    """Prompts to train on and held-out problems, side by side; None for what there is none of. Raises ``ConfigError``."""
+    with ThreadPoolExecutor(2) as threads:
+        prompts = threads.submit(read_prompts, config, say) if training else None
+        problems = threads.submit(read_problems, config, say) if config.eval.dataset else None
+        return prompts and prompts.result(), problems and problems.result()
+
+
+def read_prompts(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:
+    """``data.prompt_dataset`` as the configuration says. Raises ``ConfigError``."""
+    rules = row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens)
+    return read_prompt_set(
+        Path(config.data.prompt_dataset),
+        rules,
+        setting="data.prompt_dataset",
+        on_bad_row=config.data.on_bad_row,
+        say=say,
+    )
+
+
+def read_problems(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:
+    """``eval.dataset`` as the configuration says. Raises ``ConfigError``."""
+    assert config.eval.dataset is not None
+    if config.eval.max_new_tokens is None:
+        rules = row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens)
+    else:
+        rules = row_rules(config, "eval.max_new_tokens", config.eval.max_new_tokens)
+    return read_prompt_set(
+        Path(config.eval.dataset),
+        replace(rules, max_rows=config.eval.max_samples),
+        setting="eval.dataset",
+        on_bad_row=config.data.on_bad_row,
+        say=say,
+    )
+
+
+def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:
+    """What rows must be. ``room``: the setting that ``max_new_tokens`` comes from."""
     data = config.data
-    return load_prompts(
-        Path(dataset), input_key=data.input_key, label_key=data.label_key, input_template=data.input_template
+    return RowRules(
+        model=local_model(config.actor.model_name_or_path),
+        input_key=data.input_key,
+        label_key=data.label_key,
+        needs_answer=RULE in config.reward.remote_url,
+        max_tokens=data.max_len - max_new_tokens,
+        why_max=f"data.max_len {data.max_len:,} less {room} {max_new_tokens:,}",
+        input_template=data.input_template,
+        apply_chat_template=data.apply_chat_template,
+        chat_template_kwargs=data.chat_template_kwargs,
+        system_prompt=data.system_prompt,
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from dapo_openrlhf.agreement import Agreement
 from dapo_openrlhf.backend.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.inputs import Inputs
-from dapo_openrlhf.backend.remote import ObjectStoreTexts, RemoteTrainer
+from dapo_openrlhf.backend.remote import EngineRestarts, ObjectStoreTexts, RemoteTrainer
 from dapo_openrlhf.backend.rewards import RewardPool
 from dapo_openrlhf.backend.workers import Publisher, Workers, open_publisher, start_workers
+from dapo_openrlhf.bad_updates import BadUpdates
 from dapo_openrlhf.checkpoint import Checkpoints
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
@@ -59,7 +61,7 @@ def train(
         on_step=on_step,
         on_evaluation=on_evaluation,
     )
-    with ray_cluster(config, inputs.device):
+    with ray_cluster(config, inputs.device, say=say):
         return asyncio.run(_train(config, inputs, log, say, build))
 
 
@@ -71,7 +73,7 @@ async def _train(
     build: Callable[[Workers, Publisher], Pipeline],
 ) -> Outcome:
     started = time.monotonic()
-    workers = await start_workers(config, inputs)
+    workers = await start_workers(config, inputs, say=say)
     publisher = await open_publisher(config, workers, on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)))
     for note in workers.notes:
         say(note)
@@ -92,7 +94,7 @@ def evaluate(
     ``progress`` is asked every :data:`PROGRESS_SECONDS`, with the seconds since the first problem was begun, for what to
     ``say``.
     """
-    with ray_cluster(config, inputs.device):
+    with ray_cluster(config, inputs.device, say=say):
         return asyncio.run(_evaluate(config, inputs, say, on_answered, progress))
 
 
@@ -104,7 +106,7 @@ async def _evaluate(
     progress: Callable[[float], str],
 ) -> Evaluation:
     started = time.monotonic()
-    workers = await start_workers(config, inputs, training=False)
+    workers = await start_workers(config, inputs, training=False, say=say)
     begun = time.monotonic()
     say(f"engines ready after {begun - started:.1f} s")
 
@@ -113,12 +115,15 @@ async def _evaluate(
             await asyncio.sleep(PROGRESS_SECONDS)
             say(progress(time.monotonic() - begun))
 
-    engines = EnginePool(workers.engines)
-    reporter = asyncio.create_task(report())
-    try:
-        return await _evaluator(config, inputs.problems, engines, workers.rewards, on_answered).measure()
-    finally:
-        reporter.cancel()
+    reviver = EngineRestarts(workers.engines, start_timeout=config.async_.start_timeout)
+    engines = EnginePool(workers.engines, reviver=reviver, max_restarts=config.vllm.max_restarts)
+    evaluator = _evaluator(config, inputs.problems, engines, workers.rewards, on_answered)
+    async with asyncio.TaskGroup() as tasks:
+        helpers = [tasks.create_task(report()), tasks.create_task(engines.supervise())]
+        measured = await evaluator.measure()
+        for helper in helpers:
+            helper.cancel()
+    return measured
 
 
 def build_pipeline(
@@ -140,18 +145,22 @@ def build_pipeline(
         policy=StalenessPolicy(
             batch_size=rollout.batch_size, max_staleness=timing.max_staleness, version=inputs.first_step
         ),
-        group_filter=GroupFilter(enabled=config.algo.dynamic_filtering_enable),
+        group_filter=GroupFilter(
+            enabled=config.algo.dynamic_filtering_enable, score_range=config.algo.dynamic_filtering_range
+        ),
         over_sampling=OverSampling(
             factor=None if timing.over_sampling == "auto" else timing.over_sampling,
             window=OVER_SAMPLING_WINDOW * rollout.batch_size,
         ),
         max_filtered_batches=config.algo.max_filtered_batches,
-        # Longer than anything a group may wait for, each of which has a deadline of its own that says who is late.
-        stall_timeout=timing.start_timeout + timing.publish_timeout + timing.generate_timeout + timing.reward_timeout,
+        stall_timeout=stall_timeout(config),
     )
     rollouts = RolloutLoop(
         prompts=PromptStream(
-            inputs.prompts, seed=config.train.seed, state=inputs.state.prompts if inputs.state else None
+            inputs.prompts,
+            seed=config.train.seed,
+            state=inputs.state.prompts if inputs.state else None,
+            prompt_set=inputs.prompt_set,
         ),
         engines=engines,
         scorer=LimitedAttempts(workers.rewards, most=reward.max_attempts),
@@ -183,6 +192,7 @@ def build_pipeline(
         seed=config.train.seed,
         timeout=timing.train_timeout,
         on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
+        on_outcomes=BadUpdates(str(inputs.bad_batches), most=config.train.max_bad_updates, on_event=log.emit).note,
     )
     return Pipeline(
         engines=engines,
@@ -198,14 +208,23 @@ def build_pipeline(
         checkpoints=checkpoints,
         model_path=trained_model,
         first_step=inputs.first_step,
+        agreement=Agreement(limit=config.max_rollout_kl, data_type=config.ds.param_dtype),
         on_step=on_step,
         on_evaluation=on_evaluation,
     )
 
 
+def stall_timeout(config: Config) -> float:
+    """Longer than anything a group may wait for, each of which has a deadline of its own that says who is late."""
+    timing, reward = config.async_, config.reward
+    served = any("://" in name for name in reward.remote_url)
+    waits = (timing.start_timeout, timing.publish_timeout, timing.generate_timeout, timing.reward_timeout)
+    return sum(waits) + (reward.server_timeout if served else 0.0)
+
+
 def _evaluator(
     config: Config,
-    problems: list[Prompt],
+    problems: Sequence[Prompt],
     engines: EnginePool,
     rewards: RewardPool,
     on_answered: Callable[[ProblemResult], None] = lambda result: None,

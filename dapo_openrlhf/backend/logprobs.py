@@ -2,58 +2,95 @@
 
 A causal language model's ``forward`` is replaced by :func:`token_logprobs`, so that DeepSpeed's hooks see one call per
 micro-batch and [tokens x vocabulary] in float32 never exists: the output layer runs on chunks of positions, and is
-run again in the backward pass.
+run again in the backward pass. The chunks are made inside one call of the output layer, see :mod:`own_forward`.
 """
 
 from __future__ import annotations
 
-import types
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dapo_openrlhf.backend import attention, rows
+from dapo_openrlhf.backend.own_forward import OwnForward, Tail
+
 LOGITS_PER_CHUNK = 1 << 27
 """Logits held at once: 512 MB in float32."""
 
 
-def install(model: Any) -> None:
-    """Let ``model(...)`` compute :func:`token_logprobs` from now on; the module and its parameters stay the same."""
-    model.forward = types.MethodType(token_logprobs, model)
+def install(model: Any, *, by_rows: bool = False) -> None:
+    """Let ``model(...)`` compute :func:`token_logprobs` from now on; the module and its parameters stay the same.
+
+    ``by_rows``: the model reads sequences side by side, see :mod:`rows`. Raises ``UnknownHead``.
+    """
+    model.forward = functools.partial(token_logprobs_by_rows if by_rows else token_logprobs, OwnForward(model))
 
 
 def token_logprobs(
-    model: Any,
+    model: OwnForward,
     *,
     input_ids: Tensor,
-    position_ids: Tensor,
     positions: Tensor,
     targets: Tensor,
     temperature: float,
-    **attention: Any,
+    buckets: Sequence[rows.Bucket] | None = None,
+    **inputs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy of each target token.
 
-    ``input_ids``, ``position_ids`` [1, N] are packed sequences; ``positions`` [R] are indices into the N tokens whose
-    next token is ``targets`` [R]. ``attention`` is what the attention needs to keep sequences apart. Returns float32
+    ``input_ids`` [1, N] are packed sequences; ``positions`` [R] are indices into the N tokens whose next token is
+    ``targets`` [R]. ``buckets`` or ``inputs`` tell the attention in use where sequences end. Returns float32
     (logprobs [R], entropies [R]) of the distribution at ``temperature``; entropies carry no gradient.
     """
-    hidden = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention)[0]
-    hidden = hidden[0][positions]
-    head = model.get_output_embeddings()
-    rows = max(1, LOGITS_PER_CHUNK // model.config.get_text_config().vocab_size)
+    chunk_rows = max(1, LOGITS_PER_CHUNK // model.vocabulary)
+
+    def read(layer: Callable[[Tensor], Tensor], tail: Tail, hidden: Tensor) -> tuple[Tensor, ...]:
+        again = torch.is_grad_enabled() and hidden.shape[0] > chunk_rows
+        parts = [
+            checkpoint(_chunk, layer, tail, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
+            if again
+            else _chunk(layer, tail, h, t, temperature)
+            for h, t in zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True)
+        ]
+        return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
+
+    with attention.packed(buckets):
+        logprobs, entropies = model(read, positions, {"input_ids": input_ids, **inputs})
+    return logprobs, entropies.detach()
+
+
+def token_logprobs_by_rows(
+    model: OwnForward,
+    *,
+    input_ids: Tensor,
+    positions: Tensor,
+    targets: Tensor,
+    temperature: float,
+    position_ids: Tensor,
+    **_packed: Any,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`token_logprobs`, packed sequences of like length side by side."""
     parts = [
-        checkpoint(_chunk, head, h, t, temperature, use_reentrant=False)
-        if torch.is_grad_enabled() and hidden.shape[0] > rows
-        else _chunk(head, h, t, temperature)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        token_logprobs(
+            model,
+            input_ids=part.input_ids,
+            positions=part.positions,
+            targets=targets[part.of],
+            temperature=temperature,
+        )
+        for part in rows.parts(input_ids, position_ids, positions)
     ]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
 
 
-def _chunk(head: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = head(hidden).float()
+def _chunk(
+    layer: Callable[[Tensor], Tensor], tail: Tail, hidden: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = tail(layer(hidden)).float()
     if temperature != 1.0:
         logits = logits / temperature
     log_normaliser = torch.logsumexp(logits, dim=-1)

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from dapo_openrlhf.types import Span
 
 
-class PromptTooLong(ValueError):
-    """The prompt leaves no room for a response."""
+class BadPrompt(ValueError):
+    """The prompt itself is at fault, and would be in any engine; ``reason`` names the counter it adds to."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, so that it survives pickling
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,39 @@ class GroupTokens:
         """Token ids and log-probs of one response."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.response_ids[span], self.rollout_logprobs[span]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTexts:
+    """The texts of one group."""
+
+    responses: tuple[str, ...]
+    """Without special tokens."""
+    queries: tuple[str, ...] = ()
+    """Prompt and response together, special tokens included; empty where no reward looks at them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Between two sets of log-probs of the same tokens, in absolute value."""
+
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far a trainer's log-probs are from its model's own and from the engines'."""
+
+    architecture: str
+    eps: float
+    """Of the type that is computed in: the distance from 1 to the next larger number."""
+    packed: Difference
+    """The trainer's, sequences packed, against the model's own forward pass, one sequence at a time."""
+    rounding: Difference
+    """That own forward pass with a rounding error more in each linear layer, against itself."""
+    engines: tuple[Difference, ...]
+    """The trainer's against each engine's of what it sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ import torch
 from openrlhf.models.model import _get_critic_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from dapo_openrlhf.backend import attention, logprobs, onednn, values
+from dapo_openrlhf.backend import attention, checkpointing, families, logprobs, onednn, rows, values
+from dapo_openrlhf.backend.checkpoint_names import keep_used_conversions
 from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed
 from dapo_openrlhf.backend.strategy import PARAM_DTYPES, Strategy
 
@@ -28,17 +29,17 @@ class Models:
         ds, wanted = strategy.args.ds, strategy.args.ds.attn_implementation
         packed_sdpa = wanted == "sdpa" or (wanted == "flash_attention_2" and not flash_attention_installed())
         self.attention_name = attention.NAME if packed_sdpa else wanted
-        self._options = {
-            "dtype": PARAM_DTYPES[ds.param_dtype],
-            "attn_implementation": self.attention_name,
-            "trust_remote_code": True,
-        }
+        self._options = {"dtype": PARAM_DTYPES[ds.param_dtype], "trust_remote_code": True}
 
     def language_model(self, path: str) -> Any:
         """A causal language model that computes :func:`logprobs.token_logprobs`."""
+        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        by_rows = self._by_rows(config)
         with self._partitioned_loading():
-            model = AutoModelForCausalLM.from_pretrained(path, **self._options)
-        logprobs.install(model)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=config, attn_implementation=self._attention_of(config), **self._options
+            )
+        logprobs.install(model, by_rows=by_rows)
         return self._prepared(model)
 
     def critic(self, path: str) -> Any:
@@ -51,17 +52,41 @@ class Models:
         head = getattr(config, "value_head_prefix", self._strategy.args.ds.value_head_prefix)
         base = AutoModel._model_mapping[type(config)]
         critic_class = _get_critic_model(base.__base__, base, head, packing_samples=True)
+        by_rows = self._by_rows(config)
         with self._partitioned_loading():
-            model, report = critic_class.from_pretrained(path, config=config, output_loading_info=True, **self._options)
-        values.install(model, new_head=f"{head}.weight" in report["missing_keys"])
+            model, report = critic_class.from_pretrained(
+                path,
+                config=config,
+                output_loading_info=True,
+                attn_implementation=self._attention_of(config),
+                **self._options,
+            )
+        values.install(model, new_head=f"{head}.weight" in report["missing_keys"], by_rows=by_rows)
         return self._prepared(model)
 
+    def _by_rows(self, config: Any) -> bool:
+        """Whether a family reads sequences side by side. Raises ``UnfitModel`` where that cannot be."""
+        reason = families.why_by_rows(config)
+        if reason is not None and self._strategy.stage == 3:
+            raise families.UnfitModel(
+                f"{families.architecture(config)}: {reason}, so its sequences are read in rows, whose number differs from "
+                "rank to rank, and that ds.zero_stage 3 does not allow; use ds.zero_stage 2"
+            )
+        return reason is not None
+
+    def _attention_of(self, config: Any) -> str:
+        by_rows = families.why_by_rows(config) is not None
+        return families.rows_attention(config) if by_rows else self.attention_name
+
     def _prepared(self, model: Any) -> Any:
+        """A model that computes what an engine's does: without dropout, also while it learns."""
         model.config.use_cache = False
+        model.eval()
+        keep_used_conversions(model)
         if self._device.type == "cpu":
             onednn.install(model)
         if self._strategy.args.actor.gradient_checkpointing_enable:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpointing.install(model)
         return model
 
     def inputs(self, batch: Tensors) -> dict[str, Any]:
@@ -76,7 +101,7 @@ class Models:
     def _attention(self, batch: Tensors) -> dict[str, Any]:
         """How the attention in use is told where sequences end."""
         if self.attention_name == attention.NAME:
-            return {"buckets": attention.make_buckets(batch.lengths, device=self._device)}
+            return {"buckets": rows.make_buckets(batch.lengths, device=self._device)}
         ends = torch.tensor([0, *batch.lengths]).cumsum(0).to(self._device, torch.int32)
         longest = batch.lengths[0]
         return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}

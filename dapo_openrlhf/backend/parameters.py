@@ -1,16 +1,97 @@
-"""A trainer's whole parameters, one after the other, however DeepSpeed keeps them (runs in every trainer rank)."""
+"""A trainer's whole tensors under their checkpoint's names, however DeepSpeed keeps them (runs in every trainer rank)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from dapo_openrlhf.backend.messages import WeightLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module, Parameter
+    from torch.nn import Parameter
+
+    from dapo_openrlhf.backend.checkpoint_names import Unit
 
 BUCKET_BYTES = 512 << 20
 """ZeRO-3 parameters brought together at once: one collective for many, and no more memory than this on top."""
+
+
+class Published:
+    """What a publication of a model consists of; ``model`` is transformers' own, inside of DeepSpeed's engine."""
+
+    def __init__(self, model: Any) -> None:
+        from dapo_openrlhf.backend.checkpoint_names import stored_tensors, units
+
+        self._model = model
+        self._stored: dict[str, Parameter] = stored_tensors(model)
+        self._units = units(model)
+        self.layout = self._layout()
+
+    def tensors(self, *, bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
+        """Yield names and whole tensors, in the order of the layout.
+
+        Under ZeRO-3 every rank must exhaust this, since gathering is a collective; a tensor's memory stays for as long
+        as somebody holds the tensor. Each tensor is ready on the CUDA stream that is current when it is asked for. Under
+        ZeRO-1 and 2 most tensors are the parameters themselves.
+        """
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        sizes = [sum(_bytes(self._stored[name]) for name in unit.sources) for unit in self._units]
+        for first, last in buckets(sizes, bucket_bytes):
+            bucket = self._units[first:last]
+            partitioned = [p for unit in bucket for name in unit.sources if hasattr(p := self._stored[name], "ds_id")]
+            with GatheredParameters(partitioned, enabled=bool(partitioned)):
+                gathered = _Ready(pending=bool(partitioned))
+                for unit in bucket:
+                    yield from self._converted(unit, gathered)
+
+    def _converted(self, unit: Unit, gathered: _Ready) -> Iterator[tuple[str, Tensor]]:
+        sources = {name: self._stored[name].detach() for name in unit.sources}
+        for tensor in sources.values():
+            gathered.use(tensor)
+        converted = unit.convert(sources, self._model)
+        ready = _Ready(pending=unit.conversion is not None)
+        for name, tensor in converted:
+            ready.use(tensor)
+            yield name, tensor
+
+    def _layout(self) -> WeightLayout:
+        import torch
+
+        def shape_only(name: str) -> Tensor:
+            tensor = self._stored[name]
+            return torch.empty(whole_shape(tensor), dtype=tensor.dtype, device="meta")
+
+        named = [
+            (name, tensor)
+            for unit in self._units
+            for name, tensor in unit.convert({source: shape_only(source) for source in unit.sources}, self._model)
+        ]
+        return WeightLayout(
+            names=tuple(name for name, _ in named),
+            dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for _, tensor in named),
+            shapes=tuple(tuple(tensor.shape) for _, tensor in named),
+            sizes=tuple(tensor.nbytes for _, tensor in named),
+        )
+
+
+class _Ready:
+    """When work queued so far is done, for streams that did not queue it: vLLM packs on several in turn."""
+
+    def __init__(self, *, pending: bool) -> None:
+        """``pending``: there is work on the current stream that later users must wait for."""
+        import torch
+
+        self._event = torch.cuda.current_stream().record_event() if pending and torch.cuda.is_available() else None
+
+    def use(self, tensor: Tensor) -> None:
+        """Let the current stream wait, and keep the tensor's memory until what it does with it is done."""
+        import torch
+
+        if self._event is not None:
+            torch.cuda.current_stream().wait_event(self._event)
+            tensor.record_stream(torch.cuda.current_stream())
 
 
 def whole_shape(parameter: Parameter) -> tuple[int, ...]:
@@ -19,34 +100,13 @@ def whole_shape(parameter: Parameter) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def whole_parameters(module: Module, *, bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and whole tensors, in the order of ``named_parameters``.
-
-    Under ZeRO-3 every rank must exhaust this, since gathering is a collective; a tensor's memory stays for as long as
-    somebody holds the tensor. Each tensor is ready on the CUDA stream that is current when it is asked for. Under ZeRO-1
-    and 2 tensors are the parameters themselves.
-    """
-    import torch
-    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-
-    named = list(module.named_parameters())
-    sizes = [parameter.element_size() * whole_numel(parameter) for _, parameter in named]
-    for first, last in buckets(sizes, bucket_bytes):
-        bucket = named[first:last]
-        partitioned = any(hasattr(parameter, "ds_id") for _, parameter in bucket)
-        with GatheredParameters([parameter for _, parameter in bucket], enabled=partitioned):
-            gathered = torch.cuda.current_stream().record_event() if partitioned and torch.cuda.is_available() else None
-            for name, parameter in bucket:
-                tensor = parameter.detach()
-                if gathered is not None:  # vLLM packs on streams in turn: this may be another one by now
-                    torch.cuda.current_stream().wait_event(gathered)
-                    tensor.record_stream(torch.cuda.current_stream())
-                yield name, tensor
-
-
 def whole_numel(parameter: Parameter) -> int:
     """Elements of a parameter, of which ZeRO-3 may keep a part only."""
     return int(parameter.ds_numel) if hasattr(parameter, "ds_id") else parameter.numel()
+
+
+def _bytes(parameter: Parameter) -> int:
+    return parameter.element_size() * whole_numel(parameter)
 
 
 def buckets(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:

@@ -32,6 +32,8 @@ class Known:
     """Before the step."""
     advantages: PerSample = field(default_factory=dict)
     returns: PerSample = field(default_factory=dict)
+    logprobs: PerSample = field(default_factory=dict)
+    """Of the weights being trained, of the newest update: what is written down if that is stopped."""
 
 
 def key_of(sample: Sample) -> SampleKey:

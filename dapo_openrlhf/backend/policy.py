@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ import ray
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
-from dapo_openrlhf.backend.messages import GroupTokens, StagedWeights, WeightLayout, WeightManifest
+from dapo_openrlhf.backend.messages import Agreement, GroupTokens, StagedWeights, WeightLayout, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import policy_actor
-from dapo_openrlhf.backend.parameters import whole_numel, whole_parameters, whole_shape
-from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.backend.parameters import Published, whole_numel
+from dapo_openrlhf.backend.step_settings import AdvantageSettings, GuardSettings, LossSettings
+from dapo_openrlhf.bad_updates import UpdateOutcome, folder_of
 from dapo_openrlhf.batch import RankPlan, Sample, Update
 from dapo_openrlhf.checkpoint import TRAINER_FOLDER
 from dapo_openrlhf.types import Span
@@ -27,8 +28,18 @@ from dapo_openrlhf.types import Span
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dapo_openrlhf.backend.agreement import Comparison
     from dapo_openrlhf.backend.collate import Tensors
     from dapo_openrlhf.backend.per_sample import Known, PerSample
+    from dapo_openrlhf.backend.tally import Tally, Verdict
+
+MOST_WRITTEN = 20
+"""Updates that were stopped whose batches a rank writes down."""
+
+NOT_PUBLISHED = "these weights are not published"
+
+_NORMS = {"gradient norm": "grad_norm", "critic gradient norm": "critic_grad_norm"}
+"""Names of a tally's norms as metrics."""
 
 STATE_TAG, CRITIC_TAG = "state", "critic"
 """DeepSpeed's names for the policy's and the critic's state in a checkpoint."""
@@ -41,7 +52,7 @@ class RankReady:
     parameters: int
     """Of the whole model."""
     attention: str
-    """As transformers knows it; ``packed_sdpa`` also where flash-attn was asked for and is not installed."""
+    """As transformers knows it; ``packed_attention`` also where flash-attn was asked for and is not installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +60,11 @@ class StepReport:
     """One rank's share of a rollout step."""
 
     sums: Mapping[str, float]
-    """Sums over this rank's trained tokens; ``tokens`` counts them (each epoch anew)."""
+    """Sums over this rank's trained tokens of the updates that were done; ``tokens`` counts them (each epoch anew)."""
     values: Mapping[str, float]
-    """Numbers that are the same on every rank."""
+    """Numbers that are the same on every rank; gradient norms are missing where no update was done."""
+    outcomes: tuple[UpdateOutcome, ...]
+    """Of each update, up to the one with which the rank gave up; the same on every rank."""
     spans: tuple[Span, ...]
     """What the rank did since its last report."""
 
@@ -87,18 +100,22 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         device: Device,
         loss: LossSettings,
         advantages: AdvantageSettings,
+        guard: GuardSettings,
         total_updates: int,
+        updates_done: int = 0,
         checkpoint: str | None = None,
         reference: str | None = None,
     ) -> RankReady:
         """Load the models and set up DeepSpeed. Blocks until all ranks have.
 
-        ``checkpoint``: folder of a checkpoint whose optimizer, schedule and full-precision weights to go on with.
+        ``total_updates``: gradient steps of the whole run, over which the schedule goes; ``updates_done``: where to enter
+        it. ``checkpoint``: folder of a checkpoint whose moments and full-precision weights to go on with.
         ``reference``: the model that a KL is measured to, or None.
         """
         stand_in_for_cuda()
         import torch
 
+        from dapo_openrlhf.backend.finite import refuse_not_finite
         from dapo_openrlhf.backend.models import Models
         from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
         from dapo_openrlhf.backend.strategy import Strategy
@@ -106,6 +123,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         torch.set_num_threads(device.threads)
         self._loss = loss
         self._advantages = advantages
+        self._guard = guard
+        self._bad_in_a_row = self._bad = 0
         self._device = (
             torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.kind == "cuda" else torch.device("cpu")
         )
@@ -114,7 +133,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._models = Models(self.strategy, device=self._device)
         self._build(args, total_updates, reference)
         if checkpoint is not None:
-            self._resume(os.path.join(checkpoint, TRAINER_FOLDER))
+            self._resume(os.path.join(checkpoint, TRAINER_FOLDER), updates_done)
+        refuse_not_finite(f"the model {args.actor.model_name_or_path} cannot be trained", *self._engines)
+        self._published = Published(self._engine.module)
         self._buffer: Tensor | None = None
         return RankReady(
             parameters=sum(map(whole_numel, self._engine.module.parameters())),
@@ -124,6 +145,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     def _build(self, args: Any, total_updates: int, reference: str | None) -> None:
         from openrlhf.models import Actor
         from transformers import AutoTokenizer
+
+        from dapo_openrlhf.backend.gate import Gate
 
         path = args.actor.model_name_or_path
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
@@ -137,8 +160,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         }
         model = Actor(self._models.language_model(path))
         self.actor, self._optimizer, self._scheduler = self.strategy.prepare((model, settings))
-        self.actor.train()
+        self.actor.eval()  # no dropout: the policy that learns is the one that sampled
         self._engine = self.actor.model
+        self._gate = Gate(self._engine)
         self._reference = self._critic = None
         if reference is not None:
             self._reference = self.strategy.prepare(self._models.language_model(reference).requires_grad_(False))
@@ -148,14 +172,18 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
             self._critic = Critic(self._models, self.strategy, total_updates=total_updates)
 
-    def _resume(self, folder: str) -> None:
-        found, _ = self._engine.load_checkpoint(folder, tag=STATE_TAG)
-        if found is None:
+    @property
+    def _engines(self) -> list[Any]:
+        """DeepSpeed's engines that are trained."""
+        return [self._engine] if self._critic is None else [self._engine, self._critic.engine]
+
+    def _resume(self, folder: str, updates_done: int) -> None:
+        from dapo_openrlhf.backend.restoring import restore
+
+        if not restore(self._engine, folder, STATE_TAG, updates_done=updates_done):
             raise RuntimeError(f"{folder} holds no state of the optimizer: it cannot be gone on from")
-        if self._critic is not None:
-            found, _ = self._critic.engine.load_checkpoint(folder, tag=CRITIC_TAG)
-            if found is None:
-                raise RuntimeError(f"{folder} holds no critic: its run trained none; start from its model instead")
+        if self._critic is not None and not restore(self._critic.engine, folder, CRITIC_TAG, updates_done=updates_done):
+            raise RuntimeError(f"{folder} holds no critic: its run trained none; start from its model instead")
 
     # ------------------------------------------------------------------ one rollout step
 
@@ -164,19 +192,51 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         with self._span("fetch"):
             fetched = dict(zip(plan.groups, ray.get(list(tokens)), strict=True))
         known = self._look_ahead(plan, fetched)
-        sums: defaultdict[str, float] = defaultdict(float)
-        grad_norms: defaultdict[str, list[float]] = defaultdict(list)
+        verdicts: list[Verdict] = []
+        outcomes: list[UpdateOutcome] = []
+        rate = 0.0
         for position, update in enumerate(plan.updates):
-            with self._span("update"):
-                self._update(update, fetched, known, sums, first=position == 0)
-                grad_norms["grad_norm"].append(float(self.strategy.get_grad_norm(self.actor)))
-            if self._critic is not None:
-                with self._span("update_critic"):
-                    self._update_critic(update, fetched, known, sums)
-                    grad_norms["critic_grad_norm"].append(self._critic.grad_norm)
+            rate = self._optimizer.param_groups[0]["lr"]
+            verdict = self._update(update, fetched, known, first=position == 0)
+            if verdict.sound:
+                verdicts.append(verdict)
+            outcomes.append(self._outcome(verdict, plan, position, fetched, known))
+            if self._bad_in_a_row >= self._guard.max_bad_updates:
+                break
         spans, self._spans = tuple(self._spans), []
-        means = {name: sum(norms) / len(norms) for name, norms in grad_norms.items()}
-        return StepReport(sums=sums, values={**means, "lr": self._scheduler.get_last_lr()[0]}, spans=spans)
+        return StepReport(
+            sums=_added(verdict.sums for verdict in verdicts),
+            values={
+                **{_NORMS[name]: total / len(verdicts) for name, total in _added(v.norms for v in verdicts).items()},
+                "lr": rate,
+            },
+            outcomes=tuple(outcomes),
+            spans=spans,
+        )
+
+    def _outcome(
+        self, verdict: Verdict, plan: RankPlan, position: int, tokens: Mapping[int, GroupTokens], known: Known
+    ) -> UpdateOutcome:
+        """Count an update that was stopped, and write it down."""
+        from dapo_openrlhf.backend.bad_batch import write_rank
+
+        if verdict.overflow and self._gate.loss_scaled:
+            return UpdateOutcome(not_finite=verdict.not_finite, overflow=True)
+        if verdict.sound:
+            self._bad_in_a_row = 0
+            return UpdateOutcome(not_finite={})
+        self._bad_in_a_row += 1
+        self._bad += 1
+        folder = folder_of(self._guard.folder, plan.step, position)
+        if self._bad > MOST_WRITTEN:
+            problem = f"{MOST_WRITTEN} batches are written down already"
+            return UpdateOutcome(not_finite=verdict.not_finite, problem=problem)
+        try:
+            write_rank(folder, self.strategy.get_rank(), plan.updates[position], tokens, known)
+        except OSError as error:
+            problem = f"its batch could not be written to {folder}: {error}"
+            return UpdateOutcome(not_finite=verdict.not_finite, problem=problem)
+        return UpdateOutcome(not_finite=verdict.not_finite)
 
     def _look_ahead(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> Known:
         """Everything that depends on the weights at the start of the step."""
@@ -264,33 +324,52 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     def _ref_logprobs(self, batch: Tensors) -> Tensor:
         return self._forward(self._reference, batch)[0]
 
-    def _update(
-        self,
-        update: Update,
-        tokens: Mapping[int, GroupTokens],
-        known: Known,
-        sums: defaultdict[str, float],
-        *,
-        first: bool,
+    def _update(self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, *, first: bool) -> Verdict:
+        """One update of policy and critic, or of neither: all gradients are known before either steps."""
+        from dapo_openrlhf.backend.tally import Tally
+
+        tally = Tally(self._device)
+        with self._span("update"):
+            self._policy_gradient(update, tokens, known, tally, first=first)
+            tally.norm("gradient norm", self._gate.norm())
+        if self._critic is not None:
+            with self._span("update_critic"):
+                self._critic_gradient(update, tokens, known, tally)
+                tally.norm("critic gradient norm", self._critic.gate.norm())
+        with self._span("update"):
+            verdict = tally.close()
+            self._gate.step(sound=verdict.sound)
+        if self._critic is not None:
+            with self._span("update_critic"):
+                self._critic.gate.step(sound=verdict.sound)
+        return verdict
+
+    def _policy_gradient(
+        self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, tally: Tally, *, first: bool
     ) -> None:
         from dapo_openrlhf.backend.per_sample import remember
-        from dapo_openrlhf.backend.policy_loss import policy_loss
+        from dapo_openrlhf.backend.policy_loss import advantages_of, policy_loss
 
+        known.logprobs.clear()
         for position, samples in enumerate(update.micro_batches):
             # DeepSpeed steps once an update, however many micro-batches it took.
             self._engine.set_gradient_accumulation_boundary(position == len(update.micro_batches) - 1)
             batch = self._collate(samples, tokens)
             logprobs, entropies = self._forward(self._engine, batch)
+            remember(known.logprobs, batch.samples, logprobs)
+            tally.look("log-probs", logprobs)
+            tally.look("rollout log-probs", batch.rollout_logprobs, batch.mask)
             if first and self._alone:
                 remember(known.old_logprobs, batch.samples, logprobs)
-            loss, metrics = policy_loss(batch, logprobs, entropies, known, self._loss, first=first)
+            tally.look("rewards or advantages", advantages_of(batch, known), batch.mask)
+            loss, metrics = policy_loss(
+                batch, logprobs, entropies, known, self._loss, total_tokens=update.total_tokens, first=first
+            )
+            tally.look("loss", loss)
             self._engine.backward(loss * self.strategy.world_size)  # DeepSpeed averages over the ranks
-            _add(sums, metrics)
-        self._engine.step()
+            tally.add(metrics)
 
-    def _update_critic(
-        self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, sums: defaultdict[str, float]
-    ) -> None:
+    def _critic_gradient(self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, tally: Tally) -> None:
         from dapo_openrlhf.backend.per_sample import recall
 
         for position, samples in enumerate(update.micro_batches):
@@ -302,27 +381,34 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
                 total_tokens=update.total_tokens,
                 last=position == len(update.micro_batches) - 1,
             )
-            _add(sums, metrics)
+            tally.look("critic loss", metrics["value_loss"])
+            tally.add(metrics)
 
     # ------------------------------------------------------------------ weights out
+
+    def _refuse_not_finite(self, what: str) -> None:
+        from dapo_openrlhf.backend.finite import refuse_not_finite
+
+        refuse_not_finite(what, *self._engines)
 
     def export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
         """All parameters in one flat buffer of bytes. Every rank must call it; rank 0 returns something."""
         with self._span("export_weights"):
+            self._refuse_not_finite(NOT_PUBLISHED)
             return self._export_weights()
 
     def _export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
         import torch
         import xxhash
 
-        layout = self.weight_layout()
+        layout = self._published.layout
         offsets = _offsets(layout.sizes)
         rank0 = self.strategy.is_rank_0()
         if rank0 and self._buffer is None:
             self._buffer = torch.empty(offsets[-1], dtype=torch.uint8)
-        for index, (_, parameter) in enumerate(whole_parameters(self._engine.module)):
+        for index, (_, tensor) in enumerate(self._published.tensors()):
             if rank0:
-                flat = parameter.contiguous().view(-1).view(torch.uint8)
+                flat = tensor.contiguous().view(-1).view(torch.uint8)
                 assert self._buffer is not None
                 self._buffer[offsets[index] : offsets[index] + flat.numel()].copy_(flat)
         if not rank0 or self._buffer is None:
@@ -338,14 +424,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return manifest, array
 
     def weight_layout(self) -> WeightLayout:
-        """Which tensors a publication consists of."""
-        named = list(self._engine.module.named_parameters())
-        return WeightLayout(
-            names=tuple(name for name, _ in named),
-            dtypes=tuple(str(parameter.dtype).removeprefix("torch.") for _, parameter in named),
-            shapes=tuple(whole_shape(parameter) for _, parameter in named),
-            sizes=tuple(parameter.element_size() * whole_numel(parameter) for _, parameter in named),
-        )
+        """Which tensors a publication consists of, as the model's checkpoint has them."""
+        return self._published.layout
 
     def transfer_address(self) -> tuple[str, int]:
         """A free port of this rank's machine, for engines to meet it."""
@@ -366,34 +446,37 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     def broadcast_weights(self) -> int | None:
         """Send all parameters to the engines. Every rank must call it; rank 0 returns their checksum."""
         with self._span("export_weights"):
-            parameters = whole_parameters(self._engine.module)
+            self._refuse_not_finite(NOT_PUBLISHED)
+            tensors = self._published.tensors()
             if self.strategy.is_rank_0():
-                return self._nccl.send(parameters)
-            for _ in parameters:  # gathering takes every rank
+                return self._nccl.send(tensors)
+            for _ in tensors:  # gathering takes every rank
                 pass
             return None
 
     def stage_weights(self) -> StagedWeights:
         """Copy all parameters aside for the engine on this rank's GPU. Every rank must call it."""
         with self._span("export_weights"):
-            return self._ipc.stage(whole_parameters(self._engine.module), size=self.weight_layout().bytes)
+            self._refuse_not_finite(NOT_PUBLISHED)
+            return self._ipc.stage(self._published.tensors(), size=self._published.layout.bytes)
+
+    def compare(self, engines: Sequence[Sequence[GroupTokens]]) -> Agreement:
+        """How far the log-probs are from the model's own and the engines'. Every rank must be asked."""
+        return self._comparison().agreement(engines)
+
+    def where_packed_differs(self, groups: Sequence[GroupTokens]) -> str:
+        """From where on packed sequences come out otherwise. Every rank must be asked."""
+        return self._comparison().where_packed_differs(groups)
+
+    def _comparison(self) -> Comparison:
+        from dapo_openrlhf.backend.agreement import Comparison
+
+        return Comparison(self._engine, self._models, temperature=self._loss.temperature, device=self._device)
 
     def score_logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
         """Log-probs of a response under the current weights, for comparison with an engine's."""
-        import torch
-
-        sample = Sample(
-            group=0, index=0, prompt_length=len(prompt_ids), length=len(response_ids), advantage=0.0, trained=True
-        )
-        tokens = GroupTokens(
-            prompt_ids=np.asarray(prompt_ids, np.int32),
-            response_ids=np.asarray(response_ids, np.int32),
-            rollout_logprobs=np.zeros(len(response_ids), np.float32),
-            offsets=np.asarray([0, len(response_ids)]),
-        )
-        with torch.no_grad():
-            logprobs = self._logprobs(self._collate((sample,), {0: tokens}))
-        return logprobs[0].tolist()
+        (logprobs,) = self._comparison().packed([np.asarray([*prompt_ids, *response_ids], np.int32)])
+        return logprobs[-len(response_ids) :].tolist()
 
     def save(self, path: str) -> None:
         """Write a Hugging Face checkpoint, with the critic's in its folder ``critic`` if that is to be kept.
@@ -402,6 +485,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """
         unfinished = path + ".unfinished"
         with self._span("save"):
+            self._refuse_not_finite(f"the model is not saved to {path}")
             self.strategy.save_model(self.actor, self.tokenizer, unfinished)
             if self._critic is not None and self.strategy.args.critic.save_value_network:
                 self.strategy.save_model(self._critic.engine, self.tokenizer, os.path.join(unfinished, "critic"))
@@ -411,15 +495,22 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def save_state(self, path: str) -> None:
         """Write DeepSpeed's checkpoints beside a saved model. Every rank must call it."""
+        from dapo_openrlhf.backend.finite import refuse_moments_not_finite
+
         with self._span("save"):
+            self._refuse_not_finite(f"no checkpoint is made in {path}")
+            refuse_moments_not_finite(f"no checkpoint is made in {path}", *self._engines)
             self._engine.save_checkpoint(os.path.join(path, TRAINER_FOLDER), tag=STATE_TAG)
             if self._critic is not None:
                 self._critic.engine.save_checkpoint(os.path.join(path, TRAINER_FOLDER), tag=CRITIC_TAG)
 
 
-def _add(sums: defaultdict[str, float], metrics: Mapping[str, Tensor]) -> None:
-    for name, value in metrics.items():
-        sums[name] += float(value)
+def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    sums: defaultdict[str, float] = defaultdict(float)
+    for part in parts:
+        for name, value in part.items():
+            sums[name] += value
+    return dict(sums)
 
 
 def _offsets(sizes: Sequence[int], alignment: int = 64) -> list[int]:

@@ -10,14 +10,17 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from dapo_openrlhf.agreement import FRESH_KL
 from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
-from dapo_openrlhf.backend.messages import GenerationReport, PromptTooLong, WeightManifest
+from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTexts, WeightManifest
 from dapo_openrlhf.backend.policy import StepReport
+from dapo_openrlhf.bad_updates import UpdateOutcome
 from dapo_openrlhf.batch import plan_batch
-from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, NotRevived, Publication, Sampling
+from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, NotRevived, PromptFault, Publication, Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]
+OnOutcomes = Callable[[TrainBatch, Sequence[UpdateOutcome]], None]
 
 ECHO_SECONDS = 2.0
 """How long after an error the other calls are listened to: when a process dies, its peers' collectives fail first."""
@@ -58,7 +61,9 @@ class RemoteEngine:
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample a group; tokens and texts stay in the object store."""
-        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(request, prompt.text, sampling)
+        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(
+            request, prompt.token_ids, sampling
+        )
         try:
             report: GenerationReport | None = await report_ref
         except asyncio.CancelledError:
@@ -68,9 +73,8 @@ class RemoteEngine:
             raise GroupError(ENGINE_DIED, f"engine {self._index} died: {self._cause or error}") from error
         except RayTaskError as error:
             _take_note(tokens, texts)
-            if isinstance(error.cause, PromptTooLong):
-                message = f"prompt {prompt.id}: {error.cause}"
-                raise GroupError("prompt_too_long", message, permanent=True) from error
+            if isinstance(error.cause, BadPrompt):
+                raise PromptFault(error.cause.reason, f"{prompt.name}: {error.cause}") from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         if report is None:
             raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id} was cut before each of its responses had a token")
@@ -102,6 +106,29 @@ class RemoteEngine:
         self.actor = self._start(self._index)
 
 
+class EngineRestarts:
+    """An ``EngineReviver`` for engines whose weights never change."""
+
+    def __init__(self, engines: Sequence[RemoteEngine], *, start_timeout: float) -> None:
+        """``start_timeout``: seconds for a new engine's start."""
+        self._engines = tuple(engines)
+        self._start_timeout = start_timeout
+
+    async def revive(self, engine: int) -> None:
+        """Replace an engine; returns once the new one is ready. Raises ``NotRevived``."""
+        self._engines[engine].replace()
+        await start_again(self._engines[engine], f"engine {engine}", self._start_timeout)
+
+
+async def start_again(engine: RemoteEngine, name: str, timeout: float) -> None:
+    """Wait for an engine that was replaced. Raises ``NotRevived``."""
+    ready = engine.actor.ready.remote()
+    try:
+        await all_within([ready], [name], timeout, f"starting {name} again", "async.start_timeout")
+    except WorkerFailed as error:
+        raise NotRevived(str(error)) from error
+
+
 class ObjectStoreTexts:
     """Responses out of the object store. A ``ResponseTexts``."""
 
@@ -113,7 +140,8 @@ class ObjectStoreTexts:
         """Wait for a group's texts and copy them here."""
         try:
             async with asyncio.timeout(self._timeout):
-                return list(await texts)
+                fetched: GroupTexts = await texts
+                return fetched.responses
         except TimeoutError:
             raise GroupError("texts_lost", f"a group's texts did not arrive within {self._timeout:g} s") from None
         except RayError as error:
@@ -137,9 +165,12 @@ class RemoteTrainer:
         loss_agg_mode: LossAggMode = "token-mean",
         longest_response: int = 1,
         on_spans: OnSpans = lambda spans: None,
+        on_outcomes: OnOutcomes = lambda batch, outcomes: None,
     ) -> None:
+        """``on_outcomes`` is told what became of a batch's updates, and may raise to end the run."""
         self.ranks = tuple(ranks)
         self._on_spans = on_spans
+        self._on_outcomes = on_outcomes
         self._train_batch_size = train_batch_size
         self._max_epochs = max_epochs
         self._max_tokens = max_tokens
@@ -170,7 +201,9 @@ class RemoteTrainer:
         ]
         reports: list[StepReport] = await self._all(calls, f"training step {batch.step}")
         self._on_spans(tuple(span for report in reports for span in report.spans))
-        return _statistics(reports, updates=len(plans[0].updates))
+        self._on_outcomes(batch, reports[0].outcomes)
+        empty = sum(update.total_tokens == 0 for update in plans[0].updates)  # every rank's, as far as this goes
+        return _statistics(reports) | {"updates/empty": float(empty)}
 
     async def save(self, path: str) -> None:
         """Write the model as a Hugging Face folder."""
@@ -185,8 +218,16 @@ class RemoteTrainer:
         return await all_within(calls, names, self._timeout, what, "async.train_timeout")
 
 
-def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, float]:
-    """Sums over ranks as means per trained token, and what all ranks agree on."""
+def _statistics(reports: Sequence[StepReport]) -> dict[str, float]:
+    """Sums over ranks as means per trained token, and what all ranks agree on; only that where no update was done."""
+    outcomes = reports[0].outcomes
+    updates = sum(not outcome.not_finite for outcome in outcomes)
+    skipped = {
+        "updates/bad": float(sum(outcome.bad for outcome in outcomes)),
+        "updates/overflow": float(sum(outcome.overflow for outcome in outcomes)),
+    }
+    if not updates:
+        return skipped | dict(reports[0].values)
     sums: defaultdict[str, float] = defaultdict(float)
     for report in reports:
         for name, value in report.sums.items():
@@ -195,11 +236,13 @@ def _statistics(reports: Sequence[StepReport], *, updates: int) -> dict[str, flo
     statistics = {shown: sums[name] / tokens for name, shown in _PER_TOKEN.items() if name in sums}
     statistics["is_weight/ess"] = sums["is_weight"] ** 2 / max(sums["is_weight_squared"] * tokens, 1e-12)
     statistics["loss"] = sums["loss"] / updates
+    if sums["fresh_tokens"]:
+        statistics[FRESH_KL] = sums["fresh_kl"] / sums["fresh_tokens"]
     if "value_loss" in sums:
         statistics["value_loss"] = sums["value_loss"] / updates
         statistics["value"] = sums["value"] / tokens
         statistics["explained_variance"] = _explained_variance(sums, tokens)
-    return statistics | dict(reports[0].values)
+    return statistics | skipped | dict(reports[0].values)
 
 
 def _explained_variance(sums: Mapping[str, float], tokens: float) -> float:
@@ -254,10 +297,8 @@ class ObjectStorePublisher:
         """Replace an engine; returns once the new one generates with the newest weights. Raises ``NotRevived``."""
         self._in_service.discard(engine)
         self._engines[engine].replace()
-        name, what = f"engine {engine}", f"starting engine {engine} again"
-        ready = self._engines[engine].actor.ready.remote()
+        await start_again(self._engines[engine], f"engine {engine}", self._start_timeout)
         try:
-            await all_within([ready], [name], self._start_timeout, what, "async.start_timeout")
             loaded = None
             while self._newest is not loaded:  # a publication may begin while the last one is loaded
                 loaded = self._newest
@@ -268,11 +309,13 @@ class ObjectStorePublisher:
 
     async def _load_or_stop(self, index: int) -> tuple[Span, ...]:
         """Load, or end an engine that hangs or cannot be reached: it must not go on with older weights."""
+        actor = self._engines[index].actor
         try:
             return await self._load(index)
         except (PipelineTimeout, WorkerDied) as error:
-            self._in_service.discard(index)
-            self._engines[index].stop(str(error))
+            if self._engines[index].actor is actor:  # and no new one, which the news of this end must not hit
+                self._in_service.discard(index)
+                self._engines[index].stop(str(error))
             return ()
 
     async def _load(self, index: int) -> tuple[Span, ...]:

@@ -26,6 +26,16 @@ class LossSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSettings:
+    """What happens to updates with numbers that are not finite."""
+
+    max_bad_updates: int
+    """So many in a row are the last ones."""
+    folder: str
+    """Absolute; where their batches are written down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageSettings:
     """How responses' credits become tokens' advantages; names and values as in the configuration."""
 

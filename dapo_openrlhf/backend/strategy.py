@@ -13,6 +13,7 @@ import transformers
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 from torch.distributed.device_mesh import init_device_mesh
 
+from dapo_openrlhf.backend.accumulation import obey_accumulation_type
 from dapo_openrlhf.backend.device import Device
 
 PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -61,6 +62,11 @@ class Strategy(DeepspeedStrategy):
             fused = {"fused": True} if self._device.kind == "cuda" else {}
             config["optimizer"]["params"] |= {"torch_adam": True, **fused}
         return config
+
+    def _ds_init_train_model(self, model: Any, cfg: dict[str, Any]) -> Any:
+        prepared = super()._ds_init_train_model(model, cfg)
+        obey_accumulation_type(prepared[1])
+        return prepared
 
     def get_ds_eval_config(self, offload: bool = False) -> Any:
         """OpenRLHF's configuration for a model that is not trained."""

@@ -19,8 +19,11 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from dapo_openrlhf.backend.delivery import Delivery
 from dapo_openrlhf.backend.messages import WeightManifest
 
 
@@ -49,6 +52,7 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
     def start_weight_update(self) -> None:
         """Give every layer its checkpoint-format parameters back: a CPU build packs and drops them at load."""
         initialize_layerwise_reload(self.model)
+        self._delivery = Delivery(self.model, tied_head=self.model_config.hf_text_config.tie_word_embeddings)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load the tensors. Overridden because the base class synchronises an accelerator that may not exist."""
@@ -56,18 +60,27 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Hand each tensor, a view of the buffer, to the model's own loader."""
-        self.model.load_weights(tensors(update_info.manifest, update_info.buffer))
+        self._delivery.load(tensors(update_info.manifest, update_info.buffer))
 
     def finish_weight_update(self) -> None:
-        """Process layers as after loading a checkpoint."""
+        """Process layers as after loading a checkpoint. Raises :class:`delivery.IncompleteWeights`."""
+        problem = self._delivery.problem()
         finalize_layerwise_reload(self.model, self.model_config)
-        self._repack_tied_head()
+        self._repack()
+        if problem is not None:
+            raise problem
 
-    def _repack_tied_head(self) -> None:
-        """A head tied to the embedding has no parameter of its own, so nothing repacked it: it would stay stale."""
-        head = getattr(self.model, "lm_head", None)
-        if head is not None and self.device.type == "cpu" and self.model_config.hf_text_config.tie_word_embeddings:
-            head.quant_method.process_weights_after_loading(head)
+    def _repack(self) -> None:
+        """Do what vLLM's reload (0.29) leaves out on a CPU, where layers compute with packed copies of their weights."""
+        if self.device.type != "cpu":
+            return
+        tied = self.model_config.hf_text_config.tie_word_embeddings
+        for layer in self.model.modules():
+            match layer:
+                case RoutedExperts():  # packed at the first load only: later ones were read as if they were
+                    layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)
+                case ParallelLMHead() if tied:  # without a parameter of its own, so nothing repacked it
+                    layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         """Nothing is held."""

@@ -1,7 +1,7 @@
 """vLLM's end of weight transfer between GPUs (imported in vLLM's workers only, also those that are processes of their own).
 
 vLLM's ``nccl`` and ``ipc`` engines do the work; what is added is a checksum of what arrived, taken where it is handed to
-the model, and tolerance: vLLM 0.26 wants the packing parameters with every update, 0.29 once, and neither accepts more
+the model, a look at whether the model took all of it, and tolerance: vLLM 0.26 wants the packing parameters with every update, 0.29 once, and neither accepts more
 than it knows.
 """
 
@@ -18,26 +18,28 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from dapo_openrlhf.backend.checksum import Checksum
+from dapo_openrlhf.backend.delivery import Delivery
 
 
-class _CountingModel:
-    """Stands where a weight-transfer engine expects its model, and counts in what passes."""
+class _Receiver:
+    """Stands where a weight-transfer engine expects its model, counts in what passes and watches what becomes of it."""
 
-    def __init__(self, model: Any, checksum: Checksum) -> None:
-        self._model = model
+    def __init__(self, checksum: Checksum, delivery: Delivery) -> None:
         self._checksum = checksum
+        self._delivery = delivery
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         named = list(weights)
         for name, tensor in named:
             self._checksum.add(name, tensor)
-        return self._model.load_weights(named)
+        self._delivery.load(named)
 
 
 class _Checked(WeightTransferEngine[Any, Any]):
-    """Adds the checksum to one of vLLM's engines."""
+    """Adds checksum and completeness to one of vLLM's engines."""
 
     _checksum: Checksum
+    _delivery: Delivery
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> Any:
         return super().parse_init_info(_known(self.init_info_cls, init_dict))
@@ -48,14 +50,22 @@ class _Checked(WeightTransferEngine[Any, Any]):
     def start_weight_update(self) -> None:
         self._checksum = Checksum()
         super().start_weight_update()
+        self._delivery = Delivery(self.model, tied_head=self.model_config.hf_text_config.tie_word_embeddings)
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
-        self.model = _CountingModel(model, self._checksum)
+        self.model = _Receiver(self._checksum, self._delivery)
         try:
             super().receive_weights(update_info)
         finally:
             self.model = model
+
+    def finish_weight_update(self) -> None:
+        """Process what was received. Raises :class:`delivery.IncompleteWeights`."""
+        problem = self._delivery.problem()
+        super().finish_weight_update()
+        if problem is not None:
+            raise problem
 
     def received_checksum(self) -> int:
         """Of everything since ``start_weight_update``; the update must be finished."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,12 @@ from dapo_openrlhf.backend.placement import Anywhere, Placement, reserve
 from dapo_openrlhf.backend.policy import PolicyActor, RankReady
 from dapo_openrlhf.backend.publish import IpcPublisher, NcclPublisher
 from dapo_openrlhf.backend.remote import ObjectStorePublisher, OnSpans, RemoteEngine, all_within
-from dapo_openrlhf.backend.rewards import RewardPool
-from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.backend.rewards import RewardPool, RewardTimes
+from dapo_openrlhf.backend.start_check import check_agreement
+from dapo_openrlhf.backend.step_settings import AdvantageSettings, GuardSettings, LossSettings
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.judge.settings import judge_settings
+from dapo_openrlhf.judge.sources import RULE
 
 ENGINE_CONCURRENT_CALLS = 1 << 16
 
@@ -37,24 +39,32 @@ class Workers:
     """What the user should know about how they run."""
 
 
-async def start_workers(config: Config, inputs: Inputs, *, training: bool = True) -> Workers:
-    """Start every actor at once and wait until all are ready; without ``training`` there are no trainer ranks."""
+async def start_workers(
+    config: Config, inputs: Inputs, *, training: bool = True, say: Callable[[str], None] = print
+) -> Workers:
+    """Start every actor at once and wait until all are ready; without ``training`` there are no trainer ranks.
+
+    ``say``: see :class:`RewardPool`.
+    """
     placement = reserve(config, inputs.device, training=training)
     engines = _create_engines(config, inputs, placement)
     if config.train.colocate_all and training:
         # While vLLM measures what memory there is, nothing else may take or give back any on the same GPU.
         await _all_ready(config, _readiness(engines))
-    rewards = _create_rewards(config)
+    rewards = _create_rewards(config, say)
     ranks = await _create_ranks(config, inputs, placement) if training else []
     calls = _readiness(engines, rewards)
     starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
     ready = await _all_ready(config, calls | starts)
-    return Workers(engines, ranks, rewards, _notes(config, [ready[name] for name in starts]))
+    notes = _notes(config, [ready[name] for name in starts])
+    if training and config.train.check_agreement:
+        notes += (await check_agreement(config, engines, ranks),)
+    return Workers(engines, ranks, rewards, notes)
 
 
 async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[Any]:
     rank_class, size = ray.remote(PolicyActor), config.trainer_ranks
-    environment = {"runtime_env": {"env_vars": dict(inputs.device.environment())}}
+    environment = {"runtime_env": inputs.device.runtime_env()}
 
     def create(rank: int, address: str | None, port: int | None) -> Any:
         return rank_class.options(**placement.of_rank(rank), **environment).remote(size, rank, address, port)
@@ -108,13 +118,13 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
     def start(index: int) -> Any:
         return engine_class.options(
             **placement.of_engine(index),
-            runtime_env={"env_vars": dict(device.environment())},
+            runtime_env=device.runtime_env(),
             max_concurrency=ENGINE_CONCURRENT_CALLS,
         ).remote(
             name=f"engine {index}",
             engine_args=engine_args(config, device, index, inputs.checkpoint),
-            apply_chat_template=config.data.apply_chat_template,
-            max_len=config.data.max_len,
+            stop_ids=inputs.stop.ids,
+            decode_queries=config.reward.remote_url != (RULE,),
             version=inputs.first_step,
             weights_in_flight=config.train.partial_rollout_enable,
             recompute_kv_cache=config.async_.kv_cache == "recompute",
@@ -123,12 +133,16 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
     return [RemoteEngine(start, index=index) for index in range(config.vllm.num_engines)]
 
 
-def _create_rewards(config: Config) -> RewardPool:
+def _create_rewards(config: Config, say: Callable[[str], None]) -> RewardPool:
     return RewardPool(
         workers=config.reward.num_workers,
         settings=judge_settings(config.reward),
-        timeout=config.async_.reward_timeout,
-        start_timeout=config.async_.start_timeout,
+        times=RewardTimes(
+            group=config.async_.reward_timeout,
+            start=config.async_.start_timeout,
+            server=config.reward.server_timeout,
+        ),
+        say=say,
     )
 
 
@@ -174,5 +188,7 @@ def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
             kl_coef=0.0 if kl.use_loss else kl.init_coef,
             kl_estimator=kl.estimator,
         ),
+        guard=GuardSettings(max_bad_updates=config.train.max_bad_updates, folder=str(inputs.bad_batches.resolve())),
         total_updates=config.gradient_steps,
+        updates_done=inputs.first_step * config.updates_per_step,
     )

@@ -14,9 +14,11 @@ import ray
 from dapo_openrlhf.backend import workers as run_workers
 from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.inputs import Inputs
-from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.inputs import Inputs, local_model
+from dapo_openrlhf.backend.messages import Agreement as Comparison
+from dapo_openrlhf.backend.messages import Difference, GroupTokens
 from dapo_openrlhf.backend.remote import RemoteTrainer
+from dapo_openrlhf.backend.stop_tokens import stop_tokens
 from dapo_openrlhf.config import Config
 from dapo_openrlhf.ports import Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Span, TrainBatch
@@ -24,14 +26,6 @@ from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, Roll
 PUBLICATIONS = 10
 COMPARED_TOKENS = 64
 """Longest response that is compared."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Between the engine's log-probs of what it sampled and the trainer's of the same tokens, in absolute value."""
-
-    mean: float
-    largest: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +59,8 @@ def measure(config: Config, prompts: list[Prompt]) -> Agreement:
 
 async def _measure(config: Config, device: Device, prompts: list[Prompt]) -> Agreement:
     spans: list[Span] = []
-    workers = await run_workers.start_workers(config, Inputs(device=device, prompts=prompts, problems=[]))
+    stop = stop_tokens(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
+    workers = await run_workers.start_workers(config, Inputs(device=device, prompts=prompts, problems=[], stop=stop))
     publisher = await run_workers.open_publisher(config, workers, on_spans=spans.extend)
     trainer = RemoteTrainer(
         workers.ranks,
@@ -142,17 +137,11 @@ def batch_of_one(prompt: Prompt, generation: Generation, *, step: int) -> TrainB
 
 async def _difference(workers: run_workers.Workers, generation: Generation) -> Difference:
     tokens: GroupTokens = await generation.tokens  # type: ignore[misc]
-    differences: list[float] = []
-    for index in range(len(generation.lengths)):
-        ids, sampled = tokens.response(index)
-        arguments = (tokens.prompt_ids.tolist(), ids.tolist())
-        scored: list[list[float]] = await asyncio.gather(
-            *(_scores(rank, arguments) for rank in workers.ranks)  # a forward pass is a collective under ZeRO-3
-        )
-        differences += [abs(a - b) for a, b in zip(scored[0], sampled.tolist(), strict=True)]
-    return Difference(mean=statistics.fmean(differences), largest=max(differences))
+    # Every rank, since a forward pass is a collective under ZeRO-3.
+    found: list[Comparison] = await asyncio.gather(*(_compared(rank, tokens) for rank in workers.ranks))
+    return found[0].engines[0]
 
 
-async def _scores(rank: ray.actor.ActorHandle, arguments: tuple[list[int], list[int]]) -> list[float]:
-    scores: list[float] = await rank.score_logprobs.remote(*arguments)
-    return scores
+async def _compared(rank: ray.actor.ActorHandle, tokens: GroupTokens) -> Comparison:
+    compared: Comparison = await rank.compare.remote([[tokens]])
+    return compared

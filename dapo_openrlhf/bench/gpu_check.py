@@ -103,7 +103,7 @@ def agreement(folder: Path) -> dict[str, Any]:
     settings = gpu_work.settings(folder, max_staleness=0, steps=1, learning_rate=1e-5)
     settings["train"]["batch_size"] = gpu_work.SAMPLES
     config = build_config(settings, source="gpu_check")
-    return measure(config, read_prompts(config, config.data.prompt_dataset)).as_dict()
+    return measure(config, list(read_prompts(config))).as_dict()
 
 
 def run_of(max_staleness: int) -> Callable[[Path], dict[str, Any]]:

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from dapo_openrlhf.cli.train import first_words
 from dapo_openrlhf.config import Config, ConfigError
 from dapo_openrlhf.evaluation import Evaluation
 from dapo_openrlhf.report.progress import EvaluationProgress
@@ -25,23 +26,29 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
     from dapo_openrlhf.backend.inputs import check_inputs
 
     started = time.monotonic()
-    inputs = check_inputs(config, training=False)
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    inputs = check_inputs(config, training=False, say=say)
     progress = EvaluationProgress(len(inputs.problems), at_once=launch.problems_at_once(config))
     print(
         f"{len(inputs.problems):,} problems, {config.eval.n_samples_per_prompt} responses each; starting Ray and "
         f"{config.vllm.num_engines} engine(s) on {config.device}",
         flush=True,
     )
+    for note in inputs.stop.notes:
+        print(note, flush=True)
     try:
         measured = launch.evaluate(
             config,
             inputs,
-            say=lambda text: print(text, flush=True),
+            say=say,
             on_answered=progress.answered,
             progress=progress.words,
         )
-    except RuntimeError as error:  # nothing could be judged, or engines did not start in time
-        print(error, file=sys.stderr)
+    except (ExceptionGroup, RuntimeError) as error:  # nothing could be judged, engines did not start, a server is gone
+        print(first_words(error), file=sys.stderr)
         return 1
     summary = summary_of(config, measured) | {"total_seconds": round(time.monotonic() - started, 1)}
     if responses_file is not None:
@@ -86,7 +93,10 @@ def words(config: Config, measured: Evaluation) -> str:
         f"{config.actor.model_name_or_path} on {first}{len(measured.results)} problems of {settings.dataset} ({sampling}), "
         "95 % intervals over problems"
     ]
-    lines += [f"  {name:<8} {estimate}" for name, estimate in measured.estimates().items()]
+    lines += [
+        f"  {name:<8} {estimate} on {_covered(estimate.problems, len(measured.results))}"
+        for name, estimate in measured.estimates().items()
+    ]
     tokens = sum(response.length for response in responses)
     truncated = sum(response.truncated for response in responses)
     lines.append(
@@ -94,3 +104,8 @@ def words(config: Config, measured: Evaluation) -> str:
         f"each on average; {measured.seconds:.1f} s, {tokens / max(measured.seconds, 1e-9):,.0f} tokens/s"
     )
     return "\n".join(lines)
+
+
+def _covered(problems: int, of: int) -> str:
+    """The problems that a row is about: those with as many judged responses as it takes."""
+    return f"{problems} problems" if problems == of else f"the {problems} of {of} problems with enough judged responses"

@@ -136,15 +136,15 @@ def _settings(prefix: str = "") -> str:
     for name, field in settings_of():
         if not name.startswith(prefix):
             continue
-        lines.append(f"  {name} ({'must be set' if field.is_required() else _typed(field.default)})")
+        lines.append(f"  {name} ({'must be set' if field.is_required() else typed(field.default)})")
         lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
 
-def _typed(value: object) -> str:
+def typed(value: object) -> str:
     """A value as one would type it."""
     if isinstance(value, tuple):
-        return " ".join(map(_typed, value))
+        return " ".join(map(typed, value))
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from dapo_openrlhf.config import ConfigError
-from dapo_openrlhf.prepare.cleaning import Cleaned, Rules, clean
+from dapo_openrlhf.prepare.cleaning import LABEL_SHOWN, Cleaned, Rules, clean
 from dapo_openrlhf.prepare.few_shot import read_turns
 from dapo_openrlhf.prepare.formats import read_problems
+from dapo_openrlhf.prepare.labels import is_integer
 from dapo_openrlhf.prepare.output import manifest_path, write
 from dapo_openrlhf.prepare.rows import Problem, Source
 from dapo_openrlhf.prepare.sources import file_source, hugging_face_source, reasoning_gym_source
@@ -61,6 +62,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--broken", choices=("error", "drop"), default="error", help="rows without problem or answer (default error)"
     )
+    command.add_argument(
+        "--label-kind",
+        choices=("answer", "any"),
+        default="answer",
+        help="answer: what the rule reward compares with; any: whatever text a reward of your own takes (default answer)",
+    )
     gym = command.add_argument_group("reasoning-gym")
     gym.add_argument("--size", type=int, default=1000, metavar="N", help="items (default 1000)")
     gym.add_argument("--seed", type=int, default=0, metavar="N", help="different seeds share no item (default 0)")
@@ -96,7 +103,14 @@ def prepare(options: argparse.Namespace) -> int:
         return template.render(wrapped) if template else wrapped
 
     source = _source(options)
-    rows = read_problems(source, data_format=options.format, input_key=options.input_key, label_key=options.label_key)
+    answers = options.label_kind == "answer" and not source.name.startswith("reasoning-gym:")
+    rows = read_problems(
+        source,
+        data_format=options.format,
+        input_key=options.input_key,
+        label_key=options.label_key,
+        answers=answers,
+    )
     cleaned = clean(
         rows,
         Rules(
@@ -109,9 +123,24 @@ def prepare(options: argparse.Namespace) -> int:
         tokens=(lambda problem: tokenizer.count(finished(problem))) if tokenizer else None,
     )
     cleaned.problems = [finished(problem) for problem in cleaned.problems]
+    if answers:
+        _note_unreadable(cleaned)
     write(options.output, cleaned, source, _recorded(options, few_shot))
     _tell(options.output, cleaned, source)
     return 0
+
+
+def _note_unreadable(cleaned: Cleaned) -> None:
+    """Count the problems whose answer the rule reward cannot read, and note examples."""
+    from dapo_openrlhf.judge.golds import unreadable
+    from dapo_openrlhf.judge.settings import JudgeSettings
+
+    hard = {problem.label for problem in cleaned.problems if not is_integer(problem.label)}
+    errors = unreadable(sorted(hard), JudgeSettings()) if hard else {}
+    for problem in cleaned.problems:
+        if problem.label in errors:
+            cleaned.found["unreadable_labels"] += 1
+            cleaned.note("unreadable", f"{problem.where}: {problem.label[:LABEL_SHOWN]!r}: {errors[problem.label]}")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -164,7 +193,13 @@ def _tell(output: Path, cleaned: Cleaned, source: Source) -> None:
     print(f"{found['conflicting_prompts']:,} prompts have conflicting answers, {labels}")
     for conflict in cleaned.conflicts[:CONFLICTS_SHOWN]:
         print(f"  conflict: {conflict}")
-    for kind in ("broken", "non_integer", "too_long"):
+    if found["answers_cut_off"]:
+        print(f"{found['answers_cut_off']:,} chats ended in the assistant's answer, which was cut off")
+    if found["unreadable_labels"]:
+        print(
+            f"{found['unreadable_labels']:,} answers cannot be read by the rule reward, and would be errors in training"
+        )
+    for kind in ("broken", "non_integer", "unreadable", "too_long"):
         for words in cleaned.examples.get(kind, [])[:EXAMPLES_SHOWN]:
             print(f"  {kind.replace('_', ' ')}: {words}")
     print(f"all of it is in {manifest_path(output)}")

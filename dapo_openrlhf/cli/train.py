@@ -5,21 +5,35 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from dapo_openrlhf.bad_updates import words
+from dapo_openrlhf.cautions import cautions
 from dapo_openrlhf.checkpoint import Checkpoints
 from dapo_openrlhf.config import Config, ConfigError, dump_config, preset_changes
 from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import Evaluated, Event, GroupDispatched, GroupFailed, RunStarted
+from dapo_openrlhf.events import (
+    Evaluated,
+    Event,
+    GroupDispatched,
+    GroupFailed,
+    PromptDropped,
+    RunStarted,
+    UpdateSkipped,
+)
 from dapo_openrlhf.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline import Outcome
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.responses import write_responses
 from dapo_openrlhf.report.run_folder import RunFolder, write_whole
 from dapo_openrlhf.report.summary import Summary, closing_words
+from dapo_openrlhf.report.watch import Watch
+from dapo_openrlhf.resume import Change, check_resume, newest_checkpoint
 
 FAILURES_SHOWN = 5
+DROPPED_SHOWN = 20
 
 
 class RunRecorder:
@@ -35,7 +49,12 @@ class RunRecorder:
         self._progress = ProgressLine(config.train.max_steps, stream)
         self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=first_step)
         self._devices = config.devices
-        self._failures = 0
+        self._failures = self._dropped = 0
+        self._watch = Watch(
+            batch_size=config.rollout.batch_size,
+            max_new_tokens=config.rollout.max_new_tokens,
+            say=lambda text: print(text, file=stream, flush=True),
+        )
         self._training_since = 0.0
         self.rows = _earlier_rows(folder, first_step)
         self.evaluations: list[tuple[int, float]] = [
@@ -51,6 +70,7 @@ class RunRecorder:
             self._metrics = StepMetrics(started=self._training_since, devices=self._devices)
         if self._metrics is not None:
             self._metrics.add(event)
+        self._watch.add(event)
         match event:
             case Evaluated():
                 self.evaluations.append((event.step, event.accuracy))
@@ -62,6 +82,17 @@ class RunRecorder:
                     file=self._stream,
                     flush=True,
                 )
+            case UpdateSkipped():
+                print(
+                    f"warning: update {event.update} of step {event.step} was stopped before the optimizer saw it: not "
+                    f"finite were {words(event.not_finite)}; {event.in_a_row} in a row; "
+                    f"{event.problem or f'its batch is in {event.path}'}",
+                    file=self._stream,
+                    flush=True,
+                )
+            case PromptDropped() if self._dropped < DROPPED_SHOWN:
+                self._dropped += 1
+                print(f"prompt dropped ({event.reason}): {event.message}", file=self._stream, flush=True)
             case GroupFailed() if self._failures < FAILURES_SHOWN:
                 self._failures += 1
                 print(f"group {event.group} failed ({event.reason}): {event.message}", file=self._stream, flush=True)
@@ -96,21 +127,34 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     from dapo_openrlhf.backend import launch
     from dapo_openrlhf.backend.inputs import check_inputs
 
-    checkpoint = None if resume is None else _newest_checkpoint(resume)
-    inputs = check_inputs(config, training=True, checkpoint=checkpoint)
+    checkpoint: Path | None = None
+    changes: list[Change] = []
+    if resume is not None:
+        checkpoint = newest_checkpoint(resume)
+        changes = check_resume(config, run=resume, checkpoint=checkpoint)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
     folder = RunFolder.create(Path(config.run.dir), config.run.name) if resume is None else RunFolder.reopen(resume)
+    inputs = replace(inputs, bad_batches=folder.bad_batches)
     write_whole(folder.config, dump_config(config))
     if checkpoint is not None:
         print(f"resuming after {inputs.first_step} rollout steps from {checkpoint}", file=stream, flush=True)
+        if changes:
+            print(f"changed: {', '.join(map(str, changes))}", file=stream, flush=True)
     print(
         f"run folder {folder.path}; starting Ray, {config.vllm.num_engines} engine(s) and "
         f"{config.trainer_ranks} trainer rank(s) on {config.device}",
         file=stream,
         flush=True,
     )
-    changes = [f"{name} {value} (preset {expected})" for name, value, expected in preset_changes(config)]
-    if changes:
-        print(f"preset {config.preset}, but {', '.join(changes)}", file=stream, flush=True)
+    others = [f"{name} {value} (preset {expected})" for name, value, expected in preset_changes(config)]
+    if others:
+        print(f"preset {config.preset}, but {', '.join(others)}", file=stream, flush=True)
+    for note in (*inputs.stop.notes, *cautions(config, prompts=len(inputs.prompts))):
+        print(note, file=stream, flush=True)
     with folder.events.open("a") as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(
@@ -131,16 +175,16 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
                 config,
                 inputs,
                 log=log,
-                checkpoints=Checkpoints(folder.checkpoints, max_num=config.ckpt.max_num),
+                checkpoints=Checkpoints(folder.checkpoints, max_num=config.ckpt.max_num, settings=dump_config(config)),
                 trained_model=str(folder.checkpoint.resolve()),
-                say=lambda text: print(text, file=stream, flush=True),
+                say=say,
                 on_step=recorder.step,
                 on_evaluation=lambda step, measured: write_responses(folder.responses(step), measured),
             )
         except ConfigError:
             raise
         except (ExceptionGroup, RuntimeError) as error:
-            print(f"{_first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
+            print(f"{first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
             return 1
         finally:
             recorder.close()
@@ -149,13 +193,6 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
     folder.write_summary(summary.as_dict())
     print(closing_words(summary, folder), file=stream, flush=True)
     return 0
-
-
-def _newest_checkpoint(run: Path) -> Path:
-    finished = Checkpoints(RunFolder(path=run).checkpoints, max_num=1).finished()
-    if not finished:
-        raise ConfigError(f"--resume {run}: there is no checkpoint in it; ckpt.save_steps makes some")
-    return finished[-1]
 
 
 def _earlier_rows(folder: RunFolder, first_step: int) -> list[Row]:
@@ -190,7 +227,7 @@ def _draw(config: Config, recorder: RunRecorder, folder: RunFolder) -> None:
     draw_run(recorder.rows, recorder.evaluations, folder.picture, config.run.name)
 
 
-def _first_words(error: BaseException) -> str:
+def first_words(error: BaseException) -> str:
     """The first error that is no group, as its user should read it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

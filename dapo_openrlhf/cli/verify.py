@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_openrlhf.config import ConfigError, RewardSection, build_reward, load_config
+from dapo_openrlhf.gold import gold_answer
+from dapo_openrlhf.judge.printed import Limited
 from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.judge.sources import RULE, Question
 
 MOST_ERRORS_PRINTED = 5
 
@@ -26,16 +29,25 @@ class Case:
 
     line: int
     response: str
-    label: str
+    label: object
+    """The row's own; the rule takes text or a number."""
     prompt: str
-    """Empty where the file has none; the rule does not look at it."""
+    """Empty where the file has none; the rule looks whether a thought is opened at its end."""
+    columns: Mapping[str, object]
+    """The row's others, for functions that ask for them."""
+    expected: bool | None = None
+    """The verdict that the file itself gives, as ``expect``."""
 
 
 def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
     """Judge every line of ``options.file``; returns the exit status."""
     settings = judge_settings(reward_section(options, overrides))
     cases = read_cases(
-        options.file, response_key=options.response_key, answer_key=options.answer_key, prompt_key=options.prompt_key
+        options.file,
+        response_key=options.response_key,
+        answer_key=options.answer_key,
+        prompt_key=options.prompt_key,
+        by_rule=RULE in settings.sources,
     )
     if options.json and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
@@ -67,8 +79,11 @@ def reward_section(options: argparse.Namespace, overrides: Mapping[str, object])
     return build_reward({name.removeprefix("reward."): value for name, value in settings.items()}, source="the reward")
 
 
-def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: str) -> list[Case]:
-    """All lines of a JSON Lines file. Raises ``ConfigError`` that names file and line of a broken one."""
+def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: str, by_rule: bool = True) -> list[Case]:
+    """All lines of a JSON Lines file. Raises ``ConfigError`` that names file and line of a broken one.
+
+    ``by_rule``: gold answers must be such as the rule can compare with.
+    """
     if file.suffix == ".parquet":
         raise ConfigError(f"{file}: responses are read from JSON Lines, not from parquet")
     try:
@@ -89,15 +104,20 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
                 raise ConfigError(
                     f"{file}, line {number}: {response_key!r} (--response-key) is no text: {response!r:.80}"
                 )
-            if not _is_answer(label):
-                raise ConfigError(f"{file}, line {number}: {answer_key!r} (--answer-key) is no answer: {label!r:.80}")
+            if by_rule:
+                try:
+                    gold_answer(label)
+                except ValueError as error:
+                    raise ConfigError(f"{file}, line {number}: {answer_key!r} (--answer-key): {error}") from error
             prompt = row.get(prompt_key)
             cases.append(
                 Case(
                     line=number,
                     response=response,
-                    label=str(label),
+                    label=label,
                     prompt=prompt if isinstance(prompt, str) else "",
+                    columns={k: v for k, v in row.items() if k not in (response_key, answer_key, prompt_key)},
+                    expected=row["expect"] if isinstance(row.get("expect"), bool) else None,
                 )
             )
     if not cases:
@@ -105,19 +125,11 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
     return cases
 
 
-def _is_answer(label: object) -> bool:
-    """Whether a row's gold answer is text or a number, and says something."""
-    if isinstance(label, str):
-        return bool(label.strip())
-    if isinstance(label, float):
-        return math.isfinite(label)
-    return isinstance(label, int) and not isinstance(label, bool)
-
-
 def judge_all(cases: Sequence[Case], settings: JudgeSettings, *, workers: int) -> tuple[list[Judgement], float]:
     """Judgements in the order of the cases, and the seconds they took once the rewards were loaded."""
     judgements: dict[int, Judgement] = {}
     todo = iter(enumerate(cases))
+    printed = Limited(lambda line: print(line, file=sys.stderr, flush=True), time.monotonic)
     turn = threading.Lock()
     stopped = threading.Event()
 
@@ -127,7 +139,16 @@ def judge_all(cases: Sequence[Case], settings: JudgeSettings, *, workers: int) -
                 index, case = next(todo, (-1, None))
             if case is None:
                 return
-            judgements[index] = judge.judge(case.response, label=case.label, prompt=case.prompt)
+            question = Question(
+                responses=[case.response],
+                queries=[case.prompt + case.response],
+                prompt=case.prompt,
+                label=case.label,
+                columns=case.columns,
+            )
+            (judgements[index],) = judge.judge_all(question)
+            for line in judge.printed():
+                printed(line)
 
     with contextlib.ExitStack() as stack:
         judges = [stack.enter_context(Judge(settings)) for _ in range(workers)]
@@ -151,11 +172,24 @@ def _print_summary(
         f"{file}: {len(cases)} responses: {counts['right']} right, {counts['wrong']} wrong, {counts['errors']} errors\n"
         f"{seconds:.2f} s, {len(cases) / max(seconds, 1e-9):,.0f} verifications per second; loading took {loading:.2f} s"
     )
+    _print_agreement(cases, judgements)
     errors = [(case.line, judged.error) for case, judged in zip(cases, judgements, strict=True) if judged.error]
     for line, error in errors[:MOST_ERRORS_PRINTED]:
         print(f"  line {line}: {error}")
     if len(errors) > MOST_ERRORS_PRINTED:
         print(f"  and {len(errors) - MOST_ERRORS_PRINTED} more")
+
+
+def _print_agreement(cases: Sequence[Case], judgements: Sequence[Judgement]) -> None:
+    """How many verdicts are those that the file gives, and which lines are not."""
+    expecting = [pair for pair in zip(cases, judgements, strict=True) if pair[0].expected is not None]
+    if not expecting:
+        return
+    other = [
+        case.line for case, judged in expecting if judged.score is None or judged.score.correct is not case.expected
+    ]
+    lines = f"; not in lines {', '.join(map(str, other[:20]))}{', ...' if len(other) > 20 else ''}" if other else ""
+    print(f"as judged there: {len(expecting) - len(other)} of {len(expecting)}{lines}")
 
 
 def _counts(judgements: Sequence[Judgement]) -> dict[str, int]:

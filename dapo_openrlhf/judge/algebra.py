@@ -1,146 +1,257 @@
-"""Equality of two expressions by math-verify, for what text and exact numbers leave open (only in a judge's process).
+"""Equality of two expressions or equations, for what text and exact numbers leave open (only in a judge's process).
 
-Nothing here has a time limit: the process does. math-verify's own limits, and its habit of taking every exception for
-"not equal", would turn a lack of time or memory into a wrong answer.
+Both sides are read into trees and their values compared: as exact rationals where they are, else to tens of digits, at a
+second precision if they are close. A difference that shrinks with the precision is rounding; one that stays is real. With
+free symbols the values are compared at several points, rational, negative and integer. Nothing is simplified, so nothing
+takes longer than the texts are long.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import TypeAlias
 
-import math_verify.grader
-import sympy
-from math_verify import verify
+import mpmath
 
-from dapo_openrlhf.judge.latex import read
+from dapo_openrlhf.judge.evaluate import Evaluation, Real, TooLarge, TooLong, Undefined
+from dapo_openrlhf.judge.expression import negative, parse
 from dapo_openrlhf.judge.sources import Undecided
+from dapo_openrlhf.judge.tokens import Unfinished, Unreadable
+from dapo_openrlhf.judge.tree import Node, Operation, Symbol, mentions, symbols_of
 from dapo_openrlhf.verifier import Algebra
 
-_HOPELESS = re.compile(
-    r"""
-    \d\}? \s* \^ \s* \{* -?\d+ \}? \s* \^     # a tower of powers of numbers
-    | \^ \s* \{? -?\d{6,}                     # an exponent of a million or so
-    | \d{4,} \s* ! | [!)}] \s* !              # the factorial of a large number, or of an expression
-    | \\binom \s* \{ \d{5,}                   # a large binomial
-    | \\(?: int | oint | lim ) (?![a-zA-Z])    # an integral or a limit
-    | \\(?: sum | prod ) .* \\infty           # an infinite sum
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_DEEPEST = 20
-FAR_APART = 1e-3
-"""Relative difference from which on two expressions are unequal for sure; math-verify rounds to six decimals."""
-_HIGHEST_EXPANDED = 12
-"""The sum of all powers of sums that are multiplied out."""
-_NEARLY_ZERO = 1e-12
-"""Absolute difference that may be rounding."""
-
-_NO_NUMBER = (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError)
-"""What sympy raises on the way to a value that there is not; math-verify may know better then."""
-_FIRST = (
-    (r"(x+1)^2+\frac{\sqrt{4}}{2}", "x^2+2x+2"),
-    (r"\frac{2\sqrt{3}+\pi}{4}", r"\frac{\sqrt{3}}{2}+\frac{\pi}{4}"),
-    (r"\log_{2}(3)", r"\frac{\ln 3}{\ln 2}"),
-    (r"(-\infty,2)\cup[3,\infty)", r"\{1,2\}"),
-    ("1,3+4i", "4i+3,1"),
-)
-"""Asked before all others: what is loaded late, and the ways through the grammar, take a second otherwise."""
+PRECISIONS = (30, 80, 200)
+"""Digits of the evaluations."""
+LEAST_POINTS = 2
+"""Points at which two expressions must both have a value."""
+_FIRST = Algebra(answer=r"\sin^2 x+\cos^2 x+\sqrt{3+2\sqrt{2}}-\ln e", label=r"1+\sqrt{2}")
+"""Asked before all others, so that nothing is loaded late."""
 
 
 def prepare() -> None:
     """Make this process fit for hostile answers; call once, before the first question."""
     sys.set_int_max_str_digits(0)  # its ValueError would look like an odd expression; time is limited anyway
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    for answer, label in _FIRST:
-        equal(Algebra(answer=answer, label=label))
-    # A module's own name comes before the builtin one: what its "except Exception" lets through from now on is reported.
-    vars(math_verify.grader)["Exception"] = tuple(_without_exhaustion(Exception))
-
-
-def _without_exhaustion(kind: type[Exception]) -> Iterator[type[Exception]]:
-    """All known kinds of exception that are no sign of too little memory or stack."""
-    for below in kind.__subclasses__():
-        if issubclass(RecursionError, below):  # RuntimeError, or itself: those beside and below it
-            yield from _without_exhaustion(below)
-        elif below is not MemoryError:
-            yield below
+    equal(_FIRST)
 
 
 def equal(question: Algebra) -> bool:
-    """Whether math-verify finds the two equal. An answer it cannot read equals nothing. Raises :class:`Undecided`."""
-    for text in (question.answer, question.label):
-        if _HOPELESS.search(text) or _depth(text) > _DEEPEST:
-            raise Undecided(f"too expensive to compare: {text[:60]}")
-    gold = read(question.label)
-    if gold is None:
-        raise Undecided(f"the gold answer cannot be read: {question.label[:60]}")
-    answer = read(question.answer)
+    """Whether the two are equal. An answer that cannot be read equals nothing. Raises :class:`Undecided`."""
     try:
-        if answer is None or _are_far_apart(gold, answer):
+        answer = _read(question.answer)
+    except Unreadable:
+        return False
+    try:
+        gold = _read(question.label)
+    except Unfinished:
+        return False
+    except Unreadable as error:
+        raise Undecided(f"the gold answer cannot be read: {question.label[:60]}: {error}") from None
+    try:
+        if len(answer) != len(gold):
             return False
-        return _are_the_same(gold, answer) or bool(
-            verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None)
-        )
-    except (MemoryError, RuntimeError) as error:
+        return _equations(answer, gold) if len(gold) == 2 else _expressions(answer[0], gold[0])
+    except (MemoryError, RecursionError, TooLarge, TooLong) as error:
         raise Undecided(f"{type(error).__name__} while comparing: {question.answer[:60]}") from error
 
 
-def _are_the_same(one: Any, other: Any) -> bool:
-    """Whether multiplying out makes them one, which is the cheap part of simplifying."""
-    if (
-        isinstance(one, sympy.Eq)
-        and isinstance(other, sympy.Eq)
-        and all(isinstance(side, sympy.Expr) for side in (*one.args, *other.args))
-    ):
-        first, second = one.lhs - one.rhs, other.lhs - other.rhs
-        return _are_the_same(first, second) or _are_the_same(first, -second)
-    if not _are_compound(one, other):
-        return False
-    difference = one - other
-    powers = sum(abs(power.exp) for power in difference.atoms(sympy.Pow) if power.base.is_Add and power.exp.is_Integer)
-    try:
-        return bool(powers <= _HIGHEST_EXPANDED and sympy.expand(difference) == 0)
-    except _NO_NUMBER:
-        return False
-
-
-def _are_far_apart(one: Any, other: Any) -> bool:
-    """Whether two expressions differ by far more than rounding at a point of no significance, and so are unequal for
-    sure: most wrong answers, without simplifying them."""
-    if not _are_compound(one, other):
-        return False
-    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    point = {symbol: sympy.Rational(1000 + 37 * index, 811 + 2 * index) for index, symbol in enumerate(symbols)}
-    try:
-        first, second = one.subs(point).evalf(15), other.subs(point).evalf(15)
-        if first.is_infinite or second.is_infinite:
-            return bool(first != second)
-        gap, *sizes = map(_magnitude, (first - second, first, second))
-        return bool(gap > FAR_APART * max(sizes) + _NEARLY_ZERO)
-    except _NO_NUMBER:
-        return False
-
-
-def _magnitude(number: Any) -> Any:
-    """Absolute value of what ``evalf`` made. Raises ``TypeError`` if that is no number."""
-    return abs(number) if number.is_Float or number.is_Integer else abs(complex(number))
-
-
-def _are_compound(one: Any, other: Any) -> bool:
-    """Whether both are expressions of numbers and neither is a letter, which math-verify compares by name."""
-    return all(
-        isinstance(each, sympy.Expr) and not each.is_Symbol and not each.has(sympy.MatrixBase, sympy.MatrixExpr)
-        for each in (one, other)
-    )
-
-
-def _depth(text: str) -> int:
-    deepest = depth = 0
-    for sign in text:
+def _read(text: str) -> tuple[Node, ...]:
+    """One expression, or the two sides of an equation. Raises :class:`Unreadable`."""
+    depth = 0
+    for position, sign in enumerate(text):
         depth += (sign in "([{") - (sign in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+        if sign == "=" and depth == 0:
+            return (parse(text[:position]), parse(text[position + 1 :]))
+    return (parse(text),)
+
+
+def _expressions(one: Node, other: Node) -> bool:
+    if one == other:
+        return True
+    if _is_monstrous(one) or _is_monstrous(other):
+        return _is_monstrous(one) and _is_monstrous(other) and _monsters(one, other)
+    logs = (False, True) if mentions(one, "log", 1) or mentions(other, "log", 1) else (False,)
+    return any(_same_everywhere(one, other, natural_log=natural) for natural in logs)
+
+
+def _is_monstrous(node: Node) -> bool:
+    """Whether a number is too large for its digits, as a tower of powers is."""
+    if symbols_of(node):
+        return False
+    try:
+        with mpmath.workdps(PRECISIONS[0]):
+            Evaluation({}).of(node)
+    except TooLarge:
+        return True
+    except Undefined:
+        return False
+    return False
+
+
+def _monsters(one: Node, other: Node) -> bool:
+    """Whether two monstrous numbers are equal: powers or factorials of the same. Raises :class:`TooLarge` for others."""
+    match one, other:
+        case Operation("^", (base, exponent)), Operation("^", (other_base, other_exponent)):
+            if _expressions(base, other_base):
+                return _expressions(exponent, other_exponent)
+            return _expressions(
+                Operation("*", (exponent, Operation("ln", (base,)))),
+                Operation("*", (other_exponent, Operation("ln", (other_base,)))),
+            )
+        case Operation("!", (argument,)), Operation("!", (other_argument,)):
+            return _expressions(argument, other_argument)
+        case _:
+            raise TooLarge("both numbers are too large to be compared")
+
+
+def _same_everywhere(one: Node, other: Node, *, natural_log: bool) -> bool:
+    names = sorted(symbols_of(one) | symbols_of(other))
+    if not names:
+        return _same_value(_values(one, other, {}, natural_log=natural_log)) is True
+    for real in (True, False) if not (mentions(one, "i") or mentions(other, "i")) else (False,):
+        agreeing = 0
+        for point in _points(names):
+            same = _same_value(_values(one, other, point, real=real, natural_log=natural_log))
+            if same is False:
+                return False
+            agreeing += same is True
+        if agreeing >= LEAST_POINTS:
+            return True
+    return False
+
+
+def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    """Places to compare at: rational, negative, integer."""
+    yield {name: Fraction(1009 + 37 * index, 811 + 22 * index) for index, name in enumerate(names)}
+    yield {name: Fraction(389 + 11 * index, 1013 - 30 * (index % 20)) for index, name in enumerate(names)}
+    yield {name: -Fraction(733 + 41 * index, 307 + 6 * index) for index, name in enumerate(names)}
+    yield {name: Fraction(7 + 2 * index) for index, name in enumerate(names)}
+    yield {name: Fraction(12 + 5 * index) for index, name in enumerate(names)}
+
+
+_Pair: TypeAlias = Callable[[], tuple[Real, Real]]
+
+
+def _values(
+    one: Node, other: Node, point: Mapping[str, Fraction], *, real: bool = False, natural_log: bool = False
+) -> _Pair:
+    def both() -> tuple[Real, Real]:
+        return tuple(Evaluation(point, real=real, natural_log=natural_log).of(node) for node in (one, other))
+
+    return both
+
+
+def _same_value(both: _Pair) -> bool | None:
+    """Whether two values are equal; None where one has none. Raises :class:`TooLarge` where both are."""
+    before: Real = None
+    for digits in PRECISIONS:
+        with mpmath.workdps(digits):
+            try:
+                one, other = both()
+            except Undefined:
+                return None
+            if isinstance(one, Fraction) and isinstance(other, Fraction):
+                return one == other
+            gap, size = _gap(one, other)
+            if size is None:
+                return None if gap is None else bool(gap)
+            if before is None:
+                before = max(gap, size * mpmath.mpf(10) ** -digits)
+                continue
+            if 2 * gap > before:
+                return False if gap < 2 * before else None
+            if gap * mpmath.mpf(10) ** 20 <= before:
+                return True
+            before = gap
+    return None
+
+
+def _gap(one: Real, other: Real) -> tuple[Real, Real | None]:
+    """The difference of two values and the larger one's size; a verdict and None for infinities."""
+    first, second = (
+        mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+        for value in (one, other)
+    )
+    if mpmath.isnan(first) or mpmath.isnan(second):
+        return None, None
+    if mpmath.isinf(first) or mpmath.isinf(second):
+        return first == second, None
+    return abs(first - second), max(abs(first), abs(second))
+
+
+def _equations(one: tuple[Node, ...], other: tuple[Node, ...]) -> bool:
+    """Whether two equations say the same: the differences of their sides are in a constant ratio, or what one is solved
+    for solves the other, in which it appears to the first power."""
+    first, second = (Operation("+", (sides[0], negative(sides[1]))) for sides in (one, other))
+    names = sorted(symbols_of(first) | symbols_of(second))
+    if symbols_of(first) != symbols_of(second) or not names:
+        return False
+    start, *others = _points(names)
+    verdicts = [_same_value(_ratio(first, second, start, point)) for point in others]
+    if (
+        False not in verdicts
+        and verdicts.count(True) >= LEAST_POINTS
+        and _same_value(_values(first, parse("0"), start)) is not True
+    ):
+        return True
+    return _solves(one, second, names) or _solves(other, first, names)
+
+
+def _ratio(first: Node, second: Node, start: Mapping[str, Fraction], point: Mapping[str, Fraction]) -> _Pair:
+    def crosswise() -> tuple[Real, Real]:
+        a, b = (Evaluation(start).of(node) for node in (first, second))
+        c, d = (Evaluation(point).of(node) for node in (first, second))
+        return _times(a, d), _times(b, c)
+
+    return crosswise
+
+
+def _times(one: Real, other: Real) -> Real:
+    if isinstance(one, Fraction) == isinstance(other, Fraction):
+        return one * other
+    first, second = (
+        mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+        for value in (one, other)
+    )
+    return first * second
+
+
+def _solves(solved: tuple[Node, ...], difference: Node, names: list[str]) -> bool:
+    """Whether ``y = g(x)`` makes the difference zero everywhere, which is of the first degree in ``y``."""
+    for left, right in (solved, solved[::-1]):
+        if isinstance(left, Symbol) and left.name in names and left.name not in symbols_of(right):
+            verdicts = [_vanishes(left.name, right, difference, point) for point in _points(names)]
+            if False not in verdicts and verdicts.count(True) >= LEAST_POINTS:
+                return True
+    return False
+
+
+def _vanishes(name: str, right: Node, difference: Node, point: Mapping[str, Fraction]) -> bool | None:
+    """Whether ``right`` in the place of ``name`` makes ``difference`` zero at a point, and nothing else does."""
+
+    def steps() -> list[Real]:
+        value = Evaluation(point).of(right)
+        return [Evaluation({**point, name: _plus(value, step)}).of(difference) for step in (0, 1, 2)]
+
+    def at_zero() -> tuple[Real, Real]:
+        return steps()[0], Fraction(0)
+
+    def second_difference() -> tuple[Real, Real]:
+        zero, one, two = steps()
+        return _plus(zero, two), _times(one, Fraction(2))
+
+    zero, straight = _same_value(at_zero), _same_value(second_difference)
+    if zero is None or straight is None:
+        return None
+    return zero and straight and _same_value(lambda: (steps()[1], Fraction(0))) is False
+
+
+def _plus(one: Real, other: Real) -> Real:
+    if isinstance(one, Fraction) and isinstance(other, Fraction | int):
+        return one + other
+    first, second = (
+        mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+        for value in (one, other)
+    )
+    return first + second

@@ -1,10 +1,12 @@
-"""The process in which rewards are computed: one response at a time, on request (``python -m``, by ``process.py``).
+"""The process in which rewards are computed: on request (``python -m``, by ``process.py``).
 
-It reads lines of JSON from a socket and answers each with one. Its limits are its own; its deadline is its parent's.
+It reads lines of JSON from a socket, each with one or several responses to a prompt, and answers each with one. Its limits are its own; its deadline is its parent's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -14,12 +16,28 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from typing import cast
 
-from dapo_openrlhf.judge.sources import RULE, RewardSource, Undecided, WeightedReward, open_source
+from dapo_openrlhf import verifier
+from dapo_openrlhf.judge.replies import BadReply
+from dapo_openrlhf.judge.sources import (
+    RULE,
+    Question,
+    RewardSource,
+    ServerAway,
+    ServerLate,
+    SourceFailed,
+    Undecided,
+    WeightedReward,
+    open_source,
+    short_name,
+)
+from dapo_openrlhf.types import Score
 
 ORPHAN_CHECK_SECONDS = 1.0
 LONGEST_MESSAGE = 300
+LONGEST_ANSWER = 300
+"""Characters of an answer that are handed on, for majorities and files of responses."""
 MEBIBYTE = 1 << 20
 HEADROOM = 1024
 """MiB between the limit that the parent watches and the hard one, which holds for what is faster than the parent."""
@@ -40,9 +58,11 @@ def main(handle: int, settings: dict[str, object]) -> None:
             _limit_memory((int(str(settings["memory"])) + HEADROOM) * MEBIBYTE)
         _send(lines, {"request": 0})
         for line in lines:
-            _limit_cpu(timeout)
             request = json.loads(line)
-            answer = _answer(reward, request)
+            question = Question(**request["question"])
+            _limit_cpu(timeout * len(question))
+            answer = _answer(reward, question)
+            _flush()
             if os.getpid() != process:
                 os._exit(0)  # a fork of the reward's that came back here: it must not answer too
             _send(lines, {"request": request["request"], **answer})
@@ -52,27 +72,69 @@ def _open(settings: dict[str, object], timeout: float) -> RewardSource:
     names, weights = settings["sources"], settings["weights"]
     assert isinstance(names, list) and isinstance(weights, list)
     correct_from = float(str(settings["correct_from"]))
-    return WeightedReward([open_source(name, correct_from=correct_from, timeout=timeout) for name in names], weights)
+    number_form = settings["answer_form"] == "number"
+    sources = [open_source(name, number_form=number_form, correct_from=correct_from, timeout=timeout) for name in names]
+    return WeightedReward([short_name(name) for name in names], sources, weights)
 
 
-def _answer(reward: RewardSource, request: dict[str, Any]) -> dict[str, object]:
+def _answer(reward: RewardSource, question: Question) -> dict[str, object]:
+    """The scores of all responses; or, with an error, those of the responses before the one it is about."""
     try:
-        score = reward(request["response"], request["prompt"], request["label"])
+        scores = reward(question)
+        responses = zip(scores, question.responses, strict=True)
+        return {"scores": [_plain(score, response, question.prompt) for score, response in responses]}
     except MemoryError as error:
-        return {"error": _explain(error), "spent": True}  # what is left of the heap is anybody's guess
+        return {"scores": [], "error": _explain(error), "spent": True}  # what is left of the heap is anybody's guess
     except (Exception, Undecided) as error:  # a user's function may raise anything
-        return {"error": _explain(error), "spent": isinstance(error.__cause__, MemoryError)}
-    return {"correct": score.correct, "reward": score.reward}
+        away = isinstance(error.__cause__, ServerAway)
+        if len(question) > 1 and not away:
+            return _one_by_one(reward, question, error)
+        spent = isinstance(error.__cause__, MemoryError)
+        late = away and isinstance(error.__cause__, ServerLate)
+        return {"scores": [], "error": _explain(error), "spent": spent, "away": away, "timed_out": late}
+
+
+def _one_by_one(reward: RewardSource, question: Question, error: BaseException) -> dict[str, object]:
+    """Which of several responses an error is about; the first, if it comes only when they are judged together."""
+    scores: list[object] = []
+    for response, query in zip(question.responses, question.queries, strict=True):
+        answer = _answer(reward, dataclasses.replace(question, responses=[response], queries=[query]))
+        if "error" in answer:
+            return answer | {"scores": scores}
+        scores += cast("list[object]", answer["scores"])
+    words = f"{_explain(error)}; of each response alone it says nothing: is it for one at a time? (reward.batch_size 1)"
+    return {"scores": [], "error": words}
+
+
+def _plain(score: Score, response: str, prompt: str) -> dict[str, object]:
+    answer = verifier.extract_answer(response, prompt)
+    return {
+        "correct": bool(score.correct),
+        "reward": score.reward,
+        "score": score.score,
+        "logs": dict(score.logs),
+        "answer": None if answer is None else verifier.answer_key(answer)[:LONGEST_ANSWER],
+    }
+
+
+def _flush() -> None:
+    """What was printed belongs to this answer; a function may have closed or replaced its output."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def _explain(error: BaseException) -> str:
     """Kind, message and place of an exception, short and printable."""
+    name, error = (
+        (f"{error}: ", error.__cause__) if isinstance(error, SourceFailed) and error.__cause__ else ("", error)
+    )
     words = str(error)[:LONGEST_MESSAGE]
-    if not isinstance(error, Undecided):
+    if not isinstance(error, Undecided | BadReply | ServerAway):
         frames = traceback.extract_tb(error.__traceback__)
         place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
         words = f"{type(error).__name__}: {words}{place}"
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
+    return name + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
 
 
 def _send(lines: object, message: dict[str, object]) -> None:

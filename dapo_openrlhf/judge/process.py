@@ -1,4 +1,4 @@
-"""A judge: a child process that is asked about one response at a time, killed when late, and replaced."""
+"""A judge: a child process that is asked about responses, killed when late, and replaced."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 from dapo_openrlhf import verifier
+from dapo_openrlhf.judge.printed import Printed
 from dapo_openrlhf.judge.settings import JudgeSettings
-from dapo_openrlhf.judge.sources import RULE
+from dapo_openrlhf.judge.sources import RULE, Question, short_name
 from dapo_openrlhf.types import Score
 
 _CHILD = "dapo_openrlhf.judge.child"
 MEMORY_CHECK_SECONDS = 0.02
+SERVER_AWAY = "reward_server"
+"""Reason of a judgement that a reward server could not be asked for."""
+END_SECONDS = 10.0
+"""How long a process that has closed its connection may take to end, before it counts as hung up."""
 MEBIBYTE = 1 << 20
 
 
@@ -39,21 +45,29 @@ class Judgement:
 
     score: Score | None
     error: str | None
+    timed_out: bool = False
+    """Of :data:`SERVER_AWAY`: a server may be slow with this response only."""
     reason: str
-    """``judged``; ``reward_error``, ``reward_timeout`` or ``reward_died`` with an error."""
+    """``judged``; ``reward_error``, ``reward_timeout``, ``reward_died`` or :data:`SERVER_AWAY` with an error."""
     seconds: float
 
 
 class Judge:
     """One process and its deadline. Blocking, for one thread at a time; close it, or use it in a ``with``."""
 
-    def __init__(self, settings: JudgeSettings, *, start_timeout: float = 120.0) -> None:
-        """Start the process; ``start_timeout`` is for loading the rewards, in seconds."""
+    def __init__(
+        self, settings: JudgeSettings, *, start_timeout: float = 120.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Start the process; ``start_timeout`` is for loading the rewards, in seconds of ``clock``."""
         self._settings = settings
         self._start_timeout = start_timeout
+        self._clock = clock
         self._tail_only = set(settings.sources) == {RULE}
         self._ready = False
         self._most_memory = 0
+        names = [short_name(source) for source in settings.sources]
+        self._name = "" if self._tail_only else f"{', '.join(names)}: "  # which of several it was is not known
+        self._printed = Printed()
         self._start()
 
     def __enter__(self) -> Self:
@@ -72,7 +86,7 @@ class Judge:
         if self._ready:
             return
         try:
-            answer = self._receive(time.monotonic() + self._start_timeout)
+            answer = self._receive(self._clock() + self._start_timeout)
             self._ready = "error" not in answer
             problem = f"the reward does not load: {answer.get('error')}"
         except TimeoutError:
@@ -84,34 +98,59 @@ class Judge:
             raise JudgeUnavailable(problem)
         self._most_memory = self._resident() + self._settings.memory * MEBIBYTE
 
-    def judge(self, response: str, *, label: str, prompt: str = "") -> Judgement:
+    def judge(self, response: str, *, label: object, prompt: str = "") -> Judgement:
         """Judge one response to ``prompt``. Takes at most the deadline, and a start where the last process was lost."""
+        query = "" if self._tail_only else prompt + response
+        (judgement,) = self.judge_all(Question(responses=[response], queries=[query], prompt=prompt, label=label))
+        return judgement
+
+    def judge_all(self, question: Question) -> list[Judgement]:
+        """Judge responses together, up to the first error, which is the last entry then. The deadline is for each."""
         self.wait_ready()
-        started = time.monotonic()
-        if self._tail_only:
-            response, prompt = response[-verifier.TAIL :], ""
+        started = self._clock()
+        scores: list[Score] = []
+        error, reason, timed_out = "", "reward_error", False
         try:
-            answer = self._ask(
-                {"response": response, "prompt": prompt, "label": label}, started + self._settings.timeout
-            )
+            answer = self._ask(self._sent(question), started + self._settings.timeout * len(question))
         except TimeoutError:
             self._replace()
-            error, reason = f"took over {self._settings.timeout:g} s (reward.timeout)", "reward_timeout"
+            error, reason = self._late(len(question)), "reward_timeout"
         except _TooMuchMemory:
             self._replace()
-            error, reason = f"took over {self._settings.memory} MiB (reward.memory)", "reward_error"
+            error = f"{self._name}took over {self._settings.memory} MiB (reward.memory)"
         except ConnectionError:
-            error, reason = f"the reward process {self._obituary()}", "reward_died"
+            error, reason = f"{self._name}the reward process {self._obituary()}", "reward_died"
             self._replace()
         else:
             if answer.get("spent"):
                 self._replace()
-            error, reason = str(answer["error"]) if "error" in answer else "", "reward_error"
-        seconds = time.monotonic() - started
+            scores = _scores(answer["scores"])
+            error = str(answer.get("error", ""))
+            reason = SERVER_AWAY if answer.get("away") else reason
+            timed_out = bool(answer.get("timed_out"))
+        self._printed.read()
+        seconds = (self._clock() - started) / max(1, len(scores) + bool(error))
+        judged = [Judgement(score=score, error=None, reason="judged", seconds=seconds) for score in scores]
         if error:
-            return Judgement(score=None, error=error, reason=reason, seconds=seconds)
-        score = Score(correct=bool(answer["correct"]), reward=float(str(answer["reward"])))
-        return Judgement(score=score, error=None, reason="judged", seconds=seconds)
+            judged.append(Judgement(score=None, error=error, timed_out=timed_out, reason=reason, seconds=seconds))
+        return judged
+
+    def printed(self) -> list[str]:
+        """What the rewards have printed since the last time, some lines of it."""
+        return self._printed.take()
+
+    def _sent(self, question: Question) -> dict[str, object]:
+        """What the rewards look at: the rule needs the end of a response only, and no more is copied."""
+        if self._tail_only:
+            tails = [verifier.final_part(response, question.prompt) for response in question.responses]
+            question = Question(responses=tails, queries=[""] * len(tails), prompt="", label=question.label)
+        return asdict(question)
+
+    def _late(self, responses: int) -> str:
+        seconds = f"{self._settings.timeout * responses:g} s"
+        return (
+            f"{self._name}took over {seconds}{f' for {responses} responses' if responses > 1 else ''} (reward.timeout)"
+        )
 
     def close(self) -> None:
         """End the process and all it started."""
@@ -119,19 +158,24 @@ class Judge:
             os.killpg(self._process.pid, signal.SIGKILL)  # its own session, so its own group
         self._process.wait()
         self._connection.close()
+        self._printed.read()
+        self._printed.close()
 
     def _start(self) -> None:
         """Start a process; it loads while its parent does something else, and is waited for when it is needed."""
         self._connection, theirs = socket.socketpair()
+        self._printed.open()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _CHILD, str(theirs.fileno()), json.dumps(asdict(self._settings))],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a user's reward prints
+                stdout=self._printed.writer,
+                stderr=self._printed.writer,
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
+        self._printed.close_writer()
         self._buffer = bytearray()
         self._request = 0
         self._ready = False
@@ -140,10 +184,12 @@ class Judge:
         self.close()
         self._start()
 
-    def _ask(self, question: dict[str, str], deadline: float) -> dict[str, object]:
+    def _ask(self, question: dict[str, object], deadline: float) -> dict[str, object]:
         self._request += 1
-        self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-        self._connection.sendall(json.dumps({"request": self._request, **question}).encode() + b"\n")
+        self._connection.settimeout(max(deadline - self._clock(), 1e-3))
+        # A row out of Parquet may hold what JSON has no form for: dates, bytes.
+        message = json.dumps({"request": self._request, "question": question}, default=str)
+        self._connection.sendall(message.encode() + b"\n")
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, object]:
@@ -163,21 +209,31 @@ class Judge:
         Memory is watched from here, because inside, running out of it is an exception that libraries swallow.
         """
         while (end := self._buffer.find(b"\n")) < 0:
-            self._connection.settimeout(max(min(deadline - time.monotonic(), MEMORY_CHECK_SECONDS), 1e-3))
-            try:
-                chunk = self._connection.recv(65536)
-            except TimeoutError:
-                if time.monotonic() >= deadline:
-                    raise
+            seconds = max(min(deadline - self._clock(), MEMORY_CHECK_SECONDS), 0)
+            ready = self._wait_for_words(seconds)
+            if self._printed.reader in ready:
+                self._printed.read()  # or the process would stand still when the pipe is full
+            if self._connection.fileno() not in ready:
+                if self._clock() >= deadline:
+                    raise TimeoutError
                 if self._ready and self._resident() > self._most_memory:
-                    raise _TooMuchMemory from None
+                    raise _TooMuchMemory
                 continue
+            chunk = self._connection.recv(65536)
             if not chunk:
                 raise ConnectionError("the process has closed its end")
             self._buffer += chunk
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
+
+    def _wait_for_words(self, seconds: float) -> set[int]:
+        """Which of the socket and what is printed has something, or has ended."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        if self._printed.open_ended:
+            poll.register(self._printed.reader, select.POLLIN)
+        return {handle for handle, _ in poll.poll(1000 * seconds)}
 
     def _resident(self) -> int:
         """Bytes of memory the process holds; 0 when it has ended."""
@@ -190,16 +246,30 @@ class Judge:
     def _obituary(self) -> str:
         """How the process ended."""
         try:
-            status = self._process.wait(timeout=1.0)
+            status = self._process.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             return "hung up"
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
-def judge_group(judge: Judge, responses: Sequence[str], *, label: str, prompt: str) -> Iterator[Judgement]:
-    """Judge responses to one prompt, in order, up to and including the first error."""
-    for response in responses:
-        judgement = judge.judge(response, label=label, prompt=prompt)
-        yield judgement
-        if judgement.score is None:
-            return
+def _scores(values: object) -> list[Score]:
+    """Scores as the process sends them."""
+    assert isinstance(values, list)
+    return [
+        Score(
+            correct=bool(v["correct"]), reward=float(v["reward"]), score=v["score"], logs=v["logs"], answer=v["answer"]
+        )
+        for v in values
+    ]
+
+
+def judge_group(judge: Judge, question: Question, *, at_once: int = 1, begin: int = 0) -> Iterator[Judgement]:
+    """Judge responses to one prompt from ``begin`` on, ``at_once`` in a call, up to and including the first error."""
+    for first in range(begin, len(question), at_once):
+        part = slice(first, first + at_once)
+        for judgement in judge.judge_all(
+            replace(question, responses=question.responses[part], queries=question.queries[part])
+        ):
+            yield judgement
+            if judgement.score is None:
+                return

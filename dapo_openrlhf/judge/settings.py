@@ -17,10 +17,14 @@ class JudgeSettings:
     """``rule``, absolute paths of Python files, http(s) addresses; the first decides on right."""
     weights: tuple[float, ...] = (1.0,)
     """One for each source; the weighted sum is the reward."""
+    answer_form: str = "any"
+    """``any`` or ``number``: how the rule wants an answer to a number written."""
     correct_from: float = 1.0
     """Scores of a file or an endpoint from here on are right answers."""
     timeout: float = 5.0
     """Seconds one response may take."""
+    batch_size: int | None = 1
+    """Responses of a group that a reward is asked about at once; None asks about all."""
     memory: int = 1024
     """MiB the process may take beyond what it holds once everything is loaded."""
 
@@ -33,7 +37,9 @@ def judge_settings(reward: RewardSection) -> JudgeSettings:
     return JudgeSettings(
         sources=tuple(str(Path(name).resolve()) if name.endswith(".py") else name for name in reward.remote_url),
         weights=reward.weights or (1.0,) * len(reward.remote_url),
+        answer_form=reward.answer_form,
         correct_from=reward.correct_from,
         timeout=reward.timeout,
+        batch_size=reward.batch_size,
         memory=reward.memory,
     )

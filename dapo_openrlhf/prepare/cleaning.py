@@ -27,7 +27,14 @@ PLACES = 3
 DROPS = ("broken", "conflicts", "duplicates", "non_integer", "too_long")
 """Why a row does not stay; a row has one reason."""
 
-FOUND = ("unique_prompts", "conflicting_prompts", "non_integer_labels", "negative_labels")
+FOUND = (
+    "unique_prompts",
+    "conflicting_prompts",
+    "non_integer_labels",
+    "negative_labels",
+    "answers_cut_off",
+    "unreadable_labels",
+)
 """Prompts, and rows by their label."""
 
 
@@ -153,6 +160,7 @@ def _readable(rows: Iterable[Readable], rules: Rules, cleaned: Cleaned) -> Itera
 
 def _describe(problem: Problem, cleaned: Cleaned) -> None:
     """Count and note what is found, before anything is dropped."""
+    cleaned.found["answers_cut_off"] += problem.cut
     if not is_integer(problem.label):
         cleaned.found["non_integer_labels"] += 1
         cleaned.note("non_integer", f"{problem.where}: {problem.label[:LABEL_SHOWN]!r}")

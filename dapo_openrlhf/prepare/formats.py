@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.dataset.bad_rows import BadRow
+from dapo_openrlhf.dataset.chat import chat_list, to_be_answered
+from dapo_openrlhf.gold import gold_answer
 from dapo_openrlhf.prepare.labels import canonical, is_integer
 from dapo_openrlhf.prepare.rows import Message, Problem, Readable, Source
+from dapo_openrlhf.rows import column, column_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +27,8 @@ class Columns:
 
     def fit(self, row: Mapping[str, object]) -> bool:
         """Whether a row looks like this format."""
-        label = _at(row, self.label_key)
-        return _at(row, self.input_key) is not None and label is not None and (self.mark or "") in str(label)
+        label = column(row, self.label_key)
+        return column(row, self.input_key) is not None and label is not None and (self.mark or "") in str(label)
 
 
 GENERIC = Columns(input_key="input", label_key="label")
@@ -45,12 +49,12 @@ FORMATS: Mapping[str, tuple[Columns, ...]] = {
 
 
 def read_problems(
-    source: Source, *, data_format: str, input_key: str | None, label_key: str | None
+    source: Source, *, data_format: str, input_key: str | None, label_key: str | None, answers: bool = True
 ) -> Iterator[Readable]:
     """Every row as a problem, or as the error about it.
 
     ``data_format`` is a key of :data:`FORMATS`, or ``auto``, which goes by the first row that can be read; keys given
-    explicitly win. Raises ``ConfigError`` if no format fits.
+    explicitly win. Without ``answers`` a label is any text, for a reward of the user's own. Raises ``ConfigError`` if no format fits.
     """
     columns: Columns | None = None
     for where, row in source.rows():
@@ -61,7 +65,7 @@ def read_problems(
         else:
             columns = columns or _columns(row, where, data_format, input_key, label_key)
             try:
-                yield _problem(row, where, columns)
+                yield _problem(row, where, columns, answers)
             except ConfigError as error:
                 yield error
 
@@ -78,16 +82,18 @@ def _columns(
             return shape
     known = ", ".join(sorted({f"{shape.input_key} + {shape.label_key}" for shape in shapes}))
     raise ConfigError(
-        f"{where}: no known pair of columns ({known}) in {_keys(row)}; name them with --input-key and --label-key"
+        f"{where}: no known pair of columns ({known}) in {column_names(row)}; name them with --input-key and --label-key"
     )
 
 
-def _problem(row: Mapping[str, object], where: str, columns: Columns) -> Problem:
-    given, label = _at(row, columns.input_key), _at(row, columns.label_key)
+def _problem(row: Mapping[str, object], where: str, columns: Columns, answers: bool) -> Problem:
+    given, label = column(row, columns.input_key), column(row, columns.label_key)
     for key, option, value in ((columns.input_key, "--input-key", given), (columns.label_key, "--label-key", label)):
         if value in (None, []) or (isinstance(value, str) and not value.strip()):
-            raise ConfigError(f"{where}: column {key!r} ({option}) is missing or empty; it has {_keys(row)}")
-    problem = Problem(where=where, messages=_messages(given, where), label=_label(label, where, columns.mark))
+            raise ConfigError(f"{where}: column {key!r} ({option}) is missing or empty; it has {column_names(row)}")
+    messages, cut = _messages(given, where)
+    text = _label(label, where, columns.mark) if answers else _any_text(label)
+    problem = Problem(where=where, messages=messages, label=text, cut=cut)
     try:
         "".join((problem.label, *(message.content for message in problem.messages))).encode()
     except UnicodeEncodeError as error:
@@ -95,52 +101,28 @@ def _problem(row: Mapping[str, object], where: str, columns: Columns) -> Problem
     return problem
 
 
-def _messages(given: object, where: str) -> tuple[Message, ...]:
-    if isinstance(given, str):
-        return (Message(role="user", content=given),)
-    if not isinstance(given, list):
-        raise ConfigError(f"{where}: the prompt is {type(given).__name__}, neither text nor a chat list")
-    messages = []
-    for turn in given:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise ConfigError(f"{where}: {turn!r} is no turn of a chat; it needs the texts 'role' and 'content'")
-        messages.append(Message(role=role, content=content))
-    if all(message.role != "user" for message in messages):
-        raise ConfigError(f"{where}: the chat has no turn of the role 'user'")
-    return tuple(messages)
+def _messages(given: object, where: str) -> tuple[tuple[Message, ...], bool]:
+    """The turns to be answered, and whether an answer of the assistant's was cut off."""
+    try:
+        turns, cut = to_be_answered(chat_list(given) or [{"role": "user", "content": given}])
+    except BadRow as bad:
+        raise ConfigError(f"{where}: {bad}") from bad
+    if any(turn.keys() - {"role", "content"} for turn in turns):
+        raise ConfigError(f"{where}: a turn has more than 'role' and 'content', which a prompt file would lose")
+    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns), cut
+
+
+def _any_text(label: object) -> str:
+    return label if isinstance(label, str) else json.dumps(label, ensure_ascii=False, default=str)
 
 
 def _label(given: object, where: str, mark: str | None) -> str:
-    if isinstance(given, bool) or not isinstance(given, str | int | float):
-        raise ConfigError(f"{where}: the answer is {type(given).__name__}, neither text nor a number")
-    if isinstance(given, float) and not math.isfinite(given):
-        raise ConfigError(f"{where}: the answer {given} is no number")
-    if isinstance(given, float) and given.is_integer():
-        given = int(given)  # a table turns a column of integers with a gap into floats
-    text = str(given).strip()
+    try:
+        answer = gold_answer(given)  # of a text with a mark, what follows it
+    except ValueError as error:
+        raise ConfigError(f"{where}: the answer: {error}") from error
     if mark is None:
-        return text
-    after = text.rpartition(mark)[2] if mark in text else ""
-    if not after.strip():
-        raise ConfigError(f"{where}: the answer {text[-40:]!r} does not end in {mark!r} and a value")
-    return canonical(after) if is_integer(after) else after.strip()
-
-
-def _at(row: Mapping[str, object], key: str) -> object:
-    """The value of a column, or of a dotted path; None if there is none."""
-    if key in row:
-        return row[key]
-    value: object = row
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _keys(row: Mapping[str, object]) -> list[str]:
-    """Columns, nested ones as dotted paths."""
-    return sorted(
-        name
-        for key, value in row.items()
-        for name in ([f"{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [key])
-    )
+        return answer
+    if mark not in str(given):
+        raise ConfigError(f"{where}: the answer {str(given)[-40:]!r} does not end in {mark!r} and a value")
+    return canonical(answer) if is_integer(answer) else answer

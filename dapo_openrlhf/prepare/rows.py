@@ -25,6 +25,8 @@ class Problem:
     messages: tuple[Message, ...]
     """At least one; plain text is a single turn of the user."""
     label: str
+    cut: bool = False
+    """Whether the row's chat ended in the assistant's answer, which was cut off."""
 
     @property
     def prompt(self) -> str | list[dict[str, str]]:

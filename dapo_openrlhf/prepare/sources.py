@@ -12,7 +12,7 @@ from pathlib import Path
 from dapo_openrlhf.config import ConfigError
 from dapo_openrlhf.prepare.labels import is_integer
 from dapo_openrlhf.prepare.rows import Source
-from dapo_openrlhf.prompts import read_rows
+from dapo_openrlhf.rows import read_rows, unit
 
 SEED_STRIDE = 10**6
 """reasoning-gym makes item i from seed + i: without a distance, neighbouring seeds would share nearly all items."""
@@ -30,10 +30,9 @@ def file_source(path: Path) -> Source:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    unit = "line" if path.suffix == ".jsonl" else "row"
     return Source(
         name=path.name,
-        rows=lambda: ((f"{path.name}, {unit} {number}", row) for number, row in read_rows(path)),
+        rows=lambda: ((f"{path.name}, {unit(path)} {number}", row) for number, row in read_rows(path)),
         sha256=digest,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +33,16 @@ class Tokenizer:
             )
 
     def render(self, problem: Problem) -> Problem:
-        """The problem's chat as the one text that the model reads, up to where its answer begins.
-
-        A beginning-of-sequence token that the engine's tokenizer adds to every text is left to it.
-        """
+        """The problem's chat as the one text that the model reads, up to where its answer begins."""
         text: str = self._tokenizer.apply_chat_template(_turns(problem), tokenize=False, add_generation_prompt=True)
-        begin = self._tokenizer.bos_token
-        if (
-            begin
-            and text.startswith(begin)
-            and self._tokenizer(text).input_ids[:2] == [self._tokenizer.bos_token_id] * 2
-        ):
-            text = text[len(begin) :]
-        return Problem(where=problem.where, messages=(Message(role="user", content=text),), label=problem.label)
+        return replace(problem, messages=(Message(role="user", content=text),))
 
     def count(self, problem: Problem) -> int:
         """Tokens of the prompt; a chat list is counted through the chat template."""
-        if isinstance(problem.prompt, str):
-            return len(self._tokenizer(problem.prompt).input_ids)
-        self.require_chat_template()
-        text = self._tokenizer.apply_chat_template(_turns(problem), tokenize=False, add_generation_prompt=True)
+        text = problem.prompt
+        if not isinstance(text, str):
+            self.require_chat_template()
+            text = self._tokenizer.apply_chat_template(_turns(problem), tokenize=False, add_generation_prompt=True)
         return len(self._tokenizer(text, add_special_tokens=False).input_ids)
 
 

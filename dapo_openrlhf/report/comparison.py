@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dapo_openrlhf.eval_metrics import Estimate, paired_bootstrap
+from dapo_openrlhf.eval_metrics import FEWEST_PAIRS, Estimate, paired_difference
 from dapo_openrlhf.report.responses import JudgedProblem, ResponsesError
 
 SHOWN = 10
@@ -34,7 +34,7 @@ class Comparison:
     left_out: int
     """Problems that only one of the two has, or that one of them could not judge."""
     difference: Estimate
-    """Mean difference with its paired bootstrap interval over problems."""
+    """Mean difference with its paired interval over problems."""
 
     @property
     def accuracies(self) -> tuple[float, float]:
@@ -66,7 +66,7 @@ class Comparison:
             "left_out": self.left_out,
             "first": first,
             "second": second,
-            "difference": {"value": difference.value, "low": difference.low, "high": difference.high},
+            "difference": {"value": difference.value, **_bounds(difference)},
             "wins": self.wins,
             "losses": self.losses,
             "ties": len(self.pairs) - self.wins - self.losses,
@@ -85,10 +85,14 @@ class Comparison:
     def __str__(self) -> str:
         difference, (first, second) = self.difference, self.accuracies
         points = [f"{100 * value:+.1f}" for value in (difference.value, difference.low, difference.high)]
+        sure = (
+            f"95 % interval {points[1]} to {points[2]} (paired, over problems)"
+            if len(self.pairs) >= FEWEST_PAIRS
+            else f"no interval: it takes at least {FEWEST_PAIRS} problems"
+        )
         ties = len(self.pairs) - self.wins - self.losses
         lines = [
-            f"{first:.1%} -> {second:.1%} on {len(self.pairs)} problems: {points[0]} percentage points, 95 % interval "
-            f"{points[1]} to {points[2]} (paired bootstrap over problems)",
+            f"{first:.1%} -> {second:.1%} on {len(self.pairs)} problem{'s'[: len(self.pairs) > 1]}: {points[0]} percentage points, {sure}",
             f"{self.wins} better, {self.losses} worse, {ties} equal"
             + (f"; {self.left_out} left out, not judged in both" if self.left_out else ""),
         ]
@@ -97,6 +101,13 @@ class Comparison:
             shown = _shortened(pair.first.prompt, frame)
             lines.append(f"  {pair.first.accuracy:5.0%} -> {pair.second.accuracy:4.0%}  {shown}")
         return "\n".join(lines)
+
+
+def _bounds(difference: Estimate) -> dict[str, float | None]:
+    """Null where there are too few problems for an interval."""
+    if difference.problems < FEWEST_PAIRS:
+        return {"low": None, "high": None}
+    return {"low": difference.low, "high": difference.high}
 
 
 def _frame(prompts: Sequence[str]) -> tuple[int, int]:
@@ -146,5 +157,7 @@ def compare_verdicts(first: Mapping[str, JudgedProblem], second: Mapping[str, Ju
     return Comparison(
         pairs=pairs,
         left_out=len(first.keys() | second.keys()) - len(pairs),
-        difference=paired_bootstrap([pair.difference for pair in pairs]),
+        difference=paired_difference(
+            [pair.difference for pair in pairs], [min(pair.first.judged, pair.second.judged) for pair in pairs]
+        ),
     )

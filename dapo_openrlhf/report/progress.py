@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -31,7 +31,7 @@ class ProgressLine:
 
     The first and the last step always get a line; the others only when two seconds have passed since the last line.
     A line shows its own step's numbers. What would be lost between two lines is carried into the next one: the
-    newest held-out accuracy and the number of failed groups.
+    newest held-out accuracy and the numbers of what went wrong.
     """
 
     def __init__(self, max_steps: int, stream: TextIO) -> None:
@@ -42,7 +42,7 @@ class ProgressLine:
         self._lines = 0
         self._printed_at = -math.inf
         self._held_out: float | None = None
-        self._failed = 0.0
+        self._counted: Counter[str] = Counter()
         self._reward_errors: deque[float] = deque(maxlen=RECENT_STEPS)
         self._warned = False
 
@@ -51,13 +51,17 @@ class ProgressLine:
         if math.isfinite(seconds := row.get("seconds/step", math.nan)):
             self._recent.append(seconds)
         self._held_out = row.get("eval/accuracy", self._held_out)
-        self._failed += row.get("groups/failed", 0.0)
+        self._counted["failed"] += round(row.get("groups/failed", 0.0))
+        self._counted["prompt(s) dropped"] += round(row.get("prompts/dropped", 0.0))
+        self._counted["update(s) without a token"] += round(row.get("updates/empty", 0.0))
+        self._counted["step(s) all truncated"] += row.get("truncated_share") == 1.0
+        self._counted["update(s) stopped"] += round(row.get("updates/bad", 0.0) + row.get("updates/overflow", 0.0))
         last = step + 1 >= self._max_steps
         if last or elapsed - self._printed_at >= SECONDS_PER_LINE:
             self._print(self._cells(step + 1, row, elapsed))
             self._printed_at = elapsed
             self._held_out = None
-            self._failed = 0.0
+            self._counted.clear()
         self._watch_rewards(row)
 
     def _watch_rewards(self, row: Mapping[str, float]) -> None:
@@ -104,8 +108,8 @@ class ProgressLine:
         if self._lines % LINES_PER_HEADER == 0:
             titles = (title.rjust(len(text)) for title, text in cells.items())
             print("  ".join(titles), file=self._stream)
-        note = f"  {self._failed:.0f} failed" if self._failed else ""
-        print("  ".join(cells.values()) + note, file=self._stream, flush=True)
+        notes = [f"{count} {what}" for what, count in self._counted.items() if count]
+        print("  ".join([*cells.values(), *notes]), file=self._stream, flush=True)
         self._lines += 1
 
 

@@ -34,7 +34,7 @@ class KeptResponse:
     """One line of ``eval/step-N.jsonl``."""
 
     prompt: str
-    label: str
+    label: object
     text: str
     correct: bool | None
     length: int

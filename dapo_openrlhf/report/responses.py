@@ -19,7 +19,7 @@ class JudgedProblem:
     """One problem's count of verdicts."""
 
     prompt: str
-    label: str
+    label: object
     judged: int
     right: int
 

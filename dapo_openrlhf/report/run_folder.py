@@ -81,6 +81,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def bad_batches(self) -> Path:
+        """Folder of the batches of updates that were stopped: ``step-S-update-U`` with ``batch.json`` and ``rank-R.npz``."""
+        return self.path / "bad_batch"
+
+    @property
     def metrics(self) -> Path:
         """A row of numbers per rollout step, one JSON object per line."""
         return self.path / "metrics.jsonl"

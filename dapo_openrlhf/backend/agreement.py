@@ -1,0 +1,197 @@
+"""Is the policy that learns the policy that samples? (runs inside the trainer's ranks)
+
+Sequences that engines sampled are scored three times: packed, as the trainer does it; one at a time by the model's own
+forward pass with transformers' plainest attention; and so again, with a rounding error more in each linear layer, which
+shows what differences the data type explains. Every rank must be asked, since a forward pass is a collective under ZeRO-3.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dapo_openrlhf.backend.collate import Tensors, collate
+from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
+from dapo_openrlhf.backend.own_forward import instead
+from dapo_openrlhf.batch import Sample
+
+if TYPE_CHECKING:
+    from dapo_openrlhf.backend.models import Models
+
+TF32_EPS = 2.0**-10
+"""Of float32 on CUDA, where kernels may multiply in TF32."""
+
+Rows = Sequence[NDArray[np.float32]]
+"""Log-probs of all tokens but the first of each sequence."""
+
+
+class Comparison:
+    """One rank's model under DeepSpeed, scored in both ways."""
+
+    def __init__(self, engine: Any, models: Models, *, temperature: float, device: torch.device) -> None:
+        self._engine = engine
+        self._model: Any = engine.module
+        self._models = models
+        self._temperature = temperature
+        self._device = device
+        kind = next(self._model.parameters()).dtype
+        self._eps = TF32_EPS if kind == torch.float32 and device.type == "cuda" else torch.finfo(kind).eps
+
+    @torch.no_grad()
+    def agreement(self, engines: Sequence[Sequence[GroupTokens]]) -> Agreement:
+        """Of this trainer, its model's own forward pass, and each engine, of which ``engines`` holds what it sampled."""
+        responses = [list(_responses(groups)) for groups in engines]
+        flat = [response for of_engine in responses for response in of_engine]
+        sequences = [ids for ids, _ in flat]
+        packed, own = self.packed(sequences), self.own(sequences)
+        with self._rounding():
+            rounded = self.own(sequences)
+        scored = iter(packed)
+        pairs = [[(next(scored)[-len(sampled) :], sampled) for _, sampled in of_engine] for of_engine in responses]
+        return Agreement(
+            architecture=type(self._model).__name__,
+            eps=self._eps,
+            packed=_difference(zip(packed, own, strict=True)),
+            rounding=_difference(zip(rounded, own, strict=True)),
+            engines=tuple(_difference(of_engine) for of_engine in pairs),
+        )
+
+    @torch.no_grad()
+    def packed(self, sequences: Sequence[NDArray[np.int32]]) -> Rows:
+        """As the trainer scores them: all in one micro-batch."""
+        batch = self._batch(sequences)
+        logprobs, _ = self._engine(**self._models.inputs(batch), targets=batch.targets, temperature=self._temperature)
+        lengths = [length - 1 for length in batch.lengths]
+        by_index = {
+            sample.group: row.cpu().numpy() for sample, row in zip(batch.samples, logprobs.split(lengths), strict=True)
+        }
+        return [by_index[index] for index in range(len(sequences))]
+
+    def _batch(self, sequences: Sequence[NDArray[np.int32]]) -> Tensors:
+        samples = tuple(
+            Sample(group=index, index=0, prompt_length=1, length=len(ids) - 1, advantage=0.0, trained=True)
+            for index, ids in enumerate(sequences)
+        )
+        tokens = {index: _as_group(ids) for index, ids in enumerate(sequences)}
+        return collate(samples, tokens, device=self._device)
+
+    @torch.no_grad()
+    def own(self, sequences: Sequence[NDArray[np.int32]]) -> Rows:
+        """As transformers' forward pass scores them, one at a time."""
+        with self._own_forward():
+            return [self._score(torch.from_numpy(ids.astype(np.int64)).to(self._device)) for ids in sequences]
+
+    def _score(self, ids: Tensor) -> NDArray[np.float32]:
+        logits = self._engine(input_ids=ids[None], use_cache=False).logits[0, :-1].float() / self._temperature
+        scores: NDArray[np.float32] = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0].cpu().numpy()
+        return scores
+
+    @contextmanager
+    def _own_forward(self) -> Iterator[None]:
+        """Let the model be as transformers made it, in evaluation mode, with the attention that it writes out."""
+        model = self._model
+        with ExitStack() as stack:
+            for module in model.modules():
+                stack.enter_context(instead(module, "training", False))
+            stack.enter_context(instead(model, "forward", types.MethodType(type(model).forward, model)))
+            if model._supports_attention_backend:
+                for config in {
+                    id(c): c for m in model.modules() if (c := m.__dict__.get("config")) is not None
+                }.values():
+                    stack.enter_context(instead(config, "_attn_implementation_internal", "eager"))
+            yield
+
+    @contextmanager
+    def _rounding(self) -> Iterator[None]:
+        """Let each linear layer's output be off by as much as its data type rounds."""
+        dice = torch.Generator(self._device).manual_seed(0)
+
+        def round_off(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            errors = torch.rand(output.shape, generator=dice, device=output.device, dtype=torch.float32) * 2 - 1
+            return output + (output.float() * errors * self._eps).to(output.dtype)
+
+        layers = [module for module in self._model.modules() if isinstance(module, nn.Linear)]
+        handles = [module.register_forward_hook(round_off) for module in layers]
+        yield
+        for handle in handles:
+            handle.remove()
+
+    # ------------------------------------------------------------------ where a difference begins
+
+    @torch.no_grad()
+    def where_packed_differs(self, groups: Sequence[GroupTokens]) -> str:
+        """The kind of layer from which on packed sequences come out other than by the model's own forward pass."""
+        sequences = [ids for ids, _ in _responses(groups)]
+        batch = self._batch(sequences)
+        ordered = [sequences[sample.group] for sample in batch.samples]
+        alone = [self.packed([ids])[0] for ids in ordered]
+        own_scores = self.own(ordered)
+        limit = self._eps**0.5
+        apart = _difference(zip(alone, own_scores, strict=True)).mean > limit
+        whose = "" if apart else ", though each sequence alone comes out right: packed sequences are not kept apart"
+        with self._layer_outputs() as own:
+            self.own(ordered)
+        with self._layer_outputs() as packed:
+            self.packed(ordered)
+        for index, name in enumerate(self._layer_names()):
+            one = torch.cat([output[0] for output in own[index]])
+            if [output.shape for output in packed[index]] != [(1, *one.shape)]:
+                return f"sequences read in rows{whose}"
+            if (packed[index][0][0] - one).norm() > 4 * limit * one.norm():
+                return f"first in layer {index} ({name}){whose}"
+        return f"only in what follows the last layer: output layer, scale or soft cap of the logits{whose}"
+
+    def _layers(self) -> list[nn.Module]:
+        count = self._model.config.get_text_config().num_hidden_layers
+        lists = [m for m in self._model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+        return list(lists[0]) if lists else []
+
+    def _layer_names(self) -> list[str]:
+        kinds = self._model.config.get_text_config().to_dict().get("layer_types")
+        layers = self._layers()
+        return list(kinds) if kinds is not None and len(kinds) == len(layers) else [type(m).__name__ for m in layers]
+
+    @contextmanager
+    def _layer_outputs(self) -> Iterator[list[list[Tensor]]]:
+        """[layers][calls] hidden states that each layer returns."""
+        found: list[list[Tensor]] = [[] for _ in self._layers()]
+
+        def remember(kept: list[Tensor]) -> Callable[..., None]:
+            return lambda _module, _inputs, output: kept.append(
+                (output if isinstance(output, Tensor) else output[0]).float()
+            )
+
+        handles = [m.register_forward_hook(remember(kept)) for m, kept in zip(self._layers(), found, strict=True)]
+        yield found
+        for handle in handles:
+            handle.remove()
+
+
+def _responses(groups: Sequence[GroupTokens]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """Prompt and response in one, and the log-probs that the engine gave the response's tokens."""
+    for group in groups:
+        for index in range(len(group.offsets) - 1):
+            ids, sampled = group.response(index)
+            yield np.concatenate([group.prompt_ids, ids]), sampled
+
+
+def _as_group(ids: NDArray[np.int32]) -> GroupTokens:
+    """A sequence whose first token is its prompt."""
+    return GroupTokens(
+        prompt_ids=ids[:1],
+        response_ids=ids[1:],
+        rollout_logprobs=np.zeros(len(ids) - 1, np.float32),
+        offsets=np.asarray([0, len(ids) - 1]),
+    )
+
+
+def _difference(pairs: Any) -> Difference:
+    distances = np.concatenate([np.abs(one - other) for one, other in pairs])
+    return Difference(mean=float(distances.mean()), largest=float(distances.max()))

@@ -1,0 +1,62 @@
+"""An update that was stopped, as files to look into: one rank's arrays (numpy; runs inside the trainer's ranks)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.per_sample import Known, PerSample, key_of
+from dapo_openrlhf.batch import Sample, Update
+
+
+def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, GroupTokens], known: Known) -> None:
+    """Write ``rank-N.npz``: the rank's samples of the update, read by ``numpy.load`` without pickle.
+
+    Per sample (S of them): ``group`` (index in the batch, as in ``batch.json``), ``response`` (index in the group),
+    ``trained``, ``advantage``, ``weight``. Flat over all samples: ``prompt_ids``, cut by ``prompt_offsets`` [S + 1];
+    ``response_ids`` and ``rollout_logprobs``, cut by ``response_offsets`` [S + 1]; of the same length, as far as they were
+    known, ``logprobs`` (of the weights as they were and are), ``old_logprobs``, ``ref_logprobs``, ``values``,
+    ``advantages``, ``returns``, NaN where they were not.
+    """
+    samples = [sample for micro_batch in update.micro_batches for sample in micro_batch]
+    responses = [tokens[sample.group].response(sample.index) for sample in samples]
+    prompts = [tokens[sample.group].prompt_ids for sample in samples]
+    arrays = {
+        "group": np.asarray([sample.group for sample in samples]),
+        "response": np.asarray([sample.index for sample in samples]),
+        "trained": np.asarray([sample.trained for sample in samples]),
+        "advantage": np.asarray([sample.advantage for sample in samples]),
+        "weight": np.asarray([sample.weight for sample in samples]),
+        "prompt_ids": np.concatenate(prompts),
+        "prompt_offsets": _offsets(prompts, len),
+        "response_ids": np.concatenate([ids for ids, _ in responses]),
+        "rollout_logprobs": np.concatenate([logprobs for _, logprobs in responses]),
+        "response_offsets": _offsets(samples, lambda sample: sample.length),
+    }
+    for name, values in (
+        ("logprobs", known.logprobs),
+        ("old_logprobs", known.old_logprobs),
+        ("ref_logprobs", known.ref_logprobs),
+        ("values", known.values),
+        ("advantages", known.advantages),
+        ("returns", known.returns),
+    ):
+        if values:
+            arrays[name] = np.concatenate([_row(values, sample) for sample in samples])
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"rank-{rank}.npz", **arrays)
+
+
+def _offsets(parts: Sequence[Any], length: Callable[[Any], int]) -> NDArray[np.int64]:
+    return np.asarray([0, *accumulate(map(length, parts))], np.int64)
+
+
+def _row(values: PerSample, sample: Sample) -> NDArray[np.float32]:
+    row = values.get(key_of(sample))
+    return np.full(sample.length, np.nan, np.float32) if row is None else row.float().cpu().numpy()

@@ -1,0 +1,109 @@
+"""What a model's tensors are called and how they are cut in its checkpoint (runs in every trainer rank).
+
+transformers keeps some models otherwise than their checkpoints: Mixtral's modules hold all experts of a layer in one
+``mlp.experts.gate_up_proj``, its checkpoints two matrices for each under ``block_sparse_moe.experts.0.w1`` and ``.w3``.
+Loading converts, ``save_pretrained`` reverts, and engines know the checkpoint's form only. The reversal is transformers'
+own (``core_model_loading.revert_weight_conversion``, 5.15), cut into units so that a model which no machine holds whole
+can pass in a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Tensors of a model that become tensors of its checkpoint together; most are alone and keep at most their name."""
+
+    sources: tuple[str, ...]
+    """Names in the model."""
+    name: str
+    """In the checkpoint; with a ``conversion`` the first of several, as transformers writes it."""
+    conversion: WeightConverter | None = None
+    patterns: tuple[str, ...] = ()
+    """Under which the conversion knows each source."""
+
+    def convert(self, tensors: Mapping[str, Tensor], model: Any) -> list[tuple[str, Tensor]]:
+        """Names and tensors in the checkpoint, of the whole ``tensors`` by their names in the model."""
+        if self.conversion is None:
+            return [(self.name, tensors[self.sources[0]])]
+        conversion = deepcopy(self.conversion)
+        for source, pattern in zip(self.sources, self.patterns, strict=True):
+            conversion.add_tensor(self.name, source, pattern, tensors[source])
+        converted = conversion.convert(self.name, model=model, config=model.config)
+        return [(name, value[0] if isinstance(value, list) else value) for name, value in converted.items()]
+
+
+def keep_used_conversions(model: Any) -> None:
+    """Forget conversions that loading did not need, or saving would do more than revert.
+
+    transformers does so itself, but not where it loads for ZeRO-3, which then saves under names that nobody loads.
+    """
+    if hasattr(model, "_weight_conversions"):
+        model._weight_conversions = [transform for transform in model._weight_conversions if transform.was_used()]
+
+
+def stored_tensors(model: Any) -> dict[str, Any]:
+    """Parameters and buffers that belong into a checkpoint, in the model's order; one name for what several share."""
+    left_out = set(model._keys_to_ignore_on_save or ())
+    tied_to = model.all_tied_weights_keys
+    first: dict[int, str] = {}
+    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in left_out}
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[0] in tied_to):  # the one that others are tied to
+        first.setdefault(id(tensor), name)
+    return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}
+
+
+def units(model: Any) -> tuple[Unit, ...]:
+    """How the tensors of ``model`` become its checkpoint's, in the model's order. The same on every rank."""
+    reverse = [transform.reverse_transform() for transform in reversed(_conversions(model))]
+    renamings = [transform for transform in reverse if isinstance(transform, WeightRenaming)]
+    conversions = [transform for transform in reverse if isinstance(transform, WeightConverter)]
+    by_pattern = {pattern: conversion for conversion in conversions for pattern in conversion.source_patterns}
+    names = list(stored_tensors(model))
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    for name in sorted(names, key=dot_natural_key):  # some renamings depend on what came before
+        stored, pattern = rename_source_key(name, renamings, conversions, reverse=True)
+        found.setdefault(stored, []).append((name, pattern))
+    made = [_unit(stored, sources, by_pattern) for stored, sources in found.items()]
+    places = {name: place for place, name in enumerate(names)}
+    return tuple(sorted(made, key=lambda unit: min(places[source] for source in unit.sources)))
+
+
+def _unit(stored: str, sources: list[tuple[str, str | None]], by_pattern: Mapping[str, WeightConverter]) -> Unit:
+    names, patterns = zip(*sources, strict=True)
+    if patterns[0] is None:
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} would both be {stored} in the checkpoint")
+        return Unit(sources=names, name=stored)
+    return Unit(sources=names, name=stored, conversion=by_pattern[patterns[0]], patterns=patterns)
+
+
+def _conversions(model: Any) -> list[WeightTransform]:
+    """Those by which the model was loaded, or else those of its class.
+
+    Some drop a part of names that not every checkpoint has; only loading knows whether this one had.
+    """
+    if hasattr(model, "_weight_conversions"):
+        conversions: list[WeightTransform] = model._weight_conversions
+        return conversions
+    return [
+        transform
+        for transform in get_model_conversion_mapping(model, add_legacy=False)
+        if not isinstance(transform, PrefixChange)
+    ]

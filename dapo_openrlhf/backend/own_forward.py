@@ -1,0 +1,128 @@
+"""A causal language model's own forward pass, whose logits are made chunk by chunk (runs inside the trainer's ranks).
+
+What a family does between decoder and logits (scales, soft caps, a cut to the vocabulary) stands in its ``forward`` and
+nowhere else. So that is what runs here, with two of its modules stood in for: the output layer, which answers with what
+is made of its logits instead of with them, and the decoder, whose output is remembered. To learn what becomes of a chunk
+of the output layer's logits, the same ``forward`` runs again with the decoder's output as remembered and with that chunk
+in the output layer's place, which costs no module's computation.
+
+Each module is called once a pass, however many chunks there are: under ZeRO-3 a call is a collective, and ranks have
+different numbers of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Tail: TypeAlias = Callable[[Tensor], Tensor]
+"""What the model makes of its output layer's logits [rows, vocabulary]."""
+
+Read: TypeAlias = "Callable[[Callable[[Tensor], Tensor], Tail, Tensor], tuple[Tensor, ...]]"
+"""Gets output layer, tail and hidden states [R, hidden size], and returns what is wanted of their logits."""
+
+
+class UnknownHead(ValueError):
+    """The model's output layer is not where its logits can be caught."""
+
+
+class OwnForward:
+    """The forward pass of ``type(model)``, read at its output layer."""
+
+    def __init__(self, model: Any) -> None:
+        """Raise :class:`UnknownHead` if the model has no output layer of its own behind a decoder."""
+        self._model = model
+        self._head = model.get_output_embeddings()
+        self._decoder = model.base_model
+        owners = [name for name, module in model.named_modules() if module is self._head]
+        if not isinstance(self._head, nn.Module) or not owners or self._decoder is model:
+            raise UnknownHead(
+                f"{type(model).__name__} has no output layer that is a module of its own behind a decoder"
+            )
+        owner, _, self._head_name = owners[0].rpartition(".")
+        self._head_owner = model.get_submodule(owner)
+        self.vocabulary: int = model.config.get_text_config().vocab_size
+        """Logits of a token."""
+
+    def __call__(self, read: Read, positions: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """What ``read`` returns of the hidden states before the output layer at ``positions`` [R] of all tokens."""
+        outputs: dict[nn.Module, Any] = {}
+        found: list[tuple[Tensor, ...]] = []
+
+        def decode(module: nn.Module, *arguments: Any, **settings: Any) -> Any:
+            output = module(*arguments, **settings)
+            outputs[module] = _first_token(output)
+            return output
+
+        def recall(module: nn.Module, *arguments: Any, **settings: Any) -> Any:
+            return outputs[module] if module in outputs else module(*arguments, **settings)
+
+        def catch(_: nn.Module, hidden: Tensor) -> Tensor:
+            if found:
+                raise UnknownHead(f"{type(self._model).__name__}.forward calls its output layer more than once")
+            layer = self._head.forward
+            with instead(self._head, "forward", lambda states: read(layer, tail, states)):
+                found.append(self._head(hidden.flatten(0, -2)[positions]))
+            return hidden.new_zeros(1, 1, self.vocabulary)
+
+        def tail(logits: Tensor) -> Tensor:
+            return self._run(recall, lambda *_: logits[None], inputs)[0]
+
+        self._run(decode, catch, inputs)
+        if not found:
+            raise UnknownHead(f"{type(self._model).__name__}.forward does not call its output layer")
+        return found[0]
+
+    def _run(self, decode: Callable[..., Any], catch: Callable[..., Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """Logits of the model's own forward pass with stand-ins for decoder and output layer."""
+        model = self._model
+        decoder, head = _StandIn(self._decoder, decode), _StandIn(self._head, catch)
+        with instead(model, model.base_model_prefix, decoder), instead(self._head_owner, self._head_name, head):
+            output = type(model).forward(model, use_cache=False, **inputs)
+        logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
+        return logits
+
+
+class _StandIn:
+    """A module whose calls, and whose children's, go to ``call`` with the module itself; else it is that module."""
+
+    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        self._module = module
+        self._call = call
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        return self._call(self._module, *arguments, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        return _StandIn(value, self._call) if isinstance(value, nn.Module) else value
+
+
+@contextmanager
+def instead(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let ``owner.name`` be ``value`` for a while; a module's child of that name stays registered, but hidden."""
+    attributes = owner.__dict__
+    missing = object()
+    before = attributes.get(name, missing)
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del attributes[name]
+        else:
+            attributes[name] = before
+
+
+def _first_token(output: Any) -> Any:
+    """A decoder's output with its hidden states cut to one token, without gradient."""
+    if isinstance(output, Tensor):
+        return output[:, :1].detach()
+    if isinstance(output, tuple):
+        return (_first_token(output[0]), *output[1:])
+    hidden = output.last_hidden_state
+    return type(output)(**{**output, "last_hidden_state": torch.zeros_like(hidden[:, :1])})

@@ -1,0 +1,68 @@
+"""What ``RAY_ADDRESS`` names, resolved and asked for an answer before Ray joins it: Ray itself would try for minutes."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from dapo_openrlhf.config import ConfigError
+
+JOIN_SECONDS = 30.0
+CLIENT = "ray://"
+REMEDY = "correct it, start the cluster, or unset RAY_ADDRESS to use this machine"
+
+
+def resolve(address: str) -> str | None:
+    """The address for Ray to join, after something there has answered as Ray does; None to start a cluster here.
+
+    Raises ``ConfigError`` within :data:`JOIN_SECONDS` for what is no address of a cluster, and where none answers.
+    """
+    address = address.strip()
+    if address in ("", "local"):
+        return None
+    if address == "auto":
+        found = _latest()
+        _ask(found, f"RAY_ADDRESS auto: the cluster that ran here last is at {found}, and no Ray cluster answers there")
+        return found
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"RAY_ADDRESS: {address} is a dashboard; give the host:port that `ray start --head` prints, or submit the run "
+            f"with dapo-openrlhf submit --address {address}"
+        )
+    _ask(address.removeprefix(CLIENT), f"RAY_ADDRESS: no Ray cluster answers at {address}")
+    return address
+
+
+def _latest() -> str:
+    """Where ``auto`` leads: to a cluster that runs on this machine, else to the one that was started last."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    try:
+        found: str = canonicalize_bootstrap_address_or_die("auto")
+    except ConnectionError as error:
+        raise ConfigError(f"RAY_ADDRESS auto: no Ray cluster runs on this machine; {REMEDY}") from error
+    return found
+
+
+def _ask(address: str, complaint: str) -> None:
+    """Refuse ``host:port`` where nothing listens, or what listens does not speak as Ray does."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"RAY_ADDRESS: {address} is no address of a Ray cluster; write host:port, auto, or local")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS / 2).close()
+    except OSError as error:
+        raise ConfigError(f"{complaint} within {JOIN_SECONDS:g} s ({error}); {REMEDY}") from error
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(address):
+        raise ConfigError(f"{complaint} within {JOIN_SECONDS:g} s (something listens, but not as Ray does); {REMEDY}")
+
+
+def _speaks_grpc(address: str) -> bool:
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=JOIN_SECONDS / 2)
+        except grpc.FutureTimeoutError:
+            return False
+    return True

@@ -1,0 +1,87 @@
+"""Packed sequences side by side (torch; runs inside the trainer's ranks).
+
+For models whose layers cannot be told where a packed sequence ends: short convolutions, state spaces, linear attention,
+attention of their own. In rows no sequence touches another, and what pads a row comes after its tokens, which a causal
+model does not see. Sequences of like length share a pass; passes differ in number from rank to rank.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MOST_PADDING = 0.25
+"""Share of padding that sequences put side by side may have; more and they are split into two buckets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Neighbouring sequences of like length."""
+
+    tokens: int
+    """Of all its sequences."""
+    longest: int
+    """L"""
+    index: Tensor | None
+    """[b, L] positions among the bucket's tokens, beyond a sequence's end its last one; None without padding."""
+    valid: Tensor | None
+    """[b, L] bool, false beyond a sequence's end; None without padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One bucket of a micro-batch."""
+
+    input_ids: Tensor
+    """[b, L] int64"""
+    positions: Tensor
+    """Of its share of the micro-batch's positions, index into the b x L tokens."""
+    of: Tensor
+    """Where that share stands among the micro-batch's positions."""
+
+
+def make_buckets(lengths: Sequence[int], *, device: torch.device) -> list[Bucket]:
+    """Cut packed sequences, given longest first, into runs of like length."""
+    if list(lengths) != sorted(lengths, reverse=True):
+        raise ValueError("packed sequences must come longest first")
+    buckets, first = [], 0
+    while first < len(lengths):
+        last = first
+        while last < len(lengths) and lengths[last] >= (1 - MOST_PADDING) * lengths[first]:
+            last += 1
+        buckets.append(_bucket(lengths[first:last], device))
+        first = last
+    return buckets
+
+
+def _bucket(lengths: Sequence[int], device: torch.device) -> Bucket:
+    tokens, longest = sum(lengths), lengths[0]
+    if lengths[-1] == longest:
+        return Bucket(tokens, longest, None, None)
+    counts, offsets = torch.tensor(lengths), torch.arange(longest)
+    starts = counts.cumsum(0) - counts
+    index = starts[:, None] + torch.minimum(offsets, counts[:, None] - 1)
+    return Bucket(tokens, longest, index.to(device), (offsets < counts[:, None]).to(device))
+
+
+def parts(input_ids: Tensor, position_ids: Tensor, positions: Tensor) -> Iterator[Part]:
+    """Cut packed sequences and ``positions`` [R] among their tokens into buckets, each in rows.
+
+    ``input_ids`` [1, N]; ``position_ids`` [1, N] begin with 0 in each sequence.
+    """
+    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
+    lengths = [end - start for start, end in itertools.pairwise([*starts, position_ids.shape[1]])]
+    start = 0
+    for bucket in make_buckets(lengths, device=input_ids.device):
+        packed = input_ids[0, start : start + bucket.tokens]
+        ids = packed.unflatten(0, (-1, bucket.longest)) if bucket.index is None else packed[bucket.index]
+        of = ((positions >= start) & (positions < start + bucket.tokens)).nonzero()[:, 0]
+        local = positions[of] - start
+        if bucket.valid is not None:
+            local = bucket.valid.flatten().nonzero()[:, 0][local]
+        yield Part(ids, local, of)
+        start += bucket.tokens

@@ -1,0 +1,35 @@
+"""Settings that run, but hardly as they are meant (layer 0: standard library)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dapo_openrlhf.config import Config
+
+
+def cautions(config: Config, *, prompts: int) -> Iterator[str]:
+    """Sentences to say at the start of a training; ``prompts``: size of the prompt set, at least 1."""
+    actor, steps, rollout = config.actor, config.train.max_steps, config.rollout
+    if actor.lr_warmup_steps >= steps:
+        yield (
+            f"actor.lr_warmup_steps: {actor.lr_warmup_steps} steps of warm-up in a run of train.max_steps {steps}: the "
+            f"learning rate only grows, to {steps / actor.lr_warmup_steps:.0%} of actor.adam.lr {actor.adam.lr:g}; use "
+            f"fewer than {steps}"
+        )
+    if config.eval.steps > 0 and config.eval.dataset is None:
+        yield f"eval.steps: {config.eval.steps} measures nothing without eval.dataset"
+    elif config.eval.steps >= steps:
+        yield (
+            f"eval.steps: {config.eval.steps} of train.max_steps {steps}: there is no evaluation between the first and "
+            "the last one"
+        )
+    if config.ckpt.save_steps >= steps:
+        yield (
+            f"ckpt.save_steps: {config.ckpt.save_steps} of train.max_steps {steps}: the first checkpoint to resume from "
+            "is the one at the end"
+        )
+    if prompts < rollout.batch_size:
+        yield (
+            f"data.prompt_dataset: {prompts} prompts are fewer than rollout.batch_size {rollout.batch_size}: every step "
+            "has prompts several times"
+        )

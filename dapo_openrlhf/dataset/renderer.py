@@ -1,0 +1,252 @@
+"""A row's prompt as the model sees it: text and token ids, with the model's own tokenizer.
+
+As OpenRLHF does it (``datasets/prompts_dataset.py``, ``utils/agent.py`` of 0.11.2): a chat template's text, or the row's
+own in ``data.input_template``, tokenized with ``add_special_tokens=False``. So a text prompt begins with what it says, and
+special tokens are where a template, or the row, writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.dataset.bad_rows import BadRow, Kind
+from dapo_openrlhf.dataset.chat import Turn, chat_list, to_be_answered
+from dapo_openrlhf.dataset.rules import RowRules
+from dapo_openrlhf.gold import gold_answer
+from dapo_openrlhf.input_template import input_template
+from dapo_openrlhf.rows import column, column_names
+
+CUT_ANSWER = "end in the assistant's answer, which was cut off"
+OWN_SYSTEM_TURN = "have a system turn of their own, which stays in place of data.system_prompt"
+UNKNOWN_TOKEN = "hold what the tokenizer only knows as its unknown token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A good row."""
+
+    text: str
+    token_ids: Sequence[int]
+    label: object
+    columns: dict[str, object]
+    remarks: tuple[str, ...]
+    """What is worth counting about it: of the texts above."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Draft:
+    """A row whose text is not tokenized yet."""
+
+    text: str
+    label: object
+    columns: dict[str, object]
+    remarks: list[str] = field(default_factory=list)
+
+
+class Renderer:
+    """A model's tokenizer and what the rows must be."""
+
+    def __init__(self, rules: RowRules) -> None:
+        """Raises ``ConfigError`` if the tokenizer cannot be read, or cannot do what the rules ask of it."""
+        self._rules = rules
+        self._tokenizer: Any = load_tokenizer(rules.model)
+        self._embedded = embedding_rows(rules.model)
+        self._unknown = self._tokenizer.unk_token_id
+        self._wrap = input_template(rules.input_template) if rules.input_template else str
+        if rules.apply_chat_template:
+            _check_template(self._tokenizer, rules)
+
+    def render(self, rows: Sequence[object]) -> list[Rendered | BadRow]:
+        """Every row, or what is wrong with it."""
+        drafts = [self._draft(row) for row in rows]
+        texts = [draft.text for draft in drafts if isinstance(draft, _Draft)]
+        tokenized = iter(self._tokenize(texts))
+        return [draft if isinstance(draft, BadRow) else self._checked(draft, next(tokenized)) for draft in drafts]
+
+    def _draft(self, row: object) -> _Draft | BadRow:
+        try:
+            if isinstance(row, ConfigError):
+                raise BadRow("unreadable", str(row).partition(": ")[2])
+            if not isinstance(row, dict):
+                raise BadRow("unreadable", f"holds {type(row).__name__}, not a mapping of columns to values")
+            rules = self._rules
+            columns = {name: value for name, value in row.items() if name not in (rules.input_key, rules.label_key)}
+            draft = _Draft(text="", label=self._label(row), columns=columns)
+            self._write(draft, _present(row, rules.input_key, "data.input_key"))
+            _check_characters(draft)
+        except BadRow as bad:
+            return bad
+        except RecursionError:
+            return BadRow("unreadable", "is nested too deeply")
+        return draft
+
+    def _label(self, row: dict[str, object]) -> object:
+        rules = self._rules
+        if rules.label_key is None:
+            return ""
+        label = column(row, rules.label_key)
+        if not rules.needs_answer:
+            if label is None and rules.label_key not in row:
+                raise BadRow(
+                    "label",
+                    f"column {rules.label_key!r} (data.label_key) is missing; it has {column_names(row)}; data.label_key "
+                    "null is for rewards that need no label",
+                )
+            return label
+        try:
+            gold_answer(_present(row, rules.label_key, "data.label_key"))
+        except ValueError as error:
+            raise BadRow("label", f"column {rules.label_key!r} (data.label_key): {error}") from error
+        return label
+
+    def _write(self, draft: _Draft, value: object) -> None:
+        """Give the draft its text."""
+        chat = chat_list(value)
+        if draft.columns.get("images"):
+            raise BadRow("prompt", "has images; only text is trained on")
+        if self._rules.apply_chat_template:
+            turns, cut = to_be_answered(chat or [{"role": "user", "content": value}])
+            draft.remarks += [CUT_ANSWER] if cut else []
+            draft.text = self._apply_template(self._with_system_prompt(turns, draft))
+        elif chat is not None:
+            raise BadRow("chat", "the prompt is a chat list, which needs data.apply_chat_template true")
+        else:
+            draft.text = self._wrap(str(value))
+
+    def _with_system_prompt(self, turns: list[Turn], draft: _Draft) -> list[Turn]:
+        if self._rules.system_prompt is None:
+            return turns
+        if turns[0]["role"] in ("system", "developer"):
+            draft.remarks.append(OWN_SYSTEM_TURN)
+            return turns
+        return [{"role": "system", "content": self._rules.system_prompt}, *turns]
+
+    def _apply_template(self, turns: list[Turn]) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **self._rules.chat_template_kwargs
+            )
+        except Exception as error:  # a template is somebody's program
+            words = str(error) or type(error).__name__
+            raise BadRow("template", f"the chat template refuses {_roles(turns)}: {words}") from error
+        return str(text)
+
+    def _tokenize(self, texts: list[str]) -> list[list[int] | BadRow]:
+        if not texts:
+            return []
+        try:
+            return list(self._ids(texts))
+        except Exception:  # a tokenizer may raise anything, and does not say for which text
+            return [self._tokenize_alone(text) for text in texts]
+
+    def _tokenize_alone(self, text: str) -> list[int] | BadRow:
+        try:
+            return self._ids([text])[0]
+        except Exception as error:  # as above
+            return BadRow("tokens", f"the tokenizer refuses it: {type(error).__name__}: {error}")
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        made = self._tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+        )
+        ids: list[list[int]] = made["input_ids"]
+        return ids
+
+    def _checked(self, draft: _Draft, ids: list[int] | BadRow) -> Rendered | BadRow:
+        if isinstance(ids, BadRow):
+            return ids
+        if not ids:
+            return BadRow("tokens", f"the tokenizer makes no token of {draft.text[:40]!r}")
+        if self._embedded is not None and (max(ids) >= self._embedded or min(ids) < 0):
+            wrong = next(i for i in ids if not 0 <= i < self._embedded)
+            return BadRow(
+                "tokens",
+                f"{self._tokenizer.convert_ids_to_tokens(wrong)!r} has the id {wrong}, for which the model's embedding has "
+                f"no row (vocab_size {self._embedded} in config.json)",
+            )
+        if len(ids) > self._rules.max_tokens:
+            return BadRow(
+                "length",
+                f"the prompt has {len(ids):,} tokens, {self._rules.max_tokens:,} leave room for a response "
+                f"({self._rules.why_max})",
+            )
+        if self._unknown is not None and self._unknown in ids:
+            draft.remarks.append(UNKNOWN_TOKEN)
+        return Rendered(
+            text=draft.text, token_ids=ids, label=draft.label, columns=draft.columns, remarks=tuple(draft.remarks)
+        )
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a folder or a name on the Hugging Face hub. Raises ``ConfigError``."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+    except Exception as error:  # files of any content, and code that came with the model
+        raise ConfigError(
+            f"actor.model_name_or_path: the tokenizer of {model} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    tokenizer.model_max_length = 10**9  # it would warn of texts that are here to be measured
+    return tokenizer
+
+
+def embedding_rows(model: str) -> int | None:
+    """Rows of the model's embedding by its configuration; None where that does not say."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
+        rows = config.get_text_config().vocab_size
+    except Exception:  # a kind of model that this transformers does not know, or code that needs torch
+        values: dict[str, Any] = PretrainedConfig.get_config_dict(model)[0]
+        rows = values.get("vocab_size", values.get("text_config", {}).get("vocab_size"))
+    return rows if isinstance(rows, int) else None
+
+
+def _check_template(tokenizer: Any, rules: RowRules) -> None:
+    """Raises ``ConfigError`` without a chat template, or for arguments that it does not look at."""
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"data.apply_chat_template: the tokenizer of {rules.model} has no chat template; use false, with "
+            "data.input_template where text is to stand around each prompt"
+        )
+    from jinja2 import TemplateSyntaxError, meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"])
+    try:
+        known = meta.find_undeclared_variables(environment.parse(tokenizer.get_chat_template()))
+    except TemplateSyntaxError:
+        return  # of a dialect; whether it renders, the rows will show
+    if unknown := sorted(set(rules.chat_template_kwargs) - known):
+        raise ConfigError(
+            f"data.chat_template_kwargs: the chat template of {rules.model} does not look at {', '.join(unknown)}; it "
+            f"looks at {', '.join(sorted(known - {'messages', 'raise_exception', 'strftime_now'}))}"
+        )
+
+
+def _present(row: dict[str, object], key: str, setting: str) -> object:
+    """A column's value. Raises :class:`BadRow` if there is none, or it says nothing."""
+    value = column(row, key)
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        kind: Kind = "prompt" if setting == "data.input_key" else "label"
+        raise BadRow(kind, f"column {key!r} ({setting}) is missing or empty; it has {column_names(row)}")
+    return value
+
+
+def _check_characters(draft: _Draft) -> None:
+    for what, text in (("prompt", draft.text), ("label", json.dumps(draft.label, ensure_ascii=False, default=str))):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            broken = error.object[error.start]
+            raise BadRow("characters", f"the {what} holds {broken!r}, half of a character") from error
+
+
+def _roles(turns: list[Turn]) -> str:
+    return "a chat of " + ", ".join(str(turn["role"]) for turn in turns[:6]) + (", ..." if len(turns) > 6 else "")

@@ -1,0 +1,107 @@
+"""How sure a mean over problems is (layer 0: standard library only).
+
+Problems are drawn from a population in which each has a chance of its own to be answered right; the mean of those chances
+is asked for. Responses of one problem are anything but independent: how much they repeat each other is unknown, is all but
+invisible in 30 problems of which 3 are ever solved, and decides how much the responses count for. So it is not estimated but
+averaged over: chances are Beta distributed with mean p and intra-class correlation rho, the right ones of a problem's
+responses then beta-binomial, and the interval is p's central 95 % under Jeffreys' prior Beta(1/2, 1/2) for both. With one
+response of each problem that is Jeffreys' binomial interval (Brown, Cai and DasGupta 2001, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+
+TAIL = 0.025
+CORRELATIONS = (
+    0.0003, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.997,
+)  # fmt: skip
+"""Where the intra-class correlation is looked at: 0 is responses that do not repeat each other, 1 problems that are always
+or never solved."""
+COARSE, FINE = 48, 96
+"""Cells of p: to find where it may lie, and there."""
+NEGLIGIBLE = 1e-7
+"""Share of the largest probability below which a cell is left out."""
+
+Outcomes = Mapping[tuple[float, float], int]
+"""How many problems had so many right of so many responses."""
+
+
+def mean_interval(values: Sequence[float], trials: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean over problems with ``values`` in [0, 1], each the share of its ``trials`` >= 1 that succeeded.
+
+    Neither need be whole: pass@k of n responses has n / k trials, as many as there are choices without a common response.
+    The interval reaches 0 where all values are 0, and 1 where all are 1; its width is never 0.
+    """
+    outcomes = Counter((value * count, count) for value, count in zip(values, trials, strict=True))
+    right = math.fsum(values)
+    edges = [index / COARSE for index in range(COARSE + 1)]
+    masses = _masses(outcomes, edges)
+    likely = [index for index, mass in enumerate(masses) if mass > NEGLIGIBLE * max(masses)]
+    first, last = edges[max(likely[0] - 1, 0)], edges[min(likely[-1] + 2, COARSE)]
+    edges = [first + (last - first) * index / FINE for index in range(FINE + 1)]
+    masses = _masses(outcomes, edges)
+    low = 0.0 if right == 0 else _quantile(edges, masses, TAIL)
+    high = 1.0 if right == len(values) else _quantile(edges, masses, 1 - TAIL)
+    return low, high
+
+
+def t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's distribution for at least 5 degrees of freedom, to 0.003.
+
+    Abramowitz and Stegun (1964), 26.7.5.
+    """
+    z = 1.959963984540054
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return math.fsum(term / float(freedom) ** power for power, term in enumerate(terms))
+
+
+def probability(edge: float) -> float:
+    """p at a place in [0, 1] on a scale on which Jeffreys' prior is uniform."""
+    return math.sin(edge * math.pi / 2) ** 2
+
+
+def correlation_weights() -> list[float]:
+    """Prior probability of each of :data:`CORRELATIONS`: Jeffreys' between the middles to its neighbours."""
+    middles = [0.0, *((a + b) / 2 for a, b in pairwise(CORRELATIONS)), 1.0]
+    places = [math.asin(math.sqrt(middle)) for middle in middles]
+    return [(b - a) / (math.pi / 2) for a, b in pairwise(places)]
+
+
+def _masses(outcomes: Outcomes, edges: Sequence[float]) -> list[float]:
+    """Posterior probability of p between each two edges, up to a factor."""
+    centres = [probability((a + b) / 2) for a, b in pairwise(edges)]
+    logs = [[_log_likelihood(outcomes, p, rho) for rho in CORRELATIONS] for p in centres]
+    largest = max(map(max, logs))
+    weights = correlation_weights()
+    return [sum(w * math.exp(x - largest) for w, x in zip(weights, row, strict=True)) for row in logs]
+
+
+def _log_likelihood(outcomes: Outcomes, p: float, rho: float) -> float:
+    """Of beta-binomial counts, without the factor that depends on the counts alone."""
+    size = (1 - rho) / rho
+    a, b = p * size, (1 - p) * size
+    lgamma = math.lgamma
+    nothing = lgamma(size) - lgamma(a) - lgamma(b)
+    return sum(
+        problems * (lgamma(a + right) + lgamma(b + count - right) - lgamma(size + count) + nothing)
+        for (right, count), problems in outcomes.items()
+    )
+
+
+def _quantile(edges: Sequence[float], masses: Sequence[float], share: float) -> float:
+    """p below which that share of the probability lies, which is even within a cell."""
+    wanted = share * math.fsum(masses)
+    for index, upto in enumerate(accumulate(masses)):
+        if upto >= wanted and masses[index] > 0:
+            within = 1 - (upto - wanted) / masses[index]
+            return probability(edges[index] + (edges[index + 1] - edges[index]) * within)
+    raise AssertionError("unreachable: the masses add up to their sum")

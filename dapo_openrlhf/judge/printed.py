@@ -1,0 +1,103 @@
+"""What rewards print: kept from a pipe as a few lines, whatever the amount (standard library only)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+
+MOST_LINES = 20
+"""Kept until they are taken; the others are counted."""
+LONGEST_LINE = 500
+CHUNK = 1 << 16
+MOST_CHUNKS = 64
+"""Read at once when a response has been judged: a process that prints for ever must not hold its judge up."""
+
+
+class Printed:
+    """The reading end of a pipe that is the standard output and error of one process after the other."""
+
+    def __init__(self) -> None:
+        self.reader = self.writer = -1
+        self.open_ended = False
+        """Whether something may still come from the process."""
+        self._rest = b""
+        self._lines: list[str] = []
+        self._more = 0
+
+    def open(self) -> None:
+        """Make a pipe for a new process, which is to write to ``writer``; lines that were not taken stay."""
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        self.open_ended = True
+
+    def close_writer(self) -> None:
+        """The process has its own by now."""
+        os.close(self.writer)
+
+    def read(self) -> None:
+        """Take in what is there, up to a bound."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(MOST_CHUNKS):
+                chunk = os.read(self.reader, CHUNK)
+                if not chunk:
+                    self.open_ended = False
+                    return
+                self._split(chunk)
+
+    def _split(self, chunk: bytes) -> None:
+        *lines, rest = (self._rest + chunk).split(b"\n")
+        if len(rest) > CHUNK:  # a line without an end
+            lines, rest = [*lines, rest], b""
+        self._rest = rest
+        room = max(0, MOST_LINES - len(self._lines))
+        self._lines += [_printable(line) for line in lines[:room] if line.strip()]
+        self._more += len(lines[room:])
+
+    def take(self) -> list[str]:
+        """The lines since the last time; the last one may say how many more there were."""
+        lines, more = self._lines, self._more
+        self._lines, self._more = [], 0
+        return [*lines, f"... and {more} more lines"] if more else lines
+
+    def close(self) -> None:
+        """Close the reading end; what is left of the last line counts as one."""
+        if self._rest.strip():
+            self._split(b"\n")
+        os.close(self.reader)
+        self.open_ended = False
+
+
+class Limited:
+    """Passes lines on with a prefix, at most ``most`` in ``seconds``; how many were left out is said later."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        clock: Callable[[], float],
+        *,
+        prefix: str = "reward: ",
+        most: int = 20,
+        seconds: float = 30.0,
+    ) -> None:
+        self._say, self._clock, self._prefix, self._most, self._seconds = say, clock, prefix, most, seconds
+        self._since = clock()
+        self._said = self._left_out = 0
+
+    def __call__(self, line: str) -> None:
+        """One line."""
+        if self._clock() - self._since >= self._seconds:
+            if self._left_out:
+                self._say(f"{self._prefix}... {self._left_out} more lines were left out")
+            self._since = self._clock()
+            self._said = self._left_out = 0
+        if self._said >= self._most:
+            self._left_out += 1
+            return
+        self._said += 1
+        self._say(self._prefix + line)
+
+
+def _printable(line: bytes) -> str:
+    text = line[:LONGEST_LINE].decode("utf-8", "backslashreplace").rstrip()
+    return "".join(sign if sign.isprintable() or sign == "\t" else ascii(sign)[1:-1] for sign in text)

@@ -1,0 +1,67 @@
+"""OpenRLHF's remote reward protocol: a POST of JSON, answered with JSON (standard library only)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+from dapo_openrlhf.judge.replies import BadReply, excerpt, read_reply
+from dapo_openrlhf.judge.sources import Question, ServerAway, ServerLate
+from dapo_openrlhf.types import Score
+
+AWAY = (429, 502, 503, 504)
+"""Statuses with which a server, or what stands before it, says that it cannot answer now."""
+
+SHARE = 0.9
+"""Of the time a call may take that the server has: whoever is late must be known before the judge's process is ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerReward:
+    """A reward server; ``timeout`` seconds a response."""
+
+    address: str
+    correct_from: float
+    timeout: float
+
+    def __call__(self, question: Question) -> list[Score]:
+        """Judge each response. Raises :class:`ServerAway`, or ``BadReply`` for what the server makes of the responses."""
+        count = len(question)
+        content = {
+            "query": list(question.queries),
+            "prompts": [question.prompt] * count,
+            "labels": [question.label] * count,
+        }
+        return read_reply(
+            self._post(json.dumps(content).encode(), SHARE * self.timeout * count), self.correct_from, count
+        )
+
+    def _post(self, body: bytes, seconds: float) -> object:
+        request = urllib.request.Request(self.address, data=body, headers={"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as reply:
+                text = reply.read()
+        except urllib.error.HTTPError as error:
+            if error.code in AWAY:
+                raise ServerAway(f"HTTP {error.code} {error.reason}") from error
+            raise BadReply(f"HTTP {error.code} {error.reason}: {excerpt(error.read(1000))}") from error
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise
+            raise _away(error.reason, seconds) from error
+        except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            raise _away(error, seconds) from error
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise BadReply(f"answered {excerpt(text)}, which is no JSON: {error}") from error
+
+
+def _away(reason: object, seconds: float) -> ServerAway:
+    if isinstance(reason, TimeoutError):
+        return ServerLate(f"no answer within {seconds:g} s (reward.timeout)")
+    return ServerAway(str(reason) or type(reason).__name__)

@@ -1,0 +1,336 @@
+"""Is an answer the gold one? By text, by exact numbers, then kind by kind; algebra is asked about single expressions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeAlias
+
+from dapo_openrlhf.verifier import values
+from dapo_openrlhf.verifier.items import entries, unnamed_items, vector
+from dapo_openrlhf.verifier.kinds import (
+    Based,
+    Equation,
+    Expression,
+    Interval,
+    Matrix,
+    Region,
+    Relation,
+    Several,
+    Value,
+    Words,
+)
+from dapo_openrlhf.verifier.names import is_asked_for, is_name, same_name
+from dapo_openrlhf.verifier.numbers import MOST_DIGITS, exact_value, is_plain_number, with_decimal_comma
+from dapo_openrlhf.verifier.readings import readings
+from dapo_openrlhf.verifier.regions import region_of
+from dapo_openrlhf.verifier.text import canonical
+from dapo_openrlhf.verifier.units import split_unit
+from dapo_openrlhf.verifier.words import is_prose, same_words
+
+LONGEST_ANSWER = 200
+"""Characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long too."""
+LONGEST_READ = 2000
+"""Characters of either that are read as more than text or a number."""
+MOST_ITEMS = 100
+"""Of a list or set that is compared item by item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algebra:
+    """What text and exact numbers cannot decide: are these two expressions, or equations, equal?"""
+
+    answer: str
+    label: str
+
+
+Equal: TypeAlias = Callable[[Algebra], bool]
+"""Decides by algebra; raises what says that it cannot."""
+
+
+def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False) -> bool:
+    """Whether an extracted answer equals the gold one. Raises what ``equal`` raises.
+
+    Of a label as GSM8K has it, what follows the last ``####`` is the gold one. With ``number_form`` the answer to a
+    number must be written as one: ``17*23`` is not 391, nor is ``782/2``.
+    """
+    mine, gold = canonical(answer), canonical(label.rpartition("####")[2])
+    if not mine or not gold:
+        return False
+    if _same_text(mine, gold):
+        return True
+    if (verdict := _by_value(mine, gold, number_form=number_form)) is not None:
+        return verdict
+    if len(mine) > max(LONGEST_ANSWER, 2 * len(gold)) or max(len(mine), len(gold)) > LONGEST_READ:
+        return False
+    my_value, gold_value = values.read(mine), values.read(gold)
+    if number_form and not _has_number_form(my_value, gold_value):
+        return False
+    return _Comparison(equal).match(my_value, gold_value)
+
+
+def answer_key(answer: str) -> str:
+    """Equal for answers that are the same text or the same number, in decimal digits or as a reduced fraction."""
+    text = canonical(answer)
+    value = exact_value(text)
+    return text if value is None or value.numerator.bit_length() > 2 * MOST_DIGITS else str(value)
+
+
+def _same_text(mine: str, gold: str) -> bool:
+    return mine == gold or mine.replace(", ", ",") == gold.replace(", ", ",")
+
+
+def _by_value(mine: str, gold: str, *, number_form: bool) -> bool | None:
+    """The verdict of two exact numbers; None where one of the texts is none."""
+    right = exact_value(gold)
+    if right is None:
+        return None
+    value = exact_value(mine)
+    if value is None:
+        value = with_decimal_comma(mine)
+        return value == right if value is not None else None
+    if number_form and not is_plain_number(mine) and is_plain_number(gold):
+        return False
+    return value == right
+
+
+def _has_number_form(mine: Value, gold: Value) -> bool:
+    """Whether an answer is a number, where the gold one is."""
+    wanted = _value_text(gold, is_name)
+    if wanted is None or not is_plain_number(split_unit(wanted)[0]):
+        return True
+    found = _value_text(mine, is_name)
+    return found is not None and is_plain_number(split_unit(found)[0])
+
+
+def _value_text(value: Value, named: Callable[[str], bool]) -> str | None:
+    """The text of one value, without the name it is given."""
+    match value:
+        case Expression(text):
+            return text
+        case Equation(left, right) if named(left):
+            return right
+        case _:
+            return None
+
+
+class _Comparison:
+    """Compares values kind by kind, asking algebra where it must."""
+
+    def __init__(self, equal: Equal) -> None:
+        self._equal = equal
+
+    def match(self, mine: Value, gold: Value) -> bool:
+        """Whether two values are the same."""
+        mine, gold = self._without_names(mine, gold)
+        match mine, gold:
+            case (Expression(one), Expression(other)):
+                return self._expressions(one, other)
+            case (Words(one), Words(other)):
+                return same_words(one, other)
+            case (Words(one), Expression(other)) | (Expression(other), Words(one)):
+                return same_words(one, other)
+            case (Based(), Based()):
+                return mine == gold
+            case (Matrix(), Matrix()):
+                return self._matrices(mine, gold)
+            case (Equation(), Equation()):
+                return self._equations(mine, gold)
+            case (Relation(), Relation()):
+                return self._relations(mine, gold)
+            case (Several(), Several()):
+                return self._several(mine, gold)
+            case (Region(), _) | (_, Region()):
+                return self._regions(mine, gold)
+            case (Matrix(), Several(kind="tuple" | "vector" as kind)) | (
+                Several(kind="tuple" | "vector" as kind),
+                Matrix(),
+            ):
+                return self._several(vector(mine, kind), vector(gold, kind))
+            case (Several(kind="list" | "set", items=(one_item,)), _):
+                return self.match(one_item, gold)
+            case (_, Several(kind="list" | "set", items=(one_item,))):
+                return self.match(mine, one_item)
+            case _:
+                return False
+
+    def _without_names(self, mine: Value, gold: Value) -> tuple[Value, Value]:
+        """Without what a value is called, where the other side does not say it: ``7`` for ``x=7``."""
+        if isinstance(mine, Several) and isinstance(gold, Several):
+            return (unnamed_items(mine, gold), unnamed_items(gold, mine))
+        if isinstance(mine, Equation) and not isinstance(gold, Equation):
+            if is_name(mine.left) or (is_asked_for(mine.left) and exact_value(split_unit(mine.right)[0]) is not None):
+                mine = self._last_of_chain(mine.right)
+                if isinstance(mine, Several) and isinstance(gold, Several):
+                    gold = unnamed_items(gold, mine)
+            elif isinstance(gold, Expression) and exact_value(mine.left) is None and not _has_letters(mine):
+                mine = self._last_of_chain(f"{mine.left}={mine.right}")
+        elif isinstance(gold, Equation) and not isinstance(mine, Equation) and is_name(gold.left):
+            gold = self._last_of_chain(gold.right)
+            if isinstance(mine, Several) and isinstance(gold, Several):
+                mine = unnamed_items(mine, gold)
+        return mine, gold
+
+    def _last_of_chain(self, text: str) -> Value:
+        """``7`` of ``3+4=7``; the chain itself, which equals nothing, where it does not hold."""
+        text = text.partition(r"\approx")[0]
+        sides = values.split(text, ("=",))
+        if len(sides) == 1:
+            return values.read(text)
+        if all(self._expressions(side, sides[-1]) for side in sides[:-1]):
+            return values.read(sides[-1])
+        return Words(text)
+
+    def _expressions(self, one: str, other: str) -> bool:
+        if _same_text(one, other):
+            return bool(one)
+        one, other = one.partition(r"\approx")[0], other.partition(r"\approx")[0]
+        (mine, my_unit), (gold, gold_unit) = split_unit(one), split_unit(other)
+        return any(self._same(*reading) for reading in readings(mine, my_unit, gold, gold_unit))
+
+    def _same(self, mine: str, gold: str, factor: Fraction) -> bool:
+        """Whether an expression without a unit equals another, once it is multiplied with ``factor``."""
+        if mine == gold and factor == 1:
+            return bool(mine)
+        my_value, gold_value = exact_value(mine), exact_value(gold)
+        if my_value is not None and gold_value is not None:
+            return my_value * factor == gold_value
+        if ":" in mine or ":" in gold:
+            return same_words(mine, gold) or self._ratios(mine, gold)
+        if not (_is_mathematics(mine) and _is_mathematics(gold)) or (len(mine) == len(gold) == 1):
+            return False
+        scaled = mine if factor == 1 else f"({mine})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+        return self._equal(Algebra(answer=scaled, label=gold))
+
+    def _ratios(self, mine: str, gold: str) -> bool:
+        first, second = mine.split(":"), gold.split(":")
+        if {len(first), len(second)} == {1, 2}:  # 3:2 for 3/2
+            first, second = mine.replace(":", "/").split(":"), gold.replace(":", "/").split(":")
+        return (
+            len(first) == len(second)
+            and all(exact_value(part) is not None for part in (*first, *second))
+            and all(exact_value(one) == exact_value(other) for one, other in zip(first, second, strict=True))
+        )
+
+    def _several(self, mine: Several, gold: Several) -> bool:
+        if len(mine.items) != len(gold.items) or len(gold.items) > MOST_ITEMS:
+            return False
+        ordered = {"tuple", "vector"}
+        if mine.kind in ordered or gold.kind in ordered:
+            if "set" in (mine.kind, gold.kind):
+                return False
+            return all(map(self.match, mine.items, gold.items))
+        return self._in_some_order(mine.items, gold.items)
+
+    def _in_some_order(self, mine: Sequence[Value], gold: Sequence[Value]) -> bool:
+        """Whether each item has a partner of its own; equality being transitive, the first that fits will do."""
+        left = list(gold)
+        for item in mine:
+            place = next((index for index, other in enumerate(left) if item == other), None)
+            if place is None:
+                place = next((index for index, other in enumerate(left) if self.match(item, other)), None)
+            if place is None:
+                return False
+            del left[place]
+        return True
+
+    def _matrices(self, mine: Matrix, gold: Matrix) -> bool:
+        if [len(row) for row in mine.rows] != [len(row) for row in gold.rows]:
+            return False
+        return all(
+            self._expressions(one, other)
+            for my_row, gold_row in zip(entries(mine), entries(gold), strict=True)
+            for one, other in zip(my_row, gold_row, strict=True)
+        )
+
+    def _equations(self, mine: Equation, gold: Equation) -> bool:
+        if is_name(mine.left) and is_name(gold.left):
+            my_value, gold_value = values.read(mine.right), values.read(gold.right)
+            if same_name(mine.left, gold.left) and self.match(self._last_of_chain(mine.right), gold_value):
+                return True
+            if not (isinstance(my_value, Expression) and isinstance(gold_value, Expression)):
+                return False
+        if any(
+            is_prose(side) or "=" in side or r"\pm" in side for side in (mine.left, mine.right, gold.left, gold.right)
+        ):
+            return False
+        if "," in mine.left or "," in gold.left:
+            return False
+        if not _is_mathematics(f"{mine.left} {mine.right}".replace(" ", "")) or len(gold.left) + len(gold.right) < 2:
+            return False
+        return self._equal(Algebra(answer=f"{mine.left}={mine.right}", label=f"{gold.left}={gold.right}"))
+
+    def _relations(self, mine: Relation, gold: Relation) -> bool:
+        for one, left, right in ((mine.sign, mine.left, mine.right), (_mirrored(mine.sign), mine.right, mine.left)):
+            if one == gold.sign and self._expressions(left, gold.left) and self._expressions(right, gold.right):
+                return True
+        if mine.sign not in _DIRECTIONS or gold.sign not in _DIRECTIONS:
+            return False
+        (one, my_way), (other, gold_way) = _DIRECTIONS[mine.sign], _DIRECTIONS[gold.sign]
+        if one != other:
+            return False
+        left = f"({mine.left})-({mine.right})" if my_way == gold_way else f"({mine.right})-({mine.left})"
+        return self._equal(Algebra(answer=left, label=f"({gold.left})-({gold.right})"))
+
+    def _regions(self, mine: Value, gold: Value) -> bool:
+        mine, gold = _with_pieces(mine), _with_pieces(gold)
+        one, other = region_of(mine), region_of(gold)
+        if (isinstance(mine, Several) and isinstance(gold, Several)) or one is None or other is None:
+            return False
+        if one.name and other.name and not same_name(one.name, other.name):
+            return False
+        if len(one.pieces) != len(other.pieces):
+            return False
+        left = list(other.pieces)
+        for piece in one.pieces:
+            place = next((index for index, candidate in enumerate(left) if self._intervals(piece, candidate)), None)
+            if place is None:
+                return False
+            del left[place]
+        return True
+
+    def _intervals(self, one: Interval, other: Interval) -> bool:
+        return (
+            (one.with_low, one.with_high) == (other.with_low, other.with_high)
+            and self._expressions(one.low.removeprefix("+"), other.low.removeprefix("+"))
+            and self._expressions(one.high.removeprefix("+"), other.high.removeprefix("+"))
+        )
+
+
+_DIRECTIONS = {"<": ("strict", -1), ">": ("strict", 1), "<=": ("loose", -1), ">=": ("loose", 1), "!=": ("unequal", 1)}
+
+
+def _mirrored(sign: str) -> str:
+    return {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(sign, sign)
+
+
+def _with_pieces(value: Value) -> Value:
+    """A region of single numbers only is a set of them."""
+    if isinstance(value, Region) and all(piece.low == piece.high for piece in value.pieces):
+        return Several("set", tuple(Expression(piece.low) for piece in value.pieces))
+    return value
+
+
+def _has_letters(equation: Equation) -> bool:
+    return any(
+        sign.isalpha() for sign in equation.left.replace(r"\frac", "").replace(r"\cdot", "").replace(r"\times", "")
+    )
+
+
+_NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]+(?!/?[0-9])")
+"""Two numbers side by side, of which the second is no fraction."""
+
+
+def _is_mathematics(text: str) -> bool:
+    """Whether algebra may be asked about it: no words, braces in pairs, anything at all."""
+    if is_prose(text) or _NEIGHBOURS.search(text) or not any(sign.isalnum() for sign in text) or "\\ldots" in text:
+        return False
+    depth = 0
+    for position, sign in enumerate(text):
+        if sign in "{}" and (position == 0 or text[position - 1] != "\\"):
+            depth += 1 if sign == "{" else -1
+            if depth < 0:
+                return False
+    return depth == 0

@@ -1,0 +1,39 @@
+"""The items of several values, as another answer has them: without names, entries of a matrix."""
+
+from __future__ import annotations
+
+from dapo_openrlhf.verifier import values
+from dapo_openrlhf.verifier.kinds import Equation, Expression, Matrix, Several, Value
+from dapo_openrlhf.verifier.names import is_name
+
+
+def unnamed_items(mine: Several, other: Several) -> Several:
+    """Without the names of the items, where the other side has none: in the order of the alphabet if they differ."""
+    equations = [item for item in mine.items if isinstance(item, Equation) and is_name(item.left)]
+    if len(equations) < len(mine.items) or any(isinstance(item, Equation) for item in other.items) or not equations:
+        return mine
+    names = [equation.left for equation in equations]
+    if len(set(names)) == 1:
+        return Several(mine.kind, tuple(values.read(equation.right) for equation in equations))
+    if len(set(names)) < len(names):
+        return mine
+    if all(len(name) == 1 for name in names):
+        equations.sort(key=lambda equation: equation.left)
+    return Several("tuple", tuple(values.read(equation.right) for equation in equations))
+
+
+def vector(value: Value, kind: str) -> Several:
+    """A row or column as a tuple; a larger matrix is none."""
+    if isinstance(value, Several):
+        return value
+    assert isinstance(value, Matrix)
+    is_line = len(value.rows) == 1 or all(len(row) == 1 for row in value.rows)
+    found = [Expression(entry) for row in entries(value) for entry in row] if is_line else []
+    return Several("vector" if kind == "vector" else "tuple", tuple(found))
+
+
+def entries(matrix: Matrix) -> list[list[str]]:
+    if not matrix.factor:
+        return [list(row) for row in matrix.rows]
+    factor = "-1" if matrix.factor == "-" else matrix.factor
+    return [[f"({factor})({entry})" for entry in row] for row in matrix.rows]

@@ -1,0 +1,41 @@
+"""Two quantities without their units, in all ways that a reader would take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from dapo_openrlhf.verifier.units import Unit
+
+
+def readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None) -> Iterator[tuple[str, str, Fraction]]:
+    """Answer, gold answer and what the answer is to be multiplied with, once units are out of the way.
+
+    A unit that only one side gives is read over, except that a percentage may also be its hundredth, and degrees may be
+    meant in radians. Two units of one dimension are converted; others give nothing.
+    """
+    if my_unit is not None and gold_unit is not None:
+        if my_unit.dimension == gold_unit.dimension:
+            yield mine, gold, my_unit.size / gold_unit.size
+        elif {my_unit.dimension, gold_unit.dimension} == {"angle", "radian"}:
+            yield _in_radians(mine, my_unit), _in_radians(gold, gold_unit), Fraction(1)
+        return
+    yield mine, gold, Fraction(1)
+    if _is(my_unit, "percent"):
+        yield mine, gold, Fraction(1, 100)
+    elif _is(gold_unit, "percent"):
+        yield mine, gold, Fraction(100)
+    elif (_is(my_unit, "angle") and _is_in_radians(gold)) or (_is(gold_unit, "angle") and _is_in_radians(mine)):
+        yield _in_radians(mine, my_unit), _in_radians(gold, gold_unit), Fraction(1)
+
+
+def _is_in_radians(text: str) -> bool:
+    return r"\pi" in text or r"\arc" in text
+
+
+def _in_radians(text: str, unit: Unit | None) -> str:
+    return f"({text})°" if _is(unit, "angle") else text
+
+
+def _is(unit: Unit | None, dimension: str) -> bool:
+    return unit is not None and unit.dimension == dimension

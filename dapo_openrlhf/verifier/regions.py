@@ -1,0 +1,114 @@
+"""Sets of real numbers: bounds that hold together, or one of which holds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from dapo_openrlhf.verifier.kinds import Expression, Interval, Region, Several, Value
+from dapo_openrlhf.verifier.numbers import exact_value
+
+EVERYTHING = (Interval(r"-\infty", r"\infty", False, False),)
+
+
+def all_but(value: Value) -> Region:
+    """All numbers but one or several, which must be in order or exact."""
+    points = [
+        item.text for item in (value.items if isinstance(value, Several) else (value,)) if isinstance(item, Expression)
+    ]
+    points.sort(key=lambda point: (exact_value(point) or 0, point))
+    edges = [r"-\infty", *points, r"\infty"]
+    return Region(tuple(Interval(low, high, False, False) for low, high in itertools.pairwise(edges)))
+
+
+def as_region(value: Value) -> Value:
+    """Intervals for what may stand for them: pairs, sets of numbers."""
+    match value:
+        case Several(kind="tuple", items=(Expression(low), Expression(high))):
+            return Region((Interval(low, high, False, False),))
+        case Several(kind="list", items=items) if items and all(_is_interval(item) for item in items):
+            return joined([as_region(item) for item in items], union=True)
+        case Several(kind="set", items=items) if all(isinstance(item, Expression) for item in items):
+            return Region(
+                tuple(Interval(item.text, item.text, True, True) for item in items if isinstance(item, Expression))
+            )
+        case _:
+            return value
+
+
+def _is_interval(value: Value) -> bool:
+    match value:
+        case Region() | Several(kind="tuple", items=(Expression(), Expression())):
+            return True
+        case _:
+            return False
+
+
+def region_of(value: Value) -> Region | None:
+    """A value as a region, if it may be one."""
+    region = as_region(value)
+    return region if isinstance(region, Region) else None
+
+
+def joined(values: list[Value], *, union: bool) -> Value:
+    """Bounds that hold together, or one of which holds; a list where they are no bounds."""
+    if not all(isinstance(value, Region) for value in values):
+        return Several("list", tuple(values))
+    regions = [value for value in values if isinstance(value, Region)]
+    name = next((region.name for region in regions if region.name), "")
+    if any(region.name not in ("", name) for region in regions):
+        return Several("list", tuple(values))
+    if union:
+        return Region(_merged([piece for region in regions for piece in region.pieces]), name)
+    found = regions[0].pieces
+    for region in regions[1:]:
+        common = tuple(piece for one in found for other in region.pieces for piece in _common(one, other))
+        if not common and len(found) == len(region.pieces) == 1:
+            common = (*found, *region.pieces)  # x<0, x>5 means either
+        found = common
+    return Region(found, name)
+
+
+def _merged(pieces: list[Interval]) -> tuple[Interval, ...]:
+    """Neighbours that share an end become one, where ends are written alike."""
+    found: list[Interval] = []
+    for piece in pieces:
+        if (
+            found
+            and found[-1].high == piece.low
+            and (found[-1].with_high or piece.with_low)
+            and found[-1].low != found[-1].high
+        ):
+            found[-1] = Interval(found[-1].low, piece.high, found[-1].with_low, piece.with_high)
+        else:
+            found.append(piece)
+    return tuple(found)
+
+
+def _common(one: Interval, other: Interval) -> Iterator[Interval]:
+    """What two intervals share, as far as exact numbers tell."""
+    low, with_low = _tighter(one.low, one.with_low, other.low, other.with_low, sign=1)
+    high, with_high = _tighter(one.high, one.with_high, other.high, other.with_high, sign=-1)
+    bottom, top = _place(low), _place(high)
+    if bottom is None or top is None or bottom < top or (bottom == top and with_low and with_high):
+        yield Interval(low, high, with_low, with_high)
+
+
+def _tighter(one: str, with_one: bool, other: str, with_other: bool, *, sign: int) -> tuple[str, bool]:
+    first, second = _place(one), _place(other)
+    if one == other or (first is not None and first == second):
+        return one, with_one and with_other
+    if first is None or second is None:
+        return (one, with_one) if "\\infty" in other else (other, with_other)
+    return (one, with_one) if sign * first > sign * second else (other, with_other)
+
+
+def _place(end: str) -> float | None:
+    if r"\infty" in end:
+        return float("-inf") if end.startswith("-") else float("inf")
+    value = exact_value(end)
+    return (
+        None
+        if value is None or value.numerator.bit_length() > 900 or value.denominator.bit_length() > 900
+        else float(value)
+    )

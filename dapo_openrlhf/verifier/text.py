@@ -1,0 +1,347 @@
+"""An answer's text without what does not change its meaning: decoration, spaces, ways to write a sign.
+
+Every pattern here runs once over the text and never looks back further than a few signs, so the time is linear.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+_BEFORE_NFKC = str.maketrans(
+    {sign: "-" for sign in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"}
+    | {sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
+    | {"…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "″": '"', "‴": "'''", "’": "'", "‘": "'", "”": '"', "“": '"'}
+    | {"º": "°", "˚": "°", "，": ",", "、": ",", "。": ".", "∶": ":", "µ": "\\mu ", "ϕ": "\\phi ", "ℓ": "l"}
+)
+_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho _ sigma tau upsilon phi chi psi omega"
+_SIGNS = str.maketrans(
+    {chr(0x3B1 + index): f"\\{name} " for index, name in enumerate(_GREEK.split()) if name != "_"}
+    | {chr(0x391 + 0x3C6 - 0x3B1): r"\Phi ", "Γ": r"\Gamma ", "Δ": r"\Delta ", "Ω": r"\Omega ", "Θ": r"\Theta ", "Σ": r"\Sigma "}
+    | {"⁄": "/", "÷": "/", "∕": "/", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "∗": "*"}
+    | {"∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv "}
+    | {"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "⌀": r"\emptyset ", "ø": r"\emptyset ", "Ø": r"\emptyset "}
+    | {"±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∠": r"\angle ", "∖": r"\setminus ", "∨": r"\lor ", "∧": r"\land "}
+    | {"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|"}
+    | {"→": r"\to ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "⊙": r"\odot ", "△": r"\triangle "}
+)  # fmt: skip
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
+_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉ₙ]+")
+_VULGAR = re.compile("(?<=[0-9])(?=[¼½¾⅐-⅞])")
+
+_TEX = re.compile(r"\\[a-zA-Z]+\*?|\\.|[{}]|[^\\{}]+|\\", re.DOTALL)
+_WRAPPERS = frozenset(
+    [
+        "text",
+        "textbf",
+        "textit",
+        "textrm",
+        "textsf",
+        "texttt",
+        "textnormal",
+        "textup",
+        "emph",
+        "mathrm",
+        "mathbf",
+        "mathit",
+        "mathsf",
+        "mathtt",
+        "mathnormal",
+        "boldsymbol",
+        "bold",
+        "bm",
+        "mbox",
+        "hbox",
+        "operatorname",
+        "underline",
+        "boxed",
+        "fbox",
+        "ensuremath",
+        "rm",
+        "bf",
+        "it",
+        "tt",
+        "sf",
+        "style",
+    ]
+)
+_WITH_ARGUMENT = frozenset(
+    [
+        "textcolor",
+        "color",
+        "colorbox",
+        "hspace",
+        "vspace",
+        "phantom",
+        "hphantom",
+        "vphantom",
+        "label",
+        "tag",
+        "mspace",
+        "kern",
+    ]
+)
+_NOTHING = frozenset(
+    [
+        "left",
+        "right",
+        "big",
+        "Big",
+        "bigg",
+        "Bigg",
+        "bigl",
+        "bigr",
+        "Bigl",
+        "Bigr",
+        "biggl",
+        "biggr",
+        "Biggl",
+        "Biggr",
+        "bigm",
+        "Bigm",
+        "middle",
+        "displaystyle",
+        "textstyle",
+        "scriptstyle",
+        "limits",
+        "nolimits",
+        "large",
+        "Large",
+        "LARGE",
+        "huge",
+        "Huge",
+        "small",
+        "tiny",
+        "normalsize",
+        "scriptsize",
+        "footnotesize",
+        "bfseries",
+        "itshape",
+        "rmfamily",
+        "mathstrut",
+        "strut",
+        "nonumber",
+        "notag",
+        "displaylimits",
+    ]
+)
+_SPACES = frozenset(
+    ["quad", "qquad", "thinspace", "enspace", "medspace", "thickspace", "hfill", "space", "nobreakspace"]
+)
+_RENAMED = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge", "leqslant": "le",
+    "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots",
+    "dotsb": "ldots", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "ast": "*", "degree": "°", "infin": "infty", "lbrace": "\\{",
+    "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "colon": ":", "bar": "overline", "smallsetminus": "setminus",
+    "backslash": "setminus", "wedge": "land", "vee": "lor", "prime": "'", "bigcup": "cup", "bigcap": "cap", "iff": "Leftrightarrow",
+    "R": "mathbb{R}", "Reals": "mathbb{R}", "reals": "mathbb{R}", "varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta",
+    "div": "/", "slash": "/", "colonequals": "=", "textdollar": "\\$", "textdegree": "°", "percent": "%", "overrightarrow": "vec",
+}  # fmt: skip
+_LITERAL = frozenset("<>|*°:[]()'/=%")
+
+_REPLACED = (
+    (re.compile(r"\{, ?\}"), ","),
+    (re.compile(r"\^ ?\{ ?(?:\\circ|°) ?\}|\^ ?(?:\\circ(?![a-zA-Z])|°)|(?<=[0-9}]) ?\\circ(?![a-zA-Z])"), "°"),
+    (re.compile(r"\^ ?\{ ?(?:'|\\prime) ?\}|\^'"), "'"),
+    (re.compile(r"\\frac ?(\d) ?(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac ?(\d) ?\{"), r"\\frac{\1}{"),
+    (re.compile(r"(\\frac ?\{[^{}]{0,60}\}) ?(\d)"), r"\1{\2}"),
+    (re.compile(r"\\sqrt ?(\[\d+\])? ?(\d+)"), r"\\sqrt\1{\2}"),
+    (re.compile(r"(\d|\}) ?\*\*(?= ?\d|\()|(?<=[\w)}]) ?\*\*(?= ?[\w({\\-])"), r"\1^"),
+    (re.compile(r"(?<![A-Za-z\\])(pi|[iI]nfinity|infty|theta|sqrt)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"\\[iI]nfinity(?![a-zA-Z])|(?<![A-Za-z\\])inf(?![A-Za-z])|(?<![A-Za-z\\])oo(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"\\not ?=|!=|=/=|<>|/="), r"\\ne "),
+    (re.compile(r"<=|=<|≦"), r"\\le "),
+    (re.compile(r">=|=>|≧"), r"\\ge "),
+    (re.compile(r"(?<![A-Za-z\\])(?:union|U)(?![A-Za-z])(?= ?[\[(\\])"), r"\\cup "),
+    (re.compile(r"(?<!\.)\.{3,}(?= ?,)|(?<=,) ?\.{3,}"), r"\\ldots "),
+    (re.compile(r"(?<=\d) ?(?:a\.m\.?|AM)$"), " am"),
+    (re.compile(r"(?<=\d) ?(?:p\.m\.?|PM)$"), " pm"),
+    (re.compile(r"\\mathbb ?([A-Z])"), r"\\mathbb{\1}"),
+)  # fmt: skip
+_PHRASES = (
+    (re.compile(r"^(?:the )?(?:final |correct )?answer is:? ", re.IGNORECASE), ""),
+    (
+        re.compile(
+            r"(?<=\d) ?\(? ?(?:in )?base ?(\d{1,2}|two|three|four|five|six|seven|eight|nine) ?\)?$", re.IGNORECASE
+        ),
+        r"_{\1}",
+    ),
+    (re.compile(r"_\{ ?base ?(\d{1,2}) ?\}", re.IGNORECASE), r"_{\1}"),
+    (re.compile(r"^(\d+) to (\d+)$"), r"\1:\2"),
+    (
+        re.compile(
+            r"(?:is )?(?:greater|more|bigger|larger) than or equal to|(?:is )?at least|(?:is )?no less than|(?:is )?not less than",
+            re.IGNORECASE,
+        ),
+        r"\\ge ",
+    ),
+    (
+        re.compile(
+            r"(?:is )?(?:less|smaller|fewer) than or equal to|(?:is )?at most|(?:is )?no more than|(?:is )?not more than",
+            re.IGNORECASE,
+        ),
+        r"\\le ",
+    ),
+    (re.compile(r"(?:is )?(?:strictly )?(?:greater|more|bigger|larger) than", re.IGNORECASE), ">"),
+    (re.compile(r"(?:is )?(?:strictly )?(?:less|smaller|fewer) than", re.IGNORECASE), "<"),
+    (re.compile(r"(?:is )?not equal to|does not equal", re.IGNORECASE), r"\\ne "),
+    (re.compile(r"(?:is )?equal to|equals", re.IGNORECASE), "="),
+    (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
+    (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
+    (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
+    (
+        re.compile(
+            r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals",
+            re.IGNORECASE,
+        ),
+        r"\\mathbb{R}",
+    ),
+    (
+        re.compile(
+            r"(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|roots?|values?|answers?)(?: exists?)?",
+            re.IGNORECASE,
+        ),
+        r"\\emptyset",
+    ),
+    (re.compile(r"(?:the )?empty set", re.IGNORECASE), r"\\emptyset"),
+    (
+        re.compile(
+            r"(?<=\\mathbb\{R\}),? ?(?:except|excluding|other than|but|without)(?: for| that)?(?: x ?(?:=|is not|is))?"
+        ),
+        r"\\setminus ",
+    ),
+    (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
+    (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
+)
+_HAS_PHRASE = re.compile(r"(?<![\\a-z])[a-z]{4}")
+_BOUND = re.compile(r"[<>\u2260]|\\(?:le|ge|ne|cup|cap|in|mathbb)(?![a-zA-Z])")
+_OR = re.compile(r",? (?:or|\\lor) ", re.IGNORECASE)
+_AND = re.compile(r",? (?:and|\\land|together with|as well as) ", re.IGNORECASE)
+_BOLD = re.compile(r"(?<![\w)}])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?![\w({\\-])|\*\*(?=\s*$)")
+_LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])(?<![0-9],) |(?<=[0-9],) (?![0-9])| (?![0-9A-Za-z])")
+_AFTER_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
+_CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
+_DOT_OVER = re.compile(r"\\dot(?: ?\{(\d+)\}| ?(\d))")
+
+
+@functools.lru_cache(maxsize=64)
+def canonical(answer: str) -> str:
+    """An answer's text, evened out.
+
+    A space stays where taking it away would join two words or two numbers: ``3 4`` is not 34, ``1, 234`` not 1234.
+    """
+    text = _VULGAR.sub(" ", answer.translate(_BEFORE_NFKC))
+    text = _SUPERSCRIPT.sub(lambda raised: f"^{{{raised[0]}}}", text)
+    text = _SUBSCRIPT.sub(lambda lowered: f"_{{{lowered[0]}}}", text)
+    text = unicodedata.normalize("NFKC", text).translate(_BEFORE_NFKC).translate(_SIGNS)
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in text)
+    text = _BOLD.sub("", text) if "**" in text else text
+    text = " ".join(_without_macros(text).replace("`", " ").replace("~", " ").split())
+    text = _without_math_signs(text)
+    for pattern, replacement in _REPLACED:
+        text = pattern.sub(replacement, text)
+    text = _recurring(text) if "\\dot" in text else text
+    if _HAS_PHRASE.search(text):
+        for pattern, replacement in _PHRASES:
+            text = pattern.sub(replacement, text)
+    bounds = _BOUND.search(text) is not None
+    text = _OR.sub(r" \\lor " if bounds else ",", f" {text} ")
+    text = _AND.sub(r" \\land " if bounds else ",", text)
+    text = (
+        _LOOSE_SPACE.sub("", _AFTER_COMMAND.sub(r"\1", " ".join(text.split())))
+        .strip("*_")
+        .lstrip("= ")
+        .rstrip(".,;:*_ ")
+        .removesuffix("\\")
+    )
+    if (text.count('"') == 1 and "'" not in text) or text[:1] == text[-1:] == '"':
+        text = text.strip('"').strip(" ")
+    choice = _CHOICE.fullmatch(text)
+    return choice[1] or choice[2] if choice else text
+
+
+def _without_macros(text: str) -> str:
+    """TeX without fonts, sizes, colours and spacing; what a font command wraps stays."""
+    if "\\" not in text:
+        return text
+    found: list[str] = []
+    closings: list[str] = []
+    """What each open brace becomes when it closes."""
+    tokens = _TEX.findall(text)
+    wraps, position = False, 0
+    while position < len(tokens):
+        token = tokens[position]
+        position += 1
+        name = token[1:].rstrip("*") if token[0] == "\\" else ""
+        if token == "{":
+            closings.append(" " if wraps else "}")
+            found.append(" " if wraps else "{")
+        elif token == "}":
+            found.append(closings.pop() if closings else "}")
+        elif name in _WRAPPERS or name in _WITH_ARGUMENT:
+            position = _after_group(tokens, position) if name in _WITH_ARGUMENT else position
+            found.append(" ")
+            wraps = True
+            continue
+        elif wraps and token.isspace():
+            continue
+        else:
+            found.append(_macro(token, name))
+        wraps = False
+    return "".join(found)
+
+
+def _after_group(tokens: list[str], position: int) -> int:
+    """Where the tokens go on after the group in braces that begins at ``position``, if one does."""
+    depth = 0
+    for index in range(position, len(tokens)):
+        depth += (tokens[index] == "{") - (tokens[index] == "}")
+        if depth == 0 and not tokens[index].isspace():
+            return index + 1 if tokens[index] == "}" else position
+    return len(tokens)
+
+
+def _macro(token: str, name: str) -> str:
+    if not name or token in ("\\{", "\\}", "\\\\", "\\%", "\\$"):
+        return "%" if token == "\\%" else token
+    if name == "&":
+        return " and "
+    if name == "!":
+        return "\x00"
+    if name in ",;:> ()[]\n" or name in _SPACES:
+        return " "
+    if name in _NOTHING:
+        return " " if name[0] in "dtlLhHs" else "\x01"
+    new = _RENAMED.get(name)
+    if new is None:
+        return token
+    return new if new[0] == "\\" or new in _LITERAL else "\\" + new
+
+
+_DOLLAR = re.compile(r"(\\?)\$")
+_THIN = re.compile(r"\x00 ?")
+_LEFT = re.compile(r"\x01 ?")
+
+
+def _without_math_signs(text: str) -> str:
+    r"""Without ``$`` around formulas; where one is an amount's currency it stays, as ``$``."""
+    text = _LEFT.sub("", _THIN.sub("", text))
+    bare = text.replace("\\$", "")
+    is_money = bare.count("$") % 2 == 1 or ("$" in bare and not re.search(r"\$(?! ?[\d.])|[^\s(\[,-]\$", bare))
+    text = _DOLLAR.sub(lambda sign: "\x02" if sign[1] or is_money else " ", text)
+    return " ".join(text.replace("\x02", "$").split())
+
+
+def _recurring(text: str) -> str:
+    r"""``0.\overline{123}`` for ``0.\dot{1}2\dot{3}``, which means the same."""
+    dots = list(_DOT_OVER.finditer(text))
+    if not dots or len(dots) > 2 or not re.search(r"\.\d*$", text[: dots[0].start()]):
+        return text
+    between = text[dots[0].end() : dots[-1].start()] if len(dots) == 2 else ""
+    digits = (dots[0][1] or dots[0][2]) + between + ((dots[1][1] or dots[1][2]) if len(dots) == 2 else "")
+    if not digits.isdigit():
+        return text
+    return f"{text[: dots[0].start()]}\\overline{{{digits}}}{text[dots[-1].end() :]}"

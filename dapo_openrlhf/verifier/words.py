@@ -1,0 +1,46 @@
+"""Words, as opposed to products of letters."""
+
+from __future__ import annotations
+
+import re
+
+_WORD = re.compile(r"(?<![\\A-Za-z])(?![A-Z]{3,6}(?![A-Za-z]))[A-Za-z]{3,}|(?<![\\A-Za-z])(?:no|No|NO)(?![A-Za-z])")
+"""A word; ``ABC`` and ``ABCD`` are points, as in the angle ABC."""
+_FUNCTIONS = re.compile(
+    r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|gcd|lcm|max|min|mod|lim|det|deg|floor|ceil|abs"
+)
+_APPLIED = re.compile(rf"(?:(?:{_FUNCTIONS.pattern})[xyzAB])+")
+_SKIPPED = re.compile(r"\\(?:begin|end) ?\{[a-z]+\*?\}|_\{[^{}]*\}|\\[a-zA-Z]+")
+_SENTENCE = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
+_VOWEL = re.compile("[aeiouy]")
+_ARTICLE = re.compile(r"(?:the|an|a) (?=[a-z])")
+
+
+def is_prose(text: str) -> bool:
+    """Whether there are words in it, which algebra would take for products of letters."""
+    return any(not _is_product(word[0]) for word in _WORD.finditer(_SKIPPED.sub(" ", text)))
+
+
+def _is_product(word: str) -> bool:
+    """``sin``, ``abc``, ``xyz``, ``mnp``: a function's name, or letters that make no word."""
+    if _FUNCTIONS.fullmatch(word) or _APPLIED.fullmatch(word):
+        return True
+    letters = sorted(set(word))
+    neighbours = len(letters) == len(word) and ord(letters[-1]) - ord(letters[0]) == len(word) - 1
+    return len(word) <= 5 and (neighbours or not _VOWEL.search(word.lower()))
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two texts are the same words; capitals, articles and full stops do not count."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(text: str) -> str:
+    return _ARTICLE.sub(
+        "", " ".join(text.casefold().replace(".", "").replace("-", " ").replace("{", "").replace("}", "").split())
+    )
+
+
+def is_sentence(text: str) -> bool:
+    """Whether a text is nothing but words."""
+    return _SENTENCE.fullmatch(text) is not None

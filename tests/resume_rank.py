@@ -1,0 +1,101 @@
+"""``python resume_rank.py PORT FOLDER``: what DeepSpeed's optimizers hold after a resume with other settings."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from typing import Any
+
+DONE = 3
+"""Gradient steps before the checkpoint."""
+BEFORE = {
+    "adam": {"lr": 2e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    "lr_scheduler": "constant_with_warmup", "lr_warmup_ratio": 0.5, "scheduler_steps": 8, "max_norm": 1.0,
+}  # fmt: skip
+AFTER = {
+    "adam": {"lr": 1e-5, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1},
+    "lr_scheduler": "cosine", "lr_warmup_ratio": 0.2, "scheduler_steps": 20, "max_norm": 0.25,
+}  # fmt: skip
+ENTERED, WARMUP = 6, 4
+"""The resumed run's updates are half as large: it stands after 6 of 20, of which 4 are warm-up."""
+
+
+def main(port: str, folder: str) -> None:
+    """Raise unless weights and moments are the checkpoint's, and everything else the configuration's."""
+    os.environ.update(
+        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, DS_ACCELERATOR="cpu"
+    )
+    from dapo_openrlhf.backend.device import stand_in_for_cuda
+    from dapo_openrlhf.backend.openrlhf_bases import import_openrlhf_lightly
+
+    stand_in_for_cuda()
+    import_openrlhf_lightly()
+    for stage in (1, 2, 3):
+        for dtype in ("fp32", "bf16"):
+            check(stage, dtype, os.path.join(folder, f"{stage}-{dtype}"))
+
+
+def prepared(stage: int, dtype: str, optimizer: dict[str, Any]) -> Any:
+    """A DeepSpeed engine as trainer ranks make it, around two layers."""
+    import torch
+
+    from dapo_openrlhf.backend.device import Device
+    from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
+    from dapo_openrlhf.backend.strategy import Strategy
+
+    settings = {"ds.zero_stage": stage, "ds.param_dtype": dtype, "train.batch_size": 1, "train.seed": 0}
+    strategy = Strategy(openrlhf_namespace(settings), device=Device(kind="cpu", threads=1))
+    strategy.setup_distributed()
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 1))
+    engine, *_ = strategy.prepare((layers, {"optim": "adam", **optimizer}))
+    return engine
+
+
+def updated(engine: Any, dtype: str) -> float:
+    """One gradient step; returns the learning rate that it took."""
+    import torch
+
+    rate = float(engine.optimizer.param_groups[0]["lr"])
+    inputs = torch.linspace(-1, 1, 16).view(2, 8).to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    engine.set_gradient_accumulation_boundary(True)
+    engine.backward(engine(inputs).float().square().sum())
+    engine.step()
+    return rate
+
+
+def moments(engine: Any) -> list[Any]:
+    """Both of every parameter."""
+    states = engine.optimizer.optimizer.state.values()
+    found = [state[name].float().clone() for state in states for name in ("exp_avg", "exp_avg_sq")]
+    assert found and all(moment.any() for moment in found)
+    return found
+
+
+def check(stage: int, dtype: str, folder: str) -> None:
+    """Train, save, resume with other settings, train on."""
+    import torch
+
+    from dapo_openrlhf.backend.restoring import restore
+
+    engine = prepared(stage, dtype, BEFORE)
+    rates = [updated(engine, dtype) for _ in range(DONE)]
+    assert rates == [0.0, 2e-4 * 1 / 4, 2e-4 * 2 / 4], rates
+    engine.save_checkpoint(folder, tag="state")
+
+    resumed = prepared(stage, dtype, AFTER)
+    assert not restore(resumed, folder, "another", updates_done=ENTERED)
+    assert restore(resumed, folder, "state", updates_done=ENTERED)
+    assert all(map(torch.equal, moments(resumed), moments(engine)))
+    adam = AFTER["adam"]
+    for group, decay in zip(resumed.optimizer.param_groups, (adam["weight_decay"], 0.0), strict=True):
+        assert (tuple(group["betas"]), group["eps"], group["weight_decay"]) == (adam["betas"], adam["eps"], decay)
+        assert group["initial_lr"] == adam["lr"]
+    assert resumed.optimizer.clip_grad == 0.25
+    rates = [updated(resumed, dtype) for _ in range(20 - ENTERED)]
+    cosine = [0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (20 - WARMUP))) for step in range(ENTERED, 20)]
+    assert all(abs(rate - 1e-5 * share) < 1e-12 for rate, share in zip(rates, cosine, strict=True)), rates
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

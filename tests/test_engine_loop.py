@@ -1,0 +1,77 @@
+"""What the engine loop asks of vLLM's core for a group, and whose failure it is when there is nothing to ask."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dapo_openrlhf.backend.messages import BadPrompt
+from dapo_openrlhf.ports import Sampling
+
+pytestmark = pytest.mark.real  # imports vLLM
+
+SAMPLING = Sampling(n=3, max_new_tokens=4, temperature=0.7, top_p=0.9)
+
+
+class Core:
+    """Takes requests until it has ``room`` of them, then raises."""
+
+    def __init__(self, *, room: int = 100) -> None:
+        self.requests: list[Any] = []
+        self.aborted: list[str] = []
+        self._room = room
+
+    def add_request(self, request: Any) -> None:
+        if len(self.requests) == self._room:
+            raise ValueError("no such request")
+        self.requests.append(request)
+
+    def abort_requests(self, names: list[str]) -> None:
+        self.aborted += names
+
+
+def asked(core: Core, ids: list[int]) -> tuple[SimpleNamespace, Future[Any]]:
+    from dapo_openrlhf.backend.engine_loop import EngineLoop
+
+    loop = EngineLoop({}, name="engine 0", stop_ids=[1, 7], version=5)
+    loop._core, loop._vocabulary, loop._longest = core, 19, 10  # type: ignore[assignment]
+    done = loop.generate("g", ids, SAMPLING)
+    loop._obey(block=False)
+    return SimpleNamespace(in_core=sorted(loop._responses)), done
+
+
+def test_each_response_is_a_request_that_ends_at_the_stop_tokens_and_is_sampled_as_the_run_says() -> None:
+    core = Core()
+    loop, done = asked(core, [3, 4])
+    assert not done.done()
+    assert loop.in_core == ["g/0", "g/1", "g/2"] == [request.request_id for request in core.requests]
+    for request in core.requests:
+        params = request.sampling_params
+        assert (request.prompt_token_ids, request.cache_salt) == ([3, 4], "5")
+        assert sorted(params.stop_token_ids) == [1, 7] == sorted(params.all_stop_token_ids)
+        assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.9, 0, 0.0)
+        assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
+        assert (params.max_tokens, params.min_tokens, params.logprobs, params.seed) == (4, 0, 0, None)
+        assert (params.n, params.eos_token_id, params.detokenize) == (1, None, False)
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"), [([], "prompt_empty"), ([19], "prompt_token_unknown"), ([2] * 7, "prompt_too_long")]
+)
+def test_a_prompt_at_fault_never_reaches_the_core(ids: list[int], reason: str) -> None:
+    core = Core()
+    loop, done = asked(core, ids)
+    error = done.exception(timeout=0)
+    assert isinstance(error, BadPrompt) and error.reason == reason
+    assert (core.requests, loop.in_core) == ([], [])
+
+
+def test_what_the_core_refuses_fails_its_group_only_and_leaves_nothing_in_the_core() -> None:
+    core = Core(room=2)
+    loop, done = asked(core, [3, 4])
+    assert isinstance(done.exception(timeout=0), ValueError)
+    assert loop.in_core == []
+    assert core.aborted == ["g/0", "g/1", "g/2"]

@@ -1,0 +1,211 @@
+"""On real vLLM: after a publication an engine is what it would be had it been started from the saved model.
+
+For each family a tiny random model. The reference is an engine started from the folder that ``save_pretrained`` writes, so
+names, splits and what a CPU build packs are all compared; many linear layers keep a packed copy only, so that log-probs
+show what parameters do not.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from published_models import FAMILIES, make_model
+from torch import Tensor
+
+pytestmark = pytest.mark.real
+
+PROMPT = [5, 9, 3, 17, 8, 2, 11, 30, 4, 7]
+NEW_TOKENS = 6
+RENAMED = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "GraniteMoe", "Phimoe", "DeepseekV3", "Glm4Moe", "GPTNeoX")
+"""Families whose checkpoint has other names than their modules."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_this_process(module_settings: pytest.MonkeyPatch) -> None:
+    """No warm-up, no second process, no minutes of looking at model classes in processes of their own."""
+    for name, value in {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TORCHDYNAMO_DISABLE": "1",
+    }.items():
+        module_settings.setenv(name, value)
+    from vllm.model_executor.models import registry
+
+    module_settings.setattr(registry, "_run_in_subprocess", lambda look: look())
+
+
+@pytest.fixture(scope="module")
+def module_settings() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+PARAMETERS_ONLY = ("Phimoe", "DeepseekV3", "Lfm2")
+"""vLLM loads these on a CPU, but has no kernels to run such small ones in float32."""
+
+
+class Engine:
+    """vLLM's core on a model in a folder, and what is asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.core_client import InprocClient
+        from vllm.v1.executor.abstract import Executor
+
+        from dapo_openrlhf.backend import weights  # noqa: F401  registers the weight-transfer engine
+
+        cleanup_dist_env_and_memory()  # one engine at a time: process groups are made for the model that comes first
+        config = EngineArgs(
+            model=str(folder),
+            skip_tokenizer_init=True,
+            dtype="float32",
+            max_model_len=64,
+            max_num_seqs=2,
+            kv_cache_memory_bytes=8 << 20,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            disable_log_stats=True,
+            weight_transfer_config={"backend": "object_store"},  # type: ignore[arg-type]
+        ).create_engine_config()
+        self.core = InprocClient(config, Executor.get_class(config), False)
+        self.model: Any = self.core.engine_core.model_executor.driver_worker.worker.model_runner.model
+
+    def publish(self, named: Iterator[tuple[str, Tensor]]) -> None:
+        """Pack into a flat buffer as a trainer does, and load it."""
+        import numpy as np
+
+        from dapo_openrlhf.backend.messages import WeightManifest
+
+        tensors = [(name, tensor.contiguous()) for name, tensor in named]
+        offsets = np.cumsum([0, *(-(-tensor.nbytes // 64) * 64 for _, tensor in tensors)])
+        buffer = np.zeros(offsets[-1], np.uint8)
+        for (_, tensor), start in zip(tensors, offsets, strict=False):
+            buffer[start : start + tensor.nbytes] = tensor.detach().view(-1).view(torch.uint8).numpy()
+        manifest = WeightManifest(
+            names=tuple(name for name, _ in tensors),
+            dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors),
+            shapes=tuple(tuple(tensor.shape) for _, tensor in tensors),
+            offsets=tuple(map(int, offsets)),
+            checksum=0,
+        )
+        self.core.collective_rpc("start_weight_update")
+        self.core.collective_rpc("update_weights", kwargs={"update_info": {"manifest": manifest, "buffer": buffer}})
+        self.core.collective_rpc("finish_weight_update")
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+    def logprobs(self) -> list[tuple[int, float]]:
+        """The likeliest tokens after a prompt, with their log-probs."""
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.engine import EngineCoreRequest
+
+        self.core.add_request(
+            EngineCoreRequest(
+                request_id="request",
+                prompt_token_ids=PROMPT,
+                mm_features=None,
+                sampling_params=SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=0, ignore_eos=True),
+                pooling_params=None,
+                arrival_time=time.time(),
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            )
+        )
+        found: list[tuple[int, float]] = []
+        while len(found) < NEW_TOKENS:
+            for output in self.core.get_output().outputs:
+                assert output.new_logprobs is not None
+                found += zip(output.new_token_ids, output.new_logprobs.logprobs[:, 0].tolist(), strict=True)
+        return found
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Path], Engine]]:
+    """Starts engines, of which the last one is gone before the next one comes."""
+    engines: list[Engine] = []
+
+    def begin(folder: Path) -> Engine:
+        for engine in engines:
+            engine.core.shutdown()
+            engine.model = None
+        engines.clear()
+        gc.collect()
+        engines.append(Engine(folder))
+        return engines[0]
+
+    yield begin
+    for engine in engines:
+        engine.core.shutdown()
+        engine.model = None
+
+
+def saved(family: str, folder: Path, *, seed: int) -> Path:
+    make_model(family, seed=seed).save_pretrained(folder)
+    return folder
+
+
+def published(folder: Path) -> list[tuple[str, Tensor]]:
+    """What a trainer publishes that was started from a folder."""
+    from transformers import AutoModelForCausalLM
+
+    from dapo_openrlhf.backend.parameters import Published
+
+    return [*Published(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)).tensors()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_published_model_is_the_saved_one(family: str, tmp_path: Path, start: Callable[[Path], Engine]) -> None:
+    first, second = (saved(family, tmp_path / str(seed), seed=seed) for seed in range(2))
+    weights = published(second)
+    reference = start(second)
+    runs = family not in PARAMETERS_ONLY
+    expected, expected_logprobs = reference.parameters(), reference.logprobs() if runs else []
+    engine = start(first)
+    if runs:
+        assert engine.logprobs() != expected_logprobs, "models that are alike would show nothing"
+    engine.publish(iter(weights))
+    actual = engine.parameters()
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, actual[name])] == []
+    if runs:
+        assert engine.logprobs() == expected_logprobs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_published_is_what_is_saved(family: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from dapo_openrlhf.backend.parameters import Published
+
+    model = make_model(family, seed=0)
+    model.save_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    publication = Published(model)
+    found = dict(publication.tensors())
+    assert found.keys() == expected.keys() == set(publication.layout.names)
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+    assert publication.layout.shapes == tuple(tuple(tensor.shape) for tensor in found.values())
+    assert (set(found) != {name for name, _ in model.named_parameters()}) == (family in RENAMED)
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Mixtral"])
+def test_a_publication_that_lacks_or_misnames_a_tensor_is_an_error(
+    family: str, tmp_path: Path, start: Callable[[Path], Engine]
+) -> None:
+    from dapo_openrlhf.backend.delivery import IncompleteWeights
+
+    folder = saved(family, tmp_path / "model", seed=0)
+    weights = published(folder)
+    engine = start(folder)
+    lost = next(name for name, _ in weights if "self_attn.k_proj" in name)
+    with pytest.raises(IncompleteWeights, match=r"layers\.0\.self_attn\.qkv_proj\.weight \(6,144 of 8,192 elements\)"):
+        engine.publish((name, tensor) for name, tensor in weights if name != lost)
