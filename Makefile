@@ -29,7 +29,7 @@ quickstart: setup ## train a tiny model with the whole stack on this machine; AR
 ablation-small: setup ## the paper's Table 1 on a small model: 18 runs, then table and figures; goes on where it stopped
 	@$(BIN)/python scripts/build_ablation_model.py --output .cache/ablation/model --threads 2
 	@$(BIN)/python data/ablation_prompts.py --output .cache/ablation/prompts
-	$(BIN)/python scripts/ablation.py --config configs/ablation_cpu.yaml $(ARGS)
+	$(BIN)/python -m scripts.experiments.ablation --config configs/ablation_cpu.yaml $(ARGS)
 
 test: setup-dev ## run every test; ARGS="..." is passed to pytest
 	$(BIN)/python -m pytest $(ARGS)

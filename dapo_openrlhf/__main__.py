@@ -14,7 +14,7 @@ from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
 check_packages(BASIC)  # whatever follows imports them
 
 from dapo_openrlhf.cli.options import make_parser  # noqa: E402
-from dapo_openrlhf.config import ConfigError, load_config, parse_overrides  # noqa: E402
+from dapo_openrlhf.config.settings import ConfigError, load_config, parse_overrides  # noqa: E402
 
 STARTED = time.monotonic()
 
@@ -61,7 +61,7 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config = load_config(_settings_file(options), parse_overrides(rest))  # refused here rather than on the cluster
     if options.resume is not None:
-        from dapo_openrlhf.resume import check_resume, newest_checkpoint
+        from dapo_openrlhf.pipeline.resume import check_resume, newest_checkpoint
 
         check_resume(config, run=options.resume, checkpoint=newest_checkpoint(options.resume))
     from dapo_openrlhf.cli.submit import submit

@@ -1,4 +1,4 @@
-"""The messages that travel along the pipeline (layer 0: standard library only).
+"""The messages that travel along the pipeline (standard library only).
 
 One prompt's walk::
 

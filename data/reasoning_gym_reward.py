@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 
-from dapo_openrlhf.verifier import RIGHT, WRONG, extract_answer
+from dapo_openrlhf.rewards.verifier import RIGHT, WRONG, extract_answer
 
 FULL_SCORE = 1.0
 

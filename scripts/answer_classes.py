@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from dapo_openrlhf.judge.process import Judge
-from dapo_openrlhf.judge.settings import JudgeSettings
+from dapo_openrlhf.rewards.process import Judge
+from dapo_openrlhf.rewards.settings import JudgeSettings
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 BEGIN, END = "<!-- classes of answers: begin -->", "<!-- classes of answers: end -->"

@@ -60,7 +60,7 @@ def verifier() -> Part:
     """Answers that text and numbers decide, within a response of 2 kB."""
     from math_verify import parse, verify
 
-    from dapo_openrlhf.verifier import compare, extract_answer
+    from dapo_openrlhf.rewards.verifier import compare, extract_answer
 
     responses = [("so " * 700 + "\nAnswer: " + answer, answer) for answer in ORDINARY]
 
@@ -84,8 +84,8 @@ def expressions() -> Part:
     """Questions of algebra that repeat neither answer nor label."""
     from math_verify import parse, verify
 
-    from dapo_openrlhf.judge.algebra import equal, prepare
-    from dapo_openrlhf.verifier import Algebra
+    from dapo_openrlhf.rewards.algebra import equal, prepare
+    from dapo_openrlhf.rewards.verifier import Algebra
 
     prepare()
     numbers = _numbers()
@@ -116,7 +116,7 @@ def checksum() -> Part:
     """A checksum of a tensor of 64 MiB, against one sum over its numbers."""
     import torch
 
-    from dapo_openrlhf.backend.checksum import bits_sum
+    from dapo_openrlhf.backend.transfer.checksum import bits_sum
 
     tensor = torch.randn(1 << 25).bfloat16()
 
@@ -135,7 +135,7 @@ def packing() -> Part:
     """Micro-batches of 4,096 responses for eight ranks, against sorting the lengths."""
     import random
 
-    from dapo_openrlhf.batch import Sample, split_mini_batch
+    from dapo_openrlhf.pipeline.batch import Sample, split_mini_batch
 
     chance = random.Random(0)
     lengths = [min(int(chance.lognormvariate(7.0, 1.0)) + 1, 16_000) for _ in range(4096)]

@@ -3,7 +3,7 @@
     python scripts/interval_coverage.py [--evaluations 1000] [--seed 0]
 
 Problems' chances are Beta distributed with a mean and an intra-class correlation: 0 is problems that are all alike, 1
-problems that are always or never solved. The intervals are those of :mod:`dapo_openrlhf.intervals`, worked out for many
+problems that are always or never solved. The intervals are those of :mod:`dapo_openrlhf.pipeline.intervals`, worked out for many
 evaluations at once.
 """
 
@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dapo_openrlhf.eval_metrics import paired_difference
-from dapo_openrlhf.intervals import CORRELATIONS, TAIL, correlation_weights, probability
+from dapo_openrlhf.pipeline.eval_metrics import paired_difference
+from dapo_openrlhf.pipeline.intervals import CORRELATIONS, TAIL, correlation_weights, probability
 
 MEANS = (0.05, 0.1, 0.3, 0.5, 0.8, 0.95)
 PROBLEMS = (15, 30, 100, 500)

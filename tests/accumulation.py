@@ -27,7 +27,7 @@ def main(port: str, folder: str) -> None:
     import_openrlhf_lightly()
     import torch
 
-    from dapo_openrlhf.backend.strategy import Strategy
+    from dapo_openrlhf.backend.trainer.strategy import Strategy
 
     for stage in (2, 3):
         for dtype in ("fp32", "bf16"):
@@ -52,7 +52,7 @@ def relative_error(strategy: Any, args: Any, folder: str, *, critic: bool, torch
     """Norm of the difference between the two gradients over the norm of the second."""
     from openrlhf.models import Actor
 
-    from dapo_openrlhf.backend.models import Models
+    from dapo_openrlhf.backend.trainer.models import Models
 
     models = Models(strategy, device=torch.device("cpu"))
     model = models.critic(folder) if critic else Actor(models.language_model(folder))
@@ -70,7 +70,7 @@ def gradient(engine: Any, models: Any, batches: Any, critic: bool, torch: Any) -
     """The whole model's gradient after those micro-batches, flat, in float64."""
     from deepspeed.utils import safe_get_full_grad
 
-    from dapo_openrlhf.backend import attention
+    from dapo_openrlhf.backend.trainer import attention
 
     for position, ids in enumerate(batches):
         engine.set_gradient_accumulation_boundary(position == len(batches) - 1)

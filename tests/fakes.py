@@ -15,13 +15,14 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from dapo_openrlhf.agreement import FRESH_KL, Agreement
-from dapo_openrlhf.checkpoint import RunState
-from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
-from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.evaluation import Evaluation, Evaluator
-from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import (
+from dapo_openrlhf.pipeline.agreement import FRESH_KL, Agreement
+from dapo_openrlhf.pipeline.checkpoint import RunState
+from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline
+from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
+from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.evaluation import Evaluation, Evaluator
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import (
     BatchTaken,
     Checkpointed,
     Event,
@@ -32,13 +33,12 @@ from dapo_openrlhf.events import (
     PromptDropped,
     PublicationLive,
 )
-from dapo_openrlhf.pipeline import Outcome, Pipeline
-from dapo_openrlhf.ports import GroupError, NotRevived, Publication, Sampling
-from dapo_openrlhf.prompts import PromptState, PromptStream
-from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
-from dapo_openrlhf.rollout_queue import RolloutQueue
-from dapo_openrlhf.staleness import StalenessPolicy
-from dapo_openrlhf.suspects import FAILS, KILLS_ENGINES
+from dapo_openrlhf.pipeline.ports import GroupError, NotRevived, Publication, Sampling
+from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
+from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
+from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.staleness import StalenessPolicy
+from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
 
 HANG = float("inf")

@@ -216,9 +216,9 @@ def trainer(folder: Path, *, checkpointing: bool = False, zero_stage: int = 2) -
     import torch
 
     from dapo_openrlhf.backend.device import Device
-    from dapo_openrlhf.backend.models import Models
     from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
-    from dapo_openrlhf.backend.strategy import Strategy
+    from dapo_openrlhf.backend.trainer.models import Models
+    from dapo_openrlhf.backend.trainer.strategy import Strategy
 
     settings = {"ds.zero_stage": zero_stage, "ds.param_dtype": "fp32", "ds.attn_implementation": "sdpa"}
     args = openrlhf_namespace(settings | {"train.batch_size": 2, "actor.gradient_checkpointing_enable": checkpointing})
@@ -236,8 +236,8 @@ def sampled(folder: Path) -> list[Any]:
     """What vLLM samples after random prompts."""
     import gc
 
-    from dapo_openrlhf.backend.engine_loop import EngineLoop
-    from dapo_openrlhf.ports import Sampling
+    from dapo_openrlhf.backend.engine.loop import EngineLoop
+    from dapo_openrlhf.pipeline.ports import Sampling
 
     loop = EngineLoop(
         {
@@ -297,7 +297,7 @@ def compared(name: str, scratch: Path) -> dict[str, Any]:
     """Largest differences of a family that engines have sampled from."""
     import torch
 
-    from dapo_openrlhf.backend.agreement import Comparison
+    from dapo_openrlhf.backend.trainer.agreement import Comparison
 
     folder = folder_of(name, scratch)
     groups = random_groups()

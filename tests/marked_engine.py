@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dapo_openrlhf.backend.engine import EngineActor
+from dapo_openrlhf.backend.engine.actor import EngineActor
 
 MARK = "%"
 """A prompt that begins with this character fails the core of :class:`MarkedEngine`."""

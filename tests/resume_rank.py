@@ -42,7 +42,7 @@ def prepared(stage: int, dtype: str, optimizer: dict[str, Any]) -> Any:
 
     from dapo_openrlhf.backend.device import Device
     from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
-    from dapo_openrlhf.backend.strategy import Strategy
+    from dapo_openrlhf.backend.trainer.strategy import Strategy
 
     settings = {"ds.zero_stage": stage, "ds.param_dtype": dtype, "train.batch_size": 1, "train.seed": 0}
     strategy = Strategy(openrlhf_namespace(settings), device=Device(kind="cpu", threads=1))
@@ -76,7 +76,7 @@ def check(stage: int, dtype: str, folder: str) -> None:
     """Train, save, resume with other settings, train on."""
     import torch
 
-    from dapo_openrlhf.backend.restoring import restore
+    from dapo_openrlhf.backend.trainer.restoring import restore
 
     engine = prepared(stage, dtype, BEFORE)
     rates = [updated(engine, dtype) for _ in range(DONE)]

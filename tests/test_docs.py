@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dapo_openrlhf.cli.options import make_parser
-from dapo_openrlhf.config import parse_overrides, setting_names
+from dapo_openrlhf.config.settings import parse_overrides, setting_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "data").glob("*.md")])
@@ -72,6 +72,6 @@ def test_generated_pages_are_up_to_date() -> None:
 
 
 def test_every_setting_has_a_description() -> None:
-    from dapo_openrlhf.config import settings_of
+    from dapo_openrlhf.config.settings import settings_of
 
     assert [name for name, field in settings_of() if not field.description] == []

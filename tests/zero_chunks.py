@@ -34,11 +34,12 @@ def main(rank: str, port: str, folder: str, checkpointing: str) -> None:
     import torch
     from openrlhf.models import Actor
 
-    from dapo_openrlhf.backend import logprobs, start_check
-    from dapo_openrlhf.backend.agreement import Comparison
     from dapo_openrlhf.backend.messages import GroupTokens
-    from dapo_openrlhf.backend.models import Models
-    from dapo_openrlhf.backend.strategy import Strategy
+    from dapo_openrlhf.backend.run import start_check
+    from dapo_openrlhf.backend.trainer import logprobs
+    from dapo_openrlhf.backend.trainer.agreement import Comparison
+    from dapo_openrlhf.backend.trainer.models import Models
+    from dapo_openrlhf.backend.trainer.strategy import Strategy
 
     torch.set_num_threads(1)
     settings = {"ds.zero_stage": 3, "ds.param_dtype": "fp32", "ds.attn_implementation": "sdpa", "train.batch_size": 2}

@@ -25,9 +25,9 @@ def main(rank: str, stage: str, port: str, folder: str) -> None:
     from openrlhf.models import Actor
     from safetensors.torch import load_file
 
-    from dapo_openrlhf.backend.models import Models
-    from dapo_openrlhf.backend.parameters import Published, whole_numel
-    from dapo_openrlhf.backend.strategy import Strategy
+    from dapo_openrlhf.backend.trainer.models import Models
+    from dapo_openrlhf.backend.trainer.parameters import Published, whole_numel
+    from dapo_openrlhf.backend.trainer.strategy import Strategy
 
     settings = {"ds.zero_stage": int(stage), "ds.param_dtype": "fp32", "ds.attn_implementation": "sdpa"}
     args = openrlhf_namespace(settings | {"train.batch_size": 2, "actor.gradient_checkpointing_enable": False})

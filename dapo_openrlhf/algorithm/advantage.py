@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from dapo_openrlhf.algorithm import EstimatorName
+from dapo_openrlhf.algorithm.choices import EstimatorName
 
 STD_EPSILON = 1e-9
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dapo_openrlhf.algorithm import LossAggMode
+from dapo_openrlhf.algorithm.choices import LossAggMode
 
 
 def token_weights(groups: Sequence[int], tokens: Sequence[int], *, mode: LossAggMode, longest: int) -> list[float]:

@@ -1,6 +1,6 @@
-"""What an algorithm may be made of, by OpenRLHF's names where it has one (layer 0: standard library only).
+"""What an algorithm may be made of, by OpenRLHF's names where it has one (standard library only).
 
-Every choice is independent of the others; :mod:`dapo_openrlhf.presets` gives the usual combinations.
+Every choice is independent of the others; :mod:`dapo_openrlhf.config.presets` gives the usual combinations.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.algorithm import KlEstimator
+from dapo_openrlhf.algorithm.choices import KlEstimator
 
 LARGEST = 10.0
 """Nats per token beyond which an estimate is cut, and with it its gradient: ``exp`` would let one token decide."""

@@ -1,4 +1,4 @@
-"""Policy losses (layer 1: torch only). Tensors in, (scalar, sums) out; no rank, no collective, no configuration.
+"""Policy losses (torch only). Tensors in, (scalar, sums) out; no rank, no collective, no configuration.
 
 Legend: B responses, T response positions (right-padded); ``mask`` [B, T] is 1 on trained tokens.
 
@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.algorithm import PolicyLossType
+from dapo_openrlhf.algorithm.choices import PolicyLossType
 
 LARGEST_LOG_RATIO = 20.0
 """Beyond it, far outside every clip range, a ratio is cut, so that none is infinite."""

@@ -1,1 +1,1 @@
-"""The edge: the only importers of Ray, vLLM, DeepSpeed and OpenRLHF (layer 3)."""
+"""The edge: the only importers of Ray, vLLM, DeepSpeed and OpenRLHF."""

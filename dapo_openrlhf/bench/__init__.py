@@ -1,1 +1,1 @@
-"""Benchmark of this project's pipeline against OpenRLHF's own trainers on equal devices (layer 4)."""
+"""Benchmark of this project's pipeline against OpenRLHF's own trainers on equal devices."""

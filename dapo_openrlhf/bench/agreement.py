@@ -1,4 +1,4 @@
-"""Are engine and trainer the same policy, before and after publications? And what does one publication cost? (layer 4)"""
+"""Are engine and trainer the same policy, before and after publications? And what does one publication cost?"""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.backend import workers as run_workers
-from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.inputs import Inputs, local_model
 from dapo_openrlhf.backend.messages import Agreement as Comparison
 from dapo_openrlhf.backend.messages import Difference, GroupTokens
-from dapo_openrlhf.backend.remote import RemoteTrainer
-from dapo_openrlhf.backend.stop_tokens import stop_tokens
-from dapo_openrlhf.config import Config
-from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.backend.run import workers as run_workers
+from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.inputs import Inputs, local_model
+from dapo_openrlhf.backend.run.remote import RemoteTrainer
+from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
+from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Span, TrainBatch
 
 PUBLICATIONS = 10

@@ -47,8 +47,7 @@ def measure_answers(repeats: int = 25) -> AnswerRates:
     """Both on the same pairs in turn, ``repeats`` of every kind, none asked twice; processor time of this process."""
     from math_verify import parse, verify
 
-    from dapo_openrlhf import verifier
-    from dapo_openrlhf.judge import algebra
+    from dapo_openrlhf.rewards import algebra, verifier
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     algebra.prepare()

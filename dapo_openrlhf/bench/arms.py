@@ -1,4 +1,4 @@
-"""The arms of a comparison: one run each of this pipeline or of stock OpenRLHF on the same work (layer 4)."""
+"""The arms of a comparison: one run each of this pipeline or of stock OpenRLHF on the same work."""
 
 from __future__ import annotations
 

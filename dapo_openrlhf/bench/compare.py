@@ -1,4 +1,4 @@
-"""What a comparison comes to: a row per arm, and what the rows say about each other (layer 4)."""
+"""What a comparison comes to: a row per arm, and what the rows say about each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``scripts/gpu_check.sh``: does an installation do on one GPU what it should, and how fast? (layer 4)
+"""``scripts/gpu_check.sh``: does an installation do on one GPU what it should, and how fast?
 
 Parts run one after the other in processes of their own, each with a limit, so that one that hangs or breaks costs its own
 answer and nothing else. What is printed is one table; ``--json`` keeps every figure.
@@ -96,9 +96,9 @@ def work(folder: Path) -> dict[str, Any]:
 
 def agreement(folder: Path) -> dict[str, Any]:
     """Engine against trainer, before and after ten publications."""
-    from dapo_openrlhf.backend.inputs import read_prompts
+    from dapo_openrlhf.backend.run.inputs import read_prompts
     from dapo_openrlhf.bench.agreement import measure
-    from dapo_openrlhf.config import build_config
+    from dapo_openrlhf.config.settings import build_config
 
     settings = gpu_work.settings(folder, max_staleness=0, steps=1, learning_rate=1e-5)
     settings["train"]["batch_size"] = gpu_work.SAMPLES

@@ -1,4 +1,4 @@
-"""The work of ``gpu_check``: a model of Qwen2's 0.5 B shape with random weights, which writes to the limit (layer 4).
+"""The work of ``gpu_check``: a model of Qwen2's 0.5 B shape with random weights, which writes to the limit.
 
 Random weights cost what trained ones cost, need no download, and say something different each time: all tokens are about
 equally likely, so responses end at ``MAX_NEW_TOKENS`` and half of a group's are right by the checksum of their text.

@@ -1,4 +1,4 @@
-"""Stock OpenRLHF 0.11.2 on the benchmark's work: start it, wait, read its own metrics (layer 4).
+"""Stock OpenRLHF 0.11.2 on the benchmark's work: start it, wait, read its own metrics.
 
 Its command line runs unmodified in a process tree and a local Ray of its own; ``stock_on_cpu.py`` says what a
 CPU needs. Numbers come from the TensorBoard file it writes itself.

@@ -1,1 +1,1 @@
-"""The commands (layer 4)."""
+"""The commands."""

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dapo_openrlhf.cli.train import first_words
-from dapo_openrlhf.config import Config, ConfigError
-from dapo_openrlhf.evaluation import Evaluation
+from dapo_openrlhf.config.settings import Config, ConfigError
+from dapo_openrlhf.pipeline.evaluation import Evaluation
 from dapo_openrlhf.report.progress import EvaluationProgress
 from dapo_openrlhf.report.responses import write_responses
 
@@ -22,8 +22,8 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
     for option, path in (("--json", json_file), ("--responses", responses_file)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ConfigError(f"{option}: {path} cannot be written; name a file in a folder that exists")
-    from dapo_openrlhf.backend import launch
-    from dapo_openrlhf.backend.inputs import check_inputs
+    from dapo_openrlhf.backend.run import launch
+    from dapo_openrlhf.backend.run.inputs import check_inputs
 
     started = time.monotonic()
 

@@ -8,8 +8,8 @@ import textwrap
 from pathlib import Path
 
 from dapo_openrlhf.cli import prepare
-from dapo_openrlhf.config import settings_of
-from dapo_openrlhf.presets import PRESETS
+from dapo_openrlhf.config.presets import PRESETS
+from dapo_openrlhf.config.settings import settings_of
 
 
 def make_parser() -> argparse.ArgumentParser:

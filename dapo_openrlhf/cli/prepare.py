@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.settings import ConfigError
 from dapo_openrlhf.prepare.cleaning import LABEL_SHOWN, Cleaned, Rules, clean
 from dapo_openrlhf.prepare.few_shot import read_turns
 from dapo_openrlhf.prepare.formats import read_problems
@@ -132,8 +132,8 @@ def prepare(options: argparse.Namespace) -> int:
 
 def _note_unreadable(cleaned: Cleaned) -> None:
     """Count the problems whose answer the rule reward cannot read, and note examples."""
-    from dapo_openrlhf.judge.golds import unreadable
-    from dapo_openrlhf.judge.settings import JudgeSettings
+    from dapo_openrlhf.rewards.golds import unreadable
+    from dapo_openrlhf.rewards.settings import JudgeSettings
 
     hard = {problem.label for problem in cleaned.problems if not is_integer(problem.label)}
     errors = unreadable(sorted(hard), JudgeSettings()) if hard else {}

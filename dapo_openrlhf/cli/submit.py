@@ -11,7 +11,7 @@ from pathlib import Path
 
 def submit(options: argparse.Namespace, settings: Sequence[str]) -> int:
     """Submit ``train`` with the same configuration and settings; follow its log; 0 if the job succeeded."""
-    from dapo_openrlhf.backend.jobs import Job
+    from dapo_openrlhf.backend.run.jobs import Job
 
     source = ["--config", str(options.config)] if options.resume is None else ["--resume", str(options.resume)]
     command = entrypoint([*source, *settings], uploaded=options.working_dir is not None)

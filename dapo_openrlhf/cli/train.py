@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from dapo_openrlhf.bad_updates import words
-from dapo_openrlhf.cautions import cautions
-from dapo_openrlhf.checkpoint import Checkpoints
-from dapo_openrlhf.config import Config, ConfigError, dump_config, preset_changes
-from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import (
+from dapo_openrlhf.config.cautions import cautions
+from dapo_openrlhf.config.settings import Config, ConfigError, dump_config, preset_changes
+from dapo_openrlhf.pipeline.bad_updates import words
+from dapo_openrlhf.pipeline.checkpoint import Checkpoints
+from dapo_openrlhf.pipeline.conductor import Outcome
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import (
     Evaluated,
     Event,
     GroupDispatched,
@@ -23,14 +24,13 @@ from dapo_openrlhf.events import (
     RunStarted,
     UpdateSkipped,
 )
-from dapo_openrlhf.metrics import Row, StepMetrics
-from dapo_openrlhf.pipeline import Outcome
+from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
+from dapo_openrlhf.pipeline.resume import Change, check_resume, newest_checkpoint
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.responses import write_responses
 from dapo_openrlhf.report.run_folder import RunFolder, write_whole
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.watch import Watch
-from dapo_openrlhf.resume import Change, check_resume, newest_checkpoint
 
 FAILURES_SHOWN = 5
 DROPPED_SHOWN = 20
@@ -124,8 +124,8 @@ def train(config: Config, *, started: float, resume: Path | None = None, stream:
 
     ``resume``: folder of an earlier run to go on with from its newest checkpoint.
     """
-    from dapo_openrlhf.backend import launch
-    from dapo_openrlhf.backend.inputs import check_inputs
+    from dapo_openrlhf.backend.run import launch
+    from dapo_openrlhf.backend.run.inputs import check_inputs
 
     checkpoint: Path | None = None
     changes: list[Change] = []

@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.config import ConfigError, RewardSection, build_reward, load_config
-from dapo_openrlhf.gold import gold_answer
-from dapo_openrlhf.judge.printed import Limited
-from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
-from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
-from dapo_openrlhf.judge.sources import RULE, Question
+from dapo_openrlhf.config.settings import ConfigError, RewardSection, build_reward, load_config
+from dapo_openrlhf.rewards.gold import gold_answer
+from dapo_openrlhf.rewards.printed import Limited
+from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
+from dapo_openrlhf.rewards.question import RULE, Question
+from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
 
 MOST_ERRORS_PRINTED = 5
 

@@ -1,10 +1,10 @@
-"""Settings that run, but hardly as they are meant (layer 0: standard library)."""
+"""Settings that run, but hardly as they are meant (standard library)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dapo_openrlhf.config import Config
+from dapo_openrlhf.config.settings import Config
 
 
 def cautions(config: Config, *, prompts: int) -> Iterator[str]:

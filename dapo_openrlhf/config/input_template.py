@@ -1,4 +1,4 @@
-"""``data.input_template``: text around each prompt (layer 0: standard library only)."""
+"""``data.input_template``: text around each prompt (standard library only)."""
 
 from __future__ import annotations
 

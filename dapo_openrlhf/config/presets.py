@@ -1,4 +1,4 @@
-"""Algorithms as settings: what ``preset: NAME`` puts below a run's own file and command line (layer 0).
+"""Algorithms as settings: what ``preset: NAME`` puts below a run's own file and command line.
 
 A preset sets what makes the algorithm; the run's file says the rest, and may change any of it. All of them run
 asynchronously with a bound on staleness, so all keep ``async.max_staleness 1`` and the importance weights that correct

@@ -1,4 +1,4 @@
-"""Every setting, its unit, its range and what it must agree with (layer 0: pydantic and the standard library).
+"""Every setting, its unit, its range and what it must agree with (pydantic and the standard library).
 
 A setting that OpenRLHF has keeps OpenRLHF's dotted name. Files are YAML; ``--rollout.batch_size 64`` on the command
 line overrides ``rollout: {batch_size: ...}`` in the file, and both override what ``preset`` sets. Everything is checked here, before anything starts: unknown
@@ -18,9 +18,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName, KlEstimator, LossAggMode, PolicyLossType
-from dapo_openrlhf.input_template import input_template
-from dapo_openrlhf.presets import PRESETS, PresetName
+from dapo_openrlhf.algorithm.choices import ESTIMATORS, EstimatorName, KlEstimator, LossAggMode, PolicyLossType
+from dapo_openrlhf.config.input_template import input_template
+from dapo_openrlhf.config.presets import PRESETS, PresetName
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]

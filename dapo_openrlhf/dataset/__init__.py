@@ -1,1 +1,1 @@
-"""From a file's rows to prompts as the model sees them: read, rendered, tokenized, checked, kept (layer 2)."""
+"""From a file's rows to prompts as the model sees them: read, rendered, tokenized, checked, kept."""

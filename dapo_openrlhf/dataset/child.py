@@ -15,11 +15,11 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.settings import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRow
 from dapo_openrlhf.dataset.messages import TOKEN_ID, Bad, Good, Refused
+from dapo_openrlhf.dataset.rows import blocks
 from dapo_openrlhf.dataset.rules import RowRules
-from dapo_openrlhf.rows import blocks
 
 
 def main(handle: int, settings: dict[str, Any]) -> None:

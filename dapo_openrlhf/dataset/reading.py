@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.settings import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRows
 from dapo_openrlhf.dataset.cache import Digest, digest_of, key_of, new_file, open_kept
 from dapo_openrlhf.dataset.messages import Bad, Good
 from dapo_openrlhf.dataset.readers import Readers
+from dapo_openrlhf.dataset.rows import blocks, unit
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import NotAStore, PromptSet, StoreWriter
-from dapo_openrlhf.rows import blocks, unit
 from dapo_openrlhf.types import Prompt
 
 HEARTBEAT_SECONDS = 5.0

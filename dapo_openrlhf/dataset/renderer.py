@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.input_template import input_template
+from dapo_openrlhf.config.settings import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRow, Kind
 from dapo_openrlhf.dataset.chat import Turn, chat_list, to_be_answered
+from dapo_openrlhf.dataset.rows import column, column_names
 from dapo_openrlhf.dataset.rules import RowRules
-from dapo_openrlhf.gold import gold_answer
-from dapo_openrlhf.input_template import input_template
-from dapo_openrlhf.rows import column, column_names
+from dapo_openrlhf.rewards.gold import gold_answer
 
 CUT_ANSWER = "end in the assistant's answer, which was cut off"
 OWN_SYSTEM_TURN = "have a system turn of their own, which stays in place of data.system_prompt"

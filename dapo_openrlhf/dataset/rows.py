@@ -1,4 +1,4 @@
-"""Rows of .jsonl, .json and .parquet files (layer 2: standard library; parquet through pyarrow)."""
+"""Rows of .jsonl, .json and .parquet files (standard library; parquet through pyarrow)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.settings import ConfigError
 
 BLOCK = 256
 """Rows of a block, at most."""

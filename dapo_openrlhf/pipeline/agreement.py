@@ -1,4 +1,4 @@
-"""Whether engines and trainer are the same policy, while a run goes on (layer 2: standard library)."""
+"""Whether engines and trainer are the same policy, while a run goes on (standard library)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Updates that were stopped because a number was not finite: counted, written down, and in the end the run's end (layer 2)."""
+"""Updates that were stopped because a number was not finite: counted, written down, and in the end the run's end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.events import UpdateSkipped
+from dapo_openrlhf.pipeline.events import UpdateSkipped
 from dapo_openrlhf.types import RolloutGroup, TrainBatch
 
 BATCH_FILE = "batch.json"

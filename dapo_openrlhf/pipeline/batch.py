@@ -14,9 +14,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dapo_openrlhf.advantage import CREDITS
-from dapo_openrlhf.aggregation import token_weights
-from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
+from dapo_openrlhf.algorithm.advantage import CREDITS
+from dapo_openrlhf.algorithm.aggregation import token_weights
+from dapo_openrlhf.algorithm.choices import EstimatorName, LossAggMode
 from dapo_openrlhf.types import RolloutGroup, TrainBatch
 
 

@@ -1,4 +1,4 @@
-"""What a run needs to go on after it ended: checkpoints that are whole or not there (layer 2: standard library)."""
+"""What a run needs to go on after it ended: checkpoints that are whole or not there (standard library)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from dapo_openrlhf.config import ConfigError
-from dapo_openrlhf.prompts import PromptState
+from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.pipeline.prompts import PromptState
 
 STATE_FILE = "run_state.json"
 SETTINGS_FILE = "run_config.yaml"

@@ -1,4 +1,4 @@
-"""The conductor of a run (layer 2: asyncio).
+"""The conductor of a run (asyncio).
 
 ::
 
@@ -21,15 +21,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from dapo_openrlhf.agreement import Agreement
-from dapo_openrlhf.checkpoint import RunState
-from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.evaluation import Evaluation, Evaluator
-from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepDone, StepTrained
-from dapo_openrlhf.ports import CheckpointStore, PolicyTrainer, Publication, WeightPublisher
-from dapo_openrlhf.rollout import RolloutLoop
-from dapo_openrlhf.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.agreement import Agreement
+from dapo_openrlhf.pipeline.checkpoint import RunState
+from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.evaluation import Evaluation, Evaluator
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepDone, StepTrained
+from dapo_openrlhf.pipeline.ports import CheckpointStore, PolicyTrainer, Publication, WeightPublisher
+from dapo_openrlhf.pipeline.rollout import RolloutLoop
+from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 OnStep = Callable[[int], None]

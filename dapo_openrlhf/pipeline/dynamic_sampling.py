@@ -1,4 +1,4 @@
-"""Dynamic sampling: which groups carry a gradient, and how many it takes (DAPO eq. 11; layer 0: standard library)."""
+"""Dynamic sampling: which groups carry a gradient, and how many it takes (DAPO eq. 11; standard library)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The generation engines as one: the least loaded gets the next group, a dead one is replaced (layer 2: asyncio).
+"""The generation engines as one: the least loaded gets the next group, a dead one is replaced (asyncio).
 
 A prompt's own fault is never counted against an engine: errors of the request pass through, and a prompt that engines
-keep failing or dying on is found out and dropped, see :mod:`~dapo_openrlhf.suspects`.
+keep failing or dying on is found out and dropped, see :mod:`~dapo_openrlhf.pipeline.suspects`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from dapo_openrlhf.events import EngineLost, EngineReplaced, Event
-from dapo_openrlhf.ports import (
+from dapo_openrlhf.pipeline.events import EngineLost, EngineReplaced, Event
+from dapo_openrlhf.pipeline.ports import (
     CUT_TOO_EARLY,
     ENGINE_DIED,
     EngineReviver,
@@ -22,7 +22,7 @@ from dapo_openrlhf.ports import (
     NotRevived,
     Sampling,
 )
-from dapo_openrlhf.suspects import FAILURES, Suspects, Suspicion
+from dapo_openrlhf.pipeline.suspects import FAILURES, Suspects, Suspicion
 from dapo_openrlhf.types import Generation, Prompt
 
 SICK = 8

@@ -1,4 +1,4 @@
-"""Accuracy of repeated answers, and how sure it is (layer 0: standard library only).
+"""Accuracy of repeated answers, and how sure it is (standard library only).
 
 Of one problem n responses were judged, c of them right. avg@n is the mean of c/n over problems; pass@k and maj@k are
 expectations over all choices of k of the n responses, exact and not sampled. Problems, not responses, are the sampling
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dapo_openrlhf.intervals import mean_interval, t_quantile
+from dapo_openrlhf.pipeline.intervals import mean_interval, t_quantile
 
 FEWEST_PAIRS = 5
 """Problems that an interval of a difference takes."""

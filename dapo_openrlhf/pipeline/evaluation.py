@@ -1,4 +1,4 @@
-"""Held-out accuracy on the pipeline's own engines and reward workers (layer 2: asyncio).
+"""Held-out accuracy on the pipeline's own engines and reward workers (asyncio).
 
 A response that could not be generated or judged is an error: counted apart, and never taken for a wrong answer. All
 accuracies are over the judged responses.
@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
-from dapo_openrlhf.ports import ENGINE_DIED, GroupError, ResponseTexts, RewardScorer, Sampling
+from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
+from dapo_openrlhf.pipeline.ports import ENGINE_DIED, GroupError, ResponseTexts, RewardScorer, Sampling
 from dapo_openrlhf.types import Generation, Prompt, Score
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The event log: one JSON line per event (layer 2)."""
+"""The event log: one JSON line per event."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from dapo_openrlhf.events import Event
+from dapo_openrlhf.pipeline.events import Event
 from dapo_openrlhf.types import Span
 
 Listener = Callable[[Event], None]

@@ -1,4 +1,4 @@
-"""Everything that happens in a run, as typed events (layer 2): the single source of metrics, logs and traces."""
+"""Everything that happens in a run, as typed events: the single source of metrics, logs and traces."""
 
 from __future__ import annotations
 

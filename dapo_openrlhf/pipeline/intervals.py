@@ -1,4 +1,4 @@
-"""How sure a mean over problems is (layer 0: standard library only).
+"""How sure a mean over problems is (standard library only).
 
 Problems are drawn from a population in which each has a chance of its own to be answered right; the mean of those chances
 is asked for. Responses of one problem are anything but independent: how much they repeat each other is unknown, is all but

@@ -1,4 +1,4 @@
-"""Where every dispatched group is: counters that must balance (layer 0: standard library only)."""
+"""Where every dispatched group is: counters that must balance (standard library only)."""
 
 from __future__ import annotations
 

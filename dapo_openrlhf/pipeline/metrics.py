@@ -1,13 +1,13 @@
-"""One row of numbers per rollout step, computed from events and from nothing else (layer 2)."""
+"""One row of numbers per rollout step, computed from events and from nothing else."""
 
 from __future__ import annotations
 
 from collections import Counter
 from statistics import fmean
 
-from dapo_openrlhf.agreement import FRESH_KL
-from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
-from dapo_openrlhf.events import (
+from dapo_openrlhf.pipeline.agreement import FRESH_KL
+from dapo_openrlhf.pipeline.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
+from dapo_openrlhf.pipeline.events import (
     BatchTaken,
     Evaluated,
     Event,

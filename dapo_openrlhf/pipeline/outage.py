@@ -1,4 +1,4 @@
-"""Waiting for a reward server that went away (layer 2: asyncio)."""
+"""Waiting for a reward server that went away (asyncio)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pipeline asks of the outside world (layer 2). The real stack is in ``backend``, fakes are in the tests."""
+"""What the pipeline asks of the outside world. The real stack is in ``backend``, fakes are in the tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from dapo_openrlhf.checkpoint import RunState
+from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch
 
 CUT_TOO_EARLY = "cut_too_early"

@@ -1,4 +1,4 @@
-"""The prompts' endless order (layer 2: standard library)."""
+"""The prompts' endless order (standard library)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.settings import ConfigError
 from dapo_openrlhf.types import Prompt
 
 

@@ -1,4 +1,4 @@
-"""Which settings a run may go on with when it is resumed (layer 2: standard library and the configuration).
+"""Which settings a run may go on with when it is resumed (standard library and the configuration).
 
 Every setting stands in one of two tables. What is in :data:`CHANGEABLE` is obeyed from the first resumed step on; what
 is in :data:`FIXED` is refused, with the reason and the way out, before anything starts or is written.
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dapo_openrlhf.algorithm import ESTIMATORS
-from dapo_openrlhf.checkpoint import SETTINGS_FILE, Checkpoints
-from dapo_openrlhf.config import Config, ConfigError, load_config, settings_of
+from dapo_openrlhf.algorithm.choices import ESTIMATORS
+from dapo_openrlhf.config.settings import Config, ConfigError, load_config, settings_of
+from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
 
 
 def _never(earlier: Config, now: Config) -> bool:

@@ -1,10 +1,10 @@
-"""Giving up on prompts that cannot be scored (layer 2: asyncio)."""
+"""Giving up on prompts that cannot be scored (asyncio)."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from dapo_openrlhf.ports import GroupError, RewardScorer
+from dapo_openrlhf.pipeline.ports import GroupError, RewardScorer
 from dapo_openrlhf.types import Prompt, Score
 
 

@@ -1,4 +1,4 @@
-"""The rollout loop (layer 2: asyncio).
+"""The rollout loop (asyncio).
 
 Consumes prompts and slots, produces scored groups for the queue. Waits for a free slot only, and is unblocked by a
 drop, a failure or live weights. One task per group: generate, score, offer.
@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import (
+from dapo_openrlhf.algorithm.overlong import soft_overlong_punishment
+from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import (
     GroupCut,
     GroupDispatched,
     GroupFailed,
@@ -23,10 +24,9 @@ from dapo_openrlhf.events import (
     GroupSurplus,
     PromptDropped,
 )
-from dapo_openrlhf.overlong import soft_overlong_punishment
-from dapo_openrlhf.ports import GroupError, PromptFault, RewardScorer, Sampling
-from dapo_openrlhf.prompts import PromptState, PromptStream
-from dapo_openrlhf.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.ports import GroupError, PromptFault, RewardScorer, Sampling
+from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
+from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import Generation, Prompt, Rollout, RolloutGroup, Score
 
 

@@ -1,8 +1,8 @@
-"""The bounded-staleness queue between rollouts and training (layer 2: asyncio).
+"""The bounded-staleness queue between rollouts and training (asyncio).
 
 It is the only holder of groups: every group between dispatch and training is in ``_in_flight`` or ``_ready``. Which
-groups a batch may hold is decided by :class:`~dapo_openrlhf.staleness.StalenessPolicy`, which groups carry a gradient
-by :class:`~dapo_openrlhf.dynamic_sampling.GroupFilter`, and the :class:`~dapo_openrlhf.ledger.Ledger` is checked
+groups a batch may hold is decided by :class:`~dapo_openrlhf.pipeline.staleness.StalenessPolicy`, which groups carry a gradient
+by :class:`~dapo_openrlhf.pipeline.dynamic_sampling.GroupFilter`, and the :class:`~dapo_openrlhf.pipeline.ledger.Ledger` is checked
 against what is really here whenever a batch is taken.
 """
 
@@ -12,10 +12,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG, SURPLUS, GroupFilter, OverSampling
-from dapo_openrlhf.ledger import Ledger
-from dapo_openrlhf.ports import ENGINE_DIED
-from dapo_openrlhf.staleness import StalenessPolicy, Waiting
+from dapo_openrlhf.pipeline.dynamic_sampling import ALL_RIGHT, ALL_WRONG, SURPLUS, GroupFilter, OverSampling
+from dapo_openrlhf.pipeline.ledger import Ledger
+from dapo_openrlhf.pipeline.ports import ENGINE_DIED
+from dapo_openrlhf.pipeline.staleness import StalenessPolicy, Waiting
 from dapo_openrlhf.types import PolicyVersion, Prompt, RolloutGroup, TrainBatch, Verdict
 
 MIN_FAILURES = 8

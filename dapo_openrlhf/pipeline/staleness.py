@@ -1,4 +1,4 @@
-"""The staleness contract (layer 0: standard library only).
+"""The staleness contract (standard library only).
 
 *Policy version* ``v`` counts weight publications. One rollout step takes one batch of ``P`` groups, trains on it
 and publishes once. A group's *policy age* is the trainer's version when its batch is taken minus the version that

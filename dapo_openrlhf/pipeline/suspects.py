@@ -1,4 +1,4 @@
-"""Prompts that engines fail on: whose fault it is (layer 2: standard library).
+"""Prompts that engines fail on: whose fault it is (standard library).
 
 An engine that dies takes every group in it along, and each of their prompts may be the cause. So nobody is convicted by
 company: a prompt under which engines died :data:`DEATHS` times in a row is tried alone, in an engine that has just
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from enum import Enum, auto
 
-from dapo_openrlhf.ports import GroupError, PromptFault
+from dapo_openrlhf.pipeline.ports import GroupError, PromptFault
 from dapo_openrlhf.types import Prompt
 
 DEATHS = 2

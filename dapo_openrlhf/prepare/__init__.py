@@ -1,1 +1,1 @@
-"""From public data sets to the project's prompt format (layer 4)."""
+"""From public data sets to the project's prompt format."""

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.settings import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRow
 from dapo_openrlhf.dataset.chat import chat_list, to_be_answered
-from dapo_openrlhf.gold import gold_answer
+from dapo_openrlhf.dataset.rows import column, column_names
 from dapo_openrlhf.prepare.labels import canonical, is_integer
 from dapo_openrlhf.prepare.rows import Message, Problem, Readable, Source
-from dapo_openrlhf.rows import column, column_names
+from dapo_openrlhf.rewards.gold import gold_answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 
-from dapo_openrlhf import verifier
+from dapo_openrlhf.rewards import verifier
 
 _INTEGER = re.compile(r"[-+]?\d+")
 

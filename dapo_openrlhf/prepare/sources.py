@@ -9,10 +9,10 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.dataset.rows import read_rows, unit
 from dapo_openrlhf.prepare.labels import is_integer
 from dapo_openrlhf.prepare.rows import Source
-from dapo_openrlhf.rows import read_rows, unit
 
 SEED_STRIDE = 10**6
 """reasoning-gym makes item i from seed + i: without a distance, neighbouring seeds would share nearly all items."""

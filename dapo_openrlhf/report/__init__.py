@@ -1,1 +1,1 @@
-"""What a user sees of a run: progress lines, TensorBoard, a picture, a folder and the closing words (layer 4)."""
+"""What a user sees of a run: progress lines, TensorBoard, a picture, a folder and the closing words."""

@@ -1,11 +1,11 @@
-"""Two evaluations of the same problems, problem by problem (layer 4: standard library only)."""
+"""Two evaluations of the same problems, problem by problem (standard library only)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dapo_openrlhf.eval_metrics import FEWEST_PAIRS, Estimate, paired_difference
+from dapo_openrlhf.pipeline.eval_metrics import FEWEST_PAIRS, Estimate, paired_difference
 from dapo_openrlhf.report.responses import JudgedProblem, ResponsesError
 
 SHOWN = 10

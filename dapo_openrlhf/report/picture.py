@@ -1,4 +1,4 @@
-"""One picture of a run: six panels over its rollout steps (layer 4: matplotlib, so import this module late)."""
+"""One picture of a run: six panels over its rollout steps (matplotlib, so import this module late)."""
 
 from __future__ import annotations
 

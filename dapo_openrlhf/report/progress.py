@@ -1,4 +1,4 @@
-"""How far a run or an evaluation is, with an estimate of the time left (layer 4: standard library only)."""
+"""How far a run or an evaluation is, with an estimate of the time left (standard library only)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TextIO
 
-from dapo_openrlhf.evaluation import ProblemResult
+from dapo_openrlhf.pipeline.evaluation import ProblemResult
 
 LINES_PER_HEADER = 20
 SECONDS_PER_LINE = 2.0

@@ -1,4 +1,4 @@
-"""Reflective phrases and sample responses of a run's evaluations (layer 4: standard library only).
+"""Reflective phrases and sample responses of a run's evaluations (standard library only).
 
 The paper's case study (DAPO section 4.4): checking and correcting one's own steps, rare at first, appears in training.
 """

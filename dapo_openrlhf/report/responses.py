@@ -1,4 +1,4 @@
-"""Every response of an evaluation with its verdict, as a JSON-lines file (layer 4: standard library only)."""
+"""Every response of an evaluation with its verdict, as a JSON-lines file (standard library only)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.evaluation import Evaluation
+from dapo_openrlhf.pipeline.evaluation import Evaluation
 
 
 class ResponsesError(ValueError):

@@ -1,4 +1,4 @@
-"""The folder of one run and the names of the files in it (layer 4: standard library only)."""
+"""The folder of one run and the names of the files in it (standard library only)."""
 
 from __future__ import annotations
 

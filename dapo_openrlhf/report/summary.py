@@ -1,4 +1,4 @@
-"""What a run came to, as numbers for ``summary.json`` and as words for its user (layer 4: standard library only)."""
+"""What a run came to, as numbers for ``summary.json`` and as words for its user (standard library only)."""
 
 from __future__ import annotations
 

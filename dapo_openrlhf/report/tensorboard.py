@@ -1,4 +1,4 @@
-"""Rows as TensorBoard scalars, written without TensorFlow and without PyTorch (layer 4)."""
+"""Rows as TensorBoard scalars, written without TensorFlow and without PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapo_openrlhf.metrics import METRICS
+from dapo_openrlhf.pipeline.metrics import METRICS
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]

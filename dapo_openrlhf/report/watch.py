@@ -1,12 +1,12 @@
-"""Signs that a run learns nothing, said once each as soon as they show (layer 4: standard library only)."""
+"""Signs that a run learns nothing, said once each as soon as they show (standard library only)."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
-from dapo_openrlhf.dynamic_sampling import ALL_RIGHT, ALL_WRONG
-from dapo_openrlhf.events import Event, GroupGenerated, GroupJudged, StepTrained
+from dapo_openrlhf.pipeline.dynamic_sampling import ALL_RIGHT, ALL_WRONG
+from dapo_openrlhf.pipeline.events import Event, GroupGenerated, GroupJudged, StepTrained
 
 MOST_TRUNCATED = 0.95
 """Share of a batch's worth of responses from which on truncation is no longer a matter of a few long ones."""

@@ -1,1 +1,1 @@
-"""Rewards in processes that can be killed; runs without Ray."""
+"""What a response is worth: the verifier, and rewards in processes that can be killed. Runs without Ray."""

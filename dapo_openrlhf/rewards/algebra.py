@@ -15,12 +15,12 @@ from typing import TypeAlias
 
 import mpmath
 
-from dapo_openrlhf.judge.evaluate import Evaluation, Real, TooLarge, TooLong, Undefined
-from dapo_openrlhf.judge.expression import negative, parse
-from dapo_openrlhf.judge.sources import Undecided
-from dapo_openrlhf.judge.tokens import Unfinished, Unreadable
-from dapo_openrlhf.judge.tree import Node, Operation, Symbol, mentions, symbols_of
-from dapo_openrlhf.verifier import Algebra
+from dapo_openrlhf.rewards.evaluate import Evaluation, Real, TooLarge, TooLong, Undefined
+from dapo_openrlhf.rewards.expression import negative, parse
+from dapo_openrlhf.rewards.failures import Undecided
+from dapo_openrlhf.rewards.tokens import Unfinished, Unreadable
+from dapo_openrlhf.rewards.tree import Node, Operation, Symbol, mentions, symbols_of
+from dapo_openrlhf.rewards.verifier import Algebra
 
 PRECISIONS = (30, 80, 200)
 """Digits of the evaluations."""

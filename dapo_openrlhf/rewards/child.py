@@ -18,20 +18,11 @@ import time
 import traceback
 from typing import cast
 
-from dapo_openrlhf import verifier
-from dapo_openrlhf.judge.replies import BadReply
-from dapo_openrlhf.judge.sources import (
-    RULE,
-    Question,
-    RewardSource,
-    ServerAway,
-    ServerLate,
-    SourceFailed,
-    Undecided,
-    WeightedReward,
-    open_source,
-    short_name,
-)
+from dapo_openrlhf.rewards import verifier
+from dapo_openrlhf.rewards.failures import ServerAway, ServerLate, SourceFailed, Undecided
+from dapo_openrlhf.rewards.question import RULE, Question, RewardSource
+from dapo_openrlhf.rewards.replies import BadReply
+from dapo_openrlhf.rewards.sources import WeightedReward, open_source, short_name
 from dapo_openrlhf.types import Score
 
 ORPHAN_CHECK_SECONDS = 1.0

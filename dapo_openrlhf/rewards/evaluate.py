@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import mpmath
 from mpmath import mp
 
-from dapo_openrlhf.judge.tree import Node, Number, Operation, Series, Symbol
+from dapo_openrlhf.rewards.tree import Node, Number, Operation, Series, Symbol
 
 MOST_BITS = 1_000_000
 """Of an exact integer, about; 300,000 decimal digits."""

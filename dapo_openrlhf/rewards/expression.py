@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from fractions import Fraction
 
-from dapo_openrlhf.judge.tokens import (
+from dapo_openrlhf.rewards.tokens import (
     CLOSERS,
     DEEPEST,
     DIVIDED,
@@ -20,7 +20,7 @@ from dapo_openrlhf.judge.tokens import (
     Unfinished,
     Unreadable,
 )
-from dapo_openrlhf.judge.tree import CONSTANTS, Node, Number, Operation, Series, Symbol
+from dapo_openrlhf.rewards.tree import CONSTANTS, Node, Number, Operation, Series, Symbol
 
 
 @functools.lru_cache(maxsize=512)

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from dapo_openrlhf.judge.replies import read_reply
-from dapo_openrlhf.judge.sources import Question
+from dapo_openrlhf.rewards.question import Question
+from dapo_openrlhf.rewards.replies import read_reply
 from dapo_openrlhf.types import Score
 
 GIVEN = ("queries", "prompts", "labels")

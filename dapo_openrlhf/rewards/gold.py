@@ -1,4 +1,4 @@
-"""What a row's label says is the right answer (layer 0).
+"""What a row's label says is the right answer.
 
 One reading for all who need a gold answer: the rule reward, ``train`` and ``eval`` when they read rows, ``prepare``,
 ``verify``. A user's own reward gets the label as it stands in the row.
@@ -10,7 +10,7 @@ import json
 import math
 import re
 
-from dapo_openrlhf.verifier import extract_answer
+from dapo_openrlhf.rewards.verifier import extract_answer
 
 MARK = "####"
 """What GSM8K's solutions have before their answer."""

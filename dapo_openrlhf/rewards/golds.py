@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dapo_openrlhf.judge.process import Judge
-from dapo_openrlhf.judge.settings import JudgeSettings
+from dapo_openrlhf.rewards.process import Judge
+from dapo_openrlhf.rewards.settings import JudgeSettings
 
 PROBE = r"Answer: \frac{\sqrt{1234577}}{89}+\pi^{3}"
 """A response whose answer is no gold one, and that neither text nor exact numbers tell from an expression."""

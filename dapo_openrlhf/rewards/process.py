@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
-from dapo_openrlhf import verifier
-from dapo_openrlhf.judge.printed import Printed
-from dapo_openrlhf.judge.settings import JudgeSettings
-from dapo_openrlhf.judge.sources import RULE, Question, short_name
+from dapo_openrlhf.rewards import verifier
+from dapo_openrlhf.rewards.printed import Printed
+from dapo_openrlhf.rewards.question import RULE, Question
+from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.sources import short_name
 from dapo_openrlhf.types import Score
 
-_CHILD = "dapo_openrlhf.judge.child"
+_CHILD = "dapo_openrlhf.rewards.child"
 MEMORY_CHECK_SECONDS = 0.02
 SERVER_AWAY = "reward_server"
 """Reason of a judgement that a reward server could not be asked for."""

@@ -9,8 +9,9 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-from dapo_openrlhf.judge.replies import BadReply, excerpt, read_reply
-from dapo_openrlhf.judge.sources import Question, ServerAway, ServerLate
+from dapo_openrlhf.rewards.failures import ServerAway, ServerLate
+from dapo_openrlhf.rewards.question import Question
+from dapo_openrlhf.rewards.replies import BadReply, excerpt, read_reply
 from dapo_openrlhf.types import Score
 
 AWAY = (429, 502, 503, 504)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.config import ConfigError, RewardSection
-from dapo_openrlhf.judge.sources import RULE
+from dapo_openrlhf.config.settings import ConfigError, RewardSection
+from dapo_openrlhf.rewards.question import RULE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

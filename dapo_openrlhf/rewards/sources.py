@@ -5,61 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from dapo_openrlhf import verifier
-from dapo_openrlhf.gold import gold_answer
-from dapo_openrlhf.judge.replies import sensible
+from dapo_openrlhf.rewards import verifier
+from dapo_openrlhf.rewards.failures import SourceFailed
+from dapo_openrlhf.rewards.gold import gold_answer
+from dapo_openrlhf.rewards.question import RULE, Question, RewardSource
+from dapo_openrlhf.rewards.replies import sensible
 from dapo_openrlhf.types import Score
-
-RULE = "rule"
-"""The name of the rule reward (eq. 7) where a file or an address may stand too."""
-
-
-class Undecided(BaseException):
-    """Whether an answer is right is not known: it is too expensive, or there is too little memory or stack to tell.
-
-    No ``Exception``: nothing on the way may take it for "not equal".
-    """
-
-
-class ServerAway(OSError):
-    """A reward server cannot be reached, which says nothing about the responses: it may be asked again later."""
-
-
-class ServerLate(ServerAway):
-    """It took the request and did not answer in time."""
-
-
-class SourceFailed(RuntimeError):
-    """One of the rewards failed; ``__cause__`` says how, the message names the reward."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """Responses to one prompt, to be judged together."""
-
-    responses: Sequence[str]
-    """Without special tokens."""
-    queries: Sequence[str]
-    """Prompt and response as the model saw and wrote them, special tokens included."""
-    prompt: str
-    """As the model saw it, special tokens included."""
-    label: object
-    columns: Mapping[str, object] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.responses)
-
-
-class RewardSource(Protocol):
-    """One reward. Raises whatever goes wrong: an error is never a wrong answer."""
-
-    def __call__(self, question: Question) -> list[Score]:
-        """Judge each response."""
-        ...
 
 
 def open_source(name: str, *, number_form: bool, correct_from: float, timeout: float) -> RewardSource:
@@ -67,10 +21,10 @@ def open_source(name: str, *, number_form: bool, correct_from: float, timeout: f
     if name == RULE:
         return RuleReward(number_form=number_form)
     if name.startswith(("http://", "https://")):
-        from dapo_openrlhf.judge.server import ServerReward
+        from dapo_openrlhf.rewards.server import ServerReward
 
         return ServerReward(address=name, correct_from=correct_from, timeout=timeout)
-    from dapo_openrlhf.judge.function import FunctionReward, load_function
+    from dapo_openrlhf.rewards.function import FunctionReward, load_function
 
     return FunctionReward(load_function(name), correct_from=correct_from)
 
@@ -85,7 +39,7 @@ class RuleReward:
 
     def __init__(self, *, number_form: bool = False) -> None:
         """``number_form``: whether a number must be answered with a number, and not with what gives it."""
-        from dapo_openrlhf.judge import algebra  # mpmath, and only here
+        from dapo_openrlhf.rewards import algebra  # mpmath, and only here
 
         algebra.prepare()
         self._number_form = number_form

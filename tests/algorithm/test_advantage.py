@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dapo_openrlhf.advantage import CREDITS, STD_EPSILON, group_norm, leave_one_out, mean_only, plain
-from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName
+from dapo_openrlhf.algorithm.advantage import CREDITS, STD_EPSILON, group_norm, leave_one_out, mean_only, plain
+from dapo_openrlhf.algorithm.choices import ESTIMATORS, EstimatorName
 
 
 def test_one_right_of_four() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.gae import gae, moments, token_rewards, whiten
+from dapo_openrlhf.algorithm.gae import gae, moments, token_rewards, whiten
 
 
 def tensor(values: object) -> Tensor:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.aggregation import token_weights
-from dapo_openrlhf.algorithm import LossAggMode
-from dapo_openrlhf.kl import kl_estimate
-from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio, value_loss
+from dapo_openrlhf.algorithm.aggregation import token_weights
+from dapo_openrlhf.algorithm.choices import LossAggMode
+from dapo_openrlhf.algorithm.kl import kl_estimate
+from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio, value_loss
 
 ZERO = torch.tensor(0.0, dtype=torch.float64)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dapo_openrlhf.overlong import soft_overlong_punishment
+from dapo_openrlhf.algorithm.overlong import soft_overlong_punishment
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from fake_actors import FakeActor
 from fakes import some_group
 
-from dapo_openrlhf.backend.policy import StepReport
-from dapo_openrlhf.backend.remote import RemoteTrainer, _statistics
-from dapo_openrlhf.bad_updates import UpdateOutcome
-from dapo_openrlhf.metrics import METRICS
+from dapo_openrlhf.backend.run.remote import RemoteTrainer, _statistics
+from dapo_openrlhf.backend.trainer.actor import StepReport
+from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome
+from dapo_openrlhf.pipeline.metrics import METRICS
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 POLICY = {

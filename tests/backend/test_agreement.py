@@ -11,9 +11,10 @@ import pytest
 import torch
 from families import random_groups, random_model
 
-from dapo_openrlhf.backend import attention, families, logprobs, rows, start_check
-from dapo_openrlhf.backend.agreement import Comparison
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
+from dapo_openrlhf.backend.run import start_check
+from dapo_openrlhf.backend.trainer import attention, families, logprobs, rows
+from dapo_openrlhf.backend.trainer.agreement import Comparison
 
 CPU = torch.device("cpu")
 

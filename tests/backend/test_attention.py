@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from dapo_openrlhf.backend import attention, logprobs, rows
+from dapo_openrlhf.backend.trainer import attention, logprobs, rows
 
 LENGTHS = (11, 11, 9, 4, 3)
 VOCABULARY = 13

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.backend import checksum as checksums
-from dapo_openrlhf.backend.checksum import BLOCK, PRIME, Checksum, bits_sum
+from dapo_openrlhf.backend.transfer import checksum as checksums
+from dapo_openrlhf.backend.transfer.checksum import BLOCK, PRIME, Checksum, bits_sum
 
 Named = list[tuple[str, Tensor]]
 

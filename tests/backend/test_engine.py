@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dapo_openrlhf.backend.engine import EngineActor
+from dapo_openrlhf.backend.engine.actor import EngineActor
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens
-from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.pipeline.ports import Sampling
 
 SAMPLING = Sampling(n=2, max_new_tokens=10, temperature=1.0, top_p=1.0)
 

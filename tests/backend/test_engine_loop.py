@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dapo_openrlhf.backend.messages import BadPrompt
-from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.pipeline.ports import Sampling
 
 pytestmark = pytest.mark.real  # imports vLLM
 
@@ -34,7 +34,7 @@ class Core:
 
 
 def asked(core: Core, ids: list[int]) -> tuple[SimpleNamespace, Future[Any]]:
-    from dapo_openrlhf.backend.engine_loop import EngineLoop
+    from dapo_openrlhf.backend.engine.loop import EngineLoop
 
     loop = EngineLoop({}, name="engine 0", stop_ids=[1, 7], version=5)
     loop._core, loop._vocabulary, loop._longest = core, 19, 10  # type: ignore[assignment]

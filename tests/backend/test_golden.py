@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from dapo_openrlhf.backend.actor_settings import engine_args, openrlhf_settings
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.config import Config, load_config
+from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_settings
+from dapo_openrlhf.config.settings import Config, load_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 NAMES = ("quickstart_cpu", "one_gpu_qwen2.5_1.5b", "node_8gpu_qwen2.5_7b", "dapo_paper_qwen2.5_32b")
 
@@ -36,7 +36,7 @@ def for_deepspeed(name: str) -> Any:
     from dapo_openrlhf.backend.openrlhf_bases import import_openrlhf_lightly
 
     import_openrlhf_lightly()
-    from dapo_openrlhf.backend.strategy import Strategy
+    from dapo_openrlhf.backend.trainer.strategy import Strategy
 
     config = config_of(name)
     args = openrlhf_namespace(openrlhf_settings(config))

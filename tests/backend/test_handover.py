@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from dapo_openrlhf.backend.actor_settings import engine_args
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.inputs import Inputs
-from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
-from dapo_openrlhf.backend.stop_tokens import StopTokens
-from dapo_openrlhf.backend.workers import start_rank
-from dapo_openrlhf.config import Config, build_config
+from dapo_openrlhf.backend.run.actor_settings import engine_args
+from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.stop_tokens import StopTokens
+from dapo_openrlhf.backend.run.workers import start_rank
+from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.config.settings import Config, build_config
 
 INPUTS = Inputs(device=Device(kind="cpu", threads=1), prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dapo_openrlhf.backend import onednn
+from dapo_openrlhf.backend.trainer import onednn
 
 
 @pytest.mark.parametrize("bias", [True, False])

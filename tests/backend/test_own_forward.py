@@ -10,8 +10,8 @@ import torch
 from families import FAMILIES, VOCABULARY, random_model
 from torch import Tensor, nn
 
-from dapo_openrlhf.backend import attention, checkpointing, families, logprobs, rows
-from dapo_openrlhf.backend.own_forward import UnknownHead, instead
+from dapo_openrlhf.backend.trainer import attention, checkpointing, families, logprobs, rows
+from dapo_openrlhf.backend.trainer.own_forward import UnknownHead, instead
 
 LENGTHS = (23, 23, 20, 11, 4, 3)
 TEMPERATURE = 0.7

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dapo_openrlhf.backend.parameters import Published, buckets
+from dapo_openrlhf.backend.trainer.parameters import Published, buckets
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.backend.per_sample import PerSample, key_of, recall, remember, token_advantages
-from dapo_openrlhf.backend.step_settings import AdvantageSettings
-from dapo_openrlhf.batch import Sample
+from dapo_openrlhf.backend.trainer.per_sample import PerSample, key_of, recall, remember, token_advantages
+from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings
+from dapo_openrlhf.pipeline.batch import Sample
 
 PPO = AdvantageSettings(
     critic=True, whitened=True, gamma=0.9, lambd=0.5, no_std_norm=False, kl_coef=0.1, kl_estimator="k1"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.backend.collate import Tensors, collate
 from dapo_openrlhf.backend.messages import GroupTokens
-from dapo_openrlhf.backend.per_sample import Known
-from dapo_openrlhf.backend.policy_loss import policy_loss
-from dapo_openrlhf.backend.step_settings import LossSettings
-from dapo_openrlhf.batch import Sample, weighted
+from dapo_openrlhf.backend.trainer.collate import Tensors, collate
+from dapo_openrlhf.backend.trainer.per_sample import Known
+from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
+from dapo_openrlhf.backend.trainer.step_settings import LossSettings
+from dapo_openrlhf.pipeline.batch import Sample, weighted
 
 DAPO = LossSettings(
     eps_clip_low_high=(0.2, 0.28), dual_clip=None, policy_loss_type="ppo", kl_coef=0.0, kl_estimator="k3",

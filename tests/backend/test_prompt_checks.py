@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
+from dapo_openrlhf.backend.engine.prompt_checks import check_prompt
 from dapo_openrlhf.backend.messages import BadPrompt
-from dapo_openrlhf.backend.prompt_checks import check_prompt
 
 
 def reason(ids: list[int], *, new_tokens: int = 4) -> str | None:

@@ -16,10 +16,10 @@ import pytest
 from grpc import server as grpc_server
 from patience import HANG_SECONDS
 
-from dapo_openrlhf.backend import ray_address, ray_folder
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.ray_address import resolve
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.backend.run import ray_address, ray_folder
+from dapo_openrlhf.backend.run.ray_address import resolve
+from dapo_openrlhf.config.settings import ConfigError
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_actors_start_from_a_path_with_a_blank_and_an_umlaut(tmp_path: Path) -> 
     folder = tmp_path / "blänk ünd" / "dapo x"
     venv.create(folder)
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    paths = [sysconfig.get_path("purelib"), str(Path(__file__).parent.parent)]
+    paths = [sysconfig.get_path("purelib"), str(Path(__file__).parents[2])]
     (site_packages / "here.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
     python = folder / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

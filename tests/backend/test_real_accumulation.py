@@ -22,7 +22,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(__file__).parent / "accumulation.py"
+    script = Path(__file__).parents[1] / "accumulation.py"
     done = subprocess.run(
         [sys.executable, str(script), str(port), str(model)], capture_output=True, text=True, timeout=900, check=False
     )

@@ -20,15 +20,15 @@ from patience import HANG_SECONDS
 from safetensors.torch import load_file, save_file
 from tiny_model import make_tiny_model
 
-from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
-from dapo_openrlhf.backend.policy import PolicyActor
-from dapo_openrlhf.backend.remote import RemoteTrainer
-from dapo_openrlhf.backend.stop_tokens import StopTokens
-from dapo_openrlhf.backend.workers import start_rank
-from dapo_openrlhf.config import Config, build_config, dump_config
+from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.remote import RemoteTrainer
+from dapo_openrlhf.backend.run.stop_tokens import StopTokens
+from dapo_openrlhf.backend.run.workers import start_rank
+from dapo_openrlhf.backend.trainer.actor import PolicyActor
+from dapo_openrlhf.config.settings import Config, build_config, dump_config
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 pytestmark = pytest.mark.real

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from test_real_algorithms import _batch, _config, _start
 from tiny_model import make_tiny_model
 
-from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.messages import GroupTokens
-from dapo_openrlhf.backend.remote import WorkerFailed
+from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.remote import WorkerFailed
 from dapo_openrlhf.types import TrainBatch
 
 pytestmark = pytest.mark.real

@@ -16,14 +16,14 @@ from marked_engine import MARK, MarkedEngine
 from test_real_recovery import events_of, make_config
 from transformers import AutoTokenizer
 
-from dapo_openrlhf.backend import workers as run_workers
-from dapo_openrlhf.backend.cluster import ray_cluster
-from dapo_openrlhf.backend.inputs import check_inputs
-from dapo_openrlhf.backend.remote import RemoteEngine
-from dapo_openrlhf.backend.stop_tokens import stop_tokens
-from dapo_openrlhf.backend.workers import start_workers
+from dapo_openrlhf.backend.run import workers as run_workers
+from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.inputs import check_inputs
+from dapo_openrlhf.backend.run.remote import RemoteEngine
+from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
+from dapo_openrlhf.backend.run.workers import start_workers
 from dapo_openrlhf.cli.train import train
-from dapo_openrlhf.ports import PromptFault, Sampling
+from dapo_openrlhf.pipeline.ports import PromptFault, Sampling
 from dapo_openrlhf.types import Prompt
 
 pytestmark = pytest.mark.real

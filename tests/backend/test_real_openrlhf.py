@@ -83,7 +83,7 @@ def test_actors_extend_openrlhfs_where_they_run(module: str, actor: str, methods
 
 def test_the_controller_imports_none_of_it() -> None:
     check = (
-        "import dapo_openrlhf.backend.launch, sys\n"
+        "import dapo_openrlhf.backend.run.launch, sys\n"
         "heavy = {'torch', 'vllm', 'deepspeed', 'openrlhf', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -13,24 +13,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.advantage import CREDITS
-from dapo_openrlhf.algorithm import ESTIMATORS, EstimatorName
-from dapo_openrlhf.backend.collate import Tensors
+from dapo_openrlhf.algorithm.advantage import CREDITS
+from dapo_openrlhf.algorithm.choices import ESTIMATORS, EstimatorName
+from dapo_openrlhf.algorithm.kl import kl_estimate
+from dapo_openrlhf.algorithm.loss import aggregate, value_loss
+from dapo_openrlhf.algorithm.overlong import soft_overlong_punishment
 from dapo_openrlhf.backend.openrlhf_bases import import_openrlhf_lightly
-from dapo_openrlhf.backend.per_sample import Known, token_advantages
-from dapo_openrlhf.backend.policy_loss import policy_loss
-from dapo_openrlhf.backend.step_settings import AdvantageSettings, LossSettings
-from dapo_openrlhf.batch import Sample, weighted
-from dapo_openrlhf.config import settings_of
-from dapo_openrlhf.dynamic_sampling import GroupFilter
-from dapo_openrlhf.kl import kl_estimate
-from dapo_openrlhf.loss import aggregate, value_loss
-from dapo_openrlhf.overlong import soft_overlong_punishment
+from dapo_openrlhf.backend.trainer.collate import Tensors
+from dapo_openrlhf.backend.trainer.per_sample import Known, token_advantages
+from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
+from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.config.settings import settings_of
+from dapo_openrlhf.pipeline.batch import Sample, weighted
+from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup
 
 pytestmark = pytest.mark.real
 
-DOCS = Path(__file__).parent.parent / "docs" / "openrlhf.md"
+DOCS = Path(__file__).parents[2] / "docs" / "openrlhf.md"
 PACKAGE = Path(importlib.util.find_spec("openrlhf").submodule_search_locations[0])  # type: ignore[union-attr, index]
 LENGTHS = (9, 5, 1, 7, 3, 9)
 """Tokens of six responses; the first three belong to one prompt."""
@@ -326,7 +326,7 @@ def test_every_option_that_is_not_here_is_listed() -> None:
 def test_scheduler_names_are_transformers() -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-    from dapo_openrlhf.config import ActorSection
+    from dapo_openrlhf.config.settings import ActorSection
 
     names = ActorSection.model_fields["lr_scheduler"].annotation.__args__  # type: ignore[union-attr]
     assert set(names) <= {scheduler.value for scheduler in TYPE_TO_SCHEDULER_FUNCTION}

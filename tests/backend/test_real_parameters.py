@@ -26,7 +26,7 @@ def test_two_ranks_publish_what_the_checkpoint_holds(stage: int, family: str, tm
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(__file__).parent / "zero_ranks.py"
+    script = Path(__file__).parents[1] / "zero_ranks.py"
     command = [sys.executable, str(script)]
     ranks = [
         subprocess.Popen(

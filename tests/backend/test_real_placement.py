@@ -15,12 +15,12 @@ from ray.util import remove_placement_group
 from stub_actors import Place, StubActor, StubEngine, StubRank, StubRewards
 from test_placement import config
 
-from dapo_openrlhf.backend import workers as run_workers
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.inputs import Inputs
-from dapo_openrlhf.backend.placement import Placement, reserve
-from dapo_openrlhf.backend.stop_tokens import StopTokens
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.backend.run import workers as run_workers
+from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.placement import Placement, reserve
+from dapo_openrlhf.backend.run.stop_tokens import StopTokens
+from dapo_openrlhf.config.settings import ConfigError
 
 pytestmark = pytest.mark.real
 

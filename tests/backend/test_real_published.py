@@ -60,7 +60,7 @@ class Engine:
         from vllm.v1.engine.core_client import InprocClient
         from vllm.v1.executor.abstract import Executor
 
-        from dapo_openrlhf.backend import weights  # noqa: F401  registers the weight-transfer engine
+        from dapo_openrlhf.backend.transfer import object_store as weights  # noqa: F401  registers the weight-transfer engine
 
         cleanup_dist_env_and_memory()  # one engine at a time: process groups are made for the model that comes first
         config = EngineArgs(
@@ -158,7 +158,7 @@ def published(folder: Path) -> list[tuple[str, Tensor]]:
     """What a trainer publishes that was started from a folder."""
     from transformers import AutoModelForCausalLM
 
-    from dapo_openrlhf.backend.parameters import Published
+    from dapo_openrlhf.backend.trainer.parameters import Published
 
     return [*Published(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)).tensors()]
 
@@ -184,7 +184,7 @@ def test_a_published_model_is_the_saved_one(family: str, tmp_path: Path, start: 
 def test_what_is_published_is_what_is_saved(family: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from dapo_openrlhf.backend.parameters import Published
+    from dapo_openrlhf.backend.trainer.parameters import Published
 
     model = make_model(family, seed=0)
     model.save_pretrained(tmp_path)
@@ -201,7 +201,7 @@ def test_what_is_published_is_what_is_saved(family: str, tmp_path: Path) -> None
 def test_a_publication_that_lacks_or_misnames_a_tensor_is_an_error(
     family: str, tmp_path: Path, start: Callable[[Path], Engine]
 ) -> None:
-    from dapo_openrlhf.backend.delivery import IncompleteWeights
+    from dapo_openrlhf.backend.transfer.delivery import IncompleteWeights
 
     folder = saved(family, tmp_path / "model", seed=0)
     weights = published(folder)

@@ -14,7 +14,7 @@ from patience import HANG_SECONDS
 
 pytestmark = pytest.mark.real
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / ".cache" / "quickstart"
 STEPS = 25
 NAME = "test-quickstart"

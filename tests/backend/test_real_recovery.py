@@ -16,12 +16,12 @@ import pytest
 import ray
 from tiny_model import make_tiny_model
 
-from dapo_openrlhf.backend.cluster import ray_cluster
-from dapo_openrlhf.backend.inputs import check_inputs
-from dapo_openrlhf.backend.workers import start_workers
+from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.inputs import check_inputs
+from dapo_openrlhf.backend.run.workers import start_workers
 from dapo_openrlhf.cli.train import train
-from dapo_openrlhf.config import Config, build_config
-from dapo_openrlhf.ports import GroupError, Sampling
+from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.pipeline.ports import GroupError, Sampling
 
 pytestmark = pytest.mark.real
 

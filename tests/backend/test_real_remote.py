@@ -11,7 +11,7 @@ from patience import HANG_SECONDS
 
 pytestmark = pytest.mark.real
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import asyncio
@@ -20,8 +20,8 @@ import gc
 import ray
 
 from dapo_openrlhf.backend.messages import BadPrompt
-from dapo_openrlhf.backend.remote import RemoteEngine
-from dapo_openrlhf.ports import GroupError, Sampling
+from dapo_openrlhf.backend.run.remote import RemoteEngine
+from dapo_openrlhf.pipeline.ports import GroupError, Sampling
 from dapo_openrlhf.types import Prompt
 
 

@@ -17,7 +17,7 @@ def test_a_resumed_optimizer_holds_what_the_configuration_says(tmp_path: Path) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(__file__).parent / "resume_rank.py"
+    script = Path(__file__).parents[1] / "resume_rank.py"
     ended = subprocess.run(
         [sys.executable, str(script), str(port), str(tmp_path)],
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_model import CHARACTERS, make_tiny_model
 
-from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.pipeline.ports import Sampling
 
 pytestmark = pytest.mark.real
 
@@ -29,7 +29,7 @@ def sampled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], A
     """A prompt and 16 responses of the engine loop on a model folder."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    from dapo_openrlhf.backend.engine_loop import EngineLoop
+    from dapo_openrlhf.backend.engine.loop import EngineLoop
 
     engine_args = {
         "model": str(folder),

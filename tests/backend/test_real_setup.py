@@ -14,7 +14,7 @@ from patience import HANG_SECONDS
 
 pytestmark = pytest.mark.real
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LIBNUMA = "print('_C: libnuma.so.1: cannot open shared object file: No such file or directory')"
 
 

@@ -13,16 +13,16 @@ import ray
 from patience import HANG_SECONDS
 from tiny_model import CHARACTERS, make_tiny_model
 
-from dapo_openrlhf.backend.cluster import ray_cluster
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.inputs import Inputs
 from dapo_openrlhf.backend.messages import GroupTokens
-from dapo_openrlhf.backend.remote import ObjectStorePublisher, RemoteTrainer
-from dapo_openrlhf.backend.stop_tokens import StopTokens
-from dapo_openrlhf.backend.workers import Workers, start_workers
+from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.remote import ObjectStorePublisher, RemoteTrainer
+from dapo_openrlhf.backend.run.stop_tokens import StopTokens
+from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.bench.agreement import batch_of_one
-from dapo_openrlhf.config import Config, build_config
-from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
 
 pytestmark = pytest.mark.real

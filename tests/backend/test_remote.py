@@ -12,8 +12,14 @@ from ray.exceptions import RayActorError
 from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import WeightAck, WeightManifest
-from dapo_openrlhf.backend.remote import ObjectStorePublisher, ObjectStoreTexts, PipelineTimeout, WorkerDied, all_within
-from dapo_openrlhf.ports import GroupError, NotRevived
+from dapo_openrlhf.backend.run.remote import (
+    ObjectStorePublisher,
+    ObjectStoreTexts,
+    PipelineTimeout,
+    WorkerDied,
+    all_within,
+)
+from dapo_openrlhf.pipeline.ports import GroupError, NotRevived
 from dapo_openrlhf.types import PolicyVersion
 
 MANIFEST = WeightManifest(names=("a",), dtypes=("float32",), shapes=((1,),), offsets=(0, 64), checksum=77)

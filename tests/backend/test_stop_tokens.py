@@ -9,9 +9,9 @@ import pytest
 from tiny_model import CHARACTERS, make_tiny_tokenizer
 from transformers import AutoTokenizer
 
-from dapo_openrlhf.backend.inputs import check_context
-from dapo_openrlhf.backend.stop_tokens import end_of_turn, stop_tokens
-from dapo_openrlhf.config import Config, ConfigError, build_config
+from dapo_openrlhf.backend.run.inputs import check_context
+from dapo_openrlhf.backend.run.stop_tokens import end_of_turn, stop_tokens
+from dapo_openrlhf.config.settings import Config, ConfigError, build_config
 
 PAD, EOS, BANG = 0, 1, CHARACTERS.index("!")
 ABSENT = object()

@@ -15,11 +15,11 @@ from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 import dapo_openrlhf
 from dapo_openrlhf.__main__ import main
-from dapo_openrlhf.backend.inputs import check_inputs
+from dapo_openrlhf.backend.run.inputs import check_inputs
 from dapo_openrlhf.cli.eval import summary_of, words
 from dapo_openrlhf.cli.submit import entrypoint
-from dapo_openrlhf.config import load_config
-from dapo_openrlhf.evaluation import Evaluation, ProblemResult, Response
+from dapo_openrlhf.config.settings import load_config
+from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
 from dapo_openrlhf.types import Prompt
 
 CONFIG = """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dapo_openrlhf.config import (
+from dapo_openrlhf.config.settings import (
     Config,
     ConfigError,
     build_config,
@@ -19,7 +19,7 @@ from dapo_openrlhf.config import (
     setting_names,
 )
 
-SHIPPED = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 
 @pytest.fixture

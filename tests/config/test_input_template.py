@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dapo_openrlhf.input_template import input_template
+from dapo_openrlhf.config.input_template import input_template
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from dapo_openrlhf.config import (
+from dapo_openrlhf.config.presets import PRESETS, PresetName
+from dapo_openrlhf.config.settings import (
     Config,
     ConfigError,
     build_config,
@@ -16,7 +17,6 @@ from dapo_openrlhf.config import (
     preset_changes,
     setting_names,
 )
-from dapo_openrlhf.presets import PRESETS, PresetName
 
 LEAST = {"actor": {"model_name_or_path": "m"}, "data": {"prompt_dataset": "d"}}
 
@@ -143,7 +143,7 @@ def test_recipe_and_paper_differ_where_the_recipe_says(file: Path) -> None:
 
 
 def test_the_shipped_paper_run_is_the_papers_preset() -> None:
-    shipped = load_config(Path(__file__).parent.parent / "configs" / "dapo_paper_qwen2.5_32b.yaml")
+    shipped = load_config(Path(__file__).parents[2] / "configs" / "dapo_paper_qwen2.5_32b.yaml")
     assert shipped.preset == "dapo-paper"
     for dotted, expected in PRESETS["dapo-paper"].settings.items():
         actual = value_of(shipped, dotted)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.config import ConfigError
-from dapo_openrlhf.rows import BLOCK, blocks, column, column_names, read_rows
+from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.dataset.rows import BLOCK, blocks, column, column_names, read_rows
 
 ROWS: list[dict[str, object]] = [
     {"question": "1 + 1 = ?", "answer": "2", "level": 1},

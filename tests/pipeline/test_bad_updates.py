@@ -13,17 +13,17 @@ import pytest
 import torch
 from fakes import some_group
 
-from dapo_openrlhf.backend.bad_batch import write_rank
-from dapo_openrlhf.backend.collate import collate
-from dapo_openrlhf.backend.launch import stall_timeout
+from dapo_openrlhf.algorithm.loss import importance_weights
 from dapo_openrlhf.backend.messages import GroupTokens
-from dapo_openrlhf.backend.per_sample import Known
-from dapo_openrlhf.bad_updates import BadUpdates, TooManyBadUpdates, UpdateOutcome
-from dapo_openrlhf.batch import Sample, Update
-from dapo_openrlhf.config import build_config
-from dapo_openrlhf.events import GroupJudged, UpdateSkipped
-from dapo_openrlhf.loss import importance_weights
-from dapo_openrlhf.metrics import StepMetrics
+from dapo_openrlhf.backend.run.launch import stall_timeout
+from dapo_openrlhf.backend.trainer.bad_batch import write_rank
+from dapo_openrlhf.backend.trainer.collate import collate
+from dapo_openrlhf.backend.trainer.per_sample import Known
+from dapo_openrlhf.config.settings import build_config
+from dapo_openrlhf.pipeline.bad_updates import BadUpdates, TooManyBadUpdates, UpdateOutcome
+from dapo_openrlhf.pipeline.batch import Sample, Update
+from dapo_openrlhf.pipeline.events import GroupJudged, UpdateSkipped
+from dapo_openrlhf.pipeline.metrics import StepMetrics
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dapo_openrlhf.advantage import CREDITS, group_norm
-from dapo_openrlhf.algorithm import EstimatorName, LossAggMode, PolicyLossType
-from dapo_openrlhf.batch import RankPlan, Sample, Update, plan_batch, samples_of, split_mini_batch, weighted
-from dapo_openrlhf.kl import kl_estimate
-from dapo_openrlhf.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio
+from dapo_openrlhf.algorithm.advantage import CREDITS, group_norm
+from dapo_openrlhf.algorithm.choices import EstimatorName, LossAggMode, PolicyLossType
+from dapo_openrlhf.algorithm.kl import kl_estimate
+from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio
+from dapo_openrlhf.pipeline.batch import RankPlan, Sample, Update, plan_batch, samples_of, split_mini_batch, weighted
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 P, G = 6, 4

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.checkpoint import STATE_FILE, Checkpoints, RunState
-from dapo_openrlhf.config import ConfigError
-from dapo_openrlhf.prompts import PromptState
+from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.pipeline.checkpoint import STATE_FILE, Checkpoints, RunState
+from dapo_openrlhf.pipeline.prompts import PromptState
 
 FILES = ("model.safetensors", "config.json", "trainer/optimizer.pt")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dapo_openrlhf.dynamic_sampling import GroupFilter
+from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, Verdict
 
 

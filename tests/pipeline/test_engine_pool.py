@@ -10,11 +10,11 @@ import pytest
 from fakes import HANG, FakeEngine, FakeGroup, FakeScorer, World, build, check_prompts
 from virtual_time import run_virtual
 
-from dapo_openrlhf.engine_pool import SICK, EngineUnusable
-from dapo_openrlhf.evaluation import EvaluationFailed
-from dapo_openrlhf.events import BatchTaken, EngineLost, EngineReplaced, GroupFailed
-from dapo_openrlhf.pipeline import Outcome
-from dapo_openrlhf.ports import CUT_TOO_EARLY, GroupError
+from dapo_openrlhf.pipeline.conductor import Outcome
+from dapo_openrlhf.pipeline.engine_pool import SICK, EngineUnusable
+from dapo_openrlhf.pipeline.evaluation import EvaluationFailed
+from dapo_openrlhf.pipeline.events import BatchTaken, EngineLost, EngineReplaced, GroupFailed
+from dapo_openrlhf.pipeline.ports import CUT_TOO_EARLY, GroupError
 
 
 def run_with_deaths(make: Callable[[], World], *deaths: tuple[float, int]) -> World:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapo_openrlhf.eval_metrics import (
+from dapo_openrlhf.pipeline.eval_metrics import (
     Estimate,
     maj_at_k,
     over_problems,
@@ -22,9 +22,9 @@ from dapo_openrlhf.eval_metrics import (
     pass_at_k,
     powers_of_two,
 )
-from dapo_openrlhf.intervals import t_quantile
+from dapo_openrlhf.pipeline.intervals import t_quantile
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.mark.parametrize(

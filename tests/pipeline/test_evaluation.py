@@ -9,9 +9,9 @@ import pytest
 from fakes import EVALUATION, HANG, FakeEngine, FakeGroup, FakeScorer, FakeTexts, all_right, problems
 from virtual_time import run_virtual
 
-from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.evaluation import Evaluation, EvaluationFailed, Evaluator, ProblemResult, Response
-from dapo_openrlhf.ports import GroupError, Sampling
+from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.evaluation import Evaluation, EvaluationFailed, Evaluator, ProblemResult, Response
+from dapo_openrlhf.pipeline.ports import GroupError, Sampling
 from dapo_openrlhf.types import Prompt
 
 

@@ -13,9 +13,9 @@ import pytest
 from fakes import FakeEngine, FakeScorer, World, build, filtered
 from virtual_time import run_virtual
 
-from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import Checkpointed, Event, StepTrained, WorkerSpans
-from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained, WorkerSpans
+from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.types import Span
 
 NOT_IN_THIS_RUN = {

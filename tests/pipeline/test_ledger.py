@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dapo_openrlhf.ledger import Ledger, LedgerImbalance
+from dapo_openrlhf.pipeline.ledger import Ledger, LedgerImbalance
 
 
 def busy_ledger() -> Ledger:

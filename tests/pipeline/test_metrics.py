@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeEngine, FakeScorer, World, build, filtered
 from virtual_time import run_virtual
 
-from dapo_openrlhf.events import (
+from dapo_openrlhf.pipeline.events import (
     BatchTaken,
     Evaluated,
     Event,
@@ -22,8 +22,8 @@ from dapo_openrlhf.events import (
     StepTrained,
     WorkerSpans,
 )
-from dapo_openrlhf.metrics import METRICS, Row, StepMetrics
-from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.pipeline.metrics import METRICS, Row, StepMetrics
+from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.types import PolicyVersion, Prompt, Span
 
 

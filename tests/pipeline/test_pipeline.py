@@ -28,13 +28,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from virtual_time import run_virtual
 
-from dapo_openrlhf.agreement import PoliciesDiffer
-from dapo_openrlhf.batch import plan_batch
-from dapo_openrlhf.checkpoint import RunState
-from dapo_openrlhf.dynamic_sampling import MOST_OVER_SAMPLING
-from dapo_openrlhf.evaluation import EvaluationFailed
-from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import (
+from dapo_openrlhf.pipeline.agreement import PoliciesDiffer
+from dapo_openrlhf.pipeline.batch import plan_batch
+from dapo_openrlhf.pipeline.checkpoint import RunState
+from dapo_openrlhf.pipeline.conductor import Outcome
+from dapo_openrlhf.pipeline.dynamic_sampling import MOST_OVER_SAMPLING
+from dapo_openrlhf.pipeline.evaluation import EvaluationFailed
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import (
     BatchTaken,
     Checkpointed,
     Evaluated,
@@ -44,12 +45,11 @@ from dapo_openrlhf.events import (
     GroupJudged,
     PublicationLive,
 )
-from dapo_openrlhf.pipeline import Outcome
-from dapo_openrlhf.ports import GroupError
-from dapo_openrlhf.prompts import NoPromptsLeft
-from dapo_openrlhf.rollout_queue import BatchStarvation
-from dapo_openrlhf.staleness import StalenessViolation
-from dapo_openrlhf.suspects import FAILS, KILLS_ENGINES
+from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.pipeline.prompts import NoPromptsLeft
+from dapo_openrlhf.pipeline.rollout_queue import BatchStarvation
+from dapo_openrlhf.pipeline.staleness import StalenessViolation
+from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import PolicyVersion, Prompt, TrainBatch
 
 PERMANENT = "prompt_too_long"

@@ -9,8 +9,8 @@ from fakes import prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapo_openrlhf.config import ConfigError
-from dapo_openrlhf.prompts import PromptStream
+from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.pipeline.prompts import PromptStream
 
 # ---------------------------------------------------------------- order
 

@@ -13,15 +13,15 @@ import pytest
 from tiny_model import make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
-from dapo_openrlhf.backend.inputs import read_prompts
-from dapo_openrlhf.checkpoint import SETTINGS_FILE, STATE_FILE, Checkpoints, RunState
+from dapo_openrlhf.backend.run.inputs import read_prompts
 from dapo_openrlhf.cli.train import train
-from dapo_openrlhf.config import Config, ConfigError, build_config, dump_config, load_config, settings_of
-from dapo_openrlhf.prompts import PromptState, PromptStream
-from dapo_openrlhf.resume import CHANGEABLE, FIXED, check_resume, resume_table
+from dapo_openrlhf.config.settings import Config, ConfigError, build_config, dump_config, load_config, settings_of
+from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, STATE_FILE, Checkpoints, RunState
+from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
+from dapo_openrlhf.pipeline.resume import CHANGEABLE, FIXED, check_resume, resume_table
 from dapo_openrlhf.types import Prompt
 
-DOCS = Path(__file__).parent.parent / "docs" / "resume.md"
+DOCS = Path(__file__).parents[2] / "docs" / "resume.md"
 
 BASE: dict[str, Any] = {
     "device": "cpu",
@@ -208,7 +208,7 @@ def test_a_refused_resume_shows_the_command_that_goes_on_from_the_model(tmp_path
     assert command[2:6] == [
         "--config", f"{run}/config.yaml", "--actor.model_name_or_path", f"{run}/checkpoints/step-000002",
     ]  # fmt: skip
-    from dapo_openrlhf.config import parse_overrides
+    from dapo_openrlhf.config.settings import parse_overrides
 
     new = load_config(run / "config.yaml", parse_overrides(command[4:]))
     assert (new.actor.num_gpus_per_node, new.actor.adam.lr, new.actor.eps_clip_low_high) == (2, 1e-5, (0.1, 0.2))
@@ -300,5 +300,7 @@ def test_a_checkpoint_remembers_its_prompts(tmp_path: Path) -> None:
 
 def test_the_documentation_has_the_tables_of_the_code() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    assert resume_table() in text, "run: python -m dapo_openrlhf.resume, and put its output into docs/resume.md"
+    assert resume_table() in text, (
+        "run: python -m dapo_openrlhf.pipeline.resume, and put its output into docs/resume.md"
+    )
     assert not re.search(r"TODO|FIXME", text)

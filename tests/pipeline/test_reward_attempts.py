@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dapo_openrlhf.ports import GroupError
-from dapo_openrlhf.reward_attempts import LimitedAttempts
+from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
 from dapo_openrlhf.types import Prompt, Score
 
 GOOD = (Score(correct=True, reward=1.0),)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapo_openrlhf.staleness import StalenessPolicy, StalenessViolation, Waiting
+from dapo_openrlhf.pipeline.staleness import StalenessPolicy, StalenessViolation, Waiting
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup
 
 

@@ -9,12 +9,12 @@ import pytest
 from fakes import DEADLY, FakeEngine, World, build
 from virtual_time import run_virtual
 
-from dapo_openrlhf.engine_pool import EngineUnusable
-from dapo_openrlhf.evaluation import EvaluationFailed
-from dapo_openrlhf.events import BatchTaken, Checkpointed, EngineLost, Event, GroupFailed, PromptDropped
-from dapo_openrlhf.ports import ENGINE_DIED, GroupError, PromptFault
-from dapo_openrlhf.prompts import NoPromptsLeft
-from dapo_openrlhf.suspects import DEATHS, FAILS, FAILURES, KILLS_ENGINES
+from dapo_openrlhf.pipeline.engine_pool import EngineUnusable
+from dapo_openrlhf.pipeline.evaluation import EvaluationFailed
+from dapo_openrlhf.pipeline.events import BatchTaken, Checkpointed, EngineLost, Event, GroupFailed, PromptDropped
+from dapo_openrlhf.pipeline.ports import ENGINE_DIED, GroupError, PromptFault
+from dapo_openrlhf.pipeline.prompts import NoPromptsLeft
+from dapo_openrlhf.pipeline.suspects import DEATHS, FAILS, FAILURES, KILLS_ENGINES
 from dapo_openrlhf.types import Prompt
 
 Fault = Callable[[Prompt], GroupError | float | None]

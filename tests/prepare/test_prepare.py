@@ -15,15 +15,15 @@ import pytest
 from tiny_model import add_first_token, make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
-from dapo_openrlhf.config import ConfigError
+from dapo_openrlhf.config.settings import ConfigError
 from dapo_openrlhf.prepare.cleaning import Rules, clean
 from dapo_openrlhf.prepare.formats import read_problems
 from dapo_openrlhf.prepare.rows import Message, Problem, Source
 from dapo_openrlhf.prepare.sources import reasoning_gym_source
 from dapo_openrlhf.prepare.templates import DAPO, wrapper
-from dapo_openrlhf.verifier import extract_answer
+from dapo_openrlhf.rewards.verifier import extract_answer
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 def jsonl(path: Path, rows: Iterable[object]) -> Path:

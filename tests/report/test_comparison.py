@@ -9,7 +9,7 @@ import pytest
 from fakes import problems
 
 from dapo_openrlhf.__main__ import main
-from dapo_openrlhf.evaluation import Evaluation, ProblemResult, Response
+from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
 from dapo_openrlhf.report.comparison import compare_verdicts
 from dapo_openrlhf.report.responses import JudgedProblem, ResponsesError, read_verdicts, write_responses
 

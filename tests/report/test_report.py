@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.evaluation import ProblemResult, Response
-from dapo_openrlhf.metrics import METRICS
+from dapo_openrlhf.pipeline.evaluation import ProblemResult, Response
+from dapo_openrlhf.pipeline.metrics import METRICS
 from dapo_openrlhf.report.progress import LINES_PER_HEADER, EvaluationProgress, ProgressLine, clock_time
 from dapo_openrlhf.report.run_folder import RunFolder, write_whole
 from dapo_openrlhf.report.summary import Summary, closing_words

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import (
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import (
     Event,
     GroupDispatched,
     GroupFailed,

@@ -6,9 +6,9 @@ import io
 
 import pytest
 
-from dapo_openrlhf.cautions import cautions
-from dapo_openrlhf.config import Config, build_config
-from dapo_openrlhf.events import Event, GroupGenerated, GroupJudged, StepTrained
+from dapo_openrlhf.config.cautions import cautions
+from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.pipeline.events import Event, GroupGenerated, GroupJudged, StepTrained
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.watch import Watch
 from dapo_openrlhf.types import PolicyVersion

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.judge.process import Judge
-from dapo_openrlhf.judge.settings import JudgeSettings
+from dapo_openrlhf.rewards.process import Judge
+from dapo_openrlhf.rewards.settings import JudgeSettings
 
 PAIRS = [
     json.loads(line)
     for file in ("answer_pairs.jsonl", "answer_classes.jsonl")
-    for line in (Path(__file__).parent / "data" / file).read_text(encoding="utf-8").splitlines()
+    for line in (Path(__file__).parents[1] / "data" / file).read_text(encoding="utf-8").splitlines()
 ]
 """``answer`` stands for an answer line and for a box with it; ``response`` is a whole one."""
 

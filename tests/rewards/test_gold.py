@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dapo_openrlhf.gold import gold_answer
+from dapo_openrlhf.rewards.gold import gold_answer
 
 
 @pytest.mark.parametrize(

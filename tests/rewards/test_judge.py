@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patience import HANG_SECONDS, Clock
 
-from dapo_openrlhf.config import ConfigError, build_reward
-from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
-from dapo_openrlhf.judge.replies import read_reply
-from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.config.settings import ConfigError, build_reward
+from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
+from dapo_openrlhf.rewards.replies import read_reply
+from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.rewards.verifier import TAIL
 from dapo_openrlhf.types import Score
-from dapo_openrlhf.verifier import TAIL
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 HOSTILE = [json.loads(line) for line in (DATA / "hostile_answers.jsonl").read_text().splitlines()]
 
 
@@ -278,8 +278,8 @@ def test_what_a_reward_started_ends_with_it(poisoned: Judge, tmp_path: Path, mon
 def test_a_judge_without_a_parent_ends(tmp_path: Path, doing: str) -> None:
     (tmp_path / "reward.py").write_text(POISON)
     script = (
-        "from dapo_openrlhf.judge.process import Judge\n"
-        "from dapo_openrlhf.judge.settings import JudgeSettings\n"
+        "from dapo_openrlhf.rewards.process import Judge\n"
+        "from dapo_openrlhf.rewards.settings import JudgeSettings\n"
         f"judge = Judge(JudgeSettings(sources=({str(tmp_path / 'reward.py')!r},), timeout=1e6))\n"
         "judge.wait_ready()\n"
         "print(judge.pid, flush=True)\n"

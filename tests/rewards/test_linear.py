@@ -20,8 +20,10 @@ UNITS = [
 ]  # fmt: skip
 SCRIPT = """
 import json, sys
-from dapo_openrlhf import verifier
-from dapo_openrlhf.verifier import names, units, words
+from dapo_openrlhf.rewards import verifier
+from dapo_openrlhf.rewards.verifier import names
+from dapo_openrlhf.rewards.verifier import units
+from dapo_openrlhf.rewards.verifier import words
 
 def asked(question):
     return False

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.judge.function import FunctionReward, load_function
-from dapo_openrlhf.judge.printed import MOST_LINES, Limited
-from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable, judge_group
-from dapo_openrlhf.judge.replies import BadReply, read_reply
-from dapo_openrlhf.judge.settings import JudgeSettings
-from dapo_openrlhf.judge.sources import Question
+from dapo_openrlhf.rewards.function import FunctionReward, load_function
+from dapo_openrlhf.rewards.printed import MOST_LINES, Limited
+from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable, judge_group
+from dapo_openrlhf.rewards.question import Question
+from dapo_openrlhf.rewards.replies import BadReply, read_reply
+from dapo_openrlhf.rewards.settings import JudgeSettings
 from dapo_openrlhf.types import Score
 
 QUESTION = Question(

@@ -16,12 +16,12 @@ from fake_actors import FakeActor
 from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import GroupTexts
-from dapo_openrlhf.backend.rewards import Judged, RewardActor, RewardPool, RewardTimes
-from dapo_openrlhf.config import ConfigError, build_reward
-from dapo_openrlhf.judge.process import SERVER_AWAY, Judgement
-from dapo_openrlhf.judge.settings import JudgeSettings
-from dapo_openrlhf.outage import Outage, ServerGone
-from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.backend.run.reward_pool import Judged, RewardActor, RewardPool, RewardTimes
+from dapo_openrlhf.config.settings import ConfigError, build_reward
+from dapo_openrlhf.pipeline.outage import Outage, ServerGone
+from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.rewards.process import SERVER_AWAY, Judgement
+from dapo_openrlhf.rewards.settings import JudgeSettings
 from dapo_openrlhf.types import Prompt, Score
 
 PROMPT = Prompt(id=4, text="<s>3+4=", label=7)

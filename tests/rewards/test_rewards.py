@@ -11,12 +11,12 @@ from fake_actors import FakeActor
 from patience import Clock
 from virtual_time import run_virtual
 
-from dapo_openrlhf.backend import rewards
 from dapo_openrlhf.backend.messages import GroupTexts
-from dapo_openrlhf.backend.rewards import Judged, RewardActor, RewardPool, RewardTimes, scores_of
-from dapo_openrlhf.judge.process import Judge, Judgement, JudgeUnavailable
-from dapo_openrlhf.judge.settings import JudgeSettings
-from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.backend.run import reward_pool as rewards
+from dapo_openrlhf.backend.run.reward_pool import Judged, RewardActor, RewardPool, RewardTimes, scores_of
+from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
+from dapo_openrlhf.rewards.settings import JudgeSettings
 from dapo_openrlhf.types import Prompt, Score
 
 PROMPT = Prompt(id=4, text="3+4=", label="7")

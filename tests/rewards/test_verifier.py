@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import ends
 
-from dapo_openrlhf import verifier
-from dapo_openrlhf.verifier import TAIL, Algebra, canonical, exact_value, extract_answer, final_part, split_unit
+from dapo_openrlhf.rewards import verifier
+from dapo_openrlhf.rewards.verifier import TAIL, Algebra, canonical, exact_value, extract_answer, final_part, split_unit
 
 
 class Asked(Exception):

@@ -12,7 +12,9 @@ import pytest
 from patience import HANG_SECONDS
 
 import dapo_openrlhf
-from dapo_openrlhf.ablation.ladder import (
+from dapo_openrlhf.config.settings import ConfigError, load_config, parse_overrides
+from dapo_openrlhf.report.reflection import PhraseCounter
+from scripts.experiments.ablation.ladder import (
     CLIP_HIGHER,
     DYNAMIC_SAMPLING,
     NAIVE,
@@ -21,12 +23,10 @@ from dapo_openrlhf.ablation.ladder import (
     choose_rungs,
     switched_off,
 )
-from dapo_openrlhf.ablation.report import write_report
-from dapo_openrlhf.ablation.results import RungResult, Spread, TrialResult, read_ladder, read_trial
-from dapo_openrlhf.ablation.table import table_numbers, table_text
-from dapo_openrlhf.ablation.trials import Trial, plan_trials, run_trials
-from dapo_openrlhf.config import ConfigError, load_config, parse_overrides
-from dapo_openrlhf.report.reflection import PhraseCounter
+from scripts.experiments.ablation.report import write_report
+from scripts.experiments.ablation.results import RungResult, Spread, TrialResult, read_ladder, read_trial
+from scripts.experiments.ablation.table import table_numbers, table_text
+from scripts.experiments.ablation.trials import Trial, plan_trials, run_trials
 
 ROOT = Path(dapo_openrlhf.__file__).resolve().parent.parent
 SMALL = ROOT / "configs" / "ablation_cpu.yaml"
@@ -109,7 +109,7 @@ class FakeTrainer:
 
 
 def _write_config(run: Path, config_file: Path, overrides: dict[str, object]) -> None:
-    from dapo_openrlhf.config import dump_config
+    from dapo_openrlhf.config.settings import dump_config
 
     (run / "config.yaml").write_text(dump_config(load_config(config_file, overrides)))
 
@@ -299,7 +299,7 @@ def test_figures_of_rungs_that_were_not_run_are_left_out(tmp_path: Path) -> None
 
 
 def test_curves_are_averaged_where_all_seeds_have_them() -> None:
-    from dapo_openrlhf.ablation.figures import over_seeds
+    from scripts.experiments.ablation.figures import over_seeds
 
     assert over_seeds([[(0, 1.0), (1, 3.0), (2, 9.0)], [(0, 2.0), (1, 5.0)]]) == [
         (0, 1.5, 1.0, 2.0),
@@ -311,7 +311,16 @@ def test_curves_are_averaged_where_all_seeds_have_them() -> None:
 
 def test_the_script_refuses_before_it_runs_anything(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "scripts/ablation.py", "--config", str(SMALL), "--output", str(tmp_path), "--rungs", "dapo"],
+        [
+            sys.executable,
+            "scripts/experiments/ablation",
+            "--config",
+            str(SMALL),
+            "--output",
+            str(tmp_path),
+            "--rungs",
+            "dapo",
+        ],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from patience import HANG_SECONDS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

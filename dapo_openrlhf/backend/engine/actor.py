@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, WeightAck, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
-from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.pipeline.ports import Sampling
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core_client import InprocClient
@@ -48,8 +48,8 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         from packaging import version as packaging_version
         from transformers import AutoTokenizer
 
-        from dapo_openrlhf.backend import weights  # noqa: F401  registers the weight-transfer engine
-        from dapo_openrlhf.backend.engine_loop import EngineLoop
+        from dapo_openrlhf.backend.engine.loop import EngineLoop
+        from dapo_openrlhf.backend.transfer import object_store as weights  # noqa: F401  registers the weight-transfer engine
 
         backend = engine_args.get("distributed_executor_backend", "uni")
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -137,7 +137,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def receive_weights(self, version: int, update_info: Mapping[str, Any]) -> WeightAck:
         """Replace the weights between two steps by those that a trainer's GPU holds; requests go on with the new ones."""
-        from dapo_openrlhf.backend.weights_cuda import receive
+        from dapo_openrlhf.backend.transfer.cuda import receive
 
         self._enter("waiting for the running step to end")
         checksum, spans = await asyncio.wrap_future(

@@ -15,7 +15,7 @@ it is done here:
 |                                      | id without a row in the embedding; fails the prompt, not the engine        |
 | ends of a response                   | ``stop_tokens.py``: also config.json and the chat template                 |
 | default temperature, top_p, top_k,   | never taken: trainer and sampler must agree, and an evaluation is what its |
-| repetition_penalty of the model      | settings say; :class:`~dapo_openrlhf.ports.Sampling` is all that counts    |
+| repetition_penalty of the model      | settings say; :class:`~dapo_openrlhf.pipeline.ports.Sampling` is all that counts    |
 | ranges of sampling parameters        | ``config.py``; ``SamplingParams`` checks its own once more                 |
 | n responses of a request             | :meth:`EngineLoop._add`: a request each, which share the prompt's cache    |
 | seed                                 | the engine's, by its number; none of a request's own                       |
@@ -51,9 +51,9 @@ from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor.abstract import Executor
 
+from dapo_openrlhf.backend.engine.prompt_checks import check_prompt
 from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTokens
-from dapo_openrlhf.backend.prompt_checks import check_prompt
-from dapo_openrlhf.ports import Sampling
+from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Span
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from pathlib import Path
 import ray
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.ray_address import resolve
-from dapo_openrlhf.backend.ray_folder import ray_folder
-from dapo_openrlhf.config import Config, ConfigError
+from dapo_openrlhf.backend.run.ray_address import resolve
+from dapo_openrlhf.backend.run.ray_folder import ray_folder
+from dapo_openrlhf.config.settings import Config, ConfigError
 
 PROCESSES_PER_CORE = 2
 OBJECT_STORE_BYTES_ON_CPU = 512 << 20

@@ -8,18 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dapo_openrlhf.backend.cluster import check_devices
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.stop_tokens import StopTokens, stop_tokens, text_parts
-from dapo_openrlhf.checkpoint import RunState
-from dapo_openrlhf.config import Config, ConfigError
+from dapo_openrlhf.backend.run.cluster import check_devices
+from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens, text_parts
+from dapo_openrlhf.config.settings import Config, ConfigError
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
-from dapo_openrlhf.judge.process import Judge, JudgeUnavailable
-from dapo_openrlhf.judge.settings import JudgeSettings, judge_settings
-from dapo_openrlhf.judge.sources import RULE
-from dapo_openrlhf.prompts import check_same_prompts
+from dapo_openrlhf.pipeline.checkpoint import RunState
+from dapo_openrlhf.pipeline.prompts import check_same_prompts
+from dapo_openrlhf.rewards.process import Judge, JudgeUnavailable
+from dapo_openrlhf.rewards.question import RULE
+from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
 from dapo_openrlhf.types import Prompt
 
 

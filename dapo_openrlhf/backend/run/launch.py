@@ -7,28 +7,28 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
-from dapo_openrlhf.agreement import Agreement
-from dapo_openrlhf.backend.actor_settings import max_num_seqs
-from dapo_openrlhf.backend.cluster import ray_cluster
-from dapo_openrlhf.backend.inputs import Inputs
-from dapo_openrlhf.backend.remote import EngineRestarts, ObjectStoreTexts, RemoteTrainer
-from dapo_openrlhf.backend.rewards import RewardPool
-from dapo_openrlhf.backend.workers import Publisher, Workers, open_publisher, start_workers
-from dapo_openrlhf.bad_updates import BadUpdates
-from dapo_openrlhf.checkpoint import Checkpoints
-from dapo_openrlhf.config import Config
-from dapo_openrlhf.dynamic_sampling import GroupFilter, OverSampling
-from dapo_openrlhf.engine_pool import EnginePool
-from dapo_openrlhf.evaluation import Evaluation, Evaluator, ProblemResult
-from dapo_openrlhf.event_log import EventLog
-from dapo_openrlhf.events import WorkerSpans
-from dapo_openrlhf.pipeline import Outcome, Pipeline
-from dapo_openrlhf.ports import Sampling
-from dapo_openrlhf.prompts import PromptStream
-from dapo_openrlhf.reward_attempts import LimitedAttempts
-from dapo_openrlhf.rollout import LengthShaping, RolloutLoop
-from dapo_openrlhf.rollout_queue import RolloutQueue
-from dapo_openrlhf.staleness import StalenessPolicy
+from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
+from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.remote import EngineRestarts, ObjectStoreTexts, RemoteTrainer
+from dapo_openrlhf.backend.run.reward_pool import RewardPool
+from dapo_openrlhf.backend.run.workers import Publisher, Workers, open_publisher, start_workers
+from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.pipeline.agreement import Agreement
+from dapo_openrlhf.pipeline.bad_updates import BadUpdates
+from dapo_openrlhf.pipeline.checkpoint import Checkpoints
+from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline
+from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
+from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.evaluation import Evaluation, Evaluator, ProblemResult
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import WorkerSpans
+from dapo_openrlhf.pipeline.ports import Sampling
+from dapo_openrlhf.pipeline.prompts import PromptStream
+from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
+from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
+from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.staleness import StalenessPolicy
 from dapo_openrlhf.types import Prompt
 
 OVER_SAMPLING_WINDOW = 8

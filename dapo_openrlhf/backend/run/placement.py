@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.config import Config, ConfigError
+from dapo_openrlhf.config.settings import Config, ConfigError
 
 SHARE = 0.5
 """What Ray counts for either of two actors on one GPU."""

@@ -10,13 +10,21 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from dapo_openrlhf.agreement import FRESH_KL
-from dapo_openrlhf.algorithm import EstimatorName, LossAggMode
+from dapo_openrlhf.algorithm.choices import EstimatorName, LossAggMode
 from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTexts, WeightManifest
-from dapo_openrlhf.backend.policy import StepReport
-from dapo_openrlhf.bad_updates import UpdateOutcome
-from dapo_openrlhf.batch import plan_batch
-from dapo_openrlhf.ports import CUT_TOO_EARLY, ENGINE_DIED, GroupError, NotRevived, PromptFault, Publication, Sampling
+from dapo_openrlhf.backend.trainer.actor import StepReport
+from dapo_openrlhf.pipeline.agreement import FRESH_KL
+from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome
+from dapo_openrlhf.pipeline.batch import plan_batch
+from dapo_openrlhf.pipeline.ports import (
+    CUT_TOO_EARLY,
+    ENGINE_DIED,
+    GroupError,
+    NotRevived,
+    PromptFault,
+    Publication,
+    Sampling,
+)
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]

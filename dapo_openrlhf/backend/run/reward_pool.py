@@ -12,12 +12,12 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from dapo_openrlhf.backend.messages import GroupTexts
-from dapo_openrlhf.judge.printed import Limited
-from dapo_openrlhf.judge.process import SERVER_AWAY, Judge, Judgement, judge_group
-from dapo_openrlhf.judge.settings import JudgeSettings
-from dapo_openrlhf.judge.sources import Question
-from dapo_openrlhf.outage import Outage
-from dapo_openrlhf.ports import GroupError
+from dapo_openrlhf.pipeline.outage import Outage
+from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.rewards.printed import Limited
+from dapo_openrlhf.rewards.process import SERVER_AWAY, Judge, Judgement, judge_group
+from dapo_openrlhf.rewards.question import Question
+from dapo_openrlhf.rewards.settings import JudgeSettings
 from dapo_openrlhf.types import Prompt, Score
 
 MOST_TIMEOUTS = 3

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
-from dapo_openrlhf.backend.remote import RemoteEngine, all_within
-from dapo_openrlhf.config import Config
+from dapo_openrlhf.backend.run.remote import RemoteEngine, all_within
+from dapo_openrlhf.config.settings import Config
 
 PROMPT_LENGTHS = (40, 23, 11, 4)
 """Tokens; less where ``data.max_len`` is short."""

@@ -8,20 +8,20 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.algorithm import ESTIMATORS
-from dapo_openrlhf.backend.actor_settings import engine_args, model_path, openrlhf_settings
-from dapo_openrlhf.backend.engine import EngineActor
-from dapo_openrlhf.backend.inputs import Inputs
-from dapo_openrlhf.backend.placement import Anywhere, Placement, reserve
-from dapo_openrlhf.backend.policy import PolicyActor, RankReady
-from dapo_openrlhf.backend.publish import IpcPublisher, NcclPublisher
-from dapo_openrlhf.backend.remote import ObjectStorePublisher, OnSpans, RemoteEngine, all_within
-from dapo_openrlhf.backend.rewards import RewardPool, RewardTimes
-from dapo_openrlhf.backend.start_check import check_agreement
-from dapo_openrlhf.backend.step_settings import AdvantageSettings, GuardSettings, LossSettings
-from dapo_openrlhf.config import Config
-from dapo_openrlhf.judge.settings import judge_settings
-from dapo_openrlhf.judge.sources import RULE
+from dapo_openrlhf.algorithm.choices import ESTIMATORS
+from dapo_openrlhf.backend.engine.actor import EngineActor
+from dapo_openrlhf.backend.run.actor_settings import engine_args, model_path, openrlhf_settings
+from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
+from dapo_openrlhf.backend.run.publish import IpcPublisher, NcclPublisher
+from dapo_openrlhf.backend.run.remote import ObjectStorePublisher, OnSpans, RemoteEngine, all_within
+from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
+from dapo_openrlhf.backend.run.start_check import check_agreement
+from dapo_openrlhf.backend.trainer.actor import PolicyActor, RankReady
+from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, GuardSettings, LossSettings
+from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.rewards.question import RULE
+from dapo_openrlhf.rewards.settings import judge_settings
 
 ENGINE_CONCURRENT_CALLS = 1 << 16
 

@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
 from dapo_openrlhf.backend.messages import Agreement, GroupTokens, StagedWeights, WeightLayout, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import policy_actor
-from dapo_openrlhf.backend.parameters import Published, whole_numel
-from dapo_openrlhf.backend.step_settings import AdvantageSettings, GuardSettings, LossSettings
-from dapo_openrlhf.bad_updates import UpdateOutcome, folder_of
-from dapo_openrlhf.batch import RankPlan, Sample, Update
-from dapo_openrlhf.checkpoint import TRAINER_FOLDER
+from dapo_openrlhf.backend.trainer.parameters import Published, whole_numel
+from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, GuardSettings, LossSettings
+from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome, folder_of
+from dapo_openrlhf.pipeline.batch import RankPlan, Sample, Update
+from dapo_openrlhf.pipeline.checkpoint import TRAINER_FOLDER
 from dapo_openrlhf.types import Span
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dapo_openrlhf.backend.agreement import Comparison
-    from dapo_openrlhf.backend.collate import Tensors
-    from dapo_openrlhf.backend.per_sample import Known, PerSample
-    from dapo_openrlhf.backend.tally import Tally, Verdict
+    from dapo_openrlhf.backend.trainer.agreement import Comparison
+    from dapo_openrlhf.backend.trainer.collate import Tensors
+    from dapo_openrlhf.backend.trainer.per_sample import Known, PerSample
+    from dapo_openrlhf.backend.trainer.tally import Tally, Verdict
 
 MOST_WRITTEN = 20
 """Updates that were stopped whose batches a rank writes down."""
@@ -115,10 +115,10 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         stand_in_for_cuda()
         import torch
 
-        from dapo_openrlhf.backend.finite import refuse_not_finite
-        from dapo_openrlhf.backend.models import Models
         from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
-        from dapo_openrlhf.backend.strategy import Strategy
+        from dapo_openrlhf.backend.trainer.finite import refuse_not_finite
+        from dapo_openrlhf.backend.trainer.models import Models
+        from dapo_openrlhf.backend.trainer.strategy import Strategy
 
         torch.set_num_threads(device.threads)
         self._loss = loss
@@ -146,7 +146,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         from openrlhf.models import Actor
         from transformers import AutoTokenizer
 
-        from dapo_openrlhf.backend.gate import Gate
+        from dapo_openrlhf.backend.trainer.gate import Gate
 
         path = args.actor.model_name_or_path
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
@@ -168,7 +168,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             self._reference = self.strategy.prepare(self._models.language_model(reference).requires_grad_(False))
             self._reference.eval()
         if self._advantages.critic:
-            from dapo_openrlhf.backend.critic import Critic
+            from dapo_openrlhf.backend.trainer.critic import Critic
 
             self._critic = Critic(self._models, self.strategy, total_updates=total_updates)
 
@@ -178,7 +178,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return [self._engine] if self._critic is None else [self._engine, self._critic.engine]
 
     def _resume(self, folder: str, updates_done: int) -> None:
-        from dapo_openrlhf.backend.restoring import restore
+        from dapo_openrlhf.backend.trainer.restoring import restore
 
         if not restore(self._engine, folder, STATE_TAG, updates_done=updates_done):
             raise RuntimeError(f"{folder} holds no state of the optimizer: it cannot be gone on from")
@@ -218,7 +218,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self, verdict: Verdict, plan: RankPlan, position: int, tokens: Mapping[int, GroupTokens], known: Known
     ) -> UpdateOutcome:
         """Count an update that was stopped, and write it down."""
-        from dapo_openrlhf.backend.bad_batch import write_rank
+        from dapo_openrlhf.backend.trainer.bad_batch import write_rank
 
         if verdict.overflow and self._gate.loss_scaled:
             return UpdateOutcome(not_finite=verdict.not_finite, overflow=True)
@@ -240,7 +240,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def _look_ahead(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> Known:
         """Everything that depends on the weights at the start of the step."""
-        from dapo_openrlhf.backend.per_sample import Known, token_advantages
+        from dapo_openrlhf.backend.trainer.per_sample import Known, token_advantages
 
         kl_in_reward = self._advantages.kl_coef > 0
         old, reference, values, advantages, returns = {}, {}, {}, {}, {}
@@ -291,7 +291,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """[B, T] of every micro-batch, without gradient, by sample; not of those ``without`` consists of."""
         import torch
 
-        from dapo_openrlhf.backend.per_sample import key_of, remember
+        from dapo_openrlhf.backend.trainer.per_sample import key_of, remember
 
         known: PerSample = {}
         done = {key_of(sample) for samples in without for sample in samples}
@@ -307,7 +307,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return known
 
     def _collate(self, samples: Sequence[Sample], tokens: Mapping[int, GroupTokens]) -> Tensors:
-        from dapo_openrlhf.backend.collate import collate
+        from dapo_openrlhf.backend.trainer.collate import collate
 
         return collate(tuple(samples), tokens, device=self._device)
 
@@ -326,7 +326,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def _update(self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, *, first: bool) -> Verdict:
         """One update of policy and critic, or of neither: all gradients are known before either steps."""
-        from dapo_openrlhf.backend.tally import Tally
+        from dapo_openrlhf.backend.trainer.tally import Tally
 
         tally = Tally(self._device)
         with self._span("update"):
@@ -347,8 +347,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     def _policy_gradient(
         self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, tally: Tally, *, first: bool
     ) -> None:
-        from dapo_openrlhf.backend.per_sample import remember
-        from dapo_openrlhf.backend.policy_loss import advantages_of, policy_loss
+        from dapo_openrlhf.backend.trainer.per_sample import remember
+        from dapo_openrlhf.backend.trainer.policy_loss import advantages_of, policy_loss
 
         known.logprobs.clear()
         for position, samples in enumerate(update.micro_batches):
@@ -370,7 +370,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             tally.add(metrics)
 
     def _critic_gradient(self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, tally: Tally) -> None:
-        from dapo_openrlhf.backend.per_sample import recall
+        from dapo_openrlhf.backend.trainer.per_sample import recall
 
         for position, samples in enumerate(update.micro_batches):
             batch = self._collate(samples, tokens)
@@ -387,7 +387,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     # ------------------------------------------------------------------ weights out
 
     def _refuse_not_finite(self, what: str) -> None:
-        from dapo_openrlhf.backend.finite import refuse_not_finite
+        from dapo_openrlhf.backend.trainer.finite import refuse_not_finite
 
         refuse_not_finite(what, *self._engines)
 
@@ -433,13 +433,13 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def open_nccl(self, address: str, port: int, world_size: int) -> None:
         """Meet the engines' workers, on rank 0. Blocks until all have joined."""
-        from dapo_openrlhf.backend.senders import NcclSender
+        from dapo_openrlhf.backend.transfer.senders import NcclSender
 
         self._nccl = NcclSender(address=address, port=port, world_size=world_size)
 
     def open_ipc(self) -> None:
         """Get ready to show the weights to the engine on this rank's GPU."""
-        from dapo_openrlhf.backend.senders import IpcSender
+        from dapo_openrlhf.backend.transfer.senders import IpcSender
 
         self._ipc = IpcSender()
 
@@ -469,7 +469,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return self._comparison().where_packed_differs(groups)
 
     def _comparison(self) -> Comparison:
-        from dapo_openrlhf.backend.agreement import Comparison
+        from dapo_openrlhf.backend.trainer.agreement import Comparison
 
         return Comparison(self._engine, self._models, temperature=self._loss.temperature, device=self._device)
 
@@ -495,7 +495,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def save_state(self, path: str) -> None:
         """Write DeepSpeed's checkpoints beside a saved model. Every rank must call it."""
-        from dapo_openrlhf.backend.finite import refuse_moments_not_finite
+        from dapo_openrlhf.backend.trainer.finite import refuse_moments_not_finite
 
         with self._span("save"):
             self._refuse_not_finite(f"no checkpoint is made in {path}")

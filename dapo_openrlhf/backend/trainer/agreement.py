@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dapo_openrlhf.backend.collate import Tensors, collate
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
-from dapo_openrlhf.backend.own_forward import instead
-from dapo_openrlhf.batch import Sample
+from dapo_openrlhf.backend.trainer.collate import Tensors, collate
+from dapo_openrlhf.backend.trainer.own_forward import instead
+from dapo_openrlhf.pipeline.batch import Sample
 
 if TYPE_CHECKING:
-    from dapo_openrlhf.backend.models import Models
+    from dapo_openrlhf.backend.trainer.models import Models
 
 TF32_EPS = 2.0**-10
 """Of float32 on CUDA, where kernels may multiply in TF32."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from dapo_openrlhf.backend.rows import Bucket
+from dapo_openrlhf.backend.trainer.rows import Bucket
 
 NAME = "packed_attention"
 """Under which transformers knows this attention."""

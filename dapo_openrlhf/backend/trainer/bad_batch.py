@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.messages import GroupTokens
-from dapo_openrlhf.backend.per_sample import Known, PerSample, key_of
-from dapo_openrlhf.batch import Sample, Update
+from dapo_openrlhf.backend.trainer.per_sample import Known, PerSample, key_of
+from dapo_openrlhf.pipeline.batch import Sample, Update
 
 
 def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, GroupTokens], known: Known) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dapo_openrlhf.backend.families import UnfitModel
+from dapo_openrlhf.backend.trainer.families import UnfitModel
 
 
 def install(model: Any) -> None:

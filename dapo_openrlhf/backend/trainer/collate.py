@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dapo_openrlhf.backend.messages import GroupTokens
-from dapo_openrlhf.batch import MicroBatch
+from dapo_openrlhf.pipeline.batch import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.backend.collate import Tensors
-from dapo_openrlhf.backend.gate import Gate
-from dapo_openrlhf.backend.models import Models
-from dapo_openrlhf.backend.strategy import Strategy
-from dapo_openrlhf.loss import aggregate, value_loss
+from dapo_openrlhf.algorithm.loss import aggregate, value_loss
+from dapo_openrlhf.backend.trainer.collate import Tensors
+from dapo_openrlhf.backend.trainer.gate import Gate
+from dapo_openrlhf.backend.trainer.models import Models
+from dapo_openrlhf.backend.trainer.strategy import Strategy
 
 
 class Critic:

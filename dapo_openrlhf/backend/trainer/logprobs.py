@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dapo_openrlhf.backend import attention, rows
-from dapo_openrlhf.backend.own_forward import OwnForward, Tail
+from dapo_openrlhf.backend.trainer import attention, rows
+from dapo_openrlhf.backend.trainer.own_forward import OwnForward, Tail
 
 LOGITS_PER_CHUNK = 1 << 27
 """Logits held at once: 512 MB in float32."""

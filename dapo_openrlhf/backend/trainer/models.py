@@ -10,13 +10,13 @@ import torch
 from openrlhf.models.model import _get_critic_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from dapo_openrlhf.backend import attention, checkpointing, families, logprobs, onednn, rows, values
-from dapo_openrlhf.backend.checkpoint_names import keep_used_conversions
 from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed
-from dapo_openrlhf.backend.strategy import PARAM_DTYPES, Strategy
+from dapo_openrlhf.backend.trainer import attention, checkpointing, families, logprobs, onednn, rows, values
+from dapo_openrlhf.backend.trainer.checkpoint_names import keep_used_conversions
+from dapo_openrlhf.backend.trainer.strategy import PARAM_DTYPES, Strategy
 
 if TYPE_CHECKING:
-    from dapo_openrlhf.backend.collate import Tensors
+    from dapo_openrlhf.backend.trainer.collate import Tensors
 
 
 class Models:

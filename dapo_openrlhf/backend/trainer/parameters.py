@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-    from dapo_openrlhf.backend.checkpoint_names import Unit
+    from dapo_openrlhf.backend.trainer.checkpoint_names import Unit
 
 BUCKET_BYTES = 512 << 20
 """ZeRO-3 parameters brought together at once: one collective for many, and no more memory than this on top."""
@@ -21,7 +21,7 @@ class Published:
     """What a publication of a model consists of; ``model`` is transformers' own, inside of DeepSpeed's engine."""
 
     def __init__(self, model: Any) -> None:
-        from dapo_openrlhf.backend.checkpoint_names import stored_tensors, units
+        from dapo_openrlhf.backend.trainer.checkpoint_names import stored_tensors, units
 
         self._model = model
         self._stored: dict[str, Parameter] = stored_tensors(model)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dapo_openrlhf.backend.step_settings import AdvantageSettings
-from dapo_openrlhf.batch import Sample
-from dapo_openrlhf.gae import gae, moments, token_rewards, whiten
-from dapo_openrlhf.kl import kl_estimate
+from dapo_openrlhf.algorithm.gae import gae, moments, token_rewards, whiten
+from dapo_openrlhf.algorithm.kl import kl_estimate
+from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings
+from dapo_openrlhf.pipeline.batch import Sample
 
 SampleKey = tuple[int, int]
 """(group, response) of a sample in the batch."""

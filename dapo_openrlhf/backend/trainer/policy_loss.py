@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.backend.collate import Tensors
-from dapo_openrlhf.backend.per_sample import Known, recall
-from dapo_openrlhf.backend.step_settings import LossSettings
-from dapo_openrlhf.kl import kl_estimate
-from dapo_openrlhf.loss import (
+from dapo_openrlhf.algorithm.kl import kl_estimate
+from dapo_openrlhf.algorithm.loss import (
     Sums,
     aggregate,
     clipped_surrogate,
@@ -17,6 +14,9 @@ from dapo_openrlhf.loss import (
     importance_weights,
     policy_ratio,
 )
+from dapo_openrlhf.backend.trainer.collate import Tensors
+from dapo_openrlhf.backend.trainer.per_sample import Known, recall
+from dapo_openrlhf.backend.trainer.step_settings import LossSettings
 
 
 def advantages_of(batch: Tensors, known: Known) -> Tensor:

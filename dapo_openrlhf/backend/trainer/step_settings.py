@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dapo_openrlhf.algorithm import KlEstimator, PolicyLossType
+from dapo_openrlhf.algorithm.choices import KlEstimator, PolicyLossType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ import transformers
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 from torch.distributed.device_mesh import init_device_mesh
 
-from dapo_openrlhf.backend.accumulation import obey_accumulation_type
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.trainer.accumulation import obey_accumulation_type
 
 PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

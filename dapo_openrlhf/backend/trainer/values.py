@@ -10,7 +10,7 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import Tensor
 
-from dapo_openrlhf.backend import attention, rows
+from dapo_openrlhf.backend.trainer import attention, rows
 
 
 def install(model: Any, *, new_head: bool, by_rows: bool = False) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dapo_openrlhf.backend.checksum import Checksum
 from dapo_openrlhf.backend.messages import PACKED, StagedWeights
+from dapo_openrlhf.backend.transfer.checksum import Checksum
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -1,4 +1,4 @@
-"""The rule reward: is the answer right? (layer 0: standard library only)
+"""The rule reward: is the answer right? (standard library only)
 
 DAPO eq. 7: +1 if the final answer is equivalent to the gold one, -1 if not. Extraction is strict, so that a response
 that merely contains the right number somewhere is wrong and the format is learnt. Two answers are compared as text, then
@@ -6,11 +6,11 @@ as exact numbers, then kind by kind (lists, intervals, equations, quantities...)
 about which the caller's algebra is asked. All patterns are linear in the text, whatever a response says.
 """
 
-from dapo_openrlhf.verifier.comparison import Algebra, Equal, answer_key, compare
-from dapo_openrlhf.verifier.extraction import TAIL, extract_answer, final_part
-from dapo_openrlhf.verifier.numbers import exact_value
-from dapo_openrlhf.verifier.text import canonical
-from dapo_openrlhf.verifier.units import split_unit
+from dapo_openrlhf.rewards.verifier.comparison import Algebra, Equal, answer_key, compare
+from dapo_openrlhf.rewards.verifier.extraction import TAIL, extract_answer, final_part
+from dapo_openrlhf.rewards.verifier.numbers import exact_value
+from dapo_openrlhf.rewards.verifier.text import canonical
+from dapo_openrlhf.rewards.verifier.units import split_unit
 
 RIGHT = 1.0
 WRONG = -1.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
 
-from dapo_openrlhf.verifier import values
-from dapo_openrlhf.verifier.items import entries, unnamed_items, vector
-from dapo_openrlhf.verifier.kinds import (
+from dapo_openrlhf.rewards.verifier import values
+from dapo_openrlhf.rewards.verifier.items import entries, unnamed_items, vector
+from dapo_openrlhf.rewards.verifier.kinds import (
     Based,
     Equation,
     Expression,
@@ -22,13 +22,13 @@ from dapo_openrlhf.verifier.kinds import (
     Value,
     Words,
 )
-from dapo_openrlhf.verifier.names import is_asked_for, is_name, same_name
-from dapo_openrlhf.verifier.numbers import MOST_DIGITS, exact_value, is_plain_number, with_decimal_comma
-from dapo_openrlhf.verifier.readings import readings
-from dapo_openrlhf.verifier.regions import region_of
-from dapo_openrlhf.verifier.text import canonical
-from dapo_openrlhf.verifier.units import split_unit
-from dapo_openrlhf.verifier.words import is_prose, same_words
+from dapo_openrlhf.rewards.verifier.names import is_asked_for, is_name, same_name
+from dapo_openrlhf.rewards.verifier.numbers import MOST_DIGITS, exact_value, is_plain_number, with_decimal_comma
+from dapo_openrlhf.rewards.verifier.readings import readings
+from dapo_openrlhf.rewards.verifier.regions import region_of
+from dapo_openrlhf.rewards.verifier.text import canonical
+from dapo_openrlhf.rewards.verifier.units import split_unit
+from dapo_openrlhf.rewards.verifier.words import is_prose, same_words
 
 LONGEST_ANSWER = 200
 """Characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long too."""

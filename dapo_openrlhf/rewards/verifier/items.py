@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dapo_openrlhf.verifier import values
-from dapo_openrlhf.verifier.kinds import Equation, Expression, Matrix, Several, Value
-from dapo_openrlhf.verifier.names import is_name
+from dapo_openrlhf.rewards.verifier import values
+from dapo_openrlhf.rewards.verifier.kinds import Equation, Expression, Matrix, Several, Value
+from dapo_openrlhf.rewards.verifier.names import is_name
 
 
 def unnamed_items(mine: Several, other: Several) -> Several:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dapo_openrlhf.verifier.words import is_prose
+from dapo_openrlhf.rewards.verifier.words import is_prose
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
-from dapo_openrlhf.verifier.units import Unit
+from dapo_openrlhf.rewards.verifier.units import Unit
 
 
 def readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None) -> Iterator[tuple[str, str, Fraction]]:

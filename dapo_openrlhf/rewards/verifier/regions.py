@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from dapo_openrlhf.verifier.kinds import Expression, Interval, Region, Several, Value
-from dapo_openrlhf.verifier.numbers import exact_value
+from dapo_openrlhf.rewards.verifier.kinds import Expression, Interval, Region, Several, Value
+from dapo_openrlhf.rewards.verifier.numbers import exact_value
 
 EVERYTHING = (Interval(r"-\infty", r"\infty", False, False),)
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Literal
 
-from dapo_openrlhf.verifier.kinds import (
+from dapo_openrlhf.rewards.verifier.kinds import (
     Based,
     Equation,
     Expression,
@@ -18,10 +18,10 @@ from dapo_openrlhf.verifier.kinds import (
     Value,
     Words,
 )
-from dapo_openrlhf.verifier.names import is_name
-from dapo_openrlhf.verifier.regions import EVERYTHING, all_but, as_region, joined
-from dapo_openrlhf.verifier.units import split_unit
-from dapo_openrlhf.verifier.words import is_prose
+from dapo_openrlhf.rewards.verifier.names import is_name
+from dapo_openrlhf.rewards.verifier.regions import EVERYTHING, all_but, as_region, joined
+from dapo_openrlhf.rewards.verifier.units import split_unit
+from dapo_openrlhf.rewards.verifier.words import is_prose
 
 DEEPEST = 12
 """Brackets within brackets that are read as kinds of their own."""

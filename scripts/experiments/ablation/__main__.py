@@ -1,6 +1,6 @@
 """Run the paper's ladder (Table 1): naive GRPO, and on each rung one technique more; then print the table.
 
-    python scripts/ablation.py --config configs/ablation_cpu.yaml [--seeds 1 2 3] [--rungs NAME ...] [--steps N]
+    python -m scripts.experiments.ablation --config configs/ablation_cpu.yaml [--seeds 1 2 3] [--rungs NAME ...] [--steps N]
 
 The configuration is the last rung, with every technique on, of any size. One `dapo-openrlhf train` for each rung and
 seed, one after the other; what is finished is not run again, what has a checkpoint (ckpt.save_steps) goes on from it.
@@ -15,13 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dapo_openrlhf.ablation.ladder import RUNGS, choose_rungs
-from dapo_openrlhf.ablation.report import write_report
-from dapo_openrlhf.ablation.trials import plan_trials, run_trials
-from dapo_openrlhf.config import ConfigError, parse_overrides
+from dapo_openrlhf.config.settings import ConfigError, parse_overrides
 from dapo_openrlhf.report.reflection import PHRASES, PhraseCounter
+from scripts.experiments.ablation.ladder import RUNGS, choose_rungs
+from scripts.experiments.ablation.report import write_report
+from scripts.experiments.ablation.trials import plan_trials, run_trials
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dapo_openrlhf.ablation.ladder import (
+from dapo_openrlhf.report.picture import GREY, PERCENT, head_axes, save_figure, smooth, smoothing_window, style_axes
+from scripts.experiments.ablation.ladder import (
     CLIP_HIGHER,
     DYNAMIC_SAMPLING,
     NAIVE,
@@ -22,8 +23,7 @@ from dapo_openrlhf.ablation.ladder import (
     TOKEN_LEVEL_LOSS,
     Rung,
 )
-from dapo_openrlhf.ablation.results import Points, RungResult, TrialResult
-from dapo_openrlhf.report.picture import GREY, PERCENT, head_axes, save_figure, smooth, smoothing_window, style_axes
+from scripts.experiments.ablation.results import Points, RungResult, TrialResult
 
 DOTS_PER_INCH = 85
 PANEL_INCHES = (5.2, 3.6)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dapo_openrlhf.config import Config, ConfigError
+from dapo_openrlhf.config.settings import Config, ConfigError
 
 PAPER_BENCHMARK = "AIME 2024, avg@32, Qwen2.5-32B"
 PAPER_OTHERS = (("DeepSeek-R1-Zero-Qwen-32B", 47),)

@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dapo_openrlhf.ablation.results import read_ladder
-from dapo_openrlhf.ablation.table import table_numbers, table_text
-from dapo_openrlhf.ablation.trials import Trial
 from dapo_openrlhf.report.reflection import PhraseCounter, read_kept_responses, samples_text
+from scripts.experiments.ablation.results import read_ladder
+from scripts.experiments.ablation.table import table_numbers, table_text
+from scripts.experiments.ablation.trials import Trial
 
 
 def write_report(trials: Sequence[Trial], folder: Path, *, counter: PhraseCounter) -> str | None:
@@ -18,7 +18,7 @@ def write_report(trials: Sequence[Trial], folder: Path, *, counter: PhraseCounte
 
     None, and nothing written, if no trial is finished.
     """
-    from dapo_openrlhf.ablation.figures import draw_figures
+    from scripts.experiments.ablation.figures import draw_figures
 
     results = read_ladder(trials)
     if not results:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dapo_openrlhf.ablation.ladder import Rung
-from dapo_openrlhf.ablation.trials import Trial
-from dapo_openrlhf.metrics import Row
+from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.run_folder import RunFolder
+from scripts.experiments.ablation.ladder import Rung
+from scripts.experiments.ablation.trials import Trial
 
 Points = Sequence[tuple[float, float]]
 """(x, y), ascending in x."""
@@ -26,7 +26,7 @@ class TrialResult:
 
     seed: int
     rows: Sequence[Row]
-    """One per rollout step, see :mod:`dapo_openrlhf.metrics`."""
+    """One per rollout step, see :mod:`dapo_openrlhf.pipeline.metrics`."""
     accuracies: Mapping[int, float]
     """Held-out accuracy, 0 to 1, by rollout steps done; 0 steps done is the base model."""
     all_right: Mapping[int, float]

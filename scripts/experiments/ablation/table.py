@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dapo_openrlhf.ablation.ladder import PAPER_BENCHMARK, PAPER_OTHERS
-from dapo_openrlhf.ablation.results import RungResult, Spread
+from scripts.experiments.ablation.ladder import PAPER_BENCHMARK, PAPER_OTHERS
+from scripts.experiments.ablation.results import RungResult, Spread
 
 PERCENT = 100.0
 HEADER = "rung | paper | held-out | gain | average | generated | seeds"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.ablation.ladder import Rung, switched_off
-from dapo_openrlhf.checkpoint import Checkpoints
-from dapo_openrlhf.config import Config, ConfigError, load_config, settings_of
+from dapo_openrlhf.config.settings import Config, ConfigError, load_config, settings_of
+from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.report.run_folder import RunFolder
+from scripts.experiments.ablation.ladder import Rung, switched_off
 
 Start = Callable[[Sequence[str], Path], int]
 """Runs ``dapo-openrlhf`` with these arguments, its output going to this file; returns its exit status."""

@@ -1,0 +1,1 @@
+"""The rollout worker: an actor around vLLM's engine core."""

@@ -1,0 +1,1 @@
+"""A run on the real stack: inputs checked, actors placed and started, everything connected."""

@@ -1,0 +1,1 @@
+"""One rank of the trainer: models, packed forward passes, losses, updates, weights out."""

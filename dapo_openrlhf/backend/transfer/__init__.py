@@ -1,0 +1,1 @@
+"""The weight sync: how weights travel from the trainer to the engines."""

@@ -1,0 +1,37 @@
+"""What a reward is asked, and what a reward is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dapo_openrlhf.types import Score
+
+RULE = "rule"
+"""The name of the rule reward (eq. 7) where a file or an address may stand too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Responses to one prompt, to be judged together."""
+
+    responses: Sequence[str]
+    """Without special tokens."""
+    queries: Sequence[str]
+    """Prompt and response as the model saw and wrote them, special tokens included."""
+    prompt: str
+    """As the model saw it, special tokens included."""
+    label: object
+    columns: Mapping[str, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+
+class RewardSource(Protocol):
+    """One reward. Raises whatever goes wrong: an error is never a wrong answer."""
+
+    def __call__(self, question: Question) -> list[Score]:
+        """Judge each response."""
+        ...
