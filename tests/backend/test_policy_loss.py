@@ -58,7 +58,7 @@ def fresh_micro_batch(*fresh: bool) -> Tensors:
 def fresh_sums(fresh: Tensors, *, first: bool, old_logprobs: str = "recompute") -> dict[str, float]:
     settings = replace(DAPO, old_logprobs=old_logprobs)
     known = Known(old_logprobs=by_sample(OLD))
-    _, sums = policy_loss(fresh, NEW, torch.zeros_like(NEW), known, settings, first=first)
+    _, sums = policy_loss(fresh, NEW, torch.zeros_like(NEW), known, settings, total_tokens=3, first=first)
     return {name: float(value) for name, value in sums.items() if name.startswith("fresh")}
 
 

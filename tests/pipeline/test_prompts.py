@@ -65,5 +65,5 @@ def test_a_run_goes_on_only_with_the_prompts_it_had() -> None:
     PromptStream(prompts(5), seed=0, state=state, prompt_set="one")
     with pytest.raises(ConfigError, match="holds 6 prompts, the run to resume had 5"):
         PromptStream(prompts(6), seed=0, state=state, prompt_set="one")
-    with pytest.raises(ConfigError, match=r"holds as many prompts .* but others"):
+    with pytest.raises(ConfigError, match="holds 5 prompts, but not those of the run to resume"):
         PromptStream(prompts(5), seed=0, state=state, prompt_set="another")

@@ -489,6 +489,8 @@ def test_answers_that_the_verifier_cannot_read_are_counted_and_shown_and_stay(
     assert len(written(output)) == 3
     found = manifest(output)
     assert found["found"]["unreadable_labels"] == 1
-    assert found["examples"]["unreadable"] == ["in.jsonl, line 3: '^^x': the gold answer cannot be read: ^^x"]
+    assert found["examples"]["unreadable"] == [
+        "in.jsonl, line 3: '^^x': the gold answer cannot be read: ^^x: unexpected ^"
+    ]
     told = capsys.readouterr().out
     assert "1 answers cannot be read by the rule reward" in told and "unreadable: in.jsonl, line 3: '^^x'" in told

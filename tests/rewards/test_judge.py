@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -411,10 +412,10 @@ def test_settings_from_the_configuration(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_long_response_costs_what_its_tail_costs(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """What crosses to the rule's process has a bound, however long a response and its prompt are."""
-    asked: list[dict[str, str]] = []
+    asked: list[dict[str, Any]] = []
     ask = judge._ask
 
-    def record(question: dict[str, str], deadline: float) -> dict[str, object]:
+    def record(question: dict[str, Any], deadline: float) -> dict[str, object]:
         asked.append(question)
         return ask(question, deadline)
 
@@ -422,4 +423,4 @@ def test_a_long_response_costs_what_its_tail_costs(judge: Judge, monkeypatch: py
     for length in (10, 100_000):
         assert verdict(judge.judge("so " * length + "Answer: 7", label="7", prompt="1" * length)) is True
     assert [len(question["prompt"]) for question in asked] == [0, 0]
-    assert [len(question["response"]) for question in asked] == [39, TAIL]
+    assert [[len(response) for response in question["responses"]] for question in asked] == [[39], [TAIL]]

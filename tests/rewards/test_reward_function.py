@@ -161,8 +161,8 @@ def arrays() -> list[Callable[[list[float]], object]]:
 def test_numbers_of_all_forms(form: Callable[[list[float]], object]) -> None:
     reply = {"rewards": form([1.5, -2.0]), "scores": form([0.0, 1.0]), "extra_logs": {"length": form([3.0, 4.0])}}
     assert read_reply(reply, 1.0, 2) == [
-        Score(correct=False, reward=1.5, logs={"length": 3.0}),
-        Score(correct=True, reward=-2.0, logs={"length": 4.0}),
+        Score(correct=False, reward=1.5, score=0.0, logs={"length": 3.0}),
+        Score(correct=True, reward=-2.0, score=1.0, logs={"length": 4.0}),
     ]
 
 

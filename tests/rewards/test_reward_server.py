@@ -228,6 +228,6 @@ def test_pauses_grow_with_the_outage_and_everybody_goes_on_at_once() -> None:
 
 
 def test_several_servers_of_one_reward_are_refused() -> None:
-    with pytest.raises(ConfigError, match="looks like several servers of one reward"):
+    with pytest.raises(ConfigError, match="OpenRLHF asks addresses with a comma between them in turn"):
         build_reward({"remote_url": "http://a:1/get,http://b:1/get"}, source="x")
     assert build_reward({"remote_url": ["http://a:1/", "http://b:1/"]}, source="x").server_timeout == 600.0

@@ -61,10 +61,10 @@ def test_explained_variance_by_hand() -> None:
 
 def test_disagreement_is_a_mean_over_fresh_tokens_only() -> None:
     statistics = _statistics(
-        [report(tokens=10, fresh_tokens=3, fresh_kl=0.5), report(tokens=10, fresh_tokens=1, fresh_kl=0.3)], updates=2
+        [report(tokens=10, fresh_tokens=3, fresh_kl=0.5), report(tokens=10, fresh_tokens=1, fresh_kl=0.3)]
     )
     assert statistics["rollout_kl/age_0"] == pytest.approx(0.2)
-    assert "rollout_kl/age_0" not in _statistics([report(tokens=10, fresh_tokens=0.0, fresh_kl=0.0)], updates=2)
+    assert "rollout_kl/age_0" not in _statistics([report(tokens=10, fresh_tokens=0.0, fresh_kl=0.0)])
 
 
 def test_what_was_not_measured_is_not_shown() -> None:
