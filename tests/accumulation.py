@@ -70,7 +70,7 @@ def gradient(engine: Any, models: Any, batches: Any, critic: bool, torch: Any) -
     """The whole model's gradient after those micro-batches, flat, in float64."""
     from deepspeed.utils import safe_get_full_grad
 
-    from dapo_openrlhf.backend.trainer import attention
+    from dapo_openrlhf.backend.trainer.rows import make_buckets
 
     for position, ids in enumerate(batches):
         engine.set_gradient_accumulation_boundary(position == len(batches) - 1)
@@ -81,7 +81,7 @@ def gradient(engine: Any, models: Any, batches: Any, critic: bool, torch: Any) -
             "input_ids": ids.reshape(1, -1),
             "position_ids": places,
             "positions": positions,
-            "buckets": attention.make_buckets([TOKENS] * rows, device=torch.device("cpu")),
+            "buckets": make_buckets([TOKENS] * rows, device=torch.device("cpu")),
         }
         if critic:
             loss = (engine(**inputs) - 1.0).square().sum()

@@ -252,6 +252,7 @@ def sampled(folder: Path) -> list[Any]:
             "disable_log_stats": True,
         },
         name=folder.name,
+        stop_ids=[1],
     )
     loop.start().result(timeout=120)
     sampling = Sampling(n=2, max_new_tokens=NEW_TOKENS, temperature=TEMPERATURE, top_p=1.0)

@@ -271,9 +271,10 @@ class AlgoSection(Section):
     kl: KlSection = KlSection()
     dynamic_filtering_enable: bool = True
     """Dynamic sampling (eq. 11): train only groups with 0 < accuracy < 1, refill until the batch is full."""
-    dynamic_filtering_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] = (0.0, 1.0)
+    dynamic_filtering_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] | None = None
     """LOW HIGH: groups whose mean score lies between them are trained, none of both included. Scores are 1 for right and
-    0 for wrong, or what a file's or an endpoint's reward gives as ``scores``."""
+    0 for wrong, or what a file's or an endpoint's reward gives as ``scores``. null takes groups that are neither all right
+    nor all wrong by ``reward.correct_from`` (eq. 11), whatever the scale of the scores."""
     max_filtered_batches: PositiveInt = 20
     """Stop with a diagnosis when this many batches' worth of groups were dropped while one batch was filled."""
 
@@ -577,7 +578,7 @@ def _impossible_algorithm(config: Config) -> Iterator[str]:
             "actor.loss_agg_mode: token-mean does not go with actor.policy_loss_type gspo, whose loss is a mean over "
             "responses (OpenRLHF takes that without saying so); use seq-mean-token-mean"
         )
-    low, high = config.algo.dynamic_filtering_range
+    low, high = config.algo.dynamic_filtering_range or (0.0, 1.0)
     if not low < high:
         yield f"algo.dynamic_filtering_range: {low:g} {high:g} is not a range; use LOW < HIGH, such as 0 1"
     if advantage.no_std_norm and not traits.whitened:

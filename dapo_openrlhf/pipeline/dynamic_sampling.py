@@ -21,23 +21,23 @@ In simulation (P = 16, pass rate 40 %) 1.0 is no faster and wastes twice as much
 
 
 class GroupFilter:
-    """Keeps a group iff ``low < mean score < high``, as OpenRLHF does; with (0, 1) iff ``0 < #correct < G`` (eq. 11).
+    """Keeps a group iff ``0 < #correct < G`` (eq. 11), or, given a range, iff ``low < mean score < high`` as OpenRLHF does.
 
     Scores are 1 for right and 0 for wrong, or what a user's reward gives as ``scores``. The test is before any length
     shaping: shaped rewards can differ within a group whose answers are all right or all wrong, and such a group would
     teach length only. With ``enabled=False`` every group is kept.
     """
 
-    def __init__(self, *, enabled: bool, score_range: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(self, *, enabled: bool, score_range: tuple[float, float] | None = None) -> None:
         self.enabled = enabled
-        self._low, self._high = score_range
+        self._range = score_range
 
     def judge(self, group: RolloutGroup) -> Verdict:
         """Decide on one scored group."""
-        score = group.mean_score
-        if not self.enabled or self._low < score < self._high:
+        score, (low, high) = (group.accuracy, (0.0, 1.0)) if self._range is None else (group.mean_score, self._range)
+        if not self.enabled or low < score < high:
             return Verdict(True, KEPT)
-        return Verdict(False, ALL_WRONG if score <= self._low else ALL_RIGHT)
+        return Verdict(False, ALL_WRONG if score <= low else ALL_RIGHT)
 
 
 class OverSampling:

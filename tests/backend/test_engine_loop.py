@@ -37,7 +37,7 @@ def asked(core: Core, ids: list[int]) -> tuple[SimpleNamespace, Future[Any]]:
     from dapo_openrlhf.backend.engine.loop import EngineLoop
 
     loop = EngineLoop({}, name="engine 0", stop_ids=[1, 7], version=5)
-    loop._core, loop._vocabulary, loop._longest = core, 19, 10  # type: ignore[assignment]
+    loop._core, loop.vocabulary, loop._longest = core, 19, 10  # type: ignore[assignment]
     done = loop.generate("g", ids, SAMPLING)
     loop._obey(block=False)
     return SimpleNamespace(in_core=sorted(loop._responses)), done

@@ -68,18 +68,20 @@ async def with_and_without(config: Any, device: Device) -> None:
     trainer, ranks = await _start(config, device)
     outcomes: list[Any] = []
     trainer._on_outcomes = lambda batch, told: outcomes.append(told)  # as launch wires it
-    first = dict(await trainer.train(_batch(ranks, 0)))
+    await trainer.train(_batch(ranks, 0))
     before = await checksum(ranks)
     batch = _batch(ranks, 1)
     stopped = await trainer.train(poisoned(batch, 1, math.nan))
     assert await checksum(ranks) == before
     assert [outcome.bad for outcome in outcomes[1]] == [True]
     assert outcomes[1][0].not_finite["rollout log-probs"] == 1 and "loss" in outcomes[1][0].not_finite
-    assert stopped == {"updates/bad": 1.0, "updates/overflow": 0.0, "lr": first["lr"]}
+    lr = stopped["lr"]
+    assert stopped == {"updates/bad": 1.0, "updates/overflow": 0.0, "updates/empty": 0.0, "lr": lr}
     assert await stopped_by_a_gradient(trainer, ranks, batch) == {"gradient norm": len(ranks)}
     assert await checksum(ranks) == before
     # The same batch without the poison gives what it would have given had nothing happened in between.
     after = dict(await trainer.train(batch))
+    assert after["lr"] == lr, "the schedule has waited"
     clean = await checksum(ranks)
     trainer, ranks = await _start(config, device)
     await trainer.train(_batch(ranks, 0))

@@ -60,8 +60,8 @@ def test_our_settings_are_openrlhfs() -> None:
 @pytest.mark.parametrize(
     ("module", "actor", "methods"),
     [
-        ("engine", "EngineActor", ["_configure_device_env", "_configure_vllm_env"]),
-        ("policy", "PolicyActor", ["_setup_distributed", "get_master_addr_port", "save_model"]),
+        ("engine.actor", "EngineActor", ["_configure_device_env", "_configure_vllm_env"]),
+        ("trainer.actor", "PolicyActor", ["_setup_distributed", "get_master_addr_port", "save_model"]),
     ],
 )
 def test_actors_extend_openrlhfs_where_they_run(module: str, actor: str, methods: list[str]) -> None:
@@ -71,8 +71,8 @@ def test_actors_extend_openrlhfs_where_they_run(module: str, actor: str, methods
         "assert base.__module__.startswith('openrlhf.trainer.ray'), base\n"
         f"assert all(hasattr(base, name) for name in {methods!r})\n"
         "import sys\n"
-        f"assert ('vllm' in sys.modules) == ({module!r} == 'engine'), 'each process imports only what it needs'\n"
-        f"assert ('deepspeed' in sys.modules) == ({module!r} == 'policy'), 'each process imports only what it needs'\n"
+        f"assert ('vllm' in sys.modules) == ({module!r} == 'engine.actor'), 'each process imports only what it needs'\n"
+        f"assert ('deepspeed' in sys.modules) == ({module!r} == 'trainer.actor'), 'each process imports only what it needs'\n"
     )
     environment = os.environ | {"DAPO_OPENRLHF_ACTOR": "1", "DS_ACCELERATOR": "cpu"}
     result = subprocess.run(

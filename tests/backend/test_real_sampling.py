@@ -41,7 +41,7 @@ def sampled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], A
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
     }
-    loop = EngineLoop(engine_args, name="engine 0")
+    loop = EngineLoop(engine_args, name="engine 0", stop_ids=[1])
     loop.start().result(300)
     prompt = [CHARACTERS.index(character) for character in "12+34="]
     sampling = Sampling(n=16, max_new_tokens=24, temperature=TEMPERATURE, top_p=1.0)

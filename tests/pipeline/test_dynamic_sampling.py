@@ -66,10 +66,14 @@ def test_shaped_rewards_do_not_condemn_a_group() -> None:
         ([0.0, 0.0], (0.0, 1.0), "all_wrong"),
         ([0.0, 1.0], (0.5, 1.0), "all_wrong"),  # neither bound is within
         ([0.0, 1.0], (0.0, 0.5), "all_right"),
+        ([-1.0, 1.0], (0.0, 1.0), "all_wrong"),  # as OpenRLHF decides of scores of 1 and -1
+        ([-1.0, 1.0], None, "kept"),
+        ([-1.0, -1.0], None, "all_wrong"),
+        ([1.0, 1.0], None, "all_right"),
     ],
 )
 def test_a_group_is_kept_if_its_mean_score_is_within_the_range(
-    scores: list[float], score_range: tuple[float, float], reason: str
+    scores: list[float], score_range: tuple[float, float] | None, reason: str
 ) -> None:
     judged = GroupFilter(enabled=True, score_range=score_range).judge(
         replace(
