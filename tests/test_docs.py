@@ -41,9 +41,17 @@ def test_links_lead_to_files(page: Path) -> None:
     assert not missing
 
 
+PATH = re.compile(r"`((?:tests|scripts|dapo_openrlhf|configs|data|docs)/[\w./-]+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_exist(page: Path) -> None:
+    assert [path for path in PATH.findall(page.read_text()) if not (ROOT / path).exists()] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_named_exist(page: Path) -> None:
-    if page.name == "openrlhf.md":  # it names OpenRLHF's, which tests/test_real_openrlhf_parity.py compares
+    if page.name == "openrlhf.md":  # it names OpenRLHF's, which tests/backend/test_real_openrlhf_parity.py compares
         return
     named = {name for name in NAME.findall(page.read_text()) if name.partition(".")[0] in SECTIONS}
     unknown = {name for name in named if name not in SETTINGS and Path(name).suffix not in FILES}

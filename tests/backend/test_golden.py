@@ -1,6 +1,6 @@
 """What vLLM and DeepSpeed are told for shipped configurations, against files: a change shows up as a difference.
 
-After a change that is meant: ``python tests/test_golden.py`` writes the files anew; read the difference before committing.
+After a change that is meant: ``python tests/backend/test_golden.py`` writes the files anew; read the difference before committing.
 """
 
 from __future__ import annotations

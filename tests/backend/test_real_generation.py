@@ -94,7 +94,7 @@ def test_a_prompt_that_fails_the_engine_core_is_dropped_and_stays_dropped(
 ) -> None:
     """Its row comes early; the engine restarts that it costs do not count, and the resumed run does without it."""
     monkeypatch.setattr(run_workers, "EngineActor", MarkedEngine)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # engines import their class from here
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # engines import their class from here
     settings = {"ckpt.save_steps": 2, "vllm.max_restarts": 3, "async.max_staleness": 0}
     config = make_config(tmp_path, **settings)
     rows = [json.dumps({"input": f"{MARK if index == 3 else index}+1=", "label": "7"}) for index in range(8)]

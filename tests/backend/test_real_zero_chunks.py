@@ -38,7 +38,7 @@ def test_ranks_with_other_numbers_of_chunks_do_not_wait_for_each_other(checkpoin
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).with_name("zero_chunks.py"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "zero_chunks.py")]
     ranks = [
         subprocess.Popen(
             [*command, str(rank), str(port), str(model), str(checkpointing)],

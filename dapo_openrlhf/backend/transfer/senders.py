@@ -1,7 +1,7 @@
 """The trainer's end of weight transfer between GPUs (runs in trainer ranks, CUDA only).
 
 Both senders feed vLLM's own packed producers: tensors are packed into few large buffers, whatever their number. What
-vLLM asks of the other end is in ``weights_cuda.py``.
+vLLM asks of the other end is in ``cuda.py``.
 """
 
 from __future__ import annotations
