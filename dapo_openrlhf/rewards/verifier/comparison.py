@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from dapo_openrlhf.rewards.verifier import values
+from dapo_openrlhf.rewards.verifier.choices import by_choice
 from dapo_openrlhf.rewards.verifier.items import entries, unnamed_items, vector
 from dapo_openrlhf.rewards.verifier.kinds import (
     Based,
@@ -38,6 +39,10 @@ MOST_ITEMS = 100
 """Of a list or set that is compared item by item."""
 
 
+_THIN_THOUSANDS = re.compile(r"(?<=\d),\\[,;:] ?(?=\d{3}(?!\d))")
+"""A comma with a thin space behind it, as in ``12,\\,500``: one number, where the gold answer is one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algebra:
     """What text and exact numbers cannot decide: are these two expressions, or equations, equal?"""
@@ -61,6 +66,10 @@ def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False)
         return False
     if _same_text(mine, gold):
         return True
+    if (verdict := by_choice(mine, gold)) is not None:
+        return verdict
+    if _THIN_THOUSANDS.search(answer) and exact_value(gold) is not None:
+        mine = canonical(_THIN_THOUSANDS.sub("", answer))
     if (verdict := _by_value(mine, gold, number_form=number_form)) is not None:
         return verdict
     if len(mine) > max(LONGEST_ANSWER, 2 * len(gold)) or max(len(mine), len(gold)) > LONGEST_READ:
@@ -198,6 +207,8 @@ class _Comparison:
         if my_value is not None and gold_value is not None:
             return my_value * factor == gold_value
         if ":" in mine or ":" in gold:
+            if _is_half_day(mine) != _is_half_day(gold):
+                mine, gold = mine[:-3] if _is_half_day(mine) else mine, gold[:-3] if _is_half_day(gold) else gold
             return same_words(mine, gold) or self._ratios(mine, gold)
         if not (_is_mathematics(mine) and _is_mathematics(gold)) or (len(mine) == len(gold) == 1):
             return False
@@ -317,6 +328,11 @@ def _has_letters(equation: Equation) -> bool:
     return any(
         sign.isalpha() for sign in equation.left.replace(r"\frac", "").replace(r"\cdot", "").replace(r"\times", "")
     )
+
+
+def _is_half_day(text: str) -> bool:
+    """Whether a time says which half of the day it is in."""
+    return text.endswith((" am", " pm"))
 
 
 _NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]+(?!/?[0-9])")

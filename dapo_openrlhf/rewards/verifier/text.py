@@ -127,7 +127,7 @@ _NOTHING = frozenset(
     ]
 )
 _SPACES = frozenset(
-    ["quad", "qquad", "thinspace", "enspace", "medspace", "thickspace", "hfill", "space", "nobreakspace"]
+    ["checkmark", "quad", "qquad", "thinspace", "enspace", "medspace", "thickspace", "hfill", "space", "nobreakspace"]
 )
 _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge", "leqslant": "le",
@@ -142,6 +142,10 @@ _LITERAL = frozenset("<>|*°:[]()'/=%")
 
 _REPLACED = (
     (re.compile(r"\{, ?\}"), ","),
+    (re.compile(r"(?<![A-Za-z\\])cbrt ?(?=[({\d])"), r"\\sqrt[3]"),
+    (re.compile(r"(?<![\w\\])([A-Za-z])(\d)(?= ?=)"), r"\1_\2"),
+    (re.compile(r"(?:\{\})?[_^]\{?(\d+)\}? ?C ?_\{?(\d+)\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"° ?(C|F)(?:elsius|ahrenheit)?$"), r"°\1"),
     (re.compile(r"\^ ?\{ ?(?:\\circ|°) ?\}|\^ ?(?:\\circ(?![a-zA-Z])|°)|(?<=[0-9}]) ?\\circ(?![a-zA-Z])"), "°"),
     (re.compile(r"\^ ?\{ ?(?:'|\\prime) ?\}|\^'"), "'"),
     (re.compile(r"\\frac ?(\d) ?(\d)"), r"\\frac{\1}{\2}"),
@@ -188,6 +192,8 @@ _PHRASES = (
     (re.compile(r"(?:is )?(?:strictly )?(?:less|smaller|fewer) than", re.IGNORECASE), "<"),
     (re.compile(r"(?:is )?not equal to|does not equal", re.IGNORECASE), r"\\ne "),
     (re.compile(r"(?:is )?equal to|equals", re.IGNORECASE), "="),
+    (re.compile(r"(?<=[a-z}]) (?:is|are|was|will be|would be) (?=[-+$]?[\d\\(.])", re.IGNORECASE), "="),
+    (re.compile(r"^(?:[a-z] is )?(?:strictly )?between (.{1,40}) and ([^,]{1,40})$", re.IGNORECASE), r"(\1,\2)"),
     (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
     (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
     (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
@@ -215,14 +221,20 @@ _PHRASES = (
     (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
     (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
 )
-_HAS_PHRASE = re.compile(r"(?<![\\a-z])[a-z]{4}")
+_HAS_PHRASE = re.compile(r"(?<![\\a-z])(?:[a-z]{4}|(?:is|are|to) )", re.IGNORECASE)
 _BOUND = re.compile(r"[<>\u2260]|\\(?:le|ge|ne|cup|cap|in|mathbb)(?![a-zA-Z])")
 _OR = re.compile(r",? (?:or|\\lor) ", re.IGNORECASE)
 _AND = re.compile(r",? (?:and|\\land|together with|as well as) ", re.IGNORECASE)
 _BOLD = re.compile(r"(?<![\w)}])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?![\w({\\-])|\*\*(?=\s*$)")
+_NO_DELIMITER = re.compile(r"\\(?:left|right) ?\.")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])(?<![0-9],) |(?<=[0-9],) (?![0-9])| (?![0-9A-Za-z])")
 _AFTER_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
 _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
+_GOES_ON = re.compile(r"(?<![\d.,])(\d*\.\d{0,12}?)(?=(\d)\2\2|(\d{2,8}?)\3)(?:\2+|(?:\3)+)(?:\.{3,}| ?\\ldots)")
+"""A decimal whose digits begin to recur: ``0.333...``"""
+_FORMULA = re.compile(r"(?=[A-Za-z]*\d)(?:[A-Z][a-z]?(?:[2-9]|[1-9]\d)?){2,10}")
+"""A chemical formula in plain text: ``C6H12``."""
+_FORMULA_DIGITS = re.compile(r"\d+")
 _DOT_OVER = re.compile(r"\\dot(?: ?\{(\d+)\}| ?(\d))")
 
 
@@ -239,11 +251,15 @@ def canonical(answer: str) -> str:
     if not (text.isascii() and text.isprintable()):
         text = "".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in text)
     text = _BOLD.sub("", text) if "**" in text else text
+    text = _NO_DELIMITER.sub(" ", text)
     text = " ".join(_without_macros(text).replace("`", " ").replace("~", " ").split())
     text = _without_math_signs(text)
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     text = _recurring(text) if "\\dot" in text else text
+    if "..." in text or "\\ldots" in text:
+        text = _GOES_ON.sub(lambda found: f"{found[1]}\\overline{{{found[2] or found[3]}}}", text)
+    text = _FORMULA_DIGITS.sub(r"_{\g<0>}", text) if _FORMULA.fullmatch(text) else text
     if _HAS_PHRASE.search(text):
         for pattern, replacement in _PHRASES:
             text = pattern.sub(replacement, text)

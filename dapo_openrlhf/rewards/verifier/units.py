@@ -36,6 +36,8 @@ volume 1 l L liter liters litre litres
 volume 473176473/125000000 gallon gallons
 angle 1 ° degree degrees deg
 radian 1 radian radians rad rads
+celsius 1 °C
+fahrenheit 1 °F
 percent 1 % percent percents
 dollar 1 dollar dollars USD bucks $
 dollar 1/100 cent cents ¢

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from fractions import Fraction
 from typing import Literal
 
 from dapo_openrlhf.rewards.verifier.kinds import (
@@ -19,6 +20,7 @@ from dapo_openrlhf.rewards.verifier.kinds import (
     Words,
 )
 from dapo_openrlhf.rewards.verifier.names import is_name
+from dapo_openrlhf.rewards.verifier.numbers import exact_value
 from dapo_openrlhf.rewards.verifier.regions import EVERYTHING, all_but, as_region, joined
 from dapo_openrlhf.rewards.verifier.units import split_unit
 from dapo_openrlhf.rewards.verifier.words import is_prose
@@ -51,6 +53,9 @@ _BASES = {
 }
 _MATRIX = re.compile(r"(.*?)\\begin ?\{([a-zA-Z]*matrix|array)\*?\}(?:\{[clr|]*\})?(.*)\\end ?\{\2\*?\}", re.DOTALL)
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_ABSOLUTE = re.compile(r"\|([A-Za-z])(?:-(\d+(?:/\d+)?))?\|")
+_NESTED = re.compile(r"\[\[[^\[\]]+\](?:,\[[^\[\]]+\])*\]")
+"""A matrix as a list of rows."""
 _ELLIPSIS = re.compile(r"\\ldots")
 
 
@@ -194,7 +199,7 @@ def _named_alike(values: list[Value]) -> list[Value]:
 def _sentence(text: str) -> Value:
     """Words; what they call a value goes: ``Area=12``."""
     sides = split(text, ("=",))
-    if len(sides) > 1 and is_name(sides[0]) and not is_prose("=".join(sides[1:])):
+    if len(sides) > 1 and is_name(sides[0]) and not is_prose(split_unit("=".join(sides[1:]))[0]):
         return Equation(sides[0], "=".join(sides[1:]))
     return Words(text)
 
@@ -278,6 +283,8 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
     left, right, sign = sides[0], sides[1], signs[0]
     if is_name(right) and not is_name(left):
         left, right, sign = right, left, _MIRRORED[sign]
+    if (between := _ABSOLUTE.fullmatch(left)) and (reach := exact_value(right)) is not None and reach > 0:
+        return _around(between[1], Fraction(between[2] or 0), reach, sign)
     if not (is_name(left) or not left):
         return Relation(sign, left, right)
     if sign == "!=":
@@ -290,7 +297,22 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
     return Region((ray,), left)
 
 
+def _around(name: str, centre: Fraction, reach: Fraction, sign: str) -> Region | Relation:
+    """What ``|x-centre|`` below or above ``reach`` says."""
+    low, high, closed = str(centre - reach), str(centre + reach), "=" in sign
+    match sign[0]:
+        case "<":
+            return Region((Interval(low, high, closed, closed),), name)
+        case ">":
+            outer = (Interval(r"-\infty", low, False, closed), Interval(high, r"\infty", closed, False))
+            return Region(outer, name)
+        case _:
+            return Relation(sign, f"|{name}-{centre}|", str(reach))
+
+
 def _matrix(text: str) -> Matrix | None:
+    if _NESTED.fullmatch(text):
+        return Matrix(tuple(tuple(row.split(",")) for row in text[2:-2].split("],[")), "")
     match = _MATRIX.fullmatch(text)
     if not match or r"\begin" in match[3] or any(sign in match[1] for sign in "=<>,"):
         return None
