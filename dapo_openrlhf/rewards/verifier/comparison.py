@@ -29,7 +29,7 @@ from dapo_openrlhf.rewards.verifier.readings import readings
 from dapo_openrlhf.rewards.verifier.regions import region_of
 from dapo_openrlhf.rewards.verifier.text import canonical
 from dapo_openrlhf.rewards.verifier.units import split_unit
-from dapo_openrlhf.rewards.verifier.words import is_prose, same_words
+from dapo_openrlhf.rewards.verifier.words import is_prose, is_verdict, same_words, says_same
 
 LONGEST_ANSWER = 200
 """Characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long too."""
@@ -68,8 +68,7 @@ def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False)
         return True
     if (verdict := by_choice(mine, gold)) is not None:
         return verdict
-    if _THIN_THOUSANDS.search(answer) and exact_value(gold) is not None:
-        mine = canonical(_THIN_THOUSANDS.sub("", answer))
+    mine, gold = _joined_thousands(answer, mine, gold), _joined_thousands(label, gold, mine)
     if (verdict := _by_value(mine, gold, number_form=number_form)) is not None:
         return verdict
     if len(mine) > max(LONGEST_ANSWER, 2 * len(gold)) or max(len(mine), len(gold)) > LONGEST_READ:
@@ -78,6 +77,13 @@ def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False)
     if number_form and not _has_number_form(my_value, gold_value):
         return False
     return _Comparison(equal).match(my_value, gold_value)
+
+
+def _joined_thousands(raw: str, text: str, other: str) -> str:
+    """The canonical text of ``raw``, with thin spaces behind commas read as thousands if the other text is a number."""
+    if not _THIN_THOUSANDS.search(raw) or exact_value(other) is None:
+        return text
+    return canonical(_THIN_THOUSANDS.sub("", raw))
 
 
 def answer_key(answer: str) -> str:
@@ -138,9 +144,9 @@ class _Comparison:
             case (Expression(one), Expression(other)):
                 return self._expressions(one, other)
             case (Words(one), Words(other)):
-                return same_words(one, other)
+                return same_words(one, other) or says_same(one, other)
             case (Words(one), Expression(other)) | (Expression(other), Words(one)):
-                return same_words(one, other)
+                return same_words(one, other) or says_same(one, other)
             case (Based(), Based()):
                 return mine == gold
             case (Matrix(), Matrix()):
@@ -174,7 +180,7 @@ class _Comparison:
                 mine = self._last_of_chain(mine.right)
                 if isinstance(mine, Several) and isinstance(gold, Several):
                     gold = unnamed_items(gold, mine)
-            elif isinstance(gold, Expression) and exact_value(mine.left) is None and not _has_letters(mine):
+            elif isinstance(gold, Expression) and not is_plain_number(mine.left) and not _has_letters(mine):
                 mine = self._last_of_chain(f"{mine.left}={mine.right}")
         elif isinstance(gold, Equation) and not isinstance(mine, Equation) and is_name(gold.left):
             gold = self._last_of_chain(gold.right)
@@ -206,6 +212,8 @@ class _Comparison:
         my_value, gold_value = exact_value(mine), exact_value(gold)
         if my_value is not None and gold_value is not None:
             return my_value * factor == gold_value
+        if r"\pmod" in mine or r"\pmod" in gold:
+            return self._residues(mine.partition(r"\pmod"), gold.partition(r"\pmod"))
         if ":" in mine or ":" in gold:
             if _is_half_day(mine) != _is_half_day(gold):
                 mine, gold = mine[:-3] if _is_half_day(mine) else mine, gold[:-3] if _is_half_day(gold) else gold
@@ -214,6 +222,11 @@ class _Comparison:
             return False
         scaled = mine if factor == 1 else f"({mine})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}"
         return self._equal(Algebra(answer=scaled, label=gold))
+
+    def _residues(self, mine: tuple[str, str, str], gold: tuple[str, str, str]) -> bool:
+        r"""``3\pmod 7``: the same number, and the same modulus where both name one."""
+        moduli = [part.strip("{() }") for part in (mine[2], gold[2])]
+        return self._same(mine[0], gold[0], Fraction(1)) and (not all(moduli) or self._same(*moduli, Fraction(1)))
 
     def _ratios(self, mine: str, gold: str) -> bool:
         first, second = mine.split(":"), gold.split(":")
@@ -232,6 +245,8 @@ class _Comparison:
         if mine.kind in ordered or gold.kind in ordered:
             if "set" in (mine.kind, gold.kind):
                 return False
+            return all(map(self.match, mine.items, gold.items))
+        if all(isinstance(item, Words) and is_verdict(item.text) for item in gold.items):
             return all(map(self.match, mine.items, gold.items))
         return self._in_some_order(mine.items, gold.items)
 
@@ -264,7 +279,8 @@ class _Comparison:
             if not (isinstance(my_value, Expression) and isinstance(gold_value, Expression)):
                 return False
         if any(
-            is_prose(side) or "=" in side or r"\pm" in side for side in (mine.left, mine.right, gold.left, gold.right)
+            is_prose(side) or "=" in side or values.has_plus_minus(side)
+            for side in (mine.left, mine.right, gold.left, gold.right)
         ):
             return False
         if "," in mine.left or "," in gold.left:

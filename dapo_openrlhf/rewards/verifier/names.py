@@ -37,7 +37,7 @@ def is_name(text: str) -> bool:
         return False
     if any(form.fullmatch(text) for form in (_NAME, _TUPLE)):
         return True
-    return _WORDS.fullmatch(text) is not None and is_prose(text)
+    return text.lower() in ("he", "it", "we") or (_WORDS.fullmatch(text) is not None and is_prose(text))
 
 
 def is_asked_for(text: str) -> bool:

@@ -142,6 +142,14 @@ _LITERAL = frozenset("<>|*°:[]()'/=%")
 
 _REPLACED = (
     (re.compile(r"\{, ?\}"), ","),
+    (re.compile(r"(?<=\d) ?[xX] ?(?=10 ?\^)"), r"\\times "),
+    (re.compile(r"(?<![A-Za-z\\])log ?(2|10|[3-9])(?= ?\()"), r"\\log_{\1}"),
+    (re.compile(r"^(\d{1,4}) ?C ?(\d{1,4})$"), r"\\binom{\1}{\2}"),
+    (re.compile(r"^0b([01]+)$"), r"\1_{2}"),
+    (re.compile(r"(\\mathbb ?\{R\}) ?[-/] ?(?=\\\{)"), r"\1\\setminus "),
+    (re.compile(r"^(\([^(),]*,[^()]*\))\^ ?\{? ?(?:T|\\top) ?\}?$"), r"\1"),
+    (re.compile(r"(?<=\d) ?\\mu ?(m|s|g|F|C|A)$"), r" u\1"),
+    (re.compile(r"(?<=\d )(mm|cm|km|m|kg|g|J|N|W|mol|rad) (s|m|kg|mol) ?\^ ?\{-([123])\}$"), r"\1/\2^\3"),
     (re.compile(r"(?<![A-Za-z\\])cbrt ?(?=[({\d])"), r"\\sqrt[3]"),
     (re.compile(r"(?<![\w\\])([A-Za-z])(\d)(?= ?=)"), r"\1_\2"),
     (re.compile(r"(?:\{\})?[_^]\{?(\d+)\}? ?C ?_\{?(\d+)\}?"), r"\\binom{\1}{\2}"),
@@ -164,6 +172,10 @@ _REPLACED = (
     (re.compile(r"(?<=\d) ?(?:p\.m\.?|PM)$"), " pm"),
     (re.compile(r"\\mathbb ?([A-Z])"), r"\\mathbb{\1}"),
 )  # fmt: skip
+_VERBS = (
+    "costs?|takes?|took|pays?|paid|has|have|had|needs?|sold|sells?|makes?|made|earns?|earned|gets?|got|spends?|spent|weighs?|"
+    "travels?|travell?ed|buys?|bought|eats?|ate|reads?|receives?|received|saves?|saved|walks?|walked|runs?|ran|requires?"
+)
 _PHRASES = (
     (re.compile(r"^(?:the )?(?:final |correct )?answer is:? ", re.IGNORECASE), ""),
     (
@@ -194,6 +206,12 @@ _PHRASES = (
     (re.compile(r"(?:is )?equal to|equals", re.IGNORECASE), "="),
     (re.compile(r"(?<=[a-z}]) (?:is|are|was|will be|would be) (?=[-+$]?[\d\\(.])", re.IGNORECASE), "="),
     (re.compile(r"^(?:[a-z] is )?(?:strictly )?between (.{1,40}) and ([^,]{1,40})$", re.IGNORECASE), r"(\1,\2)"),
+    (re.compile(rf"(?<=[A-Za-z]) (?:{_VERBS}) (?=[-+$]?\d)", re.IGNORECASE), "="),
+    (re.compile(r" is (?:the|our|my) (?:final |correct )?answer$", re.IGNORECASE), ""),
+    (re.compile(r"(?<=[\d}]) of (?:the|a|an|her|his|their) (?!.*(?:number|original|total|value))[a-z ]{2,30}$"), ""),
+    (re.compile(r",? ?for (?:all|any|every) [^,;=<>]{1,40}$"), ""),
+    (re.compile(r"(?<=.) ?\((?:since|because) [^()]{1,60}\)$"), ""),
+    (re.compile(r"^none$", re.IGNORECASE), r"\\emptyset"),
     (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
     (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
     (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
@@ -221,7 +239,7 @@ _PHRASES = (
     (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
     (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
 )
-_HAS_PHRASE = re.compile(r"(?<![\\a-z])(?:[a-z]{4}|(?:is|are|to) )", re.IGNORECASE)
+_HAS_PHRASE = re.compile(r"(?<![\\a-z])(?:[a-z]{3}|(?:is|are|to) )", re.IGNORECASE)
 _BOUND = re.compile(r"[<>\u2260]|\\(?:le|ge|ne|cup|cap|in|mathbb)(?![a-zA-Z])")
 _OR = re.compile(r",? (?:or|\\lor) ", re.IGNORECASE)
 _AND = re.compile(r",? (?:and|\\land|together with|as well as) ", re.IGNORECASE)

@@ -51,8 +51,11 @@ _BASES = {
     "ten": "10",
     "sixteen": "16",
 }
-_MATRIX = re.compile(r"(.*?)\\begin ?\{([a-zA-Z]*matrix|array)\*?\}(?:\{[clr|]*\})?(.*)\\end ?\{\2\*?\}", re.DOTALL)
+_MATRIX = re.compile(
+    r"(.*?)\\begin ?\{((?:[pbBs]|small)?matrix|array)\*?\}(?:\{[clr|]*\})?(.*)\\end ?\{\2\*?\}", re.DOTALL
+)
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _ABSOLUTE = re.compile(r"\|([A-Za-z])(?:-(\d+(?:/\d+)?))?\|")
 _NESTED = re.compile(r"\[\[[^\[\]]+\](?:,\[[^\[\]]+\])*\]")
 """A matrix as a list of rows."""
@@ -78,10 +81,11 @@ def read(text: str, depth: int = 0) -> Value:
         return _several([item for item in items if item], depth) if any(items) else Expression(text)
     if is_prose(text):
         number, unit = split_unit(text)
-        return _sentence(text) if unit is None or is_prose(number) else Expression(text)
+        named = is_name(number.partition("=")[0]) and "=" in number
+        return _sentence(text) if unit is None or is_prose(number) or named else Expression(text)
     if found := _bracketed(text, depth) or _relation(text, depth):
         return found
-    if r"\pm" in text and "," not in text:
+    if _PLUS_MINUS.search(text) and "," not in text:
         return Several("list", tuple(_both_signs(text, depth)))
     return Expression(text)
 
@@ -178,12 +182,16 @@ def _several(items: list[str], depth: int) -> Value:
 
 def _both_signs(item: str, depth: int) -> list[Value]:
     r"""Two values where there is a ``\pm``, else one."""
-    if r"\pm" not in item or is_prose(item) or "," in item:
+    if not _PLUS_MINUS.search(item) or is_prose(item) or "," in item:
         return [read(item, depth + 1)]
     pairs = (("+", "-"), ("-", "+"))
     return [
         read(re.sub(r"^\+", "", item.replace(r"\pm", one).replace(r"\mp", other)), depth + 1) for one, other in pairs
     ]
+
+
+def has_plus_minus(text: str) -> bool:
+    return _PLUS_MINUS.search(text) is not None
 
 
 def _named_alike(values: list[Value]) -> list[Value]:

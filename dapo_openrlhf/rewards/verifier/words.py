@@ -7,12 +7,16 @@ import re
 _WORD = re.compile(r"(?<![\\A-Za-z])(?![A-Z]{3,6}(?![A-Za-z]))[A-Za-z]{3,}|(?<![\\A-Za-z])(?:no|No|NO)(?![A-Za-z])")
 """A word; ``ABC`` and ``ABCD`` are points, as in the angle ABC."""
 _FUNCTIONS = re.compile(
-    r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|gcd|lcm|max|min|mod|lim|det|deg|floor|ceil|abs"
+    r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|cis|sqrt|gcd|lcm|max|min|mod|lim|det|deg|floor|ceil|abs"
 )
 _APPLIED = re.compile(rf"(?:(?:{_FUNCTIONS.pattern})[xyzAB])+")
 _SKIPPED = re.compile(r"\\(?:begin|end) ?\{[a-z]+\*?\}|_\{[^{}]*\}|\\[a-zA-Z]+")
 _SENTENCE = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 _VOWEL = re.compile("[aeiouy]")
+_DOUBT = re.compile(
+    r"\b(?:not|no|neither|nor|never|if|unless|cannot|wrong|false|whether|nothing|none|because|since|but)\b",
+    re.IGNORECASE,
+)
 _ARTICLE = re.compile(r"(?:the|an|a) (?=[a-z])")
 
 
@@ -33,6 +37,20 @@ def _is_product(word: str) -> bool:
 def same_words(one: str, other: str) -> bool:
     """Whether two texts are the same words; capitals, articles and full stops do not count."""
     return _plain(one) == _plain(other)
+
+
+def says_same(one: str, other: str) -> bool:
+    """Whether one is a short sentence that says the other of something: ``The function is even.``"""
+    for sentence, word in ((one, other), (other, one)):
+        subject, said, rest = sentence.rpartition(" is ")
+        if said and is_sentence(subject) and not _DOUBT.search(subject) and same_words(rest, word):
+            return True
+    return False
+
+
+def is_verdict(text: str) -> bool:
+    """``yes``, ``no``, ``true`` or ``false``: of several the order counts."""
+    return text.casefold() in ("yes", "no", "true", "false")
 
 
 def _plain(text: str) -> str:
