@@ -29,7 +29,7 @@ from dapo_openrlhf.rewards.verifier.readings import readings
 from dapo_openrlhf.rewards.verifier.regions import region_of
 from dapo_openrlhf.rewards.verifier.text import canonical
 from dapo_openrlhf.rewards.verifier.units import split_unit
-from dapo_openrlhf.rewards.verifier.words import is_prose, is_verdict, same_words, says_same
+from dapo_openrlhf.rewards.verifier.words import is_mathematics, is_prose, is_verdict, same_words, says_same
 
 LONGEST_ANSWER = 200
 """Characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long too."""
@@ -81,9 +81,8 @@ def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False)
 
 def _joined_thousands(raw: str, text: str, other: str) -> str:
     """The canonical text of ``raw``, with thin spaces behind commas read as thousands if the other text is a number."""
-    if not _THIN_THOUSANDS.search(raw) or exact_value(other) is None:
-        return text
-    return canonical(_THIN_THOUSANDS.sub("", raw))
+    is_joined = _THIN_THOUSANDS.search(raw) is not None and exact_value(other) is not None
+    return canonical(_THIN_THOUSANDS.sub("", raw)) if is_joined else text
 
 
 def answer_key(answer: str) -> str:
@@ -218,15 +217,17 @@ class _Comparison:
             if _is_half_day(mine) != _is_half_day(gold):
                 mine, gold = mine[:-3] if _is_half_day(mine) else mine, gold[:-3] if _is_half_day(gold) else gold
             return same_words(mine, gold) or self._ratios(mine, gold)
-        if not (_is_mathematics(mine) and _is_mathematics(gold)) or (len(mine) == len(gold) == 1):
+        if not (is_mathematics(mine) and is_mathematics(gold)) or (len(mine) == len(gold) == 1):
             return False
         scaled = mine if factor == 1 else f"({mine})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}"
         return self._equal(Algebra(answer=scaled, label=gold))
 
     def _residues(self, mine: tuple[str, str, str], gold: tuple[str, str, str]) -> bool:
         r"""``3\pmod 7``: the same number, and the same modulus where both name one."""
-        moduli = [part.strip("{() }") for part in (mine[2], gold[2])]
-        return self._same(mine[0], gold[0], Fraction(1)) and (not all(moduli) or self._same(*moduli, Fraction(1)))
+        one, other = mine[2].strip("{() }"), gold[2].strip("{() }")
+        return self._same(mine[0], gold[0], Fraction(1)) and (
+            not (one and other) or self._same(one, other, Fraction(1))
+        )
 
     def _ratios(self, mine: str, gold: str) -> bool:
         first, second = mine.split(":"), gold.split(":")
@@ -285,7 +286,7 @@ class _Comparison:
             return False
         if "," in mine.left or "," in gold.left:
             return False
-        if not _is_mathematics(f"{mine.left} {mine.right}".replace(" ", "")) or len(gold.left) + len(gold.right) < 2:
+        if not is_mathematics(f"{mine.left} {mine.right}".replace(" ", "")) or len(gold.left) + len(gold.right) < 2:
             return False
         return self._equal(Algebra(answer=f"{mine.left}={mine.right}", label=f"{gold.left}={gold.right}"))
 
@@ -349,20 +350,3 @@ def _has_letters(equation: Equation) -> bool:
 def _is_half_day(text: str) -> bool:
     """Whether a time says which half of the day it is in."""
     return text.endswith((" am", " pm"))
-
-
-_NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]+(?!/?[0-9])")
-"""Two numbers side by side, of which the second is no fraction."""
-
-
-def _is_mathematics(text: str) -> bool:
-    """Whether algebra may be asked about it: no words, braces in pairs, anything at all."""
-    if is_prose(text) or _NEIGHBOURS.search(text) or not any(sign.isalnum() for sign in text) or "\\ldots" in text:
-        return False
-    depth = 0
-    for position, sign in enumerate(text):
-        if sign in "{}" and (position == 0 or text[position - 1] != "\\"):
-            depth += 1 if sign == "{" else -1
-            if depth < 0:
-                return False
-    return depth == 0

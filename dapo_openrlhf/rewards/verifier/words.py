@@ -62,3 +62,20 @@ def _plain(text: str) -> str:
 def is_sentence(text: str) -> bool:
     """Whether a text is nothing but words."""
     return _SENTENCE.fullmatch(text) is not None
+
+
+_NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]+(?!/?[0-9])")
+"""Two numbers side by side, of which the second is no fraction."""
+
+
+def is_mathematics(text: str) -> bool:
+    """Whether algebra may be asked about it: no words, braces in pairs, anything at all."""
+    if is_prose(text) or _NEIGHBOURS.search(text) or not any(sign.isalnum() for sign in text) or "\\ldots" in text:
+        return False
+    depth = 0
+    for position, sign in enumerate(text):
+        if sign in "{}" and (position == 0 or text[position - 1] != "\\"):
+            depth += 1 if sign == "{" else -1
+            if depth < 0:
+                return False
+    return depth == 0
