@@ -14,6 +14,8 @@ _ANOTHER = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J]\)|^[A-J]$")
 _VERDICT = re.compile(r"(yes|no|true|false)[,.;:] ?(?P<why>[^=\d]{3,})", re.IGNORECASE)
 _VERDICTS = re.compile(r"\b(?:yes|no|true|false|not|maybe)\b", re.IGNORECASE)
 
+_AFFIRMED = re.compile(r"\b(?:yes|true|maybe)\b", re.IGNORECASE)
+
 
 def by_choice(one: str, other: str) -> bool | None:
     """The verdict where one of the two is a letter, or several, and the other says more: ``(C) 12``, ``AC`` for ``A, C``;
@@ -24,7 +26,8 @@ def by_choice(one: str, other: str) -> bool | None:
         if (verdict := _of_letter(short, long)) is not None:
             return verdict
         if (said := _VERDICT.fullmatch(long)) and _VERDICTS.fullmatch(short):
-            return said[1].casefold() == short.casefold() and not _VERDICTS.search(said["why"])
+            turns = _VERDICTS if said[1].casefold() in ("yes", "true") else _AFFIRMED
+            return said[1].casefold() == short.casefold() and not turns.search(said["why"])
     return None
 
 

@@ -29,7 +29,7 @@ from dapo_openrlhf.rewards.verifier.readings import readings
 from dapo_openrlhf.rewards.verifier.regions import region_of
 from dapo_openrlhf.rewards.verifier.text import canonical
 from dapo_openrlhf.rewards.verifier.units import split_unit
-from dapo_openrlhf.rewards.verifier.words import is_mathematics, is_prose, is_verdict, same_words, says_same
+from dapo_openrlhf.rewards.verifier.words import is_mathematics, is_prose, is_verdict, same_times, same_words, says_same
 
 LONGEST_ANSWER = 200
 """Characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long too."""
@@ -214,9 +214,7 @@ class _Comparison:
         if r"\pmod" in mine or r"\pmod" in gold:
             return self._residues(mine.partition(r"\pmod"), gold.partition(r"\pmod"))
         if ":" in mine or ":" in gold:
-            if _is_half_day(mine) != _is_half_day(gold):
-                mine, gold = mine[:-3] if _is_half_day(mine) else mine, gold[:-3] if _is_half_day(gold) else gold
-            return same_words(mine, gold) or self._ratios(mine, gold)
+            return same_times(mine, gold) or self._ratios(mine, gold)
         if not (is_mathematics(mine) and is_mathematics(gold)) or (len(mine) == len(gold) == 1):
             return False
         scaled = mine if factor == 1 else f"({mine})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}"
@@ -264,7 +262,7 @@ class _Comparison:
         return True
 
     def _matrices(self, mine: Matrix, gold: Matrix) -> bool:
-        if [len(row) for row in mine.rows] != [len(row) for row in gold.rows]:
+        if mine.determinant != gold.determinant or [len(row) for row in mine.rows] != [len(row) for row in gold.rows]:
             return False
         return all(
             self._expressions(one, other)
@@ -345,8 +343,3 @@ def _has_letters(equation: Equation) -> bool:
     return any(
         sign.isalpha() for sign in equation.left.replace(r"\frac", "").replace(r"\cdot", "").replace(r"\times", "")
     )
-
-
-def _is_half_day(text: str) -> bool:
-    """Whether a time says which half of the day it is in."""
-    return text.endswith((" am", " pm"))

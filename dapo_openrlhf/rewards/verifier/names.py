@@ -23,7 +23,7 @@ _NAME = re.compile(rf"(?:{_ONE}|{_APPLIED}|{_FIGURE}|{_MEASURED}|{_DERIVATIVE})"
 _SUM = re.compile(rf"{_LETTER}{_SUBSCRIPT}?(?: ?\+ ?{_LETTER}{_SUBSCRIPT}?){{1,5}}")
 _TUPLE = re.compile(rf"[(\[]?{_ONE}(?:, ?{_ONE}){{1,5}}[)\]]?")
 _WORDS = re.compile(
-    r"(?!.*\b(?:not|because|if|then|so|since|where|when|thus|hence|but|neither|nor|never|unless|cannot|wrong|false)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+){0,5}",
+    r"(?!.*\b(?:not|because|if|then|so|since|where|when|thus|hence|but|neither|nor|never|no|nobody|none|nothing|no one|few|fewer|unless|cannot|wrong|false)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+){0,5}",
     re.IGNORECASE,
 )
 LONGEST = 60

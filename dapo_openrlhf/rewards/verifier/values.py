@@ -51,12 +51,10 @@ _BASES = {
     "ten": "10",
     "sixteen": "16",
 }
-_MATRIX = re.compile(
-    r"(.*?)\\begin ?\{((?:[pbBs]|small)?matrix|array)\*?\}(?:\{[clr|]*\})?(.*)\\end ?\{\2\*?\}", re.DOTALL
-)
+_MATRIX = re.compile(r"(.*?)\\begin ?\{([a-zA-Z]*matrix|array)\*?\}(?:\{[clr|]*\})?(.*)\\end ?\{\2\*?\}", re.DOTALL)
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
-_ABSOLUTE = re.compile(r"\|([A-Za-z])(?:-(\d+(?:/\d+)?))?\|")
+_ABSOLUTE = re.compile(r"\|([A-Za-z])([-+]\d+(?:/\d+)?)?\|")
 _NESTED = re.compile(r"\[\[[^\[\]]+\](?:,\[[^\[\]]+\])*\]")
 """A matrix as a list of rows."""
 _ELLIPSIS = re.compile(r"\\ldots")
@@ -292,7 +290,7 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
     if is_name(right) and not is_name(left):
         left, right, sign = right, left, _MIRRORED[sign]
     if (between := _ABSOLUTE.fullmatch(left)) and (reach := exact_value(right)) is not None and reach > 0:
-        return _around(between[1], Fraction(between[2] or 0), reach, sign)
+        return _around(between[1], -Fraction(between[2] or 0), reach, sign)
     if not (is_name(left) or not left):
         return Relation(sign, left, right)
     if sign == "!=":
@@ -315,7 +313,7 @@ def _around(name: str, centre: Fraction, reach: Fraction, sign: str) -> Region |
             outer = (Interval(r"-\infty", low, False, closed), Interval(high, r"\infty", closed, False))
             return Region(outer, name)
         case _:
-            return Relation(sign, f"|{name}-{centre}|", str(reach))
+            return Relation(sign, f"|{name}-({centre})|", str(reach))
 
 
 def _matrix(text: str) -> Matrix | None:
@@ -325,4 +323,8 @@ def _matrix(text: str) -> Matrix | None:
     if not match or r"\begin" in match[3] or any(sign in match[1] for sign in "=<>,"):
         return None
     rows = [row for row in re.split(r"\\\\", match[3].replace(r"\hline", "")) if row.strip(" ")]
-    return Matrix(tuple(tuple(cell.strip(" ") for cell in row.split("&")) for row in rows), match[1].strip(" "))
+    return Matrix(
+        tuple(tuple(cell.strip(" ") for cell in row.split("&")) for row in rows),
+        match[1].strip(" "),
+        match[2][0] in "vV",
+    )

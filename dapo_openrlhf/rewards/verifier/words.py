@@ -48,6 +48,14 @@ def says_same(one: str, other: str) -> bool:
     return False
 
 
+def same_times(one: str, other: str) -> bool:
+    """Whether two texts are the same words, or times of which only one says which half of the day it is in."""
+    halves = [text[-3:] if text.endswith((" am", " pm")) else "" for text in (one, other)]
+    if all(halves):
+        return same_words(one, other)
+    return same_words(one.removesuffix(halves[0]), other.removesuffix(halves[1]))
+
+
 def is_verdict(text: str) -> bool:
     """``yes``, ``no``, ``true`` or ``false``: of several the order counts."""
     return text.casefold() in ("yes", "no", "true", "false")
