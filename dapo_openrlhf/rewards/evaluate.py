@@ -316,6 +316,7 @@ def _exp(value: Real) -> Real:
 _FUNCTIONS: dict[str, Callable[..., Real]] = {
     "ln": _log,
     "exp": _exp,
+    "cis": lambda value: _exp(_multiply(mpmath.mpc(0, 1), value)),
     "abs": abs,
     "floor": _floor,
     "ceil": lambda value: -_floor(_multiply(Fraction(-1), value)),

@@ -218,6 +218,8 @@ class _Parser(Cursor):
     def _letter(self, letter: str) -> Node:
         if letter in ("e", "i") and letter not in self._bound and self._next() not in ("_", "'"):
             return Symbol(letter)
+        if letter == "C" and self._next() == "(" and self._next(1).isdigit() and self._next(2) == ",":
+            return Operation("binom", self._arguments("C"))  # C(10,3)
         return self._with_scripts(letter if letter not in CONSTANTS else f"letter {letter}")
 
     def _with_scripts(self, name: str) -> Symbol:
@@ -257,7 +259,7 @@ class _Parser(Cursor):
             if self._take() == "^":
                 power = self._exponent()
             else:
-                base = self._argument(digits=True)
+                base = self._base()
         if name == "mod" or (
             name in ("gcd", "lcm", "max", "min", "floor", "ceil", "abs") and self._next() not in ("(", "{")
         ):
@@ -269,6 +271,11 @@ class _Parser(Cursor):
         name = f"arc{name[1:]}" if name in ("asin", "acos", "atan") else "log" if name == "lg" else name
         node: Node = Operation(name, arguments if base is None else (*arguments, base))
         return Operation("^", (node, power)) if power is not None else node
+
+    def _base(self) -> Node:
+        r"""Of a logarithm: in ``\log_{10}5`` and ``log_10 5`` all digits, in ``\log_23``, which ends there, the first."""
+        follows = self._next(1)
+        return self._argument(digits=follows == "(" or self._begins_factor(follows))
 
     def _root(self) -> Node:
         degree: Node = Number(Fraction(2))

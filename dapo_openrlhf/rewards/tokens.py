@@ -19,7 +19,7 @@ class Unfinished(Unreadable):
 
 _PLAIN = (
     "arcsinh arccosh arctanh arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh coth sin cos tan cot sec csc "
-    "ln lg log exp sqrt gcd lcm max min floor ceil abs mod"
+    "ln lg log exp cis sqrt gcd lcm max min floor ceil abs mod"
 )
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega Gamma Delta "

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from dapo_openrlhf.rewards.verifier import values
+from dapo_openrlhf.rewards.verifier.choices import by_choice
 from dapo_openrlhf.rewards.verifier.items import entries, unnamed_items, vector
 from dapo_openrlhf.rewards.verifier.kinds import (
     Based,
@@ -28,7 +29,7 @@ from dapo_openrlhf.rewards.verifier.readings import readings
 from dapo_openrlhf.rewards.verifier.regions import region_of
 from dapo_openrlhf.rewards.verifier.text import canonical
 from dapo_openrlhf.rewards.verifier.units import split_unit
-from dapo_openrlhf.rewards.verifier.words import is_prose, same_words
+from dapo_openrlhf.rewards.verifier.words import is_mathematics, is_prose, is_verdict, same_times, same_words, says_same
 
 LONGEST_ANSWER = 200
 """Characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long too."""
@@ -36,6 +37,10 @@ LONGEST_READ = 2000
 """Characters of either that are read as more than text or a number."""
 MOST_ITEMS = 100
 """Of a list or set that is compared item by item."""
+
+
+_THIN_THOUSANDS = re.compile(r"(?<=\d),\\[,;:] ?(?=\d{3}(?!\d))")
+"""A comma with a thin space behind it, as in ``12,\\,500``: one number, where the gold answer is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,9 @@ def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False)
         return False
     if _same_text(mine, gold):
         return True
+    if (verdict := by_choice(mine, gold)) is not None:
+        return verdict
+    mine, gold = _joined_thousands(answer, mine, gold), _joined_thousands(label, gold, mine)
     if (verdict := _by_value(mine, gold, number_form=number_form)) is not None:
         return verdict
     if len(mine) > max(LONGEST_ANSWER, 2 * len(gold)) or max(len(mine), len(gold)) > LONGEST_READ:
@@ -69,6 +77,12 @@ def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False)
     if number_form and not _has_number_form(my_value, gold_value):
         return False
     return _Comparison(equal).match(my_value, gold_value)
+
+
+def _joined_thousands(raw: str, text: str, other: str) -> str:
+    """The canonical text of ``raw``, with thin spaces behind commas read as thousands if the other text is a number."""
+    is_joined = _THIN_THOUSANDS.search(raw) is not None and exact_value(other) is not None
+    return canonical(_THIN_THOUSANDS.sub("", raw)) if is_joined else text
 
 
 def answer_key(answer: str) -> str:
@@ -129,9 +143,9 @@ class _Comparison:
             case (Expression(one), Expression(other)):
                 return self._expressions(one, other)
             case (Words(one), Words(other)):
-                return same_words(one, other)
+                return same_words(one, other) or says_same(one, other)
             case (Words(one), Expression(other)) | (Expression(other), Words(one)):
-                return same_words(one, other)
+                return same_words(one, other) or says_same(one, other)
             case (Based(), Based()):
                 return mine == gold
             case (Matrix(), Matrix()):
@@ -165,7 +179,7 @@ class _Comparison:
                 mine = self._last_of_chain(mine.right)
                 if isinstance(mine, Several) and isinstance(gold, Several):
                     gold = unnamed_items(gold, mine)
-            elif isinstance(gold, Expression) and exact_value(mine.left) is None and not _has_letters(mine):
+            elif isinstance(gold, Expression) and not is_plain_number(mine.left) and not _has_letters(mine):
                 mine = self._last_of_chain(f"{mine.left}={mine.right}")
         elif isinstance(gold, Equation) and not isinstance(mine, Equation) and is_name(gold.left):
             gold = self._last_of_chain(gold.right)
@@ -197,12 +211,21 @@ class _Comparison:
         my_value, gold_value = exact_value(mine), exact_value(gold)
         if my_value is not None and gold_value is not None:
             return my_value * factor == gold_value
+        if r"\pmod" in mine or r"\pmod" in gold:
+            return self._residues(mine.partition(r"\pmod"), gold.partition(r"\pmod"))
         if ":" in mine or ":" in gold:
-            return same_words(mine, gold) or self._ratios(mine, gold)
-        if not (_is_mathematics(mine) and _is_mathematics(gold)) or (len(mine) == len(gold) == 1):
+            return same_times(mine, gold) or self._ratios(mine, gold)
+        if not (is_mathematics(mine) and is_mathematics(gold)) or (len(mine) == len(gold) == 1):
             return False
         scaled = mine if factor == 1 else f"({mine})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}"
         return self._equal(Algebra(answer=scaled, label=gold))
+
+    def _residues(self, mine: tuple[str, str, str], gold: tuple[str, str, str]) -> bool:
+        r"""``3\pmod 7``: the same number, and the same modulus where both name one."""
+        one, other = mine[2].strip("{() }"), gold[2].strip("{() }")
+        return self._same(mine[0], gold[0], Fraction(1)) and (
+            not (one and other) or self._same(one, other, Fraction(1))
+        )
 
     def _ratios(self, mine: str, gold: str) -> bool:
         first, second = mine.split(":"), gold.split(":")
@@ -222,6 +245,8 @@ class _Comparison:
             if "set" in (mine.kind, gold.kind):
                 return False
             return all(map(self.match, mine.items, gold.items))
+        if all(isinstance(item, Words) and is_verdict(item.text) for item in gold.items):
+            return all(map(self.match, mine.items, gold.items))
         return self._in_some_order(mine.items, gold.items)
 
     def _in_some_order(self, mine: Sequence[Value], gold: Sequence[Value]) -> bool:
@@ -237,7 +262,7 @@ class _Comparison:
         return True
 
     def _matrices(self, mine: Matrix, gold: Matrix) -> bool:
-        if [len(row) for row in mine.rows] != [len(row) for row in gold.rows]:
+        if mine.determinant != gold.determinant or [len(row) for row in mine.rows] != [len(row) for row in gold.rows]:
             return False
         return all(
             self._expressions(one, other)
@@ -253,12 +278,13 @@ class _Comparison:
             if not (isinstance(my_value, Expression) and isinstance(gold_value, Expression)):
                 return False
         if any(
-            is_prose(side) or "=" in side or r"\pm" in side for side in (mine.left, mine.right, gold.left, gold.right)
+            is_prose(side) or "=" in side or values.has_plus_minus(side)
+            for side in (mine.left, mine.right, gold.left, gold.right)
         ):
             return False
         if "," in mine.left or "," in gold.left:
             return False
-        if not _is_mathematics(f"{mine.left} {mine.right}".replace(" ", "")) or len(gold.left) + len(gold.right) < 2:
+        if not is_mathematics(f"{mine.left} {mine.right}".replace(" ", "")) or len(gold.left) + len(gold.right) < 2:
             return False
         return self._equal(Algebra(answer=f"{mine.left}={mine.right}", label=f"{gold.left}={gold.right}"))
 
@@ -317,20 +343,3 @@ def _has_letters(equation: Equation) -> bool:
     return any(
         sign.isalpha() for sign in equation.left.replace(r"\frac", "").replace(r"\cdot", "").replace(r"\times", "")
     )
-
-
-_NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]+(?!/?[0-9])")
-"""Two numbers side by side, of which the second is no fraction."""
-
-
-def _is_mathematics(text: str) -> bool:
-    """Whether algebra may be asked about it: no words, braces in pairs, anything at all."""
-    if is_prose(text) or _NEIGHBOURS.search(text) or not any(sign.isalnum() for sign in text) or "\\ldots" in text:
-        return False
-    depth = 0
-    for position, sign in enumerate(text):
-        if sign in "{}" and (position == 0 or text[position - 1] != "\\"):
-            depth += 1 if sign == "{" else -1
-            if depth < 0:
-                return False
-    return depth == 0

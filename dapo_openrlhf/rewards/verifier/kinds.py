@@ -77,6 +77,7 @@ class Matrix:
 
     rows: tuple[tuple[str, ...], ...]
     factor: str
+    determinant: bool = False
 
 
 Value: TypeAlias = "Expression | Words | Based | Several | Equation | Relation | Region | Matrix"

@@ -23,7 +23,7 @@ _NAME = re.compile(rf"(?:{_ONE}|{_APPLIED}|{_FIGURE}|{_MEASURED}|{_DERIVATIVE})"
 _SUM = re.compile(rf"{_LETTER}{_SUBSCRIPT}?(?: ?\+ ?{_LETTER}{_SUBSCRIPT}?){{1,5}}")
 _TUPLE = re.compile(rf"[(\[]?{_ONE}(?:, ?{_ONE}){{1,5}}[)\]]?")
 _WORDS = re.compile(
-    r"(?!.*\b(?:not|because|if|then|so|since|where|when|thus|hence|but)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+){0,5}",
+    r"(?!.*\b(?:not|because|if|then|so|since|where|when|thus|hence|but|neither|nor|never|no|nobody|none|nothing|no one|few|fewer|unless|cannot|wrong|false)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+){0,5}",
     re.IGNORECASE,
 )
 LONGEST = 60
@@ -37,7 +37,7 @@ def is_name(text: str) -> bool:
         return False
     if any(form.fullmatch(text) for form in (_NAME, _TUPLE)):
         return True
-    return _WORDS.fullmatch(text) is not None and is_prose(text)
+    return text.lower() in ("he", "it", "we") or (_WORDS.fullmatch(text) is not None and is_prose(text))
 
 
 def is_asked_for(text: str) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 
 from dapo_openrlhf.rewards.verifier.units import Unit
+
+_INVERSE = re.compile(r"(?:sin|cos|tan|cot|sec|csc) ?\^ ?\{? ?-1")
 
 
 def readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None) -> Iterator[tuple[str, str, Fraction]]:
@@ -30,7 +33,7 @@ def readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None)
 
 
 def _is_in_radians(text: str) -> bool:
-    return r"\pi" in text or r"\arc" in text
+    return r"\pi" in text or r"\arc" in text or _INVERSE.search(text) is not None
 
 
 def _in_radians(text: str, unit: Unit | None) -> str:

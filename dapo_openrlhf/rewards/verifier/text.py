@@ -9,6 +9,8 @@ import functools
 import re
 import unicodedata
 
+from dapo_openrlhf.rewards.verifier.phrases import without_phrases
+
 _BEFORE_NFKC = str.maketrans(
     {sign: "-" for sign in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"}
     | {sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
@@ -127,7 +129,7 @@ _NOTHING = frozenset(
     ]
 )
 _SPACES = frozenset(
-    ["quad", "qquad", "thinspace", "enspace", "medspace", "thickspace", "hfill", "space", "nobreakspace"]
+    ["checkmark", "quad", "qquad", "thinspace", "enspace", "medspace", "thickspace", "hfill", "space", "nobreakspace"]
 )
 _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge", "leqslant": "le",
@@ -142,6 +144,18 @@ _LITERAL = frozenset("<>|*°:[]()'/=%")
 
 _REPLACED = (
     (re.compile(r"\{, ?\}"), ","),
+    (re.compile(r"(?<=\d) ?[xX] ?(?=10 ?\^)"), r"\\times "),
+    (re.compile(r"(?<![A-Za-z\\])log ?(2|10|[3-9])(?= ?\()"), r"\\log_{\1}"),
+    (re.compile(r"^(\d{1,4}) ?C ?(\d{1,4})$"), r"\\binom{\1}{\2}"),
+    (re.compile(r"^0b([01]+)$"), r"\1_{2}"),
+    (re.compile(r"(\\mathbb ?\{R\}) ?[-/] ?(?=\\\{)"), r"\1\\setminus "),
+    (re.compile(r"^(\([^(),]*,[^()]*\))\^ ?\{? ?(?:T|\\top) ?\}?$"), r"\1"),
+    (re.compile(r"(?<=\d) ?\\mu ?(m|s|g|F|C|A)$"), r" u\1"),
+    (re.compile(r"(?<=\d )(mm|cm|km|m|kg|g|J|N|W|mol|rad) (s|m|kg|mol) ?\^ ?\{-([123])\}$"), r"\1/\2^\3"),
+    (re.compile(r"(?<![A-Za-z\\])cbrt ?(?=[({\d])"), r"\\sqrt[3]"),
+    (re.compile(r"(?<![\w\\])([A-Za-z])(\d)(?= ?=)"), r"\1_\2"),
+    (re.compile(r"(?:\{\})?[_^]\{?(\d+)\}? ?C ?_\{?(\d+)\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"° ?(C|F)(?:elsius|ahrenheit)?$"), r"°\1"),
     (re.compile(r"\^ ?\{ ?(?:\\circ|°) ?\}|\^ ?(?:\\circ(?![a-zA-Z])|°)|(?<=[0-9}]) ?\\circ(?![a-zA-Z])"), "°"),
     (re.compile(r"\^ ?\{ ?(?:'|\\prime) ?\}|\^'"), "'"),
     (re.compile(r"\\frac ?(\d) ?(\d)"), r"\\frac{\1}{\2}"),
@@ -160,69 +174,19 @@ _REPLACED = (
     (re.compile(r"(?<=\d) ?(?:p\.m\.?|PM)$"), " pm"),
     (re.compile(r"\\mathbb ?([A-Z])"), r"\\mathbb{\1}"),
 )  # fmt: skip
-_PHRASES = (
-    (re.compile(r"^(?:the )?(?:final |correct )?answer is:? ", re.IGNORECASE), ""),
-    (
-        re.compile(
-            r"(?<=\d) ?\(? ?(?:in )?base ?(\d{1,2}|two|three|four|five|six|seven|eight|nine) ?\)?$", re.IGNORECASE
-        ),
-        r"_{\1}",
-    ),
-    (re.compile(r"_\{ ?base ?(\d{1,2}) ?\}", re.IGNORECASE), r"_{\1}"),
-    (re.compile(r"^(\d+) to (\d+)$"), r"\1:\2"),
-    (
-        re.compile(
-            r"(?:is )?(?:greater|more|bigger|larger) than or equal to|(?:is )?at least|(?:is )?no less than|(?:is )?not less than",
-            re.IGNORECASE,
-        ),
-        r"\\ge ",
-    ),
-    (
-        re.compile(
-            r"(?:is )?(?:less|smaller|fewer) than or equal to|(?:is )?at most|(?:is )?no more than|(?:is )?not more than",
-            re.IGNORECASE,
-        ),
-        r"\\le ",
-    ),
-    (re.compile(r"(?:is )?(?:strictly )?(?:greater|more|bigger|larger) than", re.IGNORECASE), ">"),
-    (re.compile(r"(?:is )?(?:strictly )?(?:less|smaller|fewer) than", re.IGNORECASE), "<"),
-    (re.compile(r"(?:is )?not equal to|does not equal", re.IGNORECASE), r"\\ne "),
-    (re.compile(r"(?:is )?equal to|equals", re.IGNORECASE), "="),
-    (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
-    (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
-    (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
-    (
-        re.compile(
-            r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals",
-            re.IGNORECASE,
-        ),
-        r"\\mathbb{R}",
-    ),
-    (
-        re.compile(
-            r"(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|roots?|values?|answers?)(?: exists?)?",
-            re.IGNORECASE,
-        ),
-        r"\\emptyset",
-    ),
-    (re.compile(r"(?:the )?empty set", re.IGNORECASE), r"\\emptyset"),
-    (
-        re.compile(
-            r"(?<=\\mathbb\{R\}),? ?(?:except|excluding|other than|but|without)(?: for| that)?(?: x ?(?:=|is not|is))?"
-        ),
-        r"\\setminus ",
-    ),
-    (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
-    (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
-)
-_HAS_PHRASE = re.compile(r"(?<![\\a-z])[a-z]{4}")
 _BOUND = re.compile(r"[<>\u2260]|\\(?:le|ge|ne|cup|cap|in|mathbb)(?![a-zA-Z])")
 _OR = re.compile(r",? (?:or|\\lor) ", re.IGNORECASE)
 _AND = re.compile(r",? (?:and|\\land|together with|as well as) ", re.IGNORECASE)
 _BOLD = re.compile(r"(?<![\w)}])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?![\w({\\-])|\*\*(?=\s*$)")
+_NO_DELIMITER = re.compile(r"\\(?:left|right) ?\.")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])(?<![0-9],) |(?<=[0-9],) (?![0-9])| (?![0-9A-Za-z])")
 _AFTER_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
 _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
+_GOES_ON = re.compile(r"(?<![\d.,])(\d*\.\d{0,12}?)(?=(\d)\2\2|(\d{2,8}?)\3)(?:\2+|(?:\3)+)(?:\.{3,}| ?\\ldots)")
+"""A decimal whose digits begin to recur: ``0.333...``"""
+_FORMULA = re.compile(r"(?=[A-Za-z]*\d)(?:[A-Z][a-z]?(?:[2-9]|[1-9]\d)?){2,10}")
+"""A chemical formula in plain text: ``C6H12``."""
+_FORMULA_DIGITS = re.compile(r"\d+")
 _DOT_OVER = re.compile(r"\\dot(?: ?\{(\d+)\}| ?(\d))")
 
 
@@ -239,14 +203,16 @@ def canonical(answer: str) -> str:
     if not (text.isascii() and text.isprintable()):
         text = "".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in text)
     text = _BOLD.sub("", text) if "**" in text else text
+    text = _NO_DELIMITER.sub(" ", text)
     text = " ".join(_without_macros(text).replace("`", " ").replace("~", " ").split())
     text = _without_math_signs(text)
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     text = _recurring(text) if "\\dot" in text else text
-    if _HAS_PHRASE.search(text):
-        for pattern, replacement in _PHRASES:
-            text = pattern.sub(replacement, text)
+    if "..." in text or "\\ldots" in text:
+        text = _GOES_ON.sub(lambda found: f"{found[1]}\\overline{{{found[2] or found[3]}}}", text)
+    text = _FORMULA_DIGITS.sub(r"_{\g<0>}", text) if _FORMULA.fullmatch(text) else text
+    text = without_phrases(text)
     bounds = _BOUND.search(text) is not None
     text = _OR.sub(r" \\lor " if bounds else ",", f" {text} ")
     text = _AND.sub(r" \\land " if bounds else ",", text)

@@ -36,6 +36,8 @@ volume 1 l L liter liters litre litres
 volume 473176473/125000000 gallon gallons
 angle 1 ° degree degrees deg
 radian 1 radian radians rad rads
+celsius 1 °C
+fahrenheit 1 °F
 percent 1 % percent percents
 dollar 1 dollar dollars USD bucks $
 dollar 1/100 cent cents ¢
@@ -52,6 +54,35 @@ energy 1 J joule joules
 force 1 N newton newtons
 power 1 W watt watts
 potential 1 V volt volts
+potential 1000 kV
+length 1/1000000000 nm nanometer nanometers
+length 1/1000000 um micrometer micrometers
+time 1/1000000 us microsecond microseconds
+time 1/1000000000 ns nanosecond nanoseconds
+kelvin 1 K kelvin kelvins
+charge 1 C coulomb coulombs
+current 1 A ampere amperes amp amps
+current 1/1000 mA
+field 1 T tesla
+resistance 1 ohm ohms
+pressure 1 Pa pascal pascals
+pressure 1000 kPa
+pressure 1000000 MPa
+pressure 101325 atm
+force 1000 kN
+energy 1000 kJ
+power 1000 kW
+frequency 1000 kHz
+frequency 1000000 MHz
+electronvolt 1 eV
+electronvolt 1000 keV
+electronvolt 1000000 MeV
+electronvolt 1000000000 GeV
+erg 1 erg ergs
+parsec 1 pc parsec parsecs
+parsec 1000 kpc
+parsec 1000000 Mpc
+astronomical 1 AU
 """
 _UNITS: dict[str, tuple[str, Fraction]] = {
     name: (dimension, Fraction(size))
@@ -61,19 +92,23 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
 _WORD = "(?:" + "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)) + ")"
 _NUMBER_END = re.compile(r"[0-9)}°%]|\\pi")
 _UNIT = re.compile(
-    rf"(?P<space> ?)(?P<kind>square |sq\.? |cubic |cu\.? )?(?P<unit>{_WORD})\.?(?P<power>\^\{{?[23]\}}?|[23]| squared| cubed)?"
+    rf"(?P<space> ?)(?P<kind>square |sq\.? ?|cubic |cu\.? ?)?(?P<unit>{_WORD})\.?(?P<power>\^\{{?[23]\}}?|[23]| squared| cubed)?"
     rf"(?:(?:/| ?per | ?an? )(?P<per>{_WORD}|[a-z]{{3,}})(?P<per_power>\^\{{?[23]\}}?)?)?"
-    r"(?P<rest> (?:old|long|wide|tall|high|deep|away|ago|apart|total|in total|each|left|more|longer|of age|of [a-z ]+))?",
+    r"(?P<rest> (?:old|long|wide|tall|high|deep|away|ago|apart|total|in total|each|left|altogether|combined|overall|remaining|more|longer|of age|of [a-z ]+))?",
 )
 _THINGS = re.compile(
     r" ?(?!.*(?:ths|thirds|quarters|halves|pairs|tens|dozens|scores|hundreds|thousands|illions))(?!times|always|perhaps)"
     r"(?:[a-z]{3,15} )?(?P<things>[a-z]{2,}[a-hj-rtv-z]s|people|children|men|women)(?:(?:/| per | an? )[a-z]{3,15})?"
-    r"(?: (?:each|in total|total|left|of [a-z]+))?"
+    r"(?: (?:each|in total|total|left|altogether|combined|overall|remaining|of [a-z]+))?"
 )
 """A number of things: a plural that is no quantity itself, nor an adverb like ``thus``."""
+_POWER_OF_TEN = re.compile(r"10\^\{?-?\d+\}$")
 _START = re.compile(r"[ °%a-zA-Z¢$€£¥₹]")
 _MONEY = re.compile(r"(?P<sign>-?) ?(?:(?:US|C|A)?(?P<before>[$€£¥₹])) ?(?P<number>.*)", re.DOTALL)
 _RATE = re.compile(r"([^a-z]*[0-9)}]) ?(?:(?:/|per |an? )[a-z]{1,15}|each|in total|total|dollars|USD)")
+_PLAIN_RATE = re.compile(
+    r"(\d[\d.,]*) ?/ ?(hour|hr|day|week|month|year|minute|min|second|person|item|student|ticket|box|pound)"
+)
 _FEET = re.compile(r"""(\d+) ?' ?(?:(\d+(?:\.\d+)?|\d+ \d+/\d+) ?(?:"|''))?""")
 _MINUTES = re.compile(r"""(\d+) ?° ?(\d+(?:\.\d+)?) ?'(?: ?(\d+(?:\.\d+)?) ?(?:"|''))?""")
 _PARTS = re.compile(rf"(\d+(?:\.\d+)?) ?({_WORD}),? ?")
@@ -104,11 +139,17 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         rate = _RATE.fullmatch(money["number"])
         number = rate[1] if rate else money["number"]
         return money["sign"] + number, Unit(dimension, size)
+    if rate := _PLAIN_RATE.fullmatch(text):
+        return rate[1], Unit("/" + rate[2], Fraction(1))
     for start in _starts(text):
         if match := _UNIT.fullmatch(text, start):
             if len(match["unit"]) == 1 and match["unit"].isalpha() and not _separate(match, text):
                 continue
-            if match["unit"] == "°" and "\\" in text and re.search(r"sin|cos|tan|cot|sec|csc", text):
+            if (
+                match["unit"] == "°"
+                and ("\\" in text or "cis" in text)
+                and re.search(r"sin|cos|tan|cot|sec|csc|cis", text)
+            ):
                 continue
             return text[:start].rstrip(), _unit(match)
     for start in _starts(text):
@@ -128,7 +169,8 @@ def _starts(text: str) -> list[int]:
 
 def _separate(match: re.Match[str], text: str) -> bool:
     r"""Whether a space tells number and unit apart; the one in ``2\pi h`` just ends the command."""
-    return bool(match["space"]) and not text[: match.start()].endswith(r"\pi")
+    before = text[: match.start()]
+    return (bool(match["space"]) and not before.endswith(r"\pi")) or _POWER_OF_TEN.search(before[-9:]) is not None
 
 
 def _unit(match: re.Match[str]) -> Unit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from fractions import Fraction
 from typing import Literal
 
 from dapo_openrlhf.rewards.verifier.kinds import (
@@ -19,6 +20,7 @@ from dapo_openrlhf.rewards.verifier.kinds import (
     Words,
 )
 from dapo_openrlhf.rewards.verifier.names import is_name
+from dapo_openrlhf.rewards.verifier.numbers import exact_value
 from dapo_openrlhf.rewards.verifier.regions import EVERYTHING, all_but, as_region, joined
 from dapo_openrlhf.rewards.verifier.units import split_unit
 from dapo_openrlhf.rewards.verifier.words import is_prose
@@ -51,6 +53,10 @@ _BASES = {
 }
 _MATRIX = re.compile(r"(.*?)\\begin ?\{([a-zA-Z]*matrix|array)\*?\}(?:\{[clr|]*\})?(.*)\\end ?\{\2\*?\}", re.DOTALL)
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_ABSOLUTE = re.compile(r"\|([A-Za-z])([-+]\d+(?:/\d+)?)?\|")
+_NESTED = re.compile(r"\[\[[^\[\]]+\](?:,\[[^\[\]]+\])*\]")
+"""A matrix as a list of rows."""
 _ELLIPSIS = re.compile(r"\\ldots")
 
 
@@ -73,10 +79,11 @@ def read(text: str, depth: int = 0) -> Value:
         return _several([item for item in items if item], depth) if any(items) else Expression(text)
     if is_prose(text):
         number, unit = split_unit(text)
-        return _sentence(text) if unit is None or is_prose(number) else Expression(text)
+        named = is_name(number.partition("=")[0]) and "=" in number
+        return _sentence(text) if unit is None or is_prose(number) or named else Expression(text)
     if found := _bracketed(text, depth) or _relation(text, depth):
         return found
-    if r"\pm" in text and "," not in text:
+    if _PLUS_MINUS.search(text) and "," not in text:
         return Several("list", tuple(_both_signs(text, depth)))
     return Expression(text)
 
@@ -173,12 +180,16 @@ def _several(items: list[str], depth: int) -> Value:
 
 def _both_signs(item: str, depth: int) -> list[Value]:
     r"""Two values where there is a ``\pm``, else one."""
-    if r"\pm" not in item or is_prose(item) or "," in item:
+    if not _PLUS_MINUS.search(item) or is_prose(item) or "," in item:
         return [read(item, depth + 1)]
     pairs = (("+", "-"), ("-", "+"))
     return [
         read(re.sub(r"^\+", "", item.replace(r"\pm", one).replace(r"\mp", other)), depth + 1) for one, other in pairs
     ]
+
+
+def has_plus_minus(text: str) -> bool:
+    return _PLUS_MINUS.search(text) is not None
 
 
 def _named_alike(values: list[Value]) -> list[Value]:
@@ -194,7 +205,7 @@ def _named_alike(values: list[Value]) -> list[Value]:
 def _sentence(text: str) -> Value:
     """Words; what they call a value goes: ``Area=12``."""
     sides = split(text, ("=",))
-    if len(sides) > 1 and is_name(sides[0]) and not is_prose("=".join(sides[1:])):
+    if len(sides) > 1 and is_name(sides[0]) and not is_prose(split_unit("=".join(sides[1:]))[0]):
         return Equation(sides[0], "=".join(sides[1:]))
     return Words(text)
 
@@ -278,6 +289,8 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
     left, right, sign = sides[0], sides[1], signs[0]
     if is_name(right) and not is_name(left):
         left, right, sign = right, left, _MIRRORED[sign]
+    if (between := _ABSOLUTE.fullmatch(left)) and (reach := exact_value(right)) is not None and reach > 0:
+        return _around(between[1], -Fraction(between[2] or 0), reach, sign)
     if not (is_name(left) or not left):
         return Relation(sign, left, right)
     if sign == "!=":
@@ -290,9 +303,28 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
     return Region((ray,), left)
 
 
+def _around(name: str, centre: Fraction, reach: Fraction, sign: str) -> Region | Relation:
+    """What ``|x-centre|`` below or above ``reach`` says."""
+    low, high, closed = str(centre - reach), str(centre + reach), "=" in sign
+    match sign[0]:
+        case "<":
+            return Region((Interval(low, high, closed, closed),), name)
+        case ">":
+            outer = (Interval(r"-\infty", low, False, closed), Interval(high, r"\infty", closed, False))
+            return Region(outer, name)
+        case _:
+            return Relation(sign, f"|{name}-({centre})|", str(reach))
+
+
 def _matrix(text: str) -> Matrix | None:
+    if _NESTED.fullmatch(text):
+        return Matrix(tuple(tuple(row.split(",")) for row in text[2:-2].split("],[")), "")
     match = _MATRIX.fullmatch(text)
     if not match or r"\begin" in match[3] or any(sign in match[1] for sign in "=<>,"):
         return None
     rows = [row for row in re.split(r"\\\\", match[3].replace(r"\hline", "")) if row.strip(" ")]
-    return Matrix(tuple(tuple(cell.strip(" ") for cell in row.split("&")) for row in rows), match[1].strip(" "))
+    return Matrix(
+        tuple(tuple(cell.strip(" ") for cell in row.split("&")) for row in rows),
+        match[1].strip(" "),
+        match[2][0] in "vV",
+    )

@@ -1,0 +1,82 @@
+"""Phrases of English that stand for signs: ``at least`` for ``\\ge``, ``no solution`` for the empty set."""
+
+from __future__ import annotations
+
+import re
+
+_VERBS = (
+    "costs?|takes?|took|pays?|paid|has|have|had|needs?|sold|sells?|makes?|made|earns?|earned|gets?|got|spends?|spent|weighs?|"
+    "travels?|travell?ed|buys?|bought|eats?|ate|reads?|receives?|received|saves?|saved|walks?|walked|runs?|ran|requires?"
+)
+_PHRASES = (
+    (re.compile(r"^(?:the )?(?:final |correct )?answer is:? ", re.IGNORECASE), ""),
+    (
+        re.compile(
+            r"(?<=\d) ?\(? ?(?:in )?base ?(\d{1,2}|two|three|four|five|six|seven|eight|nine) ?\)?$", re.IGNORECASE
+        ),
+        r"_{\1}",
+    ),
+    (re.compile(r"_\{ ?base ?(\d{1,2}) ?\}", re.IGNORECASE), r"_{\1}"),
+    (re.compile(r"^(\d+) to (\d+)$"), r"\1:\2"),
+    (
+        re.compile(
+            r"(?:is )?(?:greater|more|bigger|larger) than or equal to|(?:is )?at least|(?:is )?no less than|(?:is )?not less than",
+            re.IGNORECASE,
+        ),
+        r"\\ge ",
+    ),
+    (
+        re.compile(
+            r"(?:is )?(?:less|smaller|fewer) than or equal to|(?:is )?at most|(?:is )?no more than|(?:is )?not more than",
+            re.IGNORECASE,
+        ),
+        r"\\le ",
+    ),
+    (re.compile(r"(?:is )?(?:strictly )?(?:greater|more|bigger|larger) than", re.IGNORECASE), ">"),
+    (re.compile(r"(?:is )?(?:strictly )?(?:less|smaller|fewer) than", re.IGNORECASE), "<"),
+    (re.compile(r"(?:is )?not equal to|does not equal", re.IGNORECASE), r"\\ne "),
+    (re.compile(r"(?:is )?equal to|equals", re.IGNORECASE), "="),
+    (re.compile(r"(?<=[a-z}]) (?:is|are|was|will be|would be) (?=[-+$]?[\d\\(.])", re.IGNORECASE), "="),
+    (re.compile(r"^(?:[a-z] is )?(?:strictly )?between (.{1,40}) and ([^,]{1,40})$", re.IGNORECASE), r"(\1,\2)"),
+    (re.compile(rf"(?<=[A-Za-z]) (?:{_VERBS}) (?=[-+$]?\d)", re.IGNORECASE), "="),
+    (re.compile(r" is (?:the|our|my) (?:final |correct )?answer$", re.IGNORECASE), ""),
+    (re.compile(r"(?<=[\d}]) of (?:the|a|an|her|his|their) (?!.*(?:number|original|total|value))[a-z ]{2,30}$"), ""),
+    (re.compile(r",? ?for (?:all|any|every) [^,;=<>]{1,40}$"), ""),
+    (re.compile(r"(?<=.) ?\((?:since|because) [^()]{1,60}\)$"), ""),
+    (re.compile(r"^none$", re.IGNORECASE), r"\\emptyset"),
+    (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
+    (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
+    (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
+    (
+        re.compile(
+            r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals",
+            re.IGNORECASE,
+        ),
+        r"\\mathbb{R}",
+    ),
+    (
+        re.compile(
+            r"(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|roots?|values?|answers?)(?: exists?)?",
+            re.IGNORECASE,
+        ),
+        r"\\emptyset",
+    ),
+    (re.compile(r"(?:the )?empty set", re.IGNORECASE), r"\\emptyset"),
+    (
+        re.compile(
+            r"(?<=\\mathbb\{R\}),? ?(?:except|excluding|other than|but|without)(?: for| that)?(?: x ?(?:=|is not|is))?"
+        ),
+        r"\\setminus ",
+    ),
+    (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
+    (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
+)
+_HAS_PHRASE = re.compile(r"(?<![\\a-z])(?:[a-z]{3}|(?:is|are|to) )", re.IGNORECASE)
+
+
+def without_phrases(text: str) -> str:
+    """An answer's text with signs in the place of phrases."""
+    if _HAS_PHRASE.search(text):
+        for pattern, replacement in _PHRASES:
+            text = pattern.sub(replacement, text)
+    return text
