@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from dapo_openrlhf.pipeline.eval_metrics import maj_at_k, paired_difference, pass_at_k
 from dapo_openrlhf.pipeline.intervals import CORRELATIONS, TAIL, prior, t_quantile
 
-MEANS = (0.05, 0.1, 0.3, 0.5, 0.8, 0.95)
-PROBLEMS = (15, 30, 100, 500)
-RESPONSES = (1, 4, 32)
+MEANS = (0.05, 0.1, 0.2, 0.3, 0.5)
+"""All methods treat right and wrong alike: at 0.95 they cover what they do at 0.05."""
+PROBLEMS = (15, 30, 60, 150, 500)
+RESPONSES = (1, 2, 8, 32)
 SPREADS = (0.0, 0.1, 0.3, 0.6, 0.9, 1.0)
 CHOSEN = ((4, 4), (32, 8))
 """Responses, and of how many of them pass@k and maj@k choose."""
 COMPARED = (5, 8, 15, 30, 100)
-CELLS = 160
+CELLS = 100
 """Of p."""
 AT_ONCE = 500
 """Evaluations of which the posterior is in memory."""
@@ -102,33 +103,46 @@ def log_likelihoods(p: Floats, values: Floats, trials: float) -> Floats:
     return np.stack([log_gamma(a + right) + log_gamma(b + trials - right) + nothing for right in values * trials])
 
 
-def posterior(evaluations: Evaluations, density: Callable[[float], float], weights: Sequence[float]) -> Flags:
-    """Whether the central interval holds the truth, with priors of p on the arcsine scale and of the correlations."""
+@dataclass(frozen=True, slots=True)
+class Priors:
+    """Of a beta-binomial model."""
+
+    density: Callable[[float], float]
+    """Of p on the arcsine scale."""
+    weights: Sequence[float]
+    """Of each of the correlations."""
+
+
+def jeffreys_weights() -> list[float]:
+    """Jeffreys' prior between the middles to a correlation's neighbours."""
+    middles = [0.0, *((a + b) / 2 for a, b in pairwise(CORRELATIONS)), 1.0]
+    return [math.asin(math.sqrt(b)) - math.asin(math.sqrt(a)) for a, b in pairwise(middles)]
+
+
+OURS = Priors(prior, [1.0] * len(CORRELATIONS))
+PRIORS = {
+    "beta-binomial, priors as above": OURS,
+    "beta-binomial, Jeffreys' priors": Priors(lambda p: 1.0, jeffreys_weights()),
+}
+
+
+def beta_binomial(evaluations: Evaluations, priors: Sequence[Priors]) -> list[Flags]:
+    """Whether the central intervals of the posterior hold the truth, under each of the priors."""
     edges, below = places(evaluations.problems, evaluations.truth)
     p = np.sin((edges[1:] + edges[:-1]) / 2) ** 2
-    masses = np.diff(edges) * [density(one) for one in p]
+    masses = np.stack([np.diff(edges) * [one.density(x) for x in p] for one in priors], 1)
+    weights = np.array([one.weights for one in priors], dtype=np.float32).T
     table = log_likelihoods(p, evaluations.values, evaluations.trials)
     table = table.reshape(len(table), -1).astype(np.float32)
+    seen, which = np.unique(evaluations.histogram, axis=0, return_inverse=True)
     shares = []
-    for start in range(0, len(evaluations.histogram), AT_ONCE):
-        logs = evaluations.histogram[start : start + AT_ONCE].astype(np.float32) @ table
+    for start in range(0, len(seen), AT_ONCE):
+        logs = seen[start : start + AT_ONCE].astype(np.float32) @ table
         logs -= logs.max(1, keepdims=True)
-        likely = np.exp(logs).reshape(-1, len(p), len(CORRELATIONS)) @ np.array(weights, dtype=np.float32)
-        probable = likely * masses
+        probable = (np.exp(logs, out=logs).reshape(-1, len(CORRELATIONS)) @ weights).reshape(-1, *masses.shape) * masses
         shares.append(probable[:, :below].sum(1) / probable.sum(1))
-    return evaluations.of_shares(np.concatenate(shares))
-
-
-def ours(evaluations: Evaluations) -> Flags:
-    """The intervals of the package."""
-    return posterior(evaluations, prior, [1.0] * len(CORRELATIONS))
-
-
-def jeffreys_priors(evaluations: Evaluations) -> Flags:
-    """The same with Jeffreys' priors of p and of the correlation."""
-    middles = [0.0, *((a + b) / 2 for a, b in pairwise(CORRELATIONS)), 1.0]
-    weights = [math.asin(math.sqrt(b)) - math.asin(math.sqrt(a)) for a, b in pairwise(middles)]
-    return posterior(evaluations, lambda p: 1.0, weights)
+    found = np.concatenate(shares)[which.ravel()]
+    return [evaluations.of_shares(found[:, index]) for index in range(len(priors))]
 
 
 def effective(evaluations: Evaluations) -> Floats:
@@ -169,8 +183,6 @@ def student(evaluations: Evaluations) -> Flags:
 
 
 METHODS: Mapping[str, Callable[[Evaluations], Flags]] = {
-    "beta-binomial, priors as here": ours,
-    "beta-binomial, Jeffreys' priors": jeffreys_priors,
     "Wilson on the effective number, z": lambda evaluations: wilson(evaluations, Z),
     "Wilson on the effective number, t": lambda evaluations: wilson(evaluations, t_quantile(evaluations.problems - 1)),
     "Jeffreys on the effective number": effective_jeffreys,
@@ -217,10 +229,9 @@ def settings(responses: Sequence[int]) -> Iterator[Setting]:
             yield Setting(problems=problems, responses=count, mean=mean, spread=spread)
 
 
-def accuracies(evaluations: int, seed: int, methods: Sequence[str]) -> dict[str, dict[Setting, float]]:
-    """Coverage of avg@n by method and setting."""
+def accuracies(evaluations: int, seed: int) -> Iterator[tuple[Setting, dict[str, float]]]:
+    """Coverage of avg@n in each setting by method."""
     chance = np.random.default_rng(seed)
-    covered: dict[str, dict[Setting, float]] = {name: {} for name in methods}
     for setting in settings(RESPONSES):
         n = setting.responses
         drawn = Evaluations(
@@ -229,26 +240,23 @@ def accuracies(evaluations: int, seed: int, methods: Sequence[str]) -> dict[str,
             trials=n,
             truth=setting.mean,
         )
-        for name in methods:
-            covered[name][setting] = float(METHODS[name](drawn).mean())
-    return covered
+        held = dict(zip(PRIORS, beta_binomial(drawn, list(PRIORS.values())), strict=True))
+        held |= {name: method(drawn) for name, method in METHODS.items()}
+        yield setting, {name: float(flags.mean()) for name, flags in held.items()}
 
 
-def choices(evaluations: int, seed: int, value: Callable[[int, int, int], float]) -> dict[Setting, float]:
+def choices(evaluations: int, seed: int, value: Callable[[int, int, int], float]) -> Iterator[tuple[Setting, float]]:
     """Coverage of pass@k or maj@k, where the truth lies between 5 and 95 %."""
     chance = np.random.default_rng(seed)
-    covered = {}
-    for setting in settings([n for n, _ in CHOSEN]):
+    for setting in settings(list(dict(CHOSEN))):
         n, k = setting.responses, dict(CHOSEN)[setting.responses]
         values = np.array([value(n, right, k) for right in range(n + 1)])
-        rates = draw(chance, setting.mean, setting.spread, (200_000,))
+        rates = draw(chance, setting.mean, setting.spread, (1_000_000,))
         truth = float(values[chance.binomial(n, rates)].mean())
         if 0.05 <= truth <= 0.95:
             drawn = histogram(chance, setting, evaluations)
-            covered[setting] = float(
-                ours(Evaluations(histogram=drawn, values=values, trials=n / k, truth=truth)).mean()
-            )
-    return covered
+            of_k = Evaluations(histogram=drawn, values=values, trials=n / k, truth=truth)
+            yield setting, float(beta_binomial(of_k, [OURS])[0].mean())
 
 
 def print_accuracies(covered: Mapping[Setting, float]) -> None:
@@ -323,13 +331,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     size, seed, only = options.evaluations, options.seed, options.only
     if only in (None, "methods"):
-        covered = accuracies(size, seed, list(METHODS))
-        chosen = covered[next(iter(METHODS))]
+        found = list(accuracies(size, seed))
+        covered = {name: {setting: row[name] for setting, row in found} for name in found[0][1]}
+        chosen = covered[next(iter(PRIORS))]
         print_accuracies(chosen)
         print_summary(covered)
         print_outside(chosen)
     if only in (None, "choices"):
-        covered = {"pass@k": choices(size, seed, pass_at_k), "maj@k": choices(size, seed, majority)}
+        covered = {"pass@k": dict(choices(size, seed, pass_at_k)), "maj@k": dict(choices(size, seed, majority))}
         print_summary(covered)
         for name, rows in covered.items():
             print(f"\n{name}:")

@@ -211,7 +211,7 @@ def test_the_simulated_intervals_are_those_of_an_evaluation(counts: list[int]) -
 
     def held(mean: float) -> bool:
         drawn = script.Evaluations(histogram=seen, values=np.arange(5) / 4, trials=4, truth=mean)
-        return bool(script.ours(drawn)[0])
+        return bool(script.beta_binomial(drawn, [script.OURS])[0][0])
 
     assert [held(estimate.low * 0.99), held(estimate.low * 1.01)] == [False, True]
     if estimate.high < 1:
