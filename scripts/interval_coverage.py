@@ -20,20 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dapo_openrlhf.pipeline.eval_metrics import maj_at_k, paired_difference, pass_at_k
-from dapo_openrlhf.pipeline.intervals import CORRELATIONS, TAIL, prior, t_quantile
+from dapo_openrlhf.pipeline.intervals import TAIL, correlation, prior, t_quantile
 
 MEANS = (0.05, 0.1, 0.2, 0.3, 0.5)
 """All methods treat right and wrong alike: at 0.95 they cover what they do at 0.05."""
-PROBLEMS = (15, 30, 60, 150, 500)
-RESPONSES = (1, 2, 8, 32)
+PROBLEMS = (15, 30, 100, 500)
+RESPONSES = (1, 4, 32)
 SPREADS = (0.0, 0.1, 0.3, 0.6, 0.9, 1.0)
 CHOSEN = ((4, 4), (32, 8))
 """Responses, and of how many of them pass@k and maj@k choose."""
 COMPARED = (5, 8, 15, 30, 100)
-CELLS = 100
-"""Of p."""
-AT_ONCE = 500
-"""Evaluations of which the posterior is in memory."""
+CELLS, AT_ONCE = 90, 300
+"""Of p; and evaluations of which the posterior is in memory."""
 Z = 1.959963984540054
 
 Floats = NDArray[np.float64]
@@ -95,9 +93,15 @@ def places(problems: int, truth: float) -> tuple[Floats, int]:
     return np.concatenate([np.linspace(first, middle, below + 1), above[1:]]), below
 
 
-def log_likelihoods(p: Floats, values: Floats, trials: float) -> Floats:
+def correlations(problems: int) -> list[float]:
+    """Equally probable beforehand; many problems tell more of them apart."""
+    cells = 30 + problems // 7
+    return [correlation((index + 0.5) / cells) for index in range(cells)]
+
+
+def log_likelihoods(p: Floats, rhos: Sequence[float], values: Floats, trials: float) -> Floats:
     """[outcomes, cells, correlations] of beta-binomial counts, as ``intervals._log_likelihood``."""
-    size = np.array([(1 - rho) / rho for rho in CORRELATIONS])
+    size = np.array([(1 - rho) / rho for rho in rhos])
     a, b = p[:, None] * size, (1 - p[:, None]) * size
     nothing = log_gamma(size) - log_gamma(a) - log_gamma(b) - log_gamma(size + trials)
     return np.stack([log_gamma(a + right) + log_gamma(b + trials - right) + nothing for right in values * trials])
@@ -109,20 +113,20 @@ class Priors:
 
     density: Callable[[float], float]
     """Of p on the arcsine scale."""
-    weights: Sequence[float]
+    weights: Callable[[Sequence[float]], Sequence[float]]
     """Of each of the correlations."""
 
 
-def jeffreys_weights() -> list[float]:
+def jeffreys_weights(rhos: Sequence[float]) -> list[float]:
     """Jeffreys' prior between the middles to a correlation's neighbours."""
-    middles = [0.0, *((a + b) / 2 for a, b in pairwise(CORRELATIONS)), 1.0]
+    middles = [0.0, *((a + b) / 2 for a, b in pairwise(rhos)), 1.0]
     return [math.asin(math.sqrt(b)) - math.asin(math.sqrt(a)) for a, b in pairwise(middles)]
 
 
-OURS = Priors(prior, [1.0] * len(CORRELATIONS))
+OURS = Priors(prior, lambda rhos: [1.0] * len(rhos))
 PRIORS = {
     "beta-binomial, priors as above": OURS,
-    "beta-binomial, Jeffreys' priors": Priors(lambda p: 1.0, jeffreys_weights()),
+    "beta-binomial, Jeffreys' priors": Priors(lambda p: 1.0, jeffreys_weights),
 }
 
 
@@ -131,15 +135,16 @@ def beta_binomial(evaluations: Evaluations, priors: Sequence[Priors]) -> list[Fl
     edges, below = places(evaluations.problems, evaluations.truth)
     p = np.sin((edges[1:] + edges[:-1]) / 2) ** 2
     masses = np.stack([np.diff(edges) * [one.density(x) for x in p] for one in priors], 1)
-    weights = np.array([one.weights for one in priors], dtype=np.float32).T
-    table = log_likelihoods(p, evaluations.values, evaluations.trials)
+    rhos = correlations(evaluations.problems)
+    weights = np.array([one.weights(rhos) for one in priors], dtype=np.float32).T
+    table = log_likelihoods(p, rhos, evaluations.values, evaluations.trials)
     table = table.reshape(len(table), -1).astype(np.float32)
     seen, which = np.unique(evaluations.histogram, axis=0, return_inverse=True)
     shares = []
     for start in range(0, len(seen), AT_ONCE):
         logs = seen[start : start + AT_ONCE].astype(np.float32) @ table
         logs -= logs.max(1, keepdims=True)
-        probable = (np.exp(logs, out=logs).reshape(-1, len(CORRELATIONS)) @ weights).reshape(-1, *masses.shape) * masses
+        probable = (np.exp(logs, out=logs).reshape(-1, len(rhos)) @ weights).reshape(-1, *masses.shape) * masses
         shares.append(probable[:, :below].sum(1) / probable.sum(1))
     found = np.concatenate(shares)[which.ravel()]
     return [evaluations.of_shares(found[:, index]) for index in range(len(priors))]

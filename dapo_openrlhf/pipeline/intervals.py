@@ -23,11 +23,10 @@ CONCENTRATION = 0.8
 """Of p's prior: Beta(CONCENTRATION, CONCENTRATION)."""
 SCALE = 3
 """Of the logistic prior of rho's log odds."""
-CORRELATIONS = tuple(1 / (1 + (1 / place - 1) ** SCALE) for place in ((index + 0.5) / 30 for index in range(30)))
-"""Where the intra-class correlation is looked at, equally probable beforehand: 0 is responses that do not repeat each other, 1
-problems that are always or never solved."""
 COARSE, FINE = 48, 64
 """Cells of p: to find where it may lie, and there."""
+CORRELATIONS = 24
+"""Cells of rho, both times: 500 problems with 32 responses tell apart what is one cell for 15."""
 NEGLIGIBLE = 1e-7
 """Share of the largest probability below which a cell is left out."""
 
@@ -43,14 +42,13 @@ def mean_interval(values: Sequence[float], trials: Sequence[float]) -> tuple[flo
     """
     outcomes = Counter((value * count, count) for value, count in zip(values, trials, strict=True))
     right = math.fsum(values)
-    edges = [index / COARSE for index in range(COARSE + 1)]
-    masses = _masses(outcomes, edges)
-    likely = [index for index, mass in enumerate(masses) if mass > NEGLIGIBLE * max(masses)]
-    first, last = edges[max(likely[0] - 1, 0)], edges[min(likely[-1] + 2, COARSE)]
-    edges = [first + (last - first) * index / FINE for index in range(FINE + 1)]
-    masses = _masses(outcomes, edges)
-    low = 0.0 if right == 0 else _quantile(edges, masses, TAIL)
-    high = 1.0 if right == len(values) else _quantile(edges, masses, 1 - TAIL)
+    edges, places = _split(0, 1, COARSE), _split(0, 1, CORRELATIONS)
+    masses = _masses(outcomes, edges, places)
+    edges = _likely([sum(row) for row in masses], edges, FINE)
+    places = _likely([sum(column) for column in zip(*masses, strict=True)], places, CORRELATIONS)
+    by_cell = [sum(row) for row in _masses(outcomes, edges, places)]
+    low = 0.0 if right == 0 else _quantile(edges, by_cell, TAIL)
+    high = 1.0 if right == len(values) else _quantile(edges, by_cell, 1 - TAIL)
     return low, high
 
 
@@ -79,12 +77,28 @@ def prior(p: float) -> float:
     return math.pow(p * (1 - p), CONCENTRATION - 0.5)
 
 
-def _masses(outcomes: Outcomes, edges: Sequence[float]) -> list[float]:
-    """Posterior probability of p between each two edges, up to a factor."""
+def correlation(place: float) -> float:
+    """rho at a place in (0, 1) on a scale on which its prior is uniform."""
+    return 1 / (1 + (1 / place - 1) ** SCALE)
+
+
+def _split(first: float, last: float, cells: int) -> list[float]:
+    return [first + (last - first) * index / cells for index in range(cells + 1)]
+
+
+def _likely(masses: Sequence[float], edges: Sequence[float], cells: int) -> list[float]:
+    """New edges, of the cells that are not negligible and of their neighbours."""
+    likely = [index for index, mass in enumerate(masses) if mass > NEGLIGIBLE * max(masses)]
+    return _split(edges[max(likely[0] - 1, 0)], edges[min(likely[-1] + 2, len(masses))], cells)
+
+
+def _masses(outcomes: Outcomes, edges: Sequence[float], places: Sequence[float]) -> list[list[float]]:
+    """Posterior probability of p between each two edges and of rho between each two places, up to a factor."""
     centres = [probability((a + b) / 2) for a, b in pairwise(edges)]
-    logs = [[_log_likelihood(outcomes, p, rho) for rho in CORRELATIONS] for p in centres]
+    correlations = [correlation((a + b) / 2) for a, b in pairwise(places)]
+    logs = [[_log_likelihood(outcomes, p, rho) for rho in correlations] for p in centres]
     largest = max(map(max, logs))
-    return [prior(p) * math.fsum(math.exp(x - largest) for x in row) for p, row in zip(centres, logs, strict=True)]
+    return [[prior(p) * math.exp(x - largest) for x in row] for p, row in zip(centres, logs, strict=True)]
 
 
 def _log_likelihood(outcomes: Outcomes, p: float, rho: float) -> float:
