@@ -109,12 +109,10 @@ def log_likelihoods(p: Floats, rhos: Sequence[float], values: Floats, trials: fl
 
 @dataclass(frozen=True, slots=True)
 class Priors:
-    """Of a beta-binomial model."""
+    """Of a beta-binomial model: of p on the arcsine scale, and of each of the correlations."""
 
     density: Callable[[float], float]
-    """Of p on the arcsine scale."""
     weights: Callable[[Sequence[float]], Sequence[float]]
-    """Of each of the correlations."""
 
 
 def jeffreys_weights(rhos: Sequence[float]) -> list[float]:
@@ -151,12 +149,11 @@ def beta_binomial(evaluations: Evaluations, priors: Sequence[Priors]) -> list[Fl
 
 
 def effective(evaluations: Evaluations) -> Floats:
-    """Responses that are worth as much as those of an evaluation, from the variance between problems; where there is none
-    to see, problems."""
+    """Responses worth as much, from the variance between problems; where that cannot be seen, problems."""
     mean = evaluations.means
     alone = mean * (1 - mean) * evaluations.problems / (evaluations.problems - 1)
-    seen = alone > 1e-9
-    ratio = np.divide(evaluations.variances * evaluations.trials, alone, where=seen, out=np.full_like(alone, np.inf))
+    scaled, unseen = evaluations.variances * evaluations.trials, np.full_like(alone, np.inf)
+    ratio = np.divide(scaled, alone, where=alone > 1e-9, out=unseen)
     design: Floats = np.clip(ratio, 1, max(1.0, evaluations.trials))
     return evaluations.problems * evaluations.trials / design
 
@@ -239,12 +236,8 @@ def accuracies(evaluations: int, seed: int) -> Iterator[tuple[Setting, dict[str,
     chance = np.random.default_rng(seed)
     for setting in settings(RESPONSES):
         n = setting.responses
-        drawn = Evaluations(
-            histogram=histogram(chance, setting, evaluations),
-            values=np.arange(n + 1) / n,
-            trials=n,
-            truth=setting.mean,
-        )
+        seen, values = histogram(chance, setting, evaluations), np.arange(n + 1) / n
+        drawn = Evaluations(histogram=seen, values=values, trials=n, truth=setting.mean)
         held = dict(zip(PRIORS, beta_binomial(drawn, list(PRIORS.values())), strict=True))
         held |= {name: method(drawn) for name, method in METHODS.items()}
         yield setting, {name: float(flags.mean()) for name, flags in held.items()}
@@ -290,10 +283,10 @@ def print_summary(rows: Mapping[str, Mapping[Setting, float]]) -> None:
 
 def print_outside(covered: Mapping[Setting, float]) -> None:
     """The settings outside of 93 to 97 %."""
-    outside = {setting: share for setting, share in covered.items() if not 0.93 <= share <= 0.97}
     print()
-    for setting, share in sorted(outside.items(), key=lambda item: item[1]):
-        print(f"- {100 * share:.1f} %: {setting}")
+    for setting, share in sorted(covered.items(), key=lambda item: item[1]):
+        if not 0.93 <= share <= 0.97:
+            print(f"- {100 * share:.1f} %: {setting}")
 
 
 def print_differences(evaluations: int, seed: int) -> None:
@@ -311,14 +304,13 @@ def print_differences(evaluations: int, seed: int) -> None:
             second = second + better * (1 - second) / (1 - mean)
             counts = chance.binomial(responses, second) - chance.binomial(responses, first)
             shares.append(_held(counts / responses, responses, better))
-        low, middle, high = min(shares), float(np.median(shares)), max(shares)
-        print(f"| {problems} | {100 * low:.1f} | {100 * middle:.1f} | {100 * high:.1f} |", flush=True)
+        row = [f"{100 * share:.1f}" for share in (min(shares), float(np.median(shares)), max(shares))]
+        print(f"| {problems} | {' | '.join(row)} |", flush=True)
 
 
 def _held(rows: Floats, responses: int, truth: float) -> float:
     """Share of evaluations, differences [evaluations, problems], whose interval holds the truth."""
-    numbers = [responses] * rows.shape[1]
-    estimates = (paired_difference(row, numbers) for row in rows.tolist())
+    estimates = (paired_difference(row, [responses] * len(row)) for row in rows.tolist())
     return sum(estimate.low <= truth <= estimate.high for estimate in estimates) / len(rows)
 
 
