@@ -4,8 +4,11 @@ Problems are drawn from a population in which each has a chance of its own to be
 is asked for. Responses of one problem are anything but independent: how much they repeat each other is unknown, is all but
 invisible in 30 problems of which 3 are ever solved, and decides how much the responses count for. So it is not estimated but
 averaged over: chances are Beta distributed with mean p and intra-class correlation rho, the right ones of a problem's
-responses then beta-binomial, and the interval is p's central 95 % under Jeffreys' prior Beta(1/2, 1/2) for both. With one
-response of each problem that is Jeffreys' binomial interval (Brown, Cai and DasGupta 2001, section 3).
+responses then beta-binomial, and the interval is the central 95 % of p's posterior.
+
+Its prior is Beta(0.8, 0.8), between Jeffreys' (1/2) and Laplace's (1); the log odds of rho are logistic with scale 3, which
+puts a third of the prior below 0.1 and a third above 0.9. Of the priors and of the other methods that
+``scripts/interval_coverage.py`` simulates, these hold the truth in the most settings between 93 and 97 % of the time.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 TAIL = 0.025
-CORRELATIONS = (
-    0.0003, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.997,
-)  # fmt: skip
-"""Where the intra-class correlation is looked at: 0 is responses that do not repeat each other, 1 problems that are always
-or never solved."""
-COARSE, FINE = 48, 96
+CONCENTRATION = 0.8
+"""Of p's prior: Beta(CONCENTRATION, CONCENTRATION)."""
+SCALE = 3
+"""Of the logistic prior of rho's log odds."""
+COARSE, FINE = 48, 64
 """Cells of p: to find where it may lie, and there."""
+CORRELATIONS = 24
+"""Cells of rho, both times: 500 problems with 32 responses tell apart what is one cell for 15."""
 NEGLIGIBLE = 1e-7
 """Share of the largest probability below which a cell is left out."""
 
@@ -38,14 +42,13 @@ def mean_interval(values: Sequence[float], trials: Sequence[float]) -> tuple[flo
     """
     outcomes = Counter((value * count, count) for value, count in zip(values, trials, strict=True))
     right = math.fsum(values)
-    edges = [index / COARSE for index in range(COARSE + 1)]
-    masses = _masses(outcomes, edges)
-    likely = [index for index, mass in enumerate(masses) if mass > NEGLIGIBLE * max(masses)]
-    first, last = edges[max(likely[0] - 1, 0)], edges[min(likely[-1] + 2, COARSE)]
-    edges = [first + (last - first) * index / FINE for index in range(FINE + 1)]
-    masses = _masses(outcomes, edges)
-    low = 0.0 if right == 0 else _quantile(edges, masses, TAIL)
-    high = 1.0 if right == len(values) else _quantile(edges, masses, 1 - TAIL)
+    edges, places = _split(0, 1, COARSE), _split(0, 1, CORRELATIONS)
+    masses = _masses(outcomes, edges, places)
+    edges = _likely([sum(row) for row in masses], edges, FINE)
+    places = _likely([sum(column) for column in zip(*masses, strict=True)], places, CORRELATIONS)
+    by_cell = [sum(row) for row in _masses(outcomes, edges, places)]
+    low = 0.0 if right == 0 else _quantile(edges, by_cell, TAIL)
+    high = 1.0 if right == len(values) else _quantile(edges, by_cell, 1 - TAIL)
     return low, high
 
 
@@ -65,24 +68,37 @@ def t_quantile(freedom: int) -> float:
 
 
 def probability(edge: float) -> float:
-    """p at a place in [0, 1] on a scale on which Jeffreys' prior is uniform."""
+    """p at a place in [0, 1] on the arcsine scale, on which Beta(1/2, 1/2) is uniform."""
     return math.sin(edge * math.pi / 2) ** 2
 
 
-def correlation_weights() -> list[float]:
-    """Prior probability of each of :data:`CORRELATIONS`: Jeffreys' between the middles to its neighbours."""
-    middles = [0.0, *((a + b) / 2 for a, b in pairwise(CORRELATIONS)), 1.0]
-    places = [math.asin(math.sqrt(middle)) for middle in middles]
-    return [(b - a) / (math.pi / 2) for a, b in pairwise(places)]
+def prior(p: float) -> float:
+    """Prior density of p on the scale of :func:`probability`, up to a factor."""
+    return math.pow(p * (1 - p), CONCENTRATION - 0.5)
 
 
-def _masses(outcomes: Outcomes, edges: Sequence[float]) -> list[float]:
-    """Posterior probability of p between each two edges, up to a factor."""
+def correlation(place: float) -> float:
+    """rho at a place in (0, 1) on a scale on which its prior is uniform."""
+    return 1 / (1 + (1 / place - 1) ** SCALE)
+
+
+def _split(first: float, last: float, cells: int) -> list[float]:
+    return [first + (last - first) * index / cells for index in range(cells + 1)]
+
+
+def _likely(masses: Sequence[float], edges: Sequence[float], cells: int) -> list[float]:
+    """New edges, of the cells that are not negligible and of their neighbours."""
+    likely = [index for index, mass in enumerate(masses) if mass > NEGLIGIBLE * max(masses)]
+    return _split(edges[max(likely[0] - 1, 0)], edges[min(likely[-1] + 2, len(masses))], cells)
+
+
+def _masses(outcomes: Outcomes, edges: Sequence[float], places: Sequence[float]) -> list[list[float]]:
+    """Posterior probability of p between each two edges and of rho between each two places, up to a factor."""
     centres = [probability((a + b) / 2) for a, b in pairwise(edges)]
-    logs = [[_log_likelihood(outcomes, p, rho) for rho in CORRELATIONS] for p in centres]
+    correlations = [correlation((a + b) / 2) for a, b in pairwise(places)]
+    logs = [[_log_likelihood(outcomes, p, rho) for rho in correlations] for p in centres]
     largest = max(map(max, logs))
-    weights = correlation_weights()
-    return [sum(w * math.exp(x - largest) for w, x in zip(weights, row, strict=True)) for row in logs]
+    return [[prior(p) * math.exp(x - largest) for x in row] for p, row in zip(centres, logs, strict=True)]
 
 
 def _log_likelihood(outcomes: Outcomes, p: float, rho: float) -> float:
