@@ -20,6 +20,7 @@ FILES = {".py", ".yaml", ".md", ".jsonl", ".json", ".sh", ".png", ".txt", ".cfg"
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SOURCE = re.compile(r"`((?:\w+/)+\w+\.py)`")
 NAME = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?: [^`]*)?`")
 
 
@@ -42,8 +43,15 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_source_files_named_exist(page: Path) -> None:
+    """From the checkout, or from the package as its folders are mostly named."""
+    named = SOURCE.findall(page.read_text())
+    assert not [name for name in named if not (ROOT / name).exists() and not (ROOT / "dapo_openrlhf" / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_named_exist(page: Path) -> None:
-    if page.name == "openrlhf.md":  # it names OpenRLHF's, which tests/test_real_openrlhf_parity.py compares
+    if page.name == "openrlhf.md":  # it names OpenRLHF's, which tests/backend/test_real_openrlhf_parity.py compares
         return
     named = {name for name in NAME.findall(page.read_text()) if name.partition(".")[0] in SECTIONS}
     unknown = {name for name in named if name not in SETTINGS and Path(name).suffix not in FILES}
