@@ -20,6 +20,7 @@ FILES = {".py", ".yaml", ".md", ".jsonl", ".json", ".sh", ".png", ".txt", ".cfg"
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SOURCE = re.compile(r"`((?:\w+/)+\w+\.py)`")
 NAME = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?: [^`]*)?`")
 
 
@@ -47,6 +48,13 @@ PATH = re.compile(r"`((?:tests|scripts|dapo_openrlhf|configs|data|docs)/[\w./-]+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_named_exist(page: Path) -> None:
     assert [path for path in PATH.findall(page.read_text()) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_source_files_named_exist(page: Path) -> None:
+    """From the checkout, or from the package as its folders are mostly named."""
+    named = SOURCE.findall(page.read_text())
+    assert not [name for name in named if not (ROOT / name).exists() and not (ROOT / "dapo_openrlhf" / name).exists()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -47,7 +47,7 @@ class GroupTexts:
     """The texts of one group."""
 
     responses: tuple[str, ...]
-    """Without special tokens."""
+    """Without the tokens that end or pad them."""
     queries: tuple[str, ...] = ()
     """Prompt and response together, special tokens included; empty where no reward looks at them."""
 

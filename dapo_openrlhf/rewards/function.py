@@ -15,7 +15,7 @@ from dapo_openrlhf.types import Score
 
 GIVEN = ("queries", "prompts", "labels")
 RESPONSES = "responses"
-"""A parameter of this name gets the responses without special tokens, unless a column has it."""
+"""A parameter of this name gets the responses without the tokens that end or pad them, unless a column has it."""
 
 RewardFunction = Callable[..., Any]
 """``reward_func(queries, prompts, labels)`` of lists of one length; plain, ``async``, or an object that is called."""

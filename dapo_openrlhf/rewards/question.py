@@ -17,7 +17,7 @@ class Question:
     """Responses to one prompt, to be judged together."""
 
     responses: Sequence[str]
-    """Without special tokens."""
+    """Without the tokens that end or pad them."""
     queries: Sequence[str]
     """Prompt and response as the model saw and wrote them, special tokens included."""
     prompt: str

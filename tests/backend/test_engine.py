@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dapo_openrlhf.backend.engine.actor import EngineActor
+from dapo_openrlhf.backend.engine.actor import EngineActor, unheard_ids
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens
 from dapo_openrlhf.pipeline.ports import Sampling
 
@@ -54,11 +54,14 @@ def test_the_loop_gets_the_prompts_own_token_ids_and_a_cut_finds_its_group() -> 
 
 
 class WordTokenizer:
-    """One word a token; 0 is the special ``<eos>``."""
+    """One word a token; 0 is the special ``<eos>``, 9 the special ``Answer: ``."""
+
+    bos_token_id, eos_token_id, pad_token_id = None, 0, 2
 
     def batch_decode(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
         def word(token: int) -> str:
-            return f"w{token}" if token else "" if skip_special_tokens else "<eos>"
+            special = {0: "<eos>", 9: "Answer: "}
+            return f"w{token}" if token not in special else "" if skip_special_tokens else special[token]
 
         return ["".join(map(word, row)) for row in rows]
 
@@ -77,8 +80,23 @@ def test_responses_are_decoded_without_special_tokens_and_queries_with_them(
     wanted: bool, queries: tuple[str, ...]
 ) -> None:
     actor = make_actor(FakeLoop())
-    vars(actor).update(_tokenizer=WordTokenizer(), _decode_queries=wanted)
+    vars(actor).update(_tokenizer=WordTokenizer(), _decode_queries=wanted, _unheard=[0])
     assert actor._decode(group_tokens(-1, -1, -1)) == GroupTexts(responses=("w7", "w8"), queries=queries)
+
+
+def test_a_special_token_that_is_part_of_an_answer_is_judged() -> None:
+    """Some vocabularies have ``Answer: `` or ``<answer>`` as a special token: without it every response is wrong."""
+    tokens = GroupTokens(
+        prompt_ids=np.asarray([5], np.int32),
+        response_ids=np.asarray([7, 9, 8, 3, 2, 0], np.int32),
+        rollout_logprobs=np.zeros(6, np.float32),
+        offsets=np.asarray([0, 6]),
+    )
+    actor = make_actor(FakeLoop())
+    unheard = unheard_ids(WordTokenizer(), stop_ids=(3,))  # type: ignore[arg-type]
+    assert unheard == [0, 2, 3]
+    vars(actor).update(_tokenizer=WordTokenizer(), _decode_queries=False, _unheard=unheard)
+    assert actor._decode(tokens).responses == ("w7Answer: w8",)
 
 
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])

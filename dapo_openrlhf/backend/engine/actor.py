@@ -17,6 +17,7 @@ from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.pipeline.ports import Sampling
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm.v1.engine.core_client import InprocClient
 
 
@@ -58,6 +59,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, ray.get_gpu_ids()))
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
+        self._unheard = unheard_ids(self._tokenizer, stop_ids)
         self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
         self._decode_queries = decode_queries
         self._phase = "loading its model"
@@ -147,9 +149,13 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
     def _decode(self, tokens: GroupTokens) -> GroupTexts:
-        """Texts of a group. A query is decoded as a whole, as OpenRLHF does: two decoded parts may differ from it."""
+        """Texts of a group. A query is decoded as a whole, as OpenRLHF does: two decoded parts may differ from it.
+
+        A response keeps the special tokens that may be part of an answer, as ``Answer:`` in some vocabularies.
+        """
         responses = [tokens.response(index)[0] for index in range(len(tokens.offsets) - 1)]
-        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        heard = [response[np.isin(response, self._unheard, invert=True)] for response in responses]
+        texts = self._tokenizer.batch_decode(heard, skip_special_tokens=False)
         if not self._decode_queries:
             return GroupTexts(responses=tuple(texts))
         whole = [np.concatenate([tokens.prompt_ids, response]) for response in responses]
@@ -158,6 +164,12 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
+
+
+def unheard_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> list[int]:
+    """Tokens of a response that no rule judges: what ends it, and what the tokenizer puts around every text."""
+    around = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return sorted({*stop_ids, *(token for token in around if token is not None)})
 
 
 def _replace_weights(core: InprocClient, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:

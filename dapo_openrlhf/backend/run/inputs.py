@@ -76,7 +76,8 @@ def check_inputs(
     state = None if checkpoint is None else RunState.read(checkpoint)
     if state is not None and state.step >= config.train.max_steps:
         raise ConfigError(
-            f"train.max_steps: {config.train.max_steps} rollout steps are done already in {checkpoint}; use more to go on"
+            f"train.max_steps {config.train.max_steps}: {state.step} rollout steps are done already in {checkpoint}; use "
+            "more to go on"
         )
     check_context(config)
     stop = stop_tokens(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
