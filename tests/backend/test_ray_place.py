@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 from grpc import server as grpc_server
 from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.run import cluster as cluster_of_a_run
 from dapo_openrlhf.backend.run import ray_address, ray_folder
+from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.ray_address import resolve
 from dapo_openrlhf.config.settings import Config, ConfigError
 
@@ -249,10 +250,10 @@ def test_an_interrupted_start_of_ray_is_taken_back(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name in ("RAY_worker_niceness", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         monkeypatch.setenv(name, "0")
-    monkeypatch.setattr(cluster_of_a_run.ray, "init", interrupted)
-    monkeypatch.setattr(cluster_of_a_run.ray, "shutdown", lambda: stopped.append(True))
+    monkeypatch.setattr(ray, "init", interrupted)
+    monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(True))
     needed = {"actor": {"model_name_or_path": "model"}, "data": {"prompt_dataset": "prompts.jsonl"}}
     config = Config.model_validate(needed | {"device": "cpu", "ds": {"attn_implementation": "sdpa"}})
-    with pytest.raises(KeyboardInterrupt), cluster_of_a_run.ray_cluster(config, Device.of("cpu", processes=1)):
+    with pytest.raises(KeyboardInterrupt), ray_cluster(config, Device.of("cpu", processes=1)):
         pass
     assert stopped == [True]
