@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 from grpc import server as grpc_server
 from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run import ray_address, ray_folder
+from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.ray_address import resolve
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.settings import Config, ConfigError
 
 
 @pytest.fixture
@@ -236,3 +238,22 @@ def test_actors_start_from_a_path_with_a_blank_and_an_umlaut(tmp_path: Path) -> 
         [python, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     assert f"found {python}" in done.stdout, done.stderr[-2000:]
+
+
+def test_an_interrupted_start_of_ray_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a connection that the interpreter's end finds is a crash in Ray."""
+    stopped: list[bool] = []
+
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_worker_niceness", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(ray, "init", interrupted)
+    monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(True))
+    needed = {"actor": {"model_name_or_path": "model"}, "data": {"prompt_dataset": "prompts.jsonl"}}
+    config = Config.model_validate(needed | {"device": "cpu", "ds": {"attn_implementation": "sdpa"}})
+    with pytest.raises(KeyboardInterrupt), ray_cluster(config, Device.of("cpu", processes=1)):
+        pass
+    assert stopped == [True]

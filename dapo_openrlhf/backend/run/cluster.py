@@ -47,12 +47,11 @@ def ray_cluster(config: Config, device: Device, *, say: Callable[[str], None] = 
     joined cluster is too small.
     """
     address = resolve(os.environ.get("RAY_ADDRESS", ""))
-    if address is None:
-        _start_local(config, device, ray_folder(say))
-    else:
-        _join(address)
     try:
-        if address is not None:
+        if address is None:
+            _start_local(config, device, ray_folder(say))
+        else:
+            _join(address)
             resource = "CPU" if device.kind == "cpu" else "GPU"
             check_devices(config, device, ray.cluster_resources().get(resource, 0.0), "the Ray cluster")
         yield
