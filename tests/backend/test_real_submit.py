@@ -7,8 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -58,8 +60,10 @@ def _answers(cluster: subprocess.Popen[bytes], url: str) -> bool:
     deadline = time.monotonic() + HANG_SECONDS
     while cluster.poll() is None and time.monotonic() < deadline:
         try:
-            urlopen(url, timeout=HANG_SECONDS).close()
-            return True
+            with urlopen(url, timeout=HANG_SECONDS) as reply:
+                return "ray_version" in json.load(reply)
+        except ValueError:
+            return False  # another process's server took the port first
         except (URLError, ConnectionError):
             time.sleep(0.5)
     return False
@@ -125,3 +129,19 @@ def test_no_dashboard_is_said_at_once(config: Path) -> None:
     result = _submit(f"http://127.0.0.1:{_free_port()}", config)
     assert result.returncode == 2
     assert "no Ray dashboard answers" in result.stderr
+
+
+class _NoDashboard(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>hello</html>")
+
+
+def test_a_server_that_is_no_dashboard_is_named(config: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), _NoDashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        result = _submit(f"http://127.0.0.1:{server.server_address[1]}", config)
+        server.shutdown()
+    assert result.returncode == 2
+    assert "is no Ray dashboard" in result.stderr and "Traceback" not in result.stderr

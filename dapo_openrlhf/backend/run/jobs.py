@@ -28,6 +28,10 @@ class Job:
                 f"--address: no Ray dashboard answers at {address}; start the cluster with its dashboard, or give the "
                 "address `ray start --head` prints"
             ) from error
+        except ValueError as error:  # what requests raises for an answer that is no JSON
+            raise ConfigError(
+                f"--address: what answers at {address} is no Ray dashboard; give the address `ray start --head` prints"
+            ) from error
         uploaded = {"working_dir": str(working_dir), "excludes": NOT_UPLOADED} if working_dir else None
         self.id = self._submit(entrypoint, uploaded)
 
