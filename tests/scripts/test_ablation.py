@@ -313,7 +313,8 @@ def test_the_script_refuses_before_it_runs_anything(tmp_path: Path) -> None:
     result = subprocess.run(
         [
             sys.executable,
-            "scripts/experiments/ablation",
+            "-m",
+            "scripts.experiments.ablation",
             "--config",
             str(SMALL),
             "--output",
@@ -322,7 +323,6 @@ def test_the_script_refuses_before_it_runs_anything(tmp_path: Path) -> None:
             "dapo",
         ],
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,

@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python -m scripts.experiments.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the last rung")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), metavar="DIR", help="runs/ablation")
