@@ -240,9 +240,9 @@ class _Comparison:
     def _several(self, mine: Several, gold: Several) -> bool:
         if len(mine.items) != len(gold.items) or len(gold.items) > MOST_ITEMS:
             return False
-        ordered = {"tuple", "vector"}
-        if mine.kind in ordered or gold.kind in ordered:
-            if "set" in (mine.kind, gold.kind):
+        kinds = {mine.kind, gold.kind}
+        if kinds & {"tuple", "vector", "named"}:
+            if "set" in kinds or ("list" in kinds and "named" not in kinds):
                 return False
             return all(map(self.match, mine.items, gold.items))
         if all(isinstance(item, Words) and is_verdict(item.text) for item in gold.items):

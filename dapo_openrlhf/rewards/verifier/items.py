@@ -19,7 +19,7 @@ def unnamed_items(mine: Several, other: Several) -> Several:
         return mine
     if all(len(name) == 1 for name in names):
         equations.sort(key=lambda equation: equation.left)
-    return Several("tuple", tuple(values.read(equation.right) for equation in equations))
+    return Several("named", tuple(values.read(equation.right) for equation in equations))
 
 
 def vector(value: Value, kind: str) -> Several:

@@ -8,7 +8,15 @@ _VERBS = (
     "costs?|takes?|took|pays?|paid|has|have|had|needs?|sold|sells?|makes?|made|earns?|earned|gets?|got|spends?|spent|weighs?|"
     "travels?|travell?ed|buys?|bought|eats?|ate|reads?|receives?|received|saves?|saved|walks?|walked|runs?|ran|requires?"
 )
+_RANGE = r"^(?:[a-z] (?:is |lies )?|all (?:real )?numbers )?(?:between|from) (.{1,40}) (?:and|to) ([^,]{1,40}?)"
+_ALL = r"^(?:all |any |every |the |the set of )*"
+_REALS = r" (?:real numbers?|reals?)$"
 _PHRASES = (
+    (re.compile(rf"{_ALL}positive{_REALS}", re.IGNORECASE), r"(0,\\infty)"),
+    (re.compile(rf"{_ALL}negative{_REALS}", re.IGNORECASE), r"(-\\infty,0)"),
+    (re.compile(rf"{_ALL}non-?negative{_REALS}", re.IGNORECASE), r"[0,\\infty)"),
+    (re.compile(rf"{_ALL}non-?positive{_REALS}", re.IGNORECASE), r"(-\\infty,0]"),
+    (re.compile(rf"{_ALL}non-?zero{_REALS}", re.IGNORECASE), r"\\mathbb{R}\\setminus\\{0\\}"),
     (re.compile(r"^(?:the )?(?:final |correct )?answer is:? ", re.IGNORECASE), ""),
     (
         re.compile(
@@ -37,6 +45,14 @@ _PHRASES = (
     (re.compile(r"(?:is )?not equal to|does not equal", re.IGNORECASE), r"\\ne "),
     (re.compile(r"(?:is )?equal to|equals", re.IGNORECASE), "="),
     (re.compile(r"(?<=[a-z}]) (?:is|are|was|will be|would be) (?=[-+$]?[\d\\(.])", re.IGNORECASE), "="),
+    (
+        re.compile(rf"{_RANGE},? \(?(?:both )?(?:ends? |endpoints? )?(?:inclusive|included)\)?$", re.IGNORECASE),
+        r"[\1,\2]",
+    ),
+    (
+        re.compile(rf"{_RANGE},? \(?(?:both )?(?:ends? |endpoints? )?(?:exclusive|excluded)\)?$", re.IGNORECASE),
+        r"(\1,\2)",
+    ),
     (re.compile(r"^(?:[a-z] is )?(?:strictly )?between (.{1,40}) and ([^,]{1,40})$", re.IGNORECASE), r"(\1,\2)"),
     (re.compile(rf"(?<=[A-Za-z]) (?:{_VERBS}) (?=[-+$]?\d)", re.IGNORECASE), "="),
     (re.compile(r" is (?:the|our|my) (?:final |correct )?answer$", re.IGNORECASE), ""),
@@ -47,6 +63,14 @@ _PHRASES = (
     (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
     (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
     (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
+    (re.compile(r"^(?:all|any|every) (?:real )?(?:numbers? |values? (?:of )?)?([a-z]) such that (?=\1)"), ""),
+    (re.compile(r"^(?:all|any|every) (?:real )?(?:values? of )?(?=[a-z] ?(?:[<>]|\\(?:le|ge|ne|in)(?![a-z])))"), ""),
+    (
+        re.compile(r"^([a-z]) (?:cannot|can not|can't|must not|may not|does not) (?:be|equal)(?: equal to)? "),
+        r"\1\\ne ",
+    ),
+    (re.compile(r"^([a-z]) is not (?=[-\d\\])"), r"\1\\ne "),
+    (re.compile(r"^(?:any|every) real number$", re.IGNORECASE), r"\\mathbb{R}"),
     (
         re.compile(
             r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals",
@@ -68,6 +92,11 @@ _PHRASES = (
         ),
         r"\\setminus ",
     ),
+    (
+        re.compile(r"\\setminus (?:[a-z] ?= ?)?([^A-Za-z]{1,40}?),? (?:and|or) (?:[a-z] ?= ?)?([^A-Za-z]{1,20})$"),
+        r"\\setminus\\{\1,\2\\}",
+    ),
+    (re.compile(r",? but (?=[<>]|\\(?:le|ge)(?![a-z]))"), " and "),
     (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
     (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
 )

@@ -62,11 +62,15 @@ def joined(values: list[Value], *, union: bool) -> Value:
         return Region(_merged([piece for region in regions for piece in region.pieces]), name)
     found = regions[0].pieces
     for region in regions[1:]:
-        common = tuple(piece for one in found for other in region.pieces for piece in _common(one, other))
-        if not common and len(found) == len(region.pieces) == 1:
-            common = (*found, *region.pieces)  # x<0, x>5 means either
-        found = common
+        found = tuple(piece for one in found for other in region.pieces for piece in _common(one, other))
     return Region(found, name)
+
+
+def listed(values: list[Value]) -> Value:
+    """Bounds between commas or with ``and``: they hold together, but of two that cannot either does: ``x<0, x>5``."""
+    both = joined(values, union=False)
+    is_empty = isinstance(both, Region) and not both.pieces
+    return joined(values, union=True) if is_empty and len(values) == 2 else both
 
 
 def _merged(pieces: list[Interval]) -> tuple[Interval, ...]:

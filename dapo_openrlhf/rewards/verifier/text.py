@@ -141,6 +141,11 @@ _RENAMED = {
     "div": "/", "slash": "/", "colonequals": "=", "textdollar": "\\$", "textdegree": "°", "percent": "%", "overrightarrow": "vec",
 }  # fmt: skip
 _LITERAL = frozenset("<>|*°:[]()'/=%")
+_TYPED_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|rho|sigma|tau|phi|chi|omega|"
+    "Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
+)
+"""Letters whose names are read without a backslash; ``psi`` is a unit too, and ``mu``, ``nu``, ``xi`` are products."""
 
 _REPLACED = (
     (re.compile(r"\{, ?\}"), ","),
@@ -163,7 +168,8 @@ _REPLACED = (
     (re.compile(r"(\\frac ?\{[^{}]{0,60}\}) ?(\d)"), r"\1{\2}"),
     (re.compile(r"\\sqrt ?(\[\d+\])? ?(\d+)"), r"\\sqrt\1{\2}"),
     (re.compile(r"(\d|\}) ?\*\*(?= ?\d|\()|(?<=[\w)}]) ?\*\*(?= ?[\w({\\-])"), r"\1^"),
-    (re.compile(r"(?<![A-Za-z\\])(pi|[iI]nfinity|infty|theta|sqrt)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"(?<![A-Za-z\\])(pi|[iI]nfinity|infty|sqrt)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(rf"(?<![A-Za-z\\])({_TYPED_GREEK})(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\[iI]nfinity(?![a-zA-Z])|(?<![A-Za-z\\])inf(?![A-Za-z])|(?<![A-Za-z\\])oo(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\\not ?=|!=|=/=|<>|/="), r"\\ne "),
     (re.compile(r"<=|=<|≦"), r"\\le "),

@@ -21,7 +21,7 @@ from dapo_openrlhf.rewards.verifier.kinds import (
 )
 from dapo_openrlhf.rewards.verifier.names import is_name
 from dapo_openrlhf.rewards.verifier.numbers import exact_value
-from dapo_openrlhf.rewards.verifier.regions import EVERYTHING, all_but, as_region, joined
+from dapo_openrlhf.rewards.verifier.regions import EVERYTHING, all_but, as_region, joined, listed
 from dapo_openrlhf.rewards.verifier.units import split_unit
 from dapo_openrlhf.rewards.verifier.words import is_prose
 
@@ -71,7 +71,8 @@ def read(text: str, depth: int = 0) -> Value:
         return matrix
     parts = split(text, (r"\lor", r"\land"))
     if len(parts) > 1:
-        return joined([read(part, depth + 1) for part in parts], union=r"\lor" in text)
+        bounds = [read(part, depth + 1) for part in parts]
+        return joined(bounds, union=True) if r"\lor" in text else listed(bounds)
     if "," in text and split_unit(text)[1] is not None and is_prose(text) and not split_unit(text)[0].count(","):
         return Expression(text)  # 5 feet, 4 inches
     items = _items(text)
@@ -174,7 +175,7 @@ def _several(items: list[str], depth: int) -> Value:
     if any(isinstance(value, Region) and value.name for value in values) and all(
         isinstance(value, Region) for value in values
     ):
-        return joined(values, union=False)
+        return listed(values)
     return Several("list", tuple(values))
 
 
@@ -274,8 +275,8 @@ def _relation(text: str, depth: int) -> Value | None:
 
 
 def _equation(sides: list[str]) -> Value:
-    if is_name(sides[0]) and len(sides) > 2:
-        return Equation(sides[0], "=".join(sides[1:]))
+    if len(sides) == 2 and is_name(sides[1]) and exact_value(sides[0]) is not None:
+        sides = sides[::-1]
     return Equation(sides[0], "=".join(sides[1:])) if sides[0] else Expression(sides[-1])
 
 
