@@ -26,6 +26,15 @@ _PHRASES = (
     ),
     (re.compile(r"_\{ ?base ?(\d{1,2}) ?\}", re.IGNORECASE), r"_{\1}"),
     (re.compile(r"^(\d+) to (\d+)$"), r"\1:\2"),
+    (re.compile(r"^(?:the |an |a )?(?:(?:closed|open|half-open) )?(?:interval|set) (?=[\[(]|\\\{)"), ""),
+    (re.compile(r"(?<=[\d}]) only$|^only (?=[-\d\\])", re.IGNORECASE), ""),
+    (re.compile(r"^([^ a-zA-Z]{1,20}) or (?:more|greater|above|higher)$"), r"\\ge \1"),
+    (re.compile(r"^([^ a-zA-Z]{1,20}) or (?:less|fewer|below|lower)$"), r"\\le \1"),
+    (
+        re.compile(r"^(?:up to|a maximum of) |(?:is )?(?:no|not) (?:greater|larger|higher) than ", re.IGNORECASE),
+        r"\\le ",
+    ),
+    (re.compile(r"^a minimum of |(?:is )?(?:no|not) (?:smaller|lower|fewer) than ", re.IGNORECASE), r"\\ge "),
     (
         re.compile(
             r"(?:is )?(?:greater|more|bigger|larger) than or equal to|(?:is )?at least|(?:is )?no less than|(?:is )?not less than",
@@ -53,7 +62,10 @@ _PHRASES = (
         re.compile(rf"{_RANGE},? \(?(?:both )?(?:ends? |endpoints? )?(?:exclusive|excluded)\)?$", re.IGNORECASE),
         r"(\1,\2)",
     ),
-    (re.compile(r"^(?:[a-z] is )?(?:strictly )?between (.{1,40}) and ([^,]{1,40})$", re.IGNORECASE), r"(\1,\2)"),
+    (
+        re.compile(r"^(?:[a-z] (?:is|lies) )?(?:strictly )?between (.{1,40}) and ([^,]{1,40})$", re.IGNORECASE),
+        r"(\1,\2)",
+    ),
     (re.compile(rf"(?<=[A-Za-z]) (?:{_VERBS}) (?=[-+$]?\d)", re.IGNORECASE), "="),
     (re.compile(r" is (?:the|our|my) (?:final |correct )?answer$", re.IGNORECASE), ""),
     (re.compile(r"(?<=[\d}]) of (?:the|a|an|her|his|their) (?!.*(?:number|original|total|value))[a-z ]{2,30}$"), ""),
@@ -63,17 +75,22 @@ _PHRASES = (
     (re.compile(r"plus or minus", re.IGNORECASE), r"\\pm "),
     (re.compile(r"negative (?=\\infty|infinity)|minus (?=\\infty|infinity)", re.IGNORECASE), "-"),
     (re.compile(r"(?:the )?square root of (\d+)", re.IGNORECASE), r"\\sqrt{\1}"),
-    (re.compile(r"^(?:all|any|every) (?:real )?(?:numbers? |values? (?:of )?)?([a-z]) such that (?=\1)"), ""),
+    (
+        re.compile(
+            r"^(?:all|any|every) (?:real )?(?:numbers? |values? (?:of )?)?([a-z]),? (?:such that|with|where|for which|satisfying) (?=\1)"
+        ),
+        "",
+    ),
     (re.compile(r"^(?:all|any|every) (?:real )?(?:values? of )?(?=[a-z] ?(?:[<>]|\\(?:le|ge|ne|in)(?![a-z])))"), ""),
     (
         re.compile(r"^([a-z]) (?:cannot|can not|can't|must not|may not|does not) (?:be|equal)(?: equal to)? "),
         r"\1\\ne ",
     ),
     (re.compile(r"^([a-z]) is not (?=[-\d\\])"), r"\1\\ne "),
-    (re.compile(r"^(?:any|every) real number$", re.IGNORECASE), r"\\mathbb{R}"),
+    (re.compile(r"^[a-z] (?:is|can be|may be) (?=(?:any|all|every) real)", re.IGNORECASE), ""),
     (
         re.compile(
-            r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals",
+            r"(?:the set of )?all real numbers(?: [a-z](?![a-z]))?|(?:the )?real numbers|all reals|the reals|(?:any|every|each) real number",
             re.IGNORECASE,
         ),
         r"\\mathbb{R}",

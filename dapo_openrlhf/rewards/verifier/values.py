@@ -66,7 +66,7 @@ def read(text: str, depth: int = 0) -> Value:
     if depth > DEEPEST or not text:
         return Expression(text)
     if based := _based(text):
-        return based
+        return based if based.base != "10" else Expression(based.digits)
     if matrix := _matrix(text):
         return matrix
     parts = split(text, (r"\lor", r"\land"))
@@ -260,6 +260,8 @@ def _relation(text: str, depth: int) -> Value | None:
     member = split(text, (r"\in",))
     if len(member) == 2 and is_name(member[0]):
         found = read(member[1], depth + 1)
+        if isinstance(found, Several) and found.kind == "set":
+            return found
         region = as_region(found)
         return replace(region, name=member[0]) if isinstance(region, Region) else found
     parts = _split(text, frozenset((*_SIGNS, *_OTHER_RELATIONS, "=")))
