@@ -152,6 +152,12 @@ _REPLACED = (
     (re.compile(r"(?<=\d) ?[xX] ?(?=10 ?\^)"), r"\\times "),
     (re.compile(r"(?<![A-Za-z\\])log ?(2|10|[3-9])(?= ?\()"), r"\\log_{\1}"),
     (re.compile(r"^(\d{1,4}) ?C ?(\d{1,4})$"), r"\\binom{\1}{\2}"),
+    (
+        re.compile(
+            r"(?<=\d) ?\\frac ?\{ ?(m|km|cm|ft|[a-z]{2,12}) ?\} ?\{ ?(s|h|[a-z]{2,12})( ?\^ ?\{?[23]\}?| squared)? ?\}$"
+        ),
+        r" \1/\2\3",
+    ),
     (re.compile(r"^0b([01]+)$"), r"\1_{2}"),
     (re.compile(r"^0x([0-9A-Fa-f]+)$"), r"\1_{16}"),
     (re.compile(r"^\\overline ?\{ ?(\w+) ?\} ?(?=_)"), r"\1"),

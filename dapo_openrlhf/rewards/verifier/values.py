@@ -171,6 +171,10 @@ def _items(text: str) -> list[str]:
 def _several(items: list[str], depth: int) -> Value:
     if len(items) == 1:
         return read(items[0], depth + 1)
+    name, excluded, first = items[0].partition(r"\ne")
+    if excluded and is_name(name) and all(exact_value(item) is not None for item in (first, *items[1:])):
+        points = Several("list", tuple(Expression(item) for item in (first, *items[1:])))
+        return replace(all_but(points), name=name)
     values = _named_alike([value for item in items for value in _both_signs(item, depth)])
     if any(isinstance(value, Region) and value.name for value in values) and all(
         isinstance(value, Region) for value in values
@@ -297,7 +301,7 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
     if not (is_name(left) or not left):
         return Relation(sign, left, right)
     if sign == "!=":
-        return replace(all_but(Expression(right)), name=left)
+        return replace(all_but(Several("list", tuple(_both_signs(right, 0)))), name=left)
     ray = (
         Interval(right, r"\infty", "=" in sign, False)
         if sign[0] == ">"
