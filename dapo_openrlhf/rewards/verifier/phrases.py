@@ -38,7 +38,7 @@ _PHRASES = (
     ),
     (re.compile(r"_\{ ?base ?(\d{1,2}) ?\}", re.IGNORECASE), r"_{\1}"),
     (re.compile(r"^(\d+) to (\d+)$"), r"\1:\2"),
-    (re.compile(r"^(?:the |an |a )?(?:(?:closed|open|half-open) )?(?:interval|set) (?=[\[(]|\\\{)"), ""),
+    (re.compile(r"^(?:the |an |a )?(?:(?:closed|open|half-open) )?(?:interval|set) (?=[\[(]|\\\{)", re.IGNORECASE), ""),
     (re.compile(r"(?<=[\d}]) only$|^only (?=[-\d\\])", re.IGNORECASE), ""),
     (re.compile(r"^([^ a-zA-Z]{1,20}) or (?:more|greater|above|higher)$"), r"\\ge \1"),
     (re.compile(r"^([^ a-zA-Z]{1,20}) or (?:less|fewer|below|lower)$"), r"\\le \1"),

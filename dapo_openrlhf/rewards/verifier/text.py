@@ -154,7 +154,7 @@ _REPLACED = (
     (re.compile(r"^(\d{1,4}) ?C ?(\d{1,4})$"), r"\\binom{\1}{\2}"),
     (
         re.compile(
-            r"(?<=\d) ?\\frac ?\{ ?(m|km|cm|ft|[a-z]{2,12}) ?\} ?\{ ?(s|h|[a-z]{2,12})( ?\^ ?\{?[23]\}?| squared)? ?\}$"
+            r"(?<=\d) ?\\frac ?\{ ?(m|km|cm|ft|kg|miles?|meters?|feet|dollars?|gallons?|liters?) ?\} ?\{ ?(s|h|hr|hours?|min|minutes?|sec|seconds?|days?)( ?\^ ?\{?[23]\}?| squared)? ?\}$"
         ),
         r" \1/\2\3",
     ),
