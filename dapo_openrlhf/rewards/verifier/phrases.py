@@ -8,7 +8,7 @@ _VERBS = (
     "costs?|takes?|took|pays?|paid|has|have|had|needs?|sold|sells?|makes?|made|earns?|earned|gets?|got|spends?|spent|weighs?|"
     "travels?|travell?ed|buys?|bought|eats?|ate|reads?|receives?|received|saves?|saved|walks?|walked|runs?|ran|requires?"
 )
-_RANGE = r"^(?:[a-z] (?:is |lies )?|all (?:real )?numbers )?(?:between|from) (.{1,40}) (?:and|to) ([^,]{1,40}?)"
+_RANGE = r"^(?:[a-z] (?:is |lies )?|(?:all )?(?:the )?(?:real )?numbers )?(?:between|from) (.{1,40}) (?:and|to) ([^,]{1,40}?)"
 _ALL = r"^(?:all |any |every |the |the set of )*"
 _REALS = r" (?:real numbers?|reals?)$"
 _PHRASES = (
@@ -75,7 +75,10 @@ _PHRASES = (
         r"(\1,\2)",
     ),
     (
-        re.compile(r"^(?:[a-z] (?:is|lies) )?(?:strictly )?between (.{1,40}) and ([^,]{1,40})$", re.IGNORECASE),
+        re.compile(
+            r"^(?:[a-z] (?:is|lies) |(?:all )?(?:real )?numbers )?(?:strictly )?between (.{1,40}) and ([^,]{1,40})$",
+            re.IGNORECASE,
+        ),
         r"(\1,\2)",
     ),
     (re.compile(rf"(?<=[A-Za-z]) (?:{_VERBS}) (?=[-+$]?\d)", re.IGNORECASE), "="),
@@ -127,7 +130,7 @@ _PHRASES = (
     ),
     (re.compile(r"^(?:real )?numbers (?=[<>]|\\(?:le|ge|ne)(?![a-z]))"), ""),
     (re.compile(r"^([a-z]) such that (?=\1)"), ""),
-    (re.compile(r",? but (?=[<>]|\\(?:le|ge)(?![a-z]))"), " and "),
+    (re.compile(r",? but (?=[a-z]? ?(?:[<>]|\\(?:le|ge|ne)(?![a-z])))"), " and "),
     (re.compile(r"either (?=.{1,60} or )", re.IGNORECASE), ""),
     (re.compile(r"does not exist", re.IGNORECASE), "DNE"),
 )
