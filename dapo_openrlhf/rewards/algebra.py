@@ -1,7 +1,7 @@
 """Equality of two expressions or equations, for what text and exact numbers leave open (only in a judge's process).
 
-Both sides are read into trees and their values compared: as exact rationals where they are, else to tens of digits, at a
-second precision if they are close. A difference that shrinks with the precision is rounding; one that stays is real. With
+Both sides are read into trees and their values compared: as exact rationals where they are, else to tens of digits, and to
+hundreds if they are close. A difference that shrinks with the precision is rounding; one that stays is real. With
 free symbols the values are compared at several points, rational, negative and integer. Nothing is simplified, so nothing
 takes longer than the texts are long.
 """
@@ -22,8 +22,10 @@ from dapo_openrlhf.rewards.tokens import Unfinished, Unreadable
 from dapo_openrlhf.rewards.tree import Node, Operation, Symbol, mentions, symbols_of
 from dapo_openrlhf.rewards.verifier import Algebra
 
-PRECISIONS = (30, 80, 200)
+PRECISIONS = (30, 200)
 """Digits of the evaluations."""
+LOST_DIGITS = 10
+"""A difference is rounding if it shrinks with the precision but for so many digits."""
 LEAST_POINTS = 2
 """Points at which two expressions must both have a value."""
 _FIRST = Algebra(answer=r"\sin^2 x+\cos^2 x+\sqrt{3+2\sqrt{2}}-\ln e", label=r"1+\sqrt{2}")
@@ -145,7 +147,7 @@ def _values(
 def _same_value(both: _Pair) -> bool | None:
     """Whether two values are equal; None where one has none. Raises :class:`TooLarge` where both are."""
     before: Real = None
-    for digits in PRECISIONS:
+    for fewer, digits in zip((0, *PRECISIONS), PRECISIONS, strict=False):
         with mpmath.workdps(digits):
             try:
                 one, other = both()
@@ -161,7 +163,7 @@ def _same_value(both: _Pair) -> bool | None:
                 continue
             if 2 * gap > before:
                 return False if gap < 2 * before else None
-            if gap * mpmath.mpf(10) ** 20 <= before:
+            if gap * mpmath.mpf(10) ** (digits - fewer - LOST_DIGITS) <= before:
                 return True
             before = gap
     return None

@@ -182,7 +182,7 @@ def test_exact_values(text: str, value: Fraction | None) -> None:
         ("9 inches^{3}", ("9", "length^3", 0.0254**3)),
         ("cm", ("cm", None, 1)),
         ("€5", ("5", "euro", 1)),
-        ("$45 per hour", ("45", "dollar", 1)),
+        ("$45 per hour", ("45", "dollar/time", 1 / 3600)),
         ("14 years old", ("14", "months", 12)),
         (r"2\pi h", (r"2\pi h", None, 1)),
         ("7 apples", ("7", "apples", 1)),

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from dapo_openrlhf.rewards.verifier import values
 from dapo_openrlhf.rewards.verifier.choices import by_choice
-from dapo_openrlhf.rewards.verifier.items import entries, unnamed_items, vector
+from dapo_openrlhf.rewards.verifier.items import entries, located, unnamed_items, vector
 from dapo_openrlhf.rewards.verifier.kinds import (
     Based,
     Equation,
@@ -172,6 +172,7 @@ class _Comparison:
 
     def _without_names(self, mine: Value, gold: Value) -> tuple[Value, Value]:
         """Without what a value is called, where the other side does not say it: ``7`` for ``x=7``."""
+        mine, gold = located(mine, gold), located(gold, mine)
         if isinstance(mine, Several) and isinstance(gold, Several):
             return (unnamed_items(mine, gold), unnamed_items(gold, mine))
         if isinstance(mine, Equation) and not isinstance(gold, Equation):
@@ -240,9 +241,9 @@ class _Comparison:
     def _several(self, mine: Several, gold: Several) -> bool:
         if len(mine.items) != len(gold.items) or len(gold.items) > MOST_ITEMS:
             return False
-        ordered = {"tuple", "vector"}
-        if mine.kind in ordered or gold.kind in ordered:
-            if "set" in (mine.kind, gold.kind):
+        kinds = {mine.kind, gold.kind}
+        if kinds & {"tuple", "vector", "named"}:
+            if "set" in kinds or ("list" in kinds and "named" not in kinds):
                 return False
             return all(map(self.match, mine.items, gold.items))
         if all(isinstance(item, Words) and is_verdict(item.text) for item in gold.items):

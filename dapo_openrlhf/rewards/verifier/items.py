@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from dapo_openrlhf.rewards.verifier import values
 from dapo_openrlhf.rewards.verifier.kinds import Equation, Expression, Matrix, Several, Value
 from dapo_openrlhf.rewards.verifier.names import is_name
+
+_POINT = re.compile(r"[ABD-Z]\(.+,.+\)")
+"""A named point; ``C(10,3)`` is a number of combinations."""
 
 
 def unnamed_items(mine: Several, other: Several) -> Several:
@@ -19,7 +24,15 @@ def unnamed_items(mine: Several, other: Several) -> Several:
         return mine
     if all(len(name) == 1 for name in names):
         equations.sort(key=lambda equation: equation.left)
-    return Several("tuple", tuple(values.read(equation.right) for equation in equations))
+    return Several("named", tuple(values.read(equation.right) for equation in equations))
+
+
+def located(value: Value, other: Value) -> Value:
+    """``A(1,2)`` as the pair, where the other side does not name the point."""
+    is_pair = isinstance(other, Several) and other.kind == "tuple"
+    if is_pair and isinstance(value, Expression) and _POINT.fullmatch(value.text):
+        return values.read(value.text[1:])
+    return value
 
 
 def vector(value: Value, kind: str) -> Several:

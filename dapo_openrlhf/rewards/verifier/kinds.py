@@ -30,9 +30,10 @@ class Based:
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Several values. In a ``list`` or ``set`` any order does; repetitions count."""
+    """Several values. In a ``list`` or ``set`` any order does; repetitions count. ``named`` ones had names and are in
+    the order of these."""
 
-    kind: Literal["list", "set", "tuple", "vector"]
+    kind: Literal["list", "set", "tuple", "vector", "named"]
     items: tuple[Value, ...]
 
 

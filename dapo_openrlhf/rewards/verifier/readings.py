@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from dapo_openrlhf.rewards.verifier.units import Unit
+from dapo_openrlhf.rewards.verifier.units import MONEY, Unit
 
 _INVERSE = re.compile(r"(?:sin|cos|tan|cot|sec|csc) ?\^ ?\{? ?-1")
 
@@ -22,6 +22,8 @@ def readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None)
             yield mine, gold, my_unit.size / gold_unit.size
         elif {my_unit.dimension, gold_unit.dimension} == {"angle", "radian"}:
             yield _in_radians(mine, my_unit), _in_radians(gold, gold_unit), Fraction(1)
+        elif _is_rate_of(my_unit, gold_unit) or _is_rate_of(gold_unit, my_unit):
+            yield mine, gold, my_unit.size * my_unit.by / (gold_unit.size * gold_unit.by)
         return
     yield mine, gold, Fraction(1)
     if _is(my_unit, "percent"):
@@ -30,6 +32,11 @@ def readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None)
         yield mine, gold, Fraction(100)
     elif (_is(my_unit, "angle") and _is_in_radians(gold)) or (_is(gold_unit, "angle") and _is_in_radians(mine)):
         yield _in_radians(mine, my_unit), _in_radians(gold, gold_unit), Fraction(1)
+
+
+def _is_rate_of(rate: Unit, money: Unit) -> bool:
+    """Whether both are money and only one says for what: ``$45 per hour``, ``$45``."""
+    return money.dimension in MONEY and rate.dimension.startswith(f"{money.dimension}/")
 
 
 def _is_in_radians(text: str) -> bool:

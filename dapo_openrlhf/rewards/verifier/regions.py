@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from dapo_openrlhf.rewards.verifier.kinds import Expression, Interval, Region, Several, Value
+from dapo_openrlhf.rewards.verifier.kinds import Equation, Expression, Interval, Region, Several, Value
+from dapo_openrlhf.rewards.verifier.names import is_name
 from dapo_openrlhf.rewards.verifier.numbers import exact_value
 
 EVERYTHING = (Interval(r"-\infty", r"\infty", False, False),)
@@ -52,6 +53,8 @@ def region_of(value: Value) -> Region | None:
 
 def joined(values: list[Value], *, union: bool) -> Value:
     """Bounds that hold together, or one of which holds; a list where they are no bounds."""
+    if union and any(isinstance(value, Region) for value in values):
+        values = [_point(value) for value in values]
     if not all(isinstance(value, Region) for value in values):
         return Several("list", tuple(values))
     regions = [value for value in values if isinstance(value, Region)]
@@ -62,11 +65,22 @@ def joined(values: list[Value], *, union: bool) -> Value:
         return Region(_merged([piece for region in regions for piece in region.pieces]), name)
     found = regions[0].pieces
     for region in regions[1:]:
-        common = tuple(piece for one in found for other in region.pieces for piece in _common(one, other))
-        if not common and len(found) == len(region.pieces) == 1:
-            common = (*found, *region.pieces)  # x<0, x>5 means either
-        found = common
+        found = tuple(piece for one in found for other in region.pieces for piece in _common(one, other))
     return Region(found, name)
+
+
+def listed(values: list[Value]) -> Value:
+    """Bounds between commas or with ``and``: they hold together, but of two that cannot either does: ``x<0, x>5``."""
+    both = joined(values, union=False)
+    is_empty = isinstance(both, Region) and not both.pieces
+    return joined(values, union=True) if is_empty and len(values) == 2 else both
+
+
+def _point(value: Value) -> Value:
+    """``x=3`` as the number 3, next to bounds."""
+    if isinstance(value, Equation) and is_name(value.left) and exact_value(value.right) is not None:
+        return Region((Interval(value.right, value.right, True, True),), value.left)
+    return value
 
 
 def _merged(pieces: list[Interval]) -> tuple[Interval, ...]:

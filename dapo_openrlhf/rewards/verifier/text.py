@@ -141,13 +141,30 @@ _RENAMED = {
     "div": "/", "slash": "/", "colonequals": "=", "textdollar": "\\$", "textdegree": "°", "percent": "%", "overrightarrow": "vec",
 }  # fmt: skip
 _LITERAL = frozenset("<>|*°:[]()'/=%")
+_TYPED_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|rho|sigma|tau|phi|chi|omega|"
+    "Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
+)
+"""Letters whose names are read without a backslash; ``psi`` is a unit too, and ``mu``, ``nu``, ``xi`` are products."""
 
 _REPLACED = (
     (re.compile(r"\{, ?\}"), ","),
     (re.compile(r"(?<=\d) ?[xX] ?(?=10 ?\^)"), r"\\times "),
     (re.compile(r"(?<![A-Za-z\\])log ?(2|10|[3-9])(?= ?\()"), r"\\log_{\1}"),
     (re.compile(r"^(\d{1,4}) ?C ?(\d{1,4})$"), r"\\binom{\1}{\2}"),
+    (
+        re.compile(
+            r"(?<=\d) ?\\frac ?\{ ?(m|km|cm|ft|kg|miles?|meters?|feet|dollars?|gallons?|liters?) ?\} ?\{ ?(s|h|hr|hours?|min|minutes?|sec|seconds?|days?)( ?\^ ?\{?[23]\}?| squared)? ?\}$"
+        ),
+        r" \1/\2\3",
+    ),
     (re.compile(r"^0b([01]+)$"), r"\1_{2}"),
+    (re.compile(r"^0x([0-9A-Fa-f]+)$"), r"\1_{16}"),
+    (re.compile(r"^\\overline ?\{ ?(\w+) ?\} ?(?=_)"), r"\1"),
+    (re.compile(r"(?<=[\dA-F)])_ ?\{ ?\((\d{1,2})\) ?\}$"), r"_{\1}"),
+    (re.compile(r" ?\( ?mod ?(\w{1,9}) ?\)$"), r"\\pmod{\1}"),
+    (re.compile(r"\\pmod ?(\w)(?!\w)"), r"\\pmod{\1}"),
+    (re.compile(r"(?<=\d )(ft|in|yd|oz|lbs?|hrs?|min|sec)\.(?= \d|$)"), r"\1"),
     (re.compile(r"(\\mathbb ?\{R\}) ?[-/] ?(?=\\\{)"), r"\1\\setminus "),
     (re.compile(r"^(\([^(),]*,[^()]*\))\^ ?\{? ?(?:T|\\top) ?\}?$"), r"\1"),
     (re.compile(r"(?<=\d) ?\\mu ?(m|s|g|F|C|A)$"), r" u\1"),
@@ -163,7 +180,8 @@ _REPLACED = (
     (re.compile(r"(\\frac ?\{[^{}]{0,60}\}) ?(\d)"), r"\1{\2}"),
     (re.compile(r"\\sqrt ?(\[\d+\])? ?(\d+)"), r"\\sqrt\1{\2}"),
     (re.compile(r"(\d|\}) ?\*\*(?= ?\d|\()|(?<=[\w)}]) ?\*\*(?= ?[\w({\\-])"), r"\1^"),
-    (re.compile(r"(?<![A-Za-z\\])(pi|[iI]nfinity|infty|theta|sqrt)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"(?<![A-Za-z\\])(pi|[iI]nfinity|infty|sqrt)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(rf"(?<![A-Za-z\\])({_TYPED_GREEK})(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\[iI]nfinity(?![a-zA-Z])|(?<![A-Za-z\\])inf(?![A-Za-z])|(?<![A-Za-z\\])oo(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\\not ?=|!=|=/=|<>|/="), r"\\ne "),
     (re.compile(r"<=|=<|≦"), r"\\le "),

@@ -89,6 +89,8 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
     for dimension, size, *names in (line.split() for line in _TABLE.strip().splitlines())
     for name in names
 }
+MONEY = frozenset(("dollar", "euro", "sterling", "yen", "rupee"))
+"""Dimensions that are currencies."""
 _WORD = "(?:" + "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)) + ")"
 _NUMBER_END = re.compile(r"[0-9)}°%]|\\pi")
 _UNIT = re.compile(
@@ -105,7 +107,7 @@ _THINGS = re.compile(
 _POWER_OF_TEN = re.compile(r"10\^\{?-?\d+\}$")
 _START = re.compile(r"[ °%a-zA-Z¢$€£¥₹]")
 _MONEY = re.compile(r"(?P<sign>-?) ?(?:(?:US|C|A)?(?P<before>[$€£¥₹])) ?(?P<number>.*)", re.DOTALL)
-_RATE = re.compile(r"([^a-z]*[0-9)}]) ?(?:(?:/|per |an? )[a-z]{1,15}|each|in total|total|dollars|USD)")
+_RATE = re.compile(r"([^a-z]*[0-9)}]) ?(?:(?:/|per |an? )(?P<per>[a-z]{1,15})|each|in total|total|dollars|USD)")
 _PLAIN_RATE = re.compile(
     r"(\d[\d.,]*) ?/ ?(hour|hr|day|week|month|year|minute|min|second|person|item|student|ticket|box|pound)"
 )
@@ -118,10 +120,12 @@ LONGEST = 120
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit by what it measures and its size: ``dimension`` and ``size`` in units of that dimension's first one."""
+    """A unit by what it measures and its size: ``dimension`` and ``size`` in units of that dimension's first one; ``by``
+    is the size of what it is per, where that is a unit."""
 
     dimension: str
     size: Fraction
+    by: Fraction = Fraction(1)
 
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
@@ -138,6 +142,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         dimension, size = _UNITS[money["before"]]
         rate = _RATE.fullmatch(money["number"])
         number = rate[1] if rate else money["number"]
+        if rate and rate["per"]:
+            of, by = _UNITS.get(rate["per"], (rate["per"], Fraction(1)))
+            return money["sign"] + number, Unit(f"{dimension}/{of}", size / by, by)
         return money["sign"] + number, Unit(dimension, size)
     if rate := _PLAIN_RATE.fullmatch(text):
         return rate[1], Unit("/" + rate[2], Fraction(1))
@@ -151,7 +158,8 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
                 and re.search(r"sin|cos|tan|cot|sec|csc|cis", text)
             ):
                 continue
-            return text[:start].rstrip(), _unit(match)
+            number = text[:start].rstrip()
+            return number.replace("°", "") if match["unit"] == "°" else number, _unit(match)
     for start in _starts(text):
         if (match := _THINGS.fullmatch(text, start)) and (text[start] == " " or text[start - 1] in ")}"):
             return text[:start].rstrip(), Unit(match["things"], Fraction(1))
@@ -178,11 +186,13 @@ def _unit(match: re.Match[str]) -> Unit:
     kinds = {"s": 2, "c": 3}
     power = kinds[match["kind"][0]] if match["kind"] else _exponent(match["power"])
     dimension, size = (dimension if power == 1 else f"{dimension}^{power}"), size**power
+    whole = Fraction(1)
     if per := match["per"]:
         of, by = _UNITS.get(per, (per, Fraction(1)))
         exponent = _exponent(match["per_power"])
-        dimension, size = f"{dimension}/{of}" + (f"^{exponent}" if exponent > 1 else ""), size / by**exponent
-    return Unit("length/time", Fraction(201168, 125 * 3600)) if dimension == "speed" else Unit(dimension, size)
+        whole = by**exponent
+        dimension, size = f"{dimension}/{of}" + (f"^{exponent}" if exponent > 1 else ""), size / whole
+    return Unit("length/time", Fraction(201168, 125 * 3600)) if dimension == "speed" else Unit(dimension, size, whole)
 
 
 def _exponent(text: str | None) -> int:

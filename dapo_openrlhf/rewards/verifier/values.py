@@ -21,7 +21,7 @@ from dapo_openrlhf.rewards.verifier.kinds import (
 )
 from dapo_openrlhf.rewards.verifier.names import is_name
 from dapo_openrlhf.rewards.verifier.numbers import exact_value
-from dapo_openrlhf.rewards.verifier.regions import EVERYTHING, all_but, as_region, joined
+from dapo_openrlhf.rewards.verifier.regions import EVERYTHING, all_but, as_region, joined, listed
 from dapo_openrlhf.rewards.verifier.units import split_unit
 from dapo_openrlhf.rewards.verifier.words import is_prose
 
@@ -66,12 +66,13 @@ def read(text: str, depth: int = 0) -> Value:
     if depth > DEEPEST or not text:
         return Expression(text)
     if based := _based(text):
-        return based
+        return based if based.base != "10" else Expression(based.digits)
     if matrix := _matrix(text):
         return matrix
     parts = split(text, (r"\lor", r"\land"))
     if len(parts) > 1:
-        return joined([read(part, depth + 1) for part in parts], union=r"\lor" in text)
+        bounds = [read(part, depth + 1) for part in parts]
+        return joined(bounds, union=True) if r"\lor" in text else listed(bounds)
     if "," in text and split_unit(text)[1] is not None and is_prose(text) and not split_unit(text)[0].count(","):
         return Expression(text)  # 5 feet, 4 inches
     items = _items(text)
@@ -170,11 +171,15 @@ def _items(text: str) -> list[str]:
 def _several(items: list[str], depth: int) -> Value:
     if len(items) == 1:
         return read(items[0], depth + 1)
+    name, excluded, first = items[0].partition(r"\ne")
+    if excluded and is_name(name) and all(exact_value(item) is not None for item in (first, *items[1:])):
+        points = Several("list", tuple(Expression(item) for item in (first, *items[1:])))
+        return replace(all_but(points), name=name)
     values = _named_alike([value for item in items for value in _both_signs(item, depth)])
     if any(isinstance(value, Region) and value.name for value in values) and all(
         isinstance(value, Region) for value in values
     ):
-        return joined(values, union=False)
+        return listed(values)
     return Several("list", tuple(values))
 
 
@@ -259,6 +264,8 @@ def _relation(text: str, depth: int) -> Value | None:
     member = split(text, (r"\in",))
     if len(member) == 2 and is_name(member[0]):
         found = read(member[1], depth + 1)
+        if isinstance(found, Several) and found.kind == "set":
+            return found
         region = as_region(found)
         return replace(region, name=member[0]) if isinstance(region, Region) else found
     parts = _split(text, frozenset((*_SIGNS, *_OTHER_RELATIONS, "=")))
@@ -274,8 +281,8 @@ def _relation(text: str, depth: int) -> Value | None:
 
 
 def _equation(sides: list[str]) -> Value:
-    if is_name(sides[0]) and len(sides) > 2:
-        return Equation(sides[0], "=".join(sides[1:]))
+    if len(sides) == 2 and is_name(sides[1]) and exact_value(sides[0]) is not None:
+        sides = sides[::-1]
     return Equation(sides[0], "=".join(sides[1:])) if sides[0] else Expression(sides[-1])
 
 
@@ -294,7 +301,7 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
     if not (is_name(left) or not left):
         return Relation(sign, left, right)
     if sign == "!=":
-        return replace(all_but(Expression(right)), name=left)
+        return replace(all_but(Several("list", tuple(_both_signs(right, 0)))), name=left)
     ray = (
         Interval(right, r"\infty", "=" in sign, False)
         if sign[0] == ">"
