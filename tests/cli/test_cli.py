@@ -213,7 +213,7 @@ def test_eval_tells_every_estimate_with_errors_and_speed(folder: Path) -> None:
     assert "model on the first 2 problems of prompts.jsonl" in words(limited, measured)
     told = words(config, measured)
     assert "model on 2 problems of prompts.jsonl" in told
-    assert "avg@2    75.0% [17.7%, 96.1%] on 2 problems" in told
+    assert "avg@2    75.0% [18.7%, 94.4%] on 2 problems" in told
     assert "%] on the 1 of 2 problems with enough judged responses" in told.splitlines()[3]  # pass@2
     assert "4 responses: 1 truncated, 1 errors, 25 tokens each on average; 2.0 s, 50 tokens/s" in told
 
