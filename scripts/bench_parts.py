@@ -60,6 +60,7 @@ def verifier() -> Part:
     """Answers that text and numbers decide, within a response of 2 kB."""
     from math_verify import parse, verify
 
+    from dapo_openrlhf.rewards.algebra import equal
     from dapo_openrlhf.rewards.verifier import compare, extract_answer
 
     responses = [("so " * 700 + "\nAnswer: " + answer, answer) for answer in ORDINARY]
@@ -67,7 +68,7 @@ def verifier() -> Part:
     def ours() -> int:
         for response, label in responses * 20:
             answer = extract_answer(response)
-            assert answer is not None and compare(answer, label) is True
+            assert answer is not None and compare(answer, label, equal)
         return 20 * len(responses)
 
     def bare() -> int:
@@ -85,7 +86,7 @@ def expressions() -> Part:
     from math_verify import parse, verify
 
     from dapo_openrlhf.rewards.algebra import equal, prepare
-    from dapo_openrlhf.rewards.verifier import Algebra
+    from dapo_openrlhf.rewards.verifier import compare
 
     prepare()
     numbers = _numbers()
@@ -96,7 +97,7 @@ def expressions() -> Part:
 
     def ours() -> int:
         for answer, label in (asked := questions()):
-            equal(Algebra(answer=answer, label=label))
+            compare(answer, label, equal)
         return len(asked)
 
     def bare() -> int:
