@@ -1,8 +1,39 @@
-"""What holds for every test: nothing in it depends on how fast or how busy the machine is, or on chance."""
+"""What holds for every test: nothing depends on how fast or how busy the machine is, on chance, or on other tests."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def _process_stays_as_it_was() -> Iterator[None]:
+    """A test that changes this process for good would decide what later tests see."""
+    before = _process()
+    yield
+    assert _process() == before, "this test left the process changed for all tests after it"
+
+
+def _process() -> dict[str, object]:
+    return {
+        "longest integer that becomes text": sys.get_int_max_str_digits(),
+        "recursion limit": sys.getrecursionlimit(),
+        "working directory": Path.cwd(),
+        "handlers of signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
+        "mask of new files": _umask(),
+    }
+
+
+def _umask() -> int:
+    mask = os.umask(0o22)
+    os.umask(mask)
+    return mask

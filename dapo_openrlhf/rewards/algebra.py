@@ -8,7 +8,6 @@ takes longer than the texts are long.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import TypeAlias
@@ -33,8 +32,7 @@ _FIRST = Algebra(answer=r"\sin^2 x+\cos^2 x+\sqrt{3+2\sqrt{2}}-\ln e", label=r"1
 
 
 def prepare() -> None:
-    """Make this process fit for hostile answers; call once, before the first question."""
-    sys.set_int_max_str_digits(0)  # its ValueError would look like an odd expression; time is limited anyway
+    """Load everything that a question needs; call once, before the first one."""
     equal(_FIRST)
 
 

@@ -37,6 +37,7 @@ HEADROOM = 1024
 def main(handle: int, settings: dict[str, object]) -> None:
     """Answer requests until the parent closes the socket. ``settings`` as ``JudgeSettings`` has them."""
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    sys.set_int_max_str_digits(0)  # its ValueError would look like an odd expression; time is limited anyway
     process = os.getpid()
     with socket.socket(fileno=handle) as connection, connection.makefile("rwb") as lines:
         timeout = float(str(settings["timeout"]))
