@@ -17,7 +17,7 @@ from dapo_openrlhf.backend.messages import Difference, GroupTokens
 from dapo_openrlhf.backend.run import workers as run_workers
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs, local_model
-from dapo_openrlhf.backend.run.remote import RemoteTrainer
+from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.ports import Sampling

@@ -24,7 +24,7 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.remote import RemoteTrainer
+from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import start_rank
 from dapo_openrlhf.backend.trainer.actor import PolicyActor

@@ -18,8 +18,8 @@ from tiny_model import make_tiny_model
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.run.calls import WorkerFailed
 from dapo_openrlhf.backend.run.cluster import ray_cluster
-from dapo_openrlhf.backend.run.remote import WorkerFailed
 from dapo_openrlhf.types import TrainBatch
 
 pytestmark = pytest.mark.real

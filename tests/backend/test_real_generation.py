@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from dapo_openrlhf.backend.run import workers as run_workers
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import check_inputs
-from dapo_openrlhf.backend.run.remote import RemoteEngine
+from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
 from dapo_openrlhf.backend.run.workers import start_workers
 from dapo_openrlhf.cli.train import train

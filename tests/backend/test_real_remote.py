@@ -20,7 +20,7 @@ import gc
 import ray
 
 from dapo_openrlhf.backend.messages import BadPrompt
-from dapo_openrlhf.backend.run.remote import RemoteEngine
+from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
 from dapo_openrlhf.types import Prompt
 

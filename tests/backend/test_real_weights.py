@@ -17,7 +17,8 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.remote import ObjectStorePublisher, RemoteTrainer
+from dapo_openrlhf.backend.run.object_store_publisher import ObjectStorePublisher
+from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.bench.agreement import batch_of_one

@@ -9,7 +9,8 @@ import pytest
 from fake_actors import FakeActor
 from fakes import some_group
 
-from dapo_openrlhf.backend.run.remote import RemoteTrainer, _statistics
+from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
+from dapo_openrlhf.backend.run.step_statistics import step_statistics
 from dapo_openrlhf.backend.trainer.actor import StepReport
 from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome
 from dapo_openrlhf.pipeline.metrics import METRICS
@@ -31,7 +32,7 @@ def report(outcomes: tuple[UpdateOutcome, ...] = (DONE,), **sums: float) -> Step
 def test_sums_over_ranks_become_means_per_token_and_update() -> None:
     # 3 and 1 tokens, entropies 6 and 2, so 2 per token; losses 0.5 and 0.3 over 4 updates, so 0.2 each.
     # Weights 3 and 1, squares 5 and 1: (3 + 1)^2 / (6 * 4 tokens) = 2/3.
-    statistics = _statistics(
+    statistics = step_statistics(
         [
             report((DONE,) * 4, tokens=3, entropy=6, loss=0.5, is_weight=3, is_weight_squared=5, kl=0.5),
             report(tokens=1, entropy=2, loss=0.3, is_weight=1, is_weight_squared=1, kl=0.3),
@@ -48,7 +49,7 @@ def test_explained_variance_by_hand() -> None:
     # Returns 1, -1, 1, -1: variance 1. Values 0.5, -0.5, 0.5, 0.5, so errors 0.5, -0.5, 0.5, -1.5: mean -1/4, mean
     # square 3/4, variance 11/16. 5/16 is explained. Two tokens on each rank.
     one = {"tokens": 2, "value_loss": 1.0, "value": 0.0, "return": 0.0, "return_squared": 2.0}
-    statistics = _statistics(
+    statistics = step_statistics(
         [
             report((DONE,) * 4, **one, value_error=0.0, value_error_squared=0.5),
             report(**one | {"value": 1.0}, value_error=-1.0, value_error_squared=2.5),
@@ -60,15 +61,15 @@ def test_explained_variance_by_hand() -> None:
 
 
 def test_disagreement_is_a_mean_over_fresh_tokens_only() -> None:
-    statistics = _statistics(
+    statistics = step_statistics(
         [report(tokens=10, fresh_tokens=3, fresh_kl=0.5), report(tokens=10, fresh_tokens=1, fresh_kl=0.3)]
     )
     assert statistics["rollout_kl/age_0"] == pytest.approx(0.2)
-    assert "rollout_kl/age_0" not in _statistics([report(tokens=10, fresh_tokens=0.0, fresh_kl=0.0)])
+    assert "rollout_kl/age_0" not in step_statistics([report(tokens=10, fresh_tokens=0.0, fresh_kl=0.0)])
 
 
 def test_what_was_not_measured_is_not_shown() -> None:
-    statistics = _statistics([report(tokens=1)])
+    statistics = step_statistics([report(tokens=1)])
     assert {"kl", "value_loss", "value", "explained_variance"} & set(statistics) == set()
 
 
@@ -76,17 +77,17 @@ def test_everything_shown_has_a_meaning() -> None:
     with_all = report(
         tokens=1, kl=0, value_loss=0, value=0, return_squared=0, value_error=0, value_error_squared=0, **{"return": 0}
     )
-    assert set(_statistics([with_all])) <= set(METRICS)
+    assert set(step_statistics([with_all])) <= set(METRICS)
 
 
 def test_updates_that_were_stopped_count_apart() -> None:
     bad = UpdateOutcome(not_finite={"loss": 2})
     scaled = UpdateOutcome(not_finite={"gradient norm": 1}, overflow=True)
-    statistics = _statistics([report((DONE, bad, scaled, DONE), tokens=1, loss=0.5)])
+    statistics = step_statistics([report((DONE, bad, scaled, DONE), tokens=1, loss=0.5)])
     assert (statistics["updates/bad"], statistics["updates/overflow"]) == (1.0, 1.0)
     assert statistics["loss"] == 0.25, "over the two that were done"
     nothing = StepReport(sums={}, values={"lr": 0.1}, outcomes=(bad,), spans=())
-    assert _statistics([nothing]) == {"updates/bad": 1.0, "updates/overflow": 0.0, "lr": 0.1}
+    assert step_statistics([nothing]) == {"updates/bad": 1.0, "updates/overflow": 0.0, "lr": 0.1}
 
 
 def test_updates_that_train_no_token_are_counted() -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.remote import EngineRestarts, ObjectStoreTexts, RemoteTrainer
+from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
+from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
 from dapo_openrlhf.backend.run.workers import Publisher, Workers, open_publisher, start_workers
 from dapo_openrlhf.config.settings import Config

@@ -22,7 +22,8 @@ import ray
 from ray.exceptions import RayError
 
 from dapo_openrlhf.backend.messages import PACKED, StagedWeights, WeightAck, WeightLayout
-from dapo_openrlhf.backend.run.remote import OnSpans, PipelineTimeout, all_within
+from dapo_openrlhf.backend.run.calls import PipelineTimeout, all_within
+from dapo_openrlhf.backend.run.remote_trainer import OnSpans
 from dapo_openrlhf.pipeline.ports import Publication
 from dapo_openrlhf.types import PolicyVersion
 

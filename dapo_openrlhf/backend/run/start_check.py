@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
-from dapo_openrlhf.backend.run.remote import RemoteEngine, all_within
+from dapo_openrlhf.backend.run.calls import all_within
+from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.config.settings import Config
 
 PROMPT_LENGTHS = (40, 23, 11, 4)

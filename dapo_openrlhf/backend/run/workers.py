@@ -11,10 +11,13 @@ import ray
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.backend.engine.actor import EngineActor
 from dapo_openrlhf.backend.run.actor_settings import engine_args, model_path, openrlhf_settings
+from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.object_store_publisher import ObjectStorePublisher
 from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
 from dapo_openrlhf.backend.run.publish import IpcPublisher, NcclPublisher
-from dapo_openrlhf.backend.run.remote import ObjectStorePublisher, OnSpans, RemoteEngine, all_within
+from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
+from dapo_openrlhf.backend.run.remote_trainer import OnSpans
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
 from dapo_openrlhf.backend.run.start_check import check_agreement
 from dapo_openrlhf.backend.trainer.actor import PolicyActor, RankReady

@@ -1,0 +1,127 @@
+"""What the controller sees of an engine actor (a rollout worker), and of the texts that it leaves in the object store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTexts
+from dapo_openrlhf.backend.run.calls import WorkerFailed, all_within
+from dapo_openrlhf.pipeline.ports import (
+    CUT_TOO_EARLY,
+    ENGINE_DIED,
+    GroupError,
+    NotRevived,
+    PromptFault,
+    Sampling,
+)
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
+
+
+class RemoteEngine:
+    """One engine actor. A ``GenerationEngine``."""
+
+    def __init__(self, start: Callable[[int], Any], *, index: int) -> None:
+        """``start`` starts the actor of the engine with that index, with the weights the run began with."""
+        self._start = start
+        self._index = index
+        self._cause = ""
+        self.actor = start(index)
+
+    async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
+        """Sample a group; tokens and texts stay in the object store."""
+        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(
+            request, prompt.token_ids, sampling
+        )
+        try:
+            report: GenerationReport | None = await report_ref
+        except asyncio.CancelledError:
+            self.cut(request)
+            raise
+        except RayActorError as error:
+            raise GroupError(ENGINE_DIED, f"engine {self._index} died: {self._cause or error}") from error
+        except RayTaskError as error:
+            _take_note(tokens, texts)
+            if isinstance(error.cause, BadPrompt):
+                raise PromptFault(error.cause.reason, f"{prompt.name}: {error.cause}") from error
+            raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
+        if report is None:
+            raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id} was cut before each of its responses had a token")
+        return Generation(
+            prompt_length=report.prompt_length,
+            lengths=report.lengths,
+            truncated=report.truncated,
+            cut=report.cut,
+            oldest_version=PolicyVersion(report.oldest_version),
+            newest_version=PolicyVersion(report.newest_version),
+            engine=self._index,
+            tokens=tokens,
+            texts=texts,
+        )
+
+    def cut(self, request: str) -> None:
+        """End a group with the tokens it has."""
+        self.actor.cut.remote(request)
+
+    def stop(self, cause: str) -> None:
+        """End the actor, which may hang; its groups fail with ``cause``."""
+        self._cause = cause
+        ray.kill(self.actor)
+
+    def replace(self) -> None:
+        """Start a new actor in the place of this one, which may be dead, hang or fail."""
+        self._cause = ""
+        ray.kill(self.actor)
+        self.actor = self._start(self._index)
+
+
+class EngineRestarts:
+    """An ``EngineReviver`` for engines whose weights never change."""
+
+    def __init__(self, engines: Sequence[RemoteEngine], *, start_timeout: float) -> None:
+        """``start_timeout``: seconds for a new engine's start."""
+        self._engines = tuple(engines)
+        self._start_timeout = start_timeout
+
+    async def revive(self, engine: int) -> None:
+        """Replace an engine; returns once the new one is ready. Raises ``NotRevived``."""
+        self._engines[engine].replace()
+        await start_again(self._engines[engine], f"engine {engine}", self._start_timeout)
+
+
+async def start_again(engine: RemoteEngine, name: str, timeout: float) -> None:
+    """Wait for an engine that was replaced. Raises ``NotRevived``."""
+    ready = engine.actor.ready.remote()
+    try:
+        await all_within([ready], [name], timeout, f"starting {name} again", "async.start_timeout")
+    except WorkerFailed as error:
+        raise NotRevived(str(error)) from error
+
+
+class ObjectStoreTexts:
+    """Responses out of the object store. A ``ResponseTexts``."""
+
+    def __init__(self, *, timeout: float) -> None:
+        """``timeout``: seconds for a group's texts."""
+        self._timeout = timeout
+
+    async def fetch(self, texts: Any) -> Sequence[str]:
+        """Wait for a group's texts and copy them here."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                fetched: GroupTexts = await texts
+                return fetched.responses
+        except TimeoutError:
+            raise GroupError("texts_lost", f"a group's texts did not arrive within {self._timeout:g} s") from None
+        except RayError as error:
+            raise GroupError("texts_lost", f"a group's texts are lost: {error}") from error
+
+
+def _take_note(*results: ray.ObjectRef) -> None:
+    """Ask for results that nobody will use: Ray prints a traceback for an error that was not asked for."""
+    for result in results:
+        result.future()
