@@ -13,7 +13,7 @@ from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import StagedWeights, WeightAck, WeightLayout
 from dapo_openrlhf.backend.run.calls import PipelineTimeout
-from dapo_openrlhf.backend.run.publish import IpcPublisher, NcclPublisher
+from dapo_openrlhf.backend.run.publishers.nccl import IpcPublisher, NcclPublisher
 from dapo_openrlhf.types import PolicyVersion
 
 LAYOUT = WeightLayout(names=("a", "b"), dtypes=("bfloat16",) * 2, shapes=((2, 3), (4,)), sizes=(12, 8))

@@ -89,7 +89,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """vLLM's packing on the host."""
     from vllm.distributed.weight_transfer import packed_tensor
 
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers import checked as weights_cuda
 
     shared: dict[int, Tensor] = {}
 
@@ -127,7 +127,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def receiver(kind: str, init: dict[str, Any]) -> Any:
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers import checked as weights_cuda
 
     engine_class = {"nccl": weights_cuda.CheckedNcclEngine, "ipc": weights_cuda.CheckedIpcEngine}[kind]
     untied = SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
@@ -143,7 +143,7 @@ def receiver(kind: str, init: dict[str, Any]) -> Any:
 
 def broadcast(named: dict[str, Tensor]) -> tuple[Any, int, int]:
     """Send over a wire; returns the receiving engine, the sender's checksum, and how many broadcasts it took."""
-    from dapo_openrlhf.backend.transfer.senders import NcclSender
+    from dapo_openrlhf.backend.transfer.senders.nccl import NcclSender
 
     wire = Wire()
     sender = NcclSender.__new__(NcclSender)
@@ -176,7 +176,7 @@ def test_broadcasts_do_not_grow_with_the_number_of_parameters(no_gpu: None) -> N
 def test_a_shared_gpus_weights_are_read_from_one_copy_that_the_next_publication_replaces(
     no_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dapo_openrlhf.backend.transfer.senders import IpcSender
+    from dapo_openrlhf.backend.transfer.senders.nccl import IpcSender
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=GPU))

@@ -71,7 +71,7 @@ def receive(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, i
 
 def receiver(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> Any:
     """vLLM's engine for NCCL after a publication, which a model of ours has taken."""
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers import checked as weights_cuda
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(weights_cuda.NCCLWeightTransferEngine, "start_weight_update", lambda self: None)
@@ -97,8 +97,8 @@ def test_what_changes_on_the_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_the_model_did_not_take_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that loads nothing into any parameter of vLLM's."""
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
-    from dapo_openrlhf.backend.transfer.delivery import IncompleteWeights
+    from dapo_openrlhf.backend.transfer.receivers import checked as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers.delivery import IncompleteWeights
 
     finished: list[Any] = []
     monkeypatch.setattr(
@@ -111,7 +111,7 @@ def test_what_the_model_did_not_take_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_messages_are_cut_to_what_the_installed_version_knows() -> None:
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers import checked as weights_cuda
 
     where = {"master_address": "h", "master_port": 1, "rank_offset": 1, "world_size": 2}
     for engine_class in (weights_cuda.CheckedNcclEngine, weights_cuda.CheckedIpcEngine):
@@ -126,7 +126,7 @@ def test_messages_are_cut_to_what_the_installed_version_knows() -> None:
 def test_the_extension_hides_nothing_of_vllms_worker() -> None:
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from dapo_openrlhf.backend.transfer.cuda import WorkerExtension
+    from dapo_openrlhf.backend.transfer.receivers.checked import WorkerExtension
 
     added = {name for name in dir(WorkerExtension) if not name.startswith("__")}
     assert added == {"received_checksum"}

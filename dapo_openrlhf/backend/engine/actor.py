@@ -50,7 +50,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         from transformers import AutoTokenizer
 
         from dapo_openrlhf.backend.engine.loop import EngineLoop
-        from dapo_openrlhf.backend.transfer import object_store as weights  # noqa: F401  registers the weight-transfer engine
+        from dapo_openrlhf.backend.transfer.receivers import object_store as weights  # noqa: F401  registers the weight-transfer engine
 
         backend = engine_args.get("distributed_executor_backend", "uni")
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -139,7 +139,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def receive_weights(self, version: int, update_info: Mapping[str, Any]) -> WeightAck:
         """Replace the weights between two steps by those that a trainer's GPU holds; requests go on with the new ones."""
-        from dapo_openrlhf.backend.transfer.cuda import receive
+        from dapo_openrlhf.backend.transfer.receivers.checked import receive
 
         self._enter("waiting for the running step to end")
         checksum, spans = await asyncio.wrap_future(

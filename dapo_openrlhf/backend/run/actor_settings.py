@@ -91,7 +91,7 @@ def _transfer_settings(config: Config) -> dict[str, Any]:
     """vLLM's arguments for the way that weights take, and for workers that are processes of their own."""
     settings: dict[str, Any] = {"weight_transfer_config": {"backend": TRANSFER_ENGINES[config.weight_transfer]}}
     if config.weight_transfer != "object_store":
-        settings["worker_extension_cls"] = "dapo_openrlhf.backend.transfer.cuda.WorkerExtension"
+        settings["worker_extension_cls"] = "dapo_openrlhf.backend.transfer.receivers.checked.WorkerExtension"
     if config.vllm.tensor_parallel_size > 1:
         settings["distributed_executor_backend"] = "mp"  # all on the actor's own GPUs, so no Ray inside Ray
     return settings

@@ -13,9 +13,9 @@ from dapo_openrlhf.backend.engine.actor import EngineActor
 from dapo_openrlhf.backend.run.actor_settings import engine_args, model_path, openrlhf_settings
 from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.object_store_publisher import ObjectStorePublisher
 from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
-from dapo_openrlhf.backend.run.publish import IpcPublisher, NcclPublisher
+from dapo_openrlhf.backend.run.publishers.nccl import IpcPublisher, NcclPublisher
+from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
 from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.backend.run.remote_trainer import OnSpans
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes

@@ -433,13 +433,13 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def open_nccl(self, address: str, port: int, world_size: int) -> None:
         """Meet the engines' workers, on rank 0. Blocks until all have joined."""
-        from dapo_openrlhf.backend.transfer.senders import NcclSender
+        from dapo_openrlhf.backend.transfer.senders.nccl import NcclSender
 
         self._nccl = NcclSender(address=address, port=port, world_size=world_size)
 
     def open_ipc(self) -> None:
         """Get ready to show the weights to the engine on this rank's GPU."""
-        from dapo_openrlhf.backend.transfer.senders import IpcSender
+        from dapo_openrlhf.backend.transfer.senders.nccl import IpcSender
 
         self._ipc = IpcSender()
 

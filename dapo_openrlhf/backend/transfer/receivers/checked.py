@@ -18,7 +18,7 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from dapo_openrlhf.backend.transfer.checksum import Checksum
-from dapo_openrlhf.backend.transfer.delivery import Delivery
+from dapo_openrlhf.backend.transfer.receivers.delivery import Delivery
 
 
 class _Receiver:

@@ -24,7 +24,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from dapo_openrlhf.backend.messages import WeightManifest
-from dapo_openrlhf.backend.transfer.delivery import Delivery
+from dapo_openrlhf.backend.transfer.receivers.delivery import Delivery
 
 
 @dataclass
