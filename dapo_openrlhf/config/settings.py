@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from dapo_openrlhf.algorithm.choices import ESTIMATORS, EstimatorName, KlEstimator, LossAggMode, PolicyLossType
 from dapo_openrlhf.config.input_template import input_template
 from dapo_openrlhf.config.presets import PRESETS, PresetName
+from dapo_openrlhf.config.transports import TransportName, automatic, refusal
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -163,7 +164,7 @@ class VllmSection(Section):
     """Tokens an engine processes in one step; null takes 8192."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often each engine that dies, hangs, or only fails is replaced before the run ends."""
-    sync_backend: Literal["auto", "nccl", "ipc", "object_store"] = "auto"
+    sync_backend: Literal["auto", TransportName] = "auto"
     """How weights reach the engines: ``nccl`` between GPUs, ``ipc`` on a GPU that engine and trainer share, or through
     Ray's object store and host memory. ``auto`` takes the first of these that the placement allows."""
 
@@ -419,13 +420,11 @@ class Config(Section):
         return self.vllm.num_engines * self.vllm.tensor_parallel_size + self.trainer_ranks
 
     @property
-    def weight_transfer(self) -> Literal["nccl", "ipc", "object_store"]:
+    def weight_transfer(self) -> TransportName:
         """``vllm.sync_backend`` with ``auto`` decided."""
         if self.vllm.sync_backend != "auto":
             return self.vllm.sync_backend
-        if self.device == "cpu":
-            return "object_store"
-        return "ipc" if self.train.colocate_all else "nccl"
+        return automatic(gpus=self.device == "cuda", shared=self.train.colocate_all)
 
     @property
     def max_rollout_kl(self) -> float:
@@ -640,20 +639,12 @@ MOST_SHARED_MEMORY = 0.7
 
 def _impossible_transfer(config: Config) -> Iterator[str]:
     """Yield a sentence if weights cannot reach the engines the way that was asked for."""
-    backend = config.vllm.sync_backend
-    if config.device == "cpu" and backend in ("nccl", "ipc"):
-        yield f"vllm.sync_backend: {backend} needs GPUs; use auto or object_store with device: cpu"
-    elif backend == "nccl" and config.train.colocate_all:
-        yield (
-            "vllm.sync_backend: nccl refuses two processes on one GPU, which train.colocate_all asks for; use auto or ipc"
-        )
-    elif backend == "ipc" and config.device == "cuda" and not config.train.colocate_all:
-        yield "vllm.sync_backend: ipc needs engine and trainer on the same GPU (train.colocate_all); use auto or nccl"
-    elif backend == "object_store" and config.vllm.tensor_parallel_size > 1:
-        yield (
-            f"vllm.sync_backend: object_store cannot feed an engine of vllm.tensor_parallel_size "
-            f"{config.vllm.tensor_parallel_size}; use auto or nccl"
-        )
+    backend, workers = config.vllm.sync_backend, config.vllm.tensor_parallel_size
+    if backend == "auto":
+        return
+    gpus, shared = config.device == "cuda", config.train.colocate_all
+    if problem := refusal(backend, gpus=gpus, shared=shared, tensor_parallel_size=workers):
+        yield f"vllm.sync_backend: {problem}"
 
 
 def _impossible_to_share(config: Config) -> Iterator[str]:

@@ -18,7 +18,6 @@ from dapo_openrlhf.pipeline.ports import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from vllm.v1.engine.core_client import InprocClient
 
 
 class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
@@ -122,8 +121,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
         """Replace the weights; see :meth:`EngineLoop.load_weights`."""
+        from dapo_openrlhf.backend.transfer.receivers.object_store import receive
+
         checksum, spans = await asyncio.wrap_future(
-            self._loop.load_weights(version, lambda core: _replace_weights(core, version, manifest, buffer))
+            self._loop.load_weights(version, lambda core: receive(core, version, manifest, buffer))
         )
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
@@ -170,16 +171,3 @@ def unheard_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> 
     """Tokens of a response that no rule judges: what ends it, and what the tokenizer puts around every text."""
     around = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return sorted({*stop_ids, *(token for token in around if token is not None)})
-
-
-def _replace_weights(core: InprocClient, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:
-    """Load a flat buffer through vLLM's weight-transfer calls; returns the checksum of what arrived."""
-    import xxhash
-
-    checksum: int = xxhash.xxh3_64_intdigest(buffer)
-    if checksum != manifest.checksum:
-        raise ValueError(f"weights of version {version} arrived with checksum {checksum}, not {manifest.checksum}")
-    core.collective_rpc("start_weight_update")
-    core.collective_rpc("update_weights", kwargs={"update_info": {"manifest": manifest, "buffer": buffer}})
-    core.collective_rpc("finish_weight_update")
-    return checksum

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, reviver_of
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
-from dapo_openrlhf.backend.run.workers import Publisher, Workers, open_publisher, start_workers
+from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.agreement import Agreement
 from dapo_openrlhf.pipeline.bad_updates import BadUpdates
@@ -141,7 +142,9 @@ def build_pipeline(
 ) -> Pipeline:
     """Connect the loops to the workers."""
     rollout, reward, timing = config.rollout, config.reward, config.async_
-    engines = EnginePool(workers.engines, reviver=publisher, max_restarts=config.vllm.max_restarts, on_event=log.emit)
+    engines = EnginePool(
+        workers.engines, reviver=reviver_of(publisher), max_restarts=config.vllm.max_restarts, on_event=log.emit
+    )
     queue = RolloutQueue(
         policy=StalenessPolicy(
             batch_size=rollout.batch_size, max_staleness=timing.max_staleness, version=inputs.first_step

@@ -14,10 +14,7 @@ from dapo_openrlhf.backend.run.actor_settings import engine_args, model_path, op
 from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
-from dapo_openrlhf.backend.run.publishers.nccl import IpcPublisher, NcclPublisher
-from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
 from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
-from dapo_openrlhf.backend.run.remote_trainer import OnSpans
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
 from dapo_openrlhf.backend.run.start_check import check_agreement
 from dapo_openrlhf.backend.trainer.actor import PolicyActor, RankReady
@@ -27,8 +24,6 @@ from dapo_openrlhf.rewards.question import RULE
 from dapo_openrlhf.rewards.settings import judge_settings
 
 ENGINE_CONCURRENT_CALLS = 1 << 16
-
-Publisher = ObjectStorePublisher | NcclPublisher | IpcPublisher
 
 
 @dataclass(slots=True)
@@ -78,31 +73,6 @@ async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | A
     name = "trainer rank 0"
     address, port = (await _all_ready(config, {name: first.get_master_addr_port.remote()}))[name]
     return [first, *(create(rank, address, port) for rank in range(1, size))]
-
-
-async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans) -> Publisher:
-    """The publisher for the way that weights take, ready for the first publication."""
-    ranks, timing = workers.ranks, config.async_
-    # An engine that finishes what it has begun answers only then.
-    timeout = timing.publish_timeout + (0 if config.train.partial_rollout_enable else timing.generate_timeout)
-    if config.weight_transfer == "object_store":
-        return ObjectStorePublisher(
-            ranks, workers.engines, timeout=timeout, start_timeout=timing.start_timeout, on_spans=on_spans
-        )
-    engines = [engine.actor for engine in workers.engines]
-    publisher = (
-        IpcPublisher(ranks, engines, timeout=timeout, on_spans=on_spans)
-        if config.weight_transfer == "ipc"
-        else NcclPublisher(
-            ranks,
-            engines,
-            workers_per_engine=config.vllm.tensor_parallel_size,
-            timeout=timeout,
-            on_spans=on_spans,
-        )
-    )
-    await publisher.open()
-    return publisher
 
 
 def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:

@@ -1,23 +1,20 @@
-"""The trainer's end of weight transfer between GPUs (runs in trainer ranks, CUDA only).
+"""The trainer's end of the weight sync by NCCL (runs on trainer rank 0, CUDA only).
 
-Both senders feed vLLM's own packed producers: tensors are packed into few large buffers, whatever their number. What
-vLLM asks of the other end is in ``cuda.py``.
+It feeds vLLM's own packed producer: tensors are packed into few large buffers, whatever their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from dapo_openrlhf.backend.messages import PACKED, StagedWeights
-from dapo_openrlhf.backend.transfer.checksum import Checksum
+from dapo_openrlhf.backend.messages import PACKED
+from dapo_openrlhf.backend.transfer.checksum import Checksum, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from torch import Tensor
 
 
@@ -40,7 +37,7 @@ class NcclSender:
         checksum = Checksum()
         torch.cuda.synchronize()  # parameters were written on the current stream; the producer has streams of its own
         packed_nccl_broadcast_producer(
-            iterator=_counted(parameters, checksum),
+            iterator=counted(parameters, checksum),
             group=self._group,
             src=0,
             post_iter_func=itemgetter(1),
@@ -49,39 +46,3 @@ class NcclSender:
         )
         torch.cuda.synchronize()
         return checksum.value()
-
-
-class IpcSender:
-    """A rank's weights, copied aside for the engine on the same GPU.
-
-    The copy costs a millisecond per gigabyte and as much memory as the parameters, and lets the trainer go on at once:
-    the engine reads the copy, which stays as it is until the next publication.
-    """
-
-    def __init__(self) -> None:
-        self._gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        self._staged: Generator[Any] | None = None
-
-    def stage(self, parameters: Iterable[tuple[str, Tensor]], *, size: int) -> StagedWeights:
-        """Copy all tensors, ``size`` bytes; every engine must be done with the previous copy."""
-        from vllm.distributed.weight_transfer.packed_tensor import packed_ipc_producer
-
-        if self._staged is not None:
-            self._staged.close()
-            torch.cuda.ipc_collect()
-        checksum = Checksum()
-        self._staged = packed_ipc_producer(
-            iterator=_counted(parameters, checksum),
-            gpu_uuid=self._gpu,
-            post_iter_func=itemgetter(1),
-            buffer_size_bytes=size,
-        )
-        # The buffer holds everything, so there is one chunk. The producer keeps the buffer until it is closed.
-        chunk = next(self._staged)
-        return StagedWeights(checksum=checksum.value(), handles=chunk.ipc_handle)
-
-
-def _counted(parameters: Iterable[tuple[str, Tensor]], checksum: Checksum) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in parameters:
-        checksum.add(name, tensor)
-        yield name, tensor
