@@ -181,9 +181,10 @@ def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> N
 
 def test_a_group_that_waits_for_weights_can_be_cut() -> None:
     from dapo_openrlhf.backend.engine.loop import EngineLoop, _Group, _Response
+    from dapo_openrlhf.backend.engine.rollout_worker import WeightUpdates
     from dapo_openrlhf.pipeline.ports import Sampling
 
-    loop = EngineLoop({}, name="engine 0", stop_ids=[], weights_in_flight=False)
+    loop = EngineLoop({}, name="engine 0", stop_ids=[], updates=WeightUpdates(in_flight=False))
     loop._core = AsyncCore()  # type: ignore[assignment]
     loop._responses["busy/0"] = _Response(_Group(prompt_ids=[1], done=Future(), unfinished=1))
     loop.load_weights(1, lambda _: None)

@@ -10,6 +10,7 @@ import ray
 
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.backend.engine.actor import EngineActor
+from dapo_openrlhf.backend.engine.rollout_worker import RolloutWorker, WeightUpdates
 from dapo_openrlhf.backend.run.actor_settings import engine_args, model_path, openrlhf_settings
 from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.inputs import Inputs
@@ -86,7 +87,11 @@ def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:
 
 
 def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[RemoteEngine]:
-    device, engine_class = inputs.device, ray.remote(EngineActor)
+    worker: type[RolloutWorker] = EngineActor
+    device, engine_class = inputs.device, ray.remote(worker)
+    updates = WeightUpdates(
+        in_flight=config.train.partial_rollout_enable, recompute_kv_cache=config.async_.kv_cache == "recompute"
+    )
 
     def start(index: int) -> Any:
         return engine_class.options(
@@ -99,8 +104,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
             stop_ids=inputs.stop.ids,
             decode_queries=config.reward.remote_url != (RULE,),
             version=inputs.first_step,
-            weights_in_flight=config.train.partial_rollout_enable,
-            recompute_kv_cache=config.async_.kv_cache == "recompute",
+            updates=updates,
         )
 
     return [RemoteEngine(start, index=index) for index in range(config.vllm.num_engines)]
@@ -119,19 +123,19 @@ def _create_rewards(config: Config, say: Callable[[str], None]) -> RewardPool:
     )
 
 
-def _readiness(engines: list[RemoteEngine], rewards: RewardPool | None = None) -> dict[str, ray.ObjectRef]:
+def _readiness(engines: list[RemoteEngine], rewards: RewardPool | None = None) -> dict[str, ray.ObjectRef[Any]]:
     calls = {f"engine {index}": engine.actor.ready.remote() for index, engine in enumerate(engines)}
     return calls | {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready() if rewards else [])}
 
 
-async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef]) -> dict[str, Any]:
+async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef[Any]]) -> dict[str, Any]:
     answers = await all_within(
         [*calls.values()], [*calls], config.async_.start_timeout, "starting the actors", "async.start_timeout"
     )
     return dict(zip(calls, answers, strict=True))
 
 
-def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
+def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef[Any]:
     """Load models and set up DeepSpeed on one rank; all ranks' calls end together."""
     advantage, kl = config.algo.advantage, config.algo.kl
     estimator = ESTIMATORS[advantage.estimator]

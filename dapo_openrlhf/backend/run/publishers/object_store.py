@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.backend.messages import WeightManifest
+from dapo_openrlhf.backend.messages import WeightAck, WeightManifest
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, WorkerFailed, all_within
 from dapo_openrlhf.backend.run.remote_engine import RemoteEngine, start_again
 from dapo_openrlhf.backend.run.remote_trainer import OnSpans
@@ -38,7 +38,7 @@ class ObjectStorePublisher:
         self._timeout = timeout
         self._start_timeout = start_timeout
         self._on_spans = on_spans
-        self._newest: tuple[Publication, WeightManifest, ray.ObjectRef] | None = None
+        self._newest: tuple[Publication, WeightManifest, ray.ObjectRef[Any]] | None = None
 
     async def send(self, version: PolicyVersion) -> Publication:
         """Pack the weights; the trainer is free afterwards."""
@@ -89,6 +89,7 @@ class ObjectStorePublisher:
         publication, manifest, buffer = self._newest
         what = f"loading the weights of version {publication.version}"
         call = self._engines[index].actor.load_weights.remote(publication.version, manifest, buffer)
+        ack: WeightAck
         (ack,) = await all_within([call], [f"engine {index}"], self._timeout, what, "async.publish_timeout")
         if (ack.version, ack.checksum) != (publication.version, publication.checksum):
             raise RuntimeError(

@@ -40,16 +40,16 @@ class Parties:
         layout: WeightLayout = await self.of_first(self.first.weight_layout.remote(), "listing the model's parameters")
         return layout
 
-    async def of_first(self, call: ray.ObjectRef, what: str) -> Any:
+    async def of_first(self, call: ray.ObjectRef[Any], what: str) -> Any:
         """What trainer rank 0 answers. Raises as :func:`~dapo_openrlhf.backend.run.calls.all_within` does."""
         return (await self.of_ranks({FIRST: call}, what))[FIRST]
 
-    async def of_ranks(self, calls: Mapping[str, ray.ObjectRef], what: str) -> dict[str, Any]:
+    async def of_ranks(self, calls: Mapping[str, ray.ObjectRef[Any]], what: str) -> dict[str, Any]:
         """Results of calls that no engine takes part in, by name."""
         results = await all_within([*calls.values()], [*calls], self._timeout, what, SETTING)
         return dict(zip(calls, results, strict=True))
 
-    async def of_all(self, calls: Mapping[str, ray.ObjectRef], what: str) -> dict[str, Any]:
+    async def of_all(self, calls: Mapping[str, ray.ObjectRef[Any]], what: str) -> dict[str, Any]:
         """Results by name. Raises :class:`PipelineTimeout` naming who is late and what each engine says it is doing."""
         try:
             return await self.of_ranks(calls, what)

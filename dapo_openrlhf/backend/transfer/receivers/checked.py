@@ -46,21 +46,21 @@ class Checked(WeightTransferEngine[Any, Any]):
 
     def start_weight_update(self) -> None:
         self._checksum = Checksum()
-        super().start_weight_update()
+        super().start_weight_update()  # type: ignore[safe-super]  # of the base that comes after this one
         self._delivery = Delivery(self.model, tied_head=self.model_config.hf_text_config.tie_word_embeddings)
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
-        self.model = _WatchedModel(self._checksum, self._delivery)
+        self.model = _WatchedModel(self._checksum, self._delivery)  # type: ignore[assignment]
         try:
-            super().receive_weights(update_info)
+            super().receive_weights(update_info)  # type: ignore[safe-super]
         finally:
             self.model = model
 
     def finish_weight_update(self) -> None:
         """Process what was received. Raises :class:`delivery.IncompleteWeights`."""
         problem = self._delivery.problem()
-        super().finish_weight_update()
+        super().finish_weight_update()  # type: ignore[safe-super]
         if problem is not None:
             raise problem
 

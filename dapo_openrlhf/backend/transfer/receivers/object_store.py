@@ -80,7 +80,8 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
         for layer in self.model.modules():
             match layer:
                 case RoutedExperts():  # packed at the first load only: later ones were read as if they were
-                    layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)
+                    kernel: Any = layer.quant_method.moe_kernel
+                    kernel.fused_experts.process_weights_after_loading(layer)
                 case ParallelLMHead() if tied:  # without a parameter of its own, so nothing repacked it
                     layer.quant_method.process_weights_after_loading(layer)
 
@@ -100,7 +101,7 @@ def tensors(manifest: WeightManifest, buffer: NDArray[np.uint8]) -> Iterator[tup
 
 def receive(core: Any, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:
     """Have an engine core load a flat buffer; returns the checksum of what arrived, which is the manifest's."""
-    checksum: int = xxhash.xxh3_64_intdigest(buffer)
+    checksum: int = xxhash.xxh3_64_intdigest(buffer.data)
     if checksum != manifest.checksum:
         raise ValueError(f"weights of version {version} arrived with checksum {checksum}, not {manifest.checksum}")
     core.collective_rpc("start_weight_update")

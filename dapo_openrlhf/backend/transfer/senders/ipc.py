@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -39,12 +39,13 @@ class IpcSender:
             self._staged.close()
             torch.cuda.ipc_collect()
         checksum = Checksum()
-        self._staged = packed_ipc_producer(
+        chunks = packed_ipc_producer(
             iterator=counted(parameters, checksum),
             gpu_uuid=self._gpu,
             post_iter_func=itemgetter(1),
             buffer_size_bytes=size,
         )
+        self._staged = cast("Generator[Any]", chunks)  # so it is; vLLM's annotation says less
         # The buffer holds everything, so there is one chunk. The producer keeps the buffer until it is closed.
         chunk = next(self._staged)
         return StagedWeights(checksum=checksum.value(), handles=chunk.ipc_handle)

@@ -39,7 +39,7 @@ class ObjectStoreSender:
             dtypes=self._layout.dtypes,
             shapes=self._layout.shapes,
             offsets=tuple(self._offsets),
-            checksum=xxhash.xxh3_64_intdigest(array),
+            checksum=xxhash.xxh3_64_intdigest(array.data),
         )
         return manifest, array
 
