@@ -16,7 +16,7 @@ from dapo_openrlhf.backend.messages import WeightLayout
 from dapo_openrlhf.backend.run.publishers.opening import Irreplaceable, Publisher, open_publisher, reviver_of
 from dapo_openrlhf.backend.run.workers import Workers
 from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
-from dapo_openrlhf.config.settings import Config, VllmSection, build_config
+from dapo_openrlhf.config.settings import Config, build_config
 from dapo_openrlhf.config.transports import TRANSPORTS, TransportName
 
 BACKEND = "dapo_openrlhf.backend"
@@ -51,7 +51,7 @@ def opened(transport: TransportName) -> Publisher:
 
 
 def test_every_choice_of_the_setting_has_a_row_and_every_row_a_choice() -> None:
-    choices = get_args(VllmSection.model_fields["sync_backend"].annotation)
+    choices = get_args(type(config_with("object_store").vllm).model_fields["sync_backend"].annotation)
     assert choices == ("auto", *TRANSPORTS)
     assert tuple(TRANSPORTS) == get_args(TransportName)
 

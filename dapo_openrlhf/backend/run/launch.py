@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, reviver_of
+from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, publish_once, reviver_of
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
@@ -31,7 +31,7 @@ from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
-from dapo_openrlhf.types import Prompt
+from dapo_openrlhf.types import PolicyVersion, Prompt
 
 OVER_SAMPLING_WINDOW = 8
 """Batches' worth of judged groups that the pass rate is measured over. With 2 it swings so much that a fifth of what the
@@ -77,6 +77,7 @@ async def _train(
     started = time.monotonic()
     workers = await start_workers(config, inputs, say=say)
     publisher = await open_publisher(config, workers, on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)))
+    await publish_once(publisher, PolicyVersion(inputs.first_step))
     for note in workers.notes:
         say(note)
     say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")

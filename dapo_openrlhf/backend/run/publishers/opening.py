@@ -12,7 +12,8 @@ from dapo_openrlhf.backend.run.remote_trainer import OnSpans
 from dapo_openrlhf.backend.run.workers import Workers
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.config.transports import TRANSPORTS
-from dapo_openrlhf.pipeline.ports import EngineReviver
+from dapo_openrlhf.pipeline.ports import EngineReviver, WeightPublisher
+from dapo_openrlhf.types import PolicyVersion
 
 Publisher: TypeAlias = ObjectStorePublisher | NcclPublisher | IpcPublisher
 
@@ -39,6 +40,15 @@ async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans)
             )
         case other:
             assert_never(other)
+
+
+async def publish_once(publisher: WeightPublisher, version: PolicyVersion) -> None:
+    """Publish the weights that the engines have begun with, which is ``version``.
+
+    A parameter of the engine's model that would get none, or a shape that does not fit, fails here: before anything is
+    generated, and not after the first step.
+    """
+    await publisher.deliver(await publisher.send(version))
 
 
 def reviver_of(publisher: Publisher) -> EngineReviver:
