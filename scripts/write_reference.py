@@ -63,7 +63,8 @@ def transport_row(name: str, transport: Transport) -> str:
         "refused": "of their own",
         "allowed": "of their own or shared",
     }
-    where = f"GPUs {placements[transport.shared_gpu]}" + ("" if transport.needs_gpus else ", or `device: cpu`")
+    gpus = f"GPUs {placements[transport.shared_gpu]}"
+    where = {"cuda": gpus, "cpu": "`device: cpu`", "any": f"{gpus}, or `device: cpu`"}[transport.machine]
     parallel = "yes" if transport.tensor_parallel else "no"
     lost = "is replaced (`vllm.max_restarts`)" if transport.revives else "ends the run"
     return f"| `{name}` | {transport.way} | {where} | {parallel} | {lost} |"

@@ -166,7 +166,8 @@ class VllmSection(Section):
     """How often each engine that dies, hangs, or only fails is replaced before the run ends."""
     sync_backend: Literal["auto", TransportName] = "auto"
     """How weights reach the engines: ``nccl`` between GPUs, ``ipc`` on a GPU that engine and trainer share, or through
-    Ray's object store and host memory. ``auto`` takes the first of these that the placement allows."""
+    Ray's object store and host memory; ``gloo`` rehearses ``nccl`` on a CPU. ``auto`` takes the first of these that the
+    placement allows."""
 
 
 class RolloutSection(Section):
@@ -424,7 +425,7 @@ class Config(Section):
         """``vllm.sync_backend`` with ``auto`` decided."""
         if self.vllm.sync_backend != "auto":
             return self.vllm.sync_backend
-        return automatic(gpus=self.device == "cuda", shared=self.train.colocate_all)
+        return automatic(device=self.device, shared=self.train.colocate_all)
 
     @property
     def max_rollout_kl(self) -> float:
@@ -642,8 +643,8 @@ def _impossible_transfer(config: Config) -> Iterator[str]:
     backend, workers = config.vllm.sync_backend, config.vllm.tensor_parallel_size
     if backend == "auto":
         return
-    gpus, shared = config.device == "cuda", config.train.colocate_all
-    if problem := refusal(backend, gpus=gpus, shared=shared, tensor_parallel_size=workers):
+    shared = config.train.colocate_all
+    if problem := refusal(backend, device=config.device, shared=shared, tensor_parallel_size=workers):
         yield f"vllm.sync_backend: {problem}"
 
 

@@ -15,9 +15,11 @@ from tiny_model import CHARACTERS, make_tiny_model
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.run.calls import WorkerDied
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
+from dapo_openrlhf.backend.run.publishers.nccl import NcclPublisher
+from dapo_openrlhf.backend.run.publishers.opening import open_publisher
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
@@ -33,7 +35,7 @@ PROMPT = Prompt(id=0, text="12+34=", token_ids=tuple(map(CHARACTERS.index, "12+3
 SAMPLING = Sampling(n=8, max_new_tokens=16, temperature=0.8, top_p=1.0)
 
 
-def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int) -> Config:
+def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int, transport: str) -> Config:
     prompts.write_text(json.dumps({"input": PROMPT.text, "label": PROMPT.label}) + "\n")
     return build_config(
         {
@@ -44,6 +46,7 @@ def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int) -> Confi
                 "adam": {"lr": 1e-2},
                 "lr_warmup_steps": 0,
             },
+            "vllm": {"sync_backend": transport},
             "ds": {"zero_stage": zero_stage, "param_dtype": "fp32", "attn_implementation": "sdpa"},
             "rollout": {
                 "batch_size": 1,
@@ -90,7 +93,7 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
         seed=0,
         timeout=HANG_SECONDS,
     )
-    publisher = ObjectStorePublisher(workers.ranks, workers.engines, timeout=HANG_SECONDS, start_timeout=HANG_SECONDS)
+    publisher = await open_publisher(config, workers, on_spans=lambda spans: None)
     engine = workers.engines[0]
     generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)
     differences = [await _largest_difference(workers, generation)]
@@ -102,15 +105,28 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
         await publisher.deliver(await publisher.send(PolicyVersion(step + 1)))
         generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)
         differences.append(await _largest_difference(workers, generation))
+    if isinstance(publisher, NcclPublisher):  # which nothing but the communicator tells from the one on a CPU
+        ray.kill(engine.actor)
+        with pytest.raises(WorkerDied, match="broadcasting the weights of version 3: engine 0 died"):
+            await publisher.send(PolicyVersion(3))
     return differences, moved
 
 
-@pytest.mark.parametrize(("ranks", "zero_stage", "tied"), [(1, 2, True), (1, 1, False), (2, 3, True), (2, 2, False)])
+@pytest.mark.parametrize(
+    ("ranks", "zero_stage", "tied", "transport"),
+    [
+        (1, 2, True, "object_store"),
+        (1, 1, False, "object_store"),
+        (2, 3, True, "object_store"),
+        (2, 2, False, "object_store"),
+        (2, 3, True, "gloo"),
+    ],
+)
 def test_engine_and_trainer_agree_after_each_publication(
-    tmp_path: Path, ranks: int, zero_stage: int, tied: bool
+    tmp_path: Path, ranks: int, zero_stage: int, tied: bool, transport: str
 ) -> None:
     model = make_tiny_model(tmp_path / "model", tied=tied)
-    config = _config(model, tmp_path / "prompts.jsonl", ranks=ranks, zero_stage=zero_stage)
+    config = _config(model, tmp_path / "prompts.jsonl", ranks=ranks, zero_stage=zero_stage, transport=transport)
     device = Device.of("cpu", processes=ranks + 1)
     with ray_cluster(config, device):
         differences, moved = asyncio.run(_train_publish_compare(config, device))

@@ -25,9 +25,11 @@ LAYOUT = WeightLayout(names=("a",), dtypes=("float32",), shapes=((1,),), sizes=(
 
 def config_with(transport: TransportName) -> Config:
     """A configuration whose placement allows it."""
-    shared = TRANSPORTS[transport].shared_gpu == "needed"
+    row = TRANSPORTS[transport]
+    cpu, shared = row.machine == "cpu", row.shared_gpu == "needed"
     return build_config(
         {
+            **({"device": "cpu", "ds": {"attn_implementation": "sdpa"}} if cpu else {}),
             "actor": {"model_name_or_path": "model"},
             "data": {"prompt_dataset": "prompts.jsonl"},
             "train": {"colocate_all": shared},
@@ -43,6 +45,7 @@ def opened(transport: TransportName) -> Publisher:
         weight_layout=lambda: LAYOUT,
         transfer_address=lambda: ("10.0.0.1", 4242),
         open_nccl=lambda address, port, size: None,
+        open_gloo=lambda address, port, size: None,
         open_ipc=lambda: None,
     )
     engine: Any = SimpleNamespace(actor=FakeActor(join_transfer=lambda info: None))

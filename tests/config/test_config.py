@@ -319,6 +319,7 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             "--device cpu --ds.attn_implementation sdpa --vllm.sync_backend nccl",
             ["vllm.sync_backend: nccl needs GPUs", "use auto or object_store"],
         ),
+        ("--vllm.sync_backend gloo", ["vllm.sync_backend: gloo needs a CPU", "use auto or nccl with device: cuda"]),
         (
             "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.sync_backend nccl",
             ["vllm.sync_backend: nccl refuses two processes on one GPU", "use auto or ipc"],

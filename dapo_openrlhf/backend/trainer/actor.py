@@ -421,6 +421,12 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
         self._nccl = NcclSender(address=address, port=port, world_size=world_size)
 
+    def open_gloo(self, address: str, port: int, world_size: int) -> None:
+        """The same as :meth:`open_nccl`, on a CPU."""
+        from dapo_openrlhf.backend.transfer.senders.gloo import GlooSender
+
+        self._nccl = GlooSender(address=address, port=port, world_size=world_size)
+
     def open_ipc(self) -> None:
         """Get ready to show the weights to the engine on this rank's GPU."""
         from dapo_openrlhf.backend.transfer.senders.ipc import IpcSender

@@ -2,7 +2,7 @@
 
 | publisher    | ``send`` returns when            | engines pause for             | an engine that is lost |
 |--------------|----------------------------------|-------------------------------|------------------------|
-| nccl         | every engine has the weights     | gathering, broadcast, loading | ends the run           |
+| nccl, gloo   | every engine has the weights     | gathering, broadcast, loading | ends the run           |
 | ipc          | each rank has copied them aside  | loading                       | ends the run           |
 | object_store | rank 0 has packed them           | loading                       | is replaced            |
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from dapo_openrlhf.backend.messages import PACKED, WeightAck, WeightLayout
 from dapo_openrlhf.backend.run.publishers.parties import FIRST, Parties, confirm
@@ -30,7 +30,7 @@ class NcclPublisher:
         address, port = await parties.of_first(parties.first.transfer_address.remote(), "finding a free port")
         layout = await parties.layout()
         size = 1 + workers_per_engine * len(parties.engines)
-        calls = {FIRST: parties.first.open_nccl.remote(address, port, size)}
+        calls = {FIRST: cls._meet(parties.first).remote(address, port, size)}
         for index, (name, engine) in enumerate(parties.engines.items()):
             where = {"master_address": address, "master_port": port, "world_size": size}
             calls[name] = engine.join_transfer.remote(
@@ -38,6 +38,11 @@ class NcclPublisher:
             )
         await parties.of_all(calls, f"forming the transfer group at {address}:{port}")
         return cls(parties, layout, on_spans=on_spans)
+
+    @staticmethod
+    def _meet(rank: Any) -> Any:
+        """The method by which trainer rank 0 becomes the group's first member."""
+        return rank.open_nccl
 
     async def send(self, version: PolicyVersion) -> Publication:
         """Broadcast; both sides take part, so all are called at once."""

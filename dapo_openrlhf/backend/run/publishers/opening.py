@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias, assert_never
 
+from dapo_openrlhf.backend.run.publishers.gloo import GlooPublisher
 from dapo_openrlhf.backend.run.publishers.ipc import IpcPublisher
 from dapo_openrlhf.backend.run.publishers.nccl import NcclPublisher
 from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
@@ -28,6 +29,9 @@ async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans)
         case "nccl":
             workers_per_engine = config.vllm.tensor_parallel_size
             return await NcclPublisher.open(parties, workers_per_engine=workers_per_engine, on_spans=on_spans)
+        case "gloo":
+            workers_per_engine = config.vllm.tensor_parallel_size
+            return await GlooPublisher.open(parties, workers_per_engine=workers_per_engine, on_spans=on_spans)
         case "ipc":
             return await IpcPublisher.open(parties, on_spans=on_spans)
         case "object_store":

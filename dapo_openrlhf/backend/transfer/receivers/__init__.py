@@ -24,6 +24,7 @@ class Receiver:
 RECEIVERS: Mapping[str, Receiver] = {
     "nccl": Receiver(backend="checked_nccl", worker_extension=f"{__name__}.nccl.NcclWorker"),
     "ipc": Receiver(backend="checked_ipc", worker_extension=f"{__name__}.ipc.IpcWorker"),
+    "gloo": Receiver(backend="checked_gloo", worker_extension=f"{__name__}.gloo.GlooWorker"),
     "object_store": Receiver(backend="object_store"),  # imported by the engine's actor, in which its worker lives
 }
 """By transport."""

@@ -20,13 +20,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from dapo_openrlhf.backend.messages import WeightManifest
 from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
 from dapo_openrlhf.backend.transfer.receivers.delivery import Delivery
+from dapo_openrlhf.backend.transfer.receivers.repacking import repack
 
 
 @dataclass
@@ -68,22 +67,10 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
         """Process layers as after loading a checkpoint. Raises :class:`delivery.IncompleteWeights`."""
         problem = self._delivery.problem()
         finalize_layerwise_reload(self.model, self.model_config)
-        self._repack()
+        if self.device.type == "cpu":
+            repack(self.model, self.model_config)
         if problem is not None:
             raise problem
-
-    def _repack(self) -> None:
-        """Do what vLLM's reload (0.29) leaves out on a CPU, where layers compute with packed copies of their weights."""
-        if self.device.type != "cpu":
-            return
-        tied = self.model_config.hf_text_config.tie_word_embeddings
-        for layer in self.model.modules():
-            match layer:
-                case RoutedExperts():  # packed at the first load only: later ones were read as if they were
-                    kernel: Any = layer.quant_method.moe_kernel
-                    kernel.fused_experts.process_weights_after_loading(layer)
-                case ParallelLMHead() if tied:  # without a parameter of its own, so nothing repacked it
-                    layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         """Nothing is held."""

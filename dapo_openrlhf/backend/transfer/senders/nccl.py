@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class NcclSender:
     """Rank 0's end of a group of itself and all engines' workers."""
+
+    _group: Any
 
     def __init__(self, *, address: str, port: int, world_size: int) -> None:
         """Blocks until every worker has joined."""

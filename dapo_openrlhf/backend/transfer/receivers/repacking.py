@@ -1,0 +1,21 @@
+"""What vLLM's reload (0.29) leaves out on a CPU, where layers compute with packed copies of their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.nn import Module
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+
+def repack(model: Module, model_config: Any) -> None:
+    """Pack anew what nothing else does, once a publication has been processed."""
+    tied = model_config.hf_text_config.tie_word_embeddings
+    for layer in model.modules():
+        match layer:
+            case RoutedExperts():  # packed at the first load only: later ones were read as if they were
+                kernel: Any = layer.quant_method.moe_kernel
+                kernel.fused_experts.process_weights_after_loading(layer)
+            case ParallelLMHead() if tied:  # without a parameter of its own, so nothing repacked it
+                layer.quant_method.process_weights_after_loading(layer)
