@@ -51,6 +51,7 @@ OUTSIDE: Mapping[str, set[str]] = {
     "algorithm.loss": {"torch"},
     "algorithm.kl": {"torch"},
     "algorithm.gae": {"torch"},
+    "pipeline.manifest": {"xxhash"},
     "dataset.rows": {"pyarrow"},
     "dataset.renderer": {"jinja2", "transformers"},
     "rewards.algebra": {"mpmath"},

@@ -16,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
     """All commands; settings of a run are left over by ``parse_known_args``."""
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace"
+        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace|checkpoint"
     )
     for name, what in {
         "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
@@ -32,14 +32,15 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        sources = command.add_mutually_exclusive_group(required=True)
-        sources.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configs/")
+        command.add_argument(
+            "--config", type=Path, metavar="FILE", required=name == "eval", help="YAML file, see configs/"
+        )
         if name in ("train", "submit"):
-            sources.add_argument(
+            command.add_argument(
                 "--resume",
-                type=Path,
                 metavar="RUN",
-                help="go on with a run from its newest checkpoint (ckpt.save_steps), in its folder and with its settings",
+                help="in place of --config: go on with a run from its newest good checkpoint (ckpt.save_steps), in its folder "
+                "and with its settings; beside --config, auto: go on with the run of that name, or start it",
             )
         if name == "eval":
             command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
@@ -72,7 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
     _add_trace(
         commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing", allow_abbrev=False)
     )
+    _add_checkpoint(commands.add_parser("checkpoint", help="list and verify a run's checkpoints", allow_abbrev=False))
     return parser
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/latest")
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:

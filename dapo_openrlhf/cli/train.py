@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -25,10 +26,11 @@ from dapo_openrlhf.pipeline.events import (
     UpdateSkipped,
 )
 from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
-from dapo_openrlhf.pipeline.resume import Change, check_resume, newest_checkpoint
+from dapo_openrlhf.pipeline.resume import Change, ResumePoint, check_resume
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.responses import write_responses
 from dapo_openrlhf.report.run_folder import RunFolder, write_whole
+from dapo_openrlhf.report.run_lock import run_lock
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.watch import Watch
 
@@ -119,25 +121,35 @@ class RunRecorder:
         self._file.close()
 
 
-def train(config: Config, *, started: float, resume: Path | None = None, stream: TextIO = sys.stdout) -> int:
-    """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process.
+def train(config: Config, *, started: float, resume: ResumePoint | None = None, stream: TextIO = sys.stdout) -> int:
+    """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
+    with contextlib.ExitStack() as held:
+        if resume is not None:
+            held.enter_context(run_lock(resume.run))
+        return _train(config, started=started, resume=resume, stream=stream, held=held)
 
-    ``resume``: folder of an earlier run to go on with from its newest checkpoint.
-    """
+
+def _train(
+    config: Config, *, started: float, resume: ResumePoint | None, stream: TextIO, held: contextlib.ExitStack
+) -> int:
     from dapo_openrlhf.backend.run import launch
     from dapo_openrlhf.backend.run.inputs import check_inputs
 
     checkpoint: Path | None = None
     changes: list[Change] = []
     if resume is not None:
-        checkpoint = newest_checkpoint(resume)
-        changes = check_resume(config, run=resume, checkpoint=checkpoint)
+        checkpoint = resume.checkpoint
+        changes = check_resume(config, run=resume.run, checkpoint=checkpoint)
 
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
     inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
-    folder = RunFolder.create(Path(config.run.dir), config.run.name) if resume is None else RunFolder.reopen(resume)
+    if resume is None:
+        folder = RunFolder.create(Path(config.run.dir), config.run.name)
+        held.enter_context(run_lock(folder.path))
+    else:
+        folder = RunFolder.reopen(resume.run)
     inputs = replace(inputs, bad_batches=folder.bad_batches)
     write_whole(folder.config, dump_config(config))
     if checkpoint is not None:

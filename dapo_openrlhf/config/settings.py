@@ -34,6 +34,10 @@ class ConfigError(ValueError):
     """The configuration cannot be run; the message names key, value and remedy."""
 
 
+class SettingsUnreadable(ConfigError):
+    """A file of settings is missing or broken as a file, whatever it was meant to say."""
+
+
 class Section(BaseModel):
     """A frozen group of settings; the docstring below a field becomes its description."""
 
@@ -692,17 +696,19 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a YAML file, apply dotted overrides, check everything. Raises :class:`ConfigError`."""
+    """Read a YAML file, apply dotted overrides, check everything. Raises :class:`ConfigError`, for a
+    file that is missing or broken :class:`SettingsUnreadable`.
+    """
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+        raise SettingsUnreadable(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
+        raise SettingsUnreadable(f"{path} is not a text file in UTF-8: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise SettingsUnreadable(f"{path} is not valid YAML: {error}") from error
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds {type(loaded).__name__}, not a mapping of sections to settings")
+        raise SettingsUnreadable(f"{path} holds {type(loaded).__name__}, not a mapping of sections to settings")
     settings: dict[str, Any] = {}
     for key, value in [*loaded.items(), *(overrides or {}).items()]:
         _assign(settings, str(key), value)

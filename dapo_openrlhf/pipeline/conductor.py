@@ -218,7 +218,8 @@ class Pipeline:
         unfinished = self._checkpoints.begin(step)
         await self._trainer.save(unfinished)
         await self._trainer.save_state(unfinished)
-        path = self._checkpoints.finish(RunState(step=step, prompts=self._rollouts.prompt_state()))
+        state = RunState(step=step, prompts=self._rollouts.prompt_state())
+        path = await asyncio.to_thread(self._checkpoints.finish, state)  # reads all files once more
         self._log.emit(Checkpointed(step=step, path=path, seconds=self._log.now() - started))
 
     async def _save_model(self, step: int) -> None:
