@@ -56,7 +56,7 @@ PRESETS: Mapping[PresetName, Preset] = {
     "dapo": Preset(
         summary="DAPO's four techniques and overlong filtering with the paper's values. The soft overlong punishment "
         "waits for reward.overlong_buffer_len, because only the run knows its lengths.",
-        settings={},  # the defaults of config.py are DAPO's
+        settings={},  # the defaults of the settings are DAPO's
     ),
     "dapo-paper": Preset(
         summary="Every number of the paper's main run (arXiv 2503.14476, section 4.1), lengths and batch sizes "

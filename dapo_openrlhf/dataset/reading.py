@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRows
 from dapo_openrlhf.dataset.cache import Digest, digest_of, key_of, new_file, open_kept
 from dapo_openrlhf.dataset.messages import Bad, Good

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.prompts import PromptState
 
 STATE_FILE = "run_state.json"

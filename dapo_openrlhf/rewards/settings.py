@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.config.settings import ConfigError, RewardSection
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.rewards.question import RULE
 
 

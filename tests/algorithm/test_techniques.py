@@ -14,7 +14,7 @@ import torch
 
 from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate
 from dapo_openrlhf.algorithm.overlong import soft_overlong_punishment
-from dapo_openrlhf.config.settings import build_config
+from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.pipeline.batch import samples_of, weighted
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup

@@ -7,16 +7,10 @@ from typing import Any, get_args
 
 import pytest
 
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config, dump_config, load_config, preset_changes
 from dapo_openrlhf.config.presets import PRESETS, PresetName
-from dapo_openrlhf.config.settings import (
-    Config,
-    ConfigError,
-    build_config,
-    dump_config,
-    load_config,
-    preset_changes,
-    setting_names,
-)
+from dapo_openrlhf.config.settings import Config, setting_names
 
 LEAST = {"actor": {"model_name_or_path": "m"}, "data": {"prompt_dataset": "d"}}
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny_model import CHARACTERS, make_tiny_tokenizer
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset import cache, reading
 from dapo_openrlhf.dataset.bad_rows import BadRow
 from dapo_openrlhf.dataset.readers import Readers

@@ -11,7 +11,8 @@ from pathlib import Path
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.cluster import check_devices
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens, text_parts
-from dapo_openrlhf.config.settings import Config, ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
