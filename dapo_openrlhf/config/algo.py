@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, FiniteFloat
 
 from dapo_openrlhf.algorithm.choices import EstimatorName, KlEstimator
+from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import Fraction, PositiveInt, Section
 
 
@@ -21,7 +22,7 @@ def _bounds(value: object) -> object:
 
 
 class AdvantageSection(Section):
-    estimator: EstimatorName = "group_norm"
+    estimator: EstimatorName = PAPER["algo.advantage.estimator"]
     """``group_norm``: reward minus the group's mean, over its standard deviation (DAPO eq. 9); ``dr_grpo``: minus the
     mean only (arXiv 2503.20783); ``rloo``: minus the mean of the others (arXiv 2402.14740); ``gae``: with a critic
     (arXiv 1506.02438, eq. 16); ``reinforce_baseline``, ``reinforce``: minus the group's mean, or the reward itself,
@@ -43,7 +44,7 @@ class AdvantageSection(Section):
 
 
 class KlSection(Section):
-    init_coef: Annotated[float, Field(ge=0)] = 0.0
+    init_coef: Annotated[float, Field(ge=0)] = PAPER["algo.kl.init_coef"]
     """Coefficient of the KL to the reference policy, which is the model at the start; 0: none, and no reference model."""
     use_loss: bool = False
     """KL as a term of the loss (GRPO eq. 3; always a mean over all tokens, as in OpenRLHF), or of each token's reward (PPO;
@@ -55,7 +56,7 @@ class KlSection(Section):
 class AlgoSection(Section):
     advantage: AdvantageSection = AdvantageSection()
     kl: KlSection = KlSection()
-    dynamic_filtering_enable: bool = True
+    dynamic_filtering_enable: bool = PAPER["algo.dynamic_filtering_enable"]
     """Dynamic sampling (eq. 11): train only groups with 0 < accuracy < 1, refill until the batch is full."""
     dynamic_filtering_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] | None = None
     """LOW HIGH: groups whose mean score lies between them are trained, none of both included. Scores are 1 for right and

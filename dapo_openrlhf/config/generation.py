@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import COLDEST, HOTTEST, PositiveFloat, PositiveInt, Section
 
 
@@ -34,15 +35,15 @@ class VllmSection(Section):
 
 
 class RolloutSection(Section):
-    batch_size: PositiveInt = 512
+    batch_size: PositiveInt = PAPER["rollout.batch_size"]
     """P: prompts (groups) of one rollout step."""
-    n_samples_per_prompt: PositiveInt = 16
+    n_samples_per_prompt: PositiveInt = PAPER["rollout.n_samples_per_prompt"]
     """G: responses of one prompt."""
-    max_new_tokens: PositiveInt = 20480
+    max_new_tokens: PositiveInt = PAPER["rollout.max_new_tokens"]
     """L_max: longest response, in tokens; a longer one is truncated."""
-    temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = 1.0
+    temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = PAPER["rollout.temperature"]
     """Sampling temperature; the trainer's log-probs use the same."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = PAPER["rollout.top_p"]
     """Nucleus sampling, as in OpenRLHF; below 1 it biases training, and is refused."""
 
 

@@ -137,8 +137,9 @@ def preset_changes(config: Config) -> Iterator[tuple[str, Any, Any]]:
         value: Any = values
         for part in dotted.split("."):
             value = value[part]
-        if value != expected:
-            yield dotted, value, expected
+        plain = list(expected) if isinstance(expected, tuple) else expected
+        if value != plain:
+            yield dotted, value, plain
 
 
 def _assign(settings: dict[str, Any], dotted: str, value: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import PositiveFloat, PositiveInt, Section, listed
 
 
@@ -44,9 +45,9 @@ class RewardSection(Section):
     """A prompt whose groups could not be scored this many times in a row is dropped instead of tried again."""
     overlong_buffer_len: Annotated[int, Field(ge=0)] | None = None
     """L_cache of the soft overlong punishment (eq. 13), in tokens; null or 0 switches it off."""
-    overlong_penalty_factor: PositiveFloat = 1.0
+    overlong_penalty_factor: PositiveFloat = PAPER["reward.overlong_penalty_factor"]
     """Scales the soft overlong punishment."""
-    overlong_filtering_enable: bool = True
+    overlong_filtering_enable: bool = PAPER["reward.overlong_filtering_enable"]
     """Overlong filtering: truncated responses carry no loss."""
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from dapo_openrlhf.config.algo import AlgoSection
 from dapo_openrlhf.config.generation import AsyncSection, RolloutSection, VllmSection
-from dapo_openrlhf.config.presets import PresetName
+from dapo_openrlhf.config.presets import PAPER, PresetName
 from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.config.section import HOTTEST, PositiveInt, Section
 from dapo_openrlhf.config.training import ActorSection, CriticSection, DsSection, TrainSection
@@ -46,7 +46,7 @@ class DataSection(Section):
     """First turn of every chat that has no system turn of its own."""
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     """Rows that are no prompts, or leave no room for a response: refuse the run, or leave them out; both name them."""
-    max_len: PositiveInt = 22528
+    max_len: PositiveInt = PAPER["data.max_len"]
     """Longest prompt and response together, in tokens."""
 
 
@@ -60,7 +60,7 @@ class EvalSection(Section):
     the next publication waits."""
     n_samples_per_prompt: PositiveInt = 1
     """n: responses of each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
-    temperature: Annotated[float, Field(ge=0, le=HOTTEST)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=HOTTEST)] = PAPER["eval.temperature"]
     """Sampling temperature of the evaluation, apart from training's; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling of the evaluation; the paper takes 0.7."""

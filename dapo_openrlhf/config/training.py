@@ -7,17 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dapo_openrlhf.algorithm.choices import LossAggMode, PolicyLossType
+from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import Fraction, PositiveFloat, PositiveInt, Section
 
 
 class AdamSection(Section):
-    lr: PositiveFloat = 1e-6
+    lr: PositiveFloat = PAPER["actor.adam.lr"]
     """Peak learning rate."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the two moments."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = PAPER["actor.adam.weight_decay"]
     """Decoupled weight decay; biases and norms are exempt."""
 
 
@@ -28,23 +29,25 @@ class ActorSection(Section):
     """Machines that train; each holds ``actor.num_gpus_per_node`` ranks."""
     num_gpus_per_node: PositiveInt = 1
     """Trainer ranks per node: one GPU each, or one CPU process each with ``device: cpu``."""
-    eps_clip_low_high: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.2, 0.28)
+    eps_clip_low_high: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = PAPER[
+        "actor.eps_clip_low_high"
+    ]
     """Clip range (eps_low, eps_high) of the ratio, eq. 8; Clip-Higher is eps_high > eps_low (eq. 10)."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    dual_clip: Annotated[float, Field(gt=1)] | None = PAPER["actor.dual_clip"]
     """Dual-clip constant c > 1 for negative advantages, or null for none (the paper has none)."""
-    policy_loss_type: PolicyLossType = "ppo"
+    policy_loss_type: PolicyLossType = PAPER["actor.policy_loss_type"]
     """Ratio of each token (``ppo``), or of the whole response (``gspo``, arXiv 2507.18071, eq. 7, whose clip range is
     some 3e-4)."""
-    loss_agg_mode: LossAggMode = "token-mean"
+    loss_agg_mode: LossAggMode = PAPER["actor.loss_agg_mode"]
     """``token-mean``: all tokens alike (DAPO eq. 12); ``seq-mean-token-mean``: all responses (GRPO, DAPO eq. 5);
     ``prompt-mean-token-mean``: all prompts (DAPO eq. 8 to the letter); ``seq-mean-token-sum-norm``: a response's sum
     over the constant rollout.max_new_tokens (Dr. GRPO)."""
     adam: AdamSection = AdamSection()
-    lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = PAPER["actor.lr_scheduler"]
     """Schedule over the run's gradient steps; its lengths are given in rollout steps, however many prompts they took."""
-    lr_warmup_steps: Annotated[int, Field(ge=0)] = 20
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = PAPER["actor.lr_warmup_steps"]
     """Linear warm-up, in rollout steps."""
-    max_norm: Annotated[float, Field(ge=0)] = 1.0
+    max_norm: Annotated[float, Field(ge=0)] = PAPER["actor.max_norm"]
     """Gradient norm is clipped to this; 0 switches clipping off."""
     gradient_checkpointing_enable: bool = False
     """Compute each layer again in the backward pass instead of keeping its activations: less memory, a third slower."""
@@ -80,11 +83,11 @@ class DsSection(Section):
 
 
 class TrainSection(Section):
-    batch_size: PositiveInt = 512
+    batch_size: PositiveInt = PAPER["train.batch_size"]
     """Responses of one gradient update; U = rollout.batch_size * n_samples_per_prompt / batch_size updates a step."""
     max_tokens_per_gpu: PositiveInt = 32768
     """Budget of one micro-batch, prompt and response tokens; a longer single sequence goes alone."""
-    max_epochs: PositiveInt = 1
+    max_epochs: PositiveInt = PAPER["train.max_epochs"]
     """Passes over each rollout step's batch."""
     max_steps: PositiveInt = 400
     """Rollout steps of the run."""
