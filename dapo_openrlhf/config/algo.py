@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, FiniteFloat
 
-from dapo_openrlhf.algorithm.choices import EstimatorName, KlEstimator
+from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, EstimatorName, KlEstimator
 from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import Fraction, PositiveInt, Section
 
@@ -33,11 +33,11 @@ class AdvantageSection(Section):
     """Lambda of ``gae``: 1 trusts rewards only, 0 values only."""
     no_std_norm: bool = False
     """Centre advantages over the batch without scaling them, with the estimators that whiten."""
-    is_correction_level: Literal["off", "token", "seq"] = "token"
+    is_correction_level: CorrectionLevel = "token"
     """Each token's importance weight old/rollout corrects for what engine and trainer, or two versions, disagree on:
     ``off`` not at all, ``token`` bounded by itself, ``seq`` only in responses whose geometric mean is within the bounds.
     With ``gspo`` the rollout is the ratio's denominator instead."""
-    is_correction_mode: Literal["clip", "mask"] = "clip"
+    is_correction_mode: CorrectionMode = "clip"
     """Outside the threshold: ``clip`` truncates a token's weight, ``mask`` sets it, or the response's, to zero."""
     is_correction_threshold: Annotated[tuple[float, float], BeforeValidator(_bounds), Field(strict=False)] = (0.0, 2.0)
     """LOW HIGH bounds of the weight, or HIGH alone. ``gspo`` corrects without weights, and has no use for them."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 from pydantic import Field
 
+from dapo_openrlhf.algorithm.choices import OldLogprobs
+from dapo_openrlhf.config.choices import AtDeadline, KvCache
 from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import COLDEST, HOTTEST, PositiveFloat, PositiveInt, Section
 
@@ -50,15 +52,15 @@ class RolloutSection(Section):
 class AsyncSection(Section):
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """K: largest policy age that is trained; 0 is synchronous, 1 off by one."""
-    at_deadline: Literal["wait", "cut"] = "wait"
+    at_deadline: AtDeadline = "wait"
     """What happens to groups in flight that alone hold up a batch: ``wait`` for them, or ``cut`` them, which truncates
     their responses (never trained), keeps the time of a step short and favours short responses: see ``cut_share``."""
     over_sampling: Annotated[float, Field(ge=1)] | Literal["auto"] = "auto"
     """Groups in flight for each one that is to be kept; ``auto`` follows the filter's pass rate, 1 is none. Groups made
     in vain are counted as surplus."""
-    kv_cache: Literal["keep", "recompute"] = "keep"
+    kv_cache: KvCache = "keep"
     """Of the tokens so far, when new weights come in flight: kept, or made anew by the new weights."""
-    old_logprobs: Literal["recompute", "rollout"] = "recompute"
+    old_logprobs: OldLogprobs = "recompute"
     """Denominator of the ratio: the trainer's own log-probs, or the engine's (saves one forward pass)."""
     generate_timeout: PositiveFloat = 3600.0
     """Seconds one group may take in an engine. One on which no group at all is done in that time hangs, and is replaced."""
@@ -70,3 +72,30 @@ class AsyncSection(Section):
     """Seconds each phase of a weight publication may take. With ``object_store`` an engine that is late is replaced."""
     start_timeout: PositiveFloat = 1800.0
     """Seconds all actors may take to start."""
+
+    @property
+    def cut_late(self) -> bool:
+        """Whether groups that alone hold up a batch are cut."""
+        match self.at_deadline:
+            case "wait":
+                return False
+            case "cut":
+                return True
+            case _:
+                assert_never(self.at_deadline)
+
+    @property
+    def recompute_kv_cache(self) -> bool:
+        """Whether new weights make the KV cache of the tokens so far anew."""
+        match self.kv_cache:
+            case "keep":
+                return False
+            case "recompute":
+                return True
+            case _:
+                assert_never(self.kv_cache)
+
+    @property
+    def over_sampling_factor(self) -> float | None:
+        """Groups in flight for each one that is to be kept; None follows the filter's pass rate."""
+        return None if self.over_sampling == "auto" else self.over_sampling

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
+from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import PositiveFloat, PositiveInt, Section, listed
@@ -24,7 +25,7 @@ class RewardSection(Section):
     it; an http(s) address that speaks OpenRLHF's remote reward protocol. The first decides which answers are right."""
     weights: Annotated[tuple[FiniteFloat, ...], BeforeValidator(listed), Field(strict=False)] | None = None
     """One for each reward: their weighted sum is trained; null weighs each with 1."""
-    answer_form: Literal["any", "number"] = "any"
+    answer_form: AnswerForm = "any"
     """What the rule takes for an answer to a label that is a number: ``any`` expression of that value, or a ``number``
     only, so that ``17*23`` and ``782/2`` are no answers to 391."""
     correct_from: FiniteFloat = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dapo_openrlhf.algorithm.choices import ESTIMATORS
+from dapo_openrlhf.algorithm.choices import ESTIMATORS, POLICY_LOSSES
 from dapo_openrlhf.config.input_template import input_template
 from dapo_openrlhf.config.section import COLDEST
 from dapo_openrlhf.config.settings import Config
@@ -125,9 +125,10 @@ def _impossible_algorithm(config: Config) -> Iterator[str]:
             "algo.advantage.is_correction_mode: clip has no meaning for algo.advantage.is_correction_level seq, which keeps "
             "or drops whole responses; use mask, or level token"
         )
-    if config.actor.policy_loss_type == "gspo" and config.actor.loss_agg_mode == "token-mean":
+    loss = config.actor.policy_loss_type
+    if POLICY_LOSSES[loss].of_response and config.actor.loss_agg_mode == "token-mean":
         yield (
-            "actor.loss_agg_mode: token-mean does not go with actor.policy_loss_type gspo, whose loss is a mean over "
+            f"actor.loss_agg_mode: token-mean does not go with actor.policy_loss_type {loss}, whose loss is a mean over "
             "responses (OpenRLHF takes that without saying so); use seq-mean-token-mean"
         )
     low, high = config.algo.dynamic_filtering_range or (0.0, 1.0)

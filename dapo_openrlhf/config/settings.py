@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from dapo_openrlhf.config.algo import AlgoSection
+from dapo_openrlhf.config.choices import DeviceKind, OnBadRow
 from dapo_openrlhf.config.generation import AsyncSection, RolloutSection, VllmSection
 from dapo_openrlhf.config.presets import PAPER, PresetName
 from dapo_openrlhf.config.reward import RewardSection
@@ -44,7 +45,7 @@ class DataSection(Section):
     """What the chat template is told besides, as ``enable_thinking: false``."""
     system_prompt: str | None = None
     """First turn of every chat that has no system turn of its own."""
-    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    on_bad_row: OnBadRow = "refuse"
     """Rows that are no prompts, or leave no room for a response: refuse the run, or leave them out; both name them."""
     max_len: PositiveInt = PAPER["data.max_len"]
     """Longest prompt and response together, in tokens."""
@@ -80,7 +81,7 @@ class Config(Section):
 
     preset: PresetName = "dapo"
     """Algorithm whose settings lie below the run's own."""
-    device: Literal["cpu", "cuda"] = "cuda"
+    device: DeviceKind = "cuda"
     """Kind of machine trainer and engines run on."""
     run: RunSection = RunSection()
     actor: ActorSection

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from dapo_openrlhf.algorithm.choices import LossAggMode, PolicyLossType
+from dapo_openrlhf.algorithm.choices import Attention, DataType, LossAggMode, PolicyLossType
+from dapo_openrlhf.config.choices import LrScheduler, ZeroStage
 from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import Fraction, PositiveFloat, PositiveInt, Section
 
@@ -43,7 +44,7 @@ class ActorSection(Section):
     ``prompt-mean-token-mean``: all prompts (DAPO eq. 8 to the letter); ``seq-mean-token-sum-norm``: a response's sum
     over the constant rollout.max_new_tokens (Dr. GRPO)."""
     adam: AdamSection = AdamSection()
-    lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = PAPER["actor.lr_scheduler"]
+    lr_scheduler: LrScheduler = PAPER["actor.lr_scheduler"]
     """Schedule over the run's gradient steps; its lengths are given in rollout steps, however many prompts they took."""
     lr_warmup_steps: Annotated[int, Field(ge=0)] = PAPER["actor.lr_warmup_steps"]
     """Linear warm-up, in rollout steps."""
@@ -69,14 +70,14 @@ class CriticSection(Section):
 
 
 class DsSection(Section):
-    zero_stage: Literal[1, 2, 3] = 2
+    zero_stage: ZeroStage = 2
     """DeepSpeed ZeRO stage."""
-    param_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    param_dtype: DataType = "bf16"
     """Model data type in trainer and engines alike; log-probs and losses are float32 always."""
-    grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
+    grad_accum_dtype: DataType | None = "fp32"
     """In which gradients add up over an update's micro-batches; null takes ``param_dtype``, as OpenRLHF does by default.
     bf16 loses what the later ones add; fp32 takes 2 bytes more for each parameter, spread over the trainer ranks."""
-    attn_implementation: Literal["flash_attention_2", "sdpa"] = "flash_attention_2"
+    attn_implementation: Attention = "flash_attention_2"
     """Attention of the trainer, over packed sequences either way."""
     adam_offload: bool = False
     """Keep the optimizer's states in host memory."""
