@@ -98,7 +98,7 @@ def agreement(folder: Path) -> dict[str, Any]:
     """Engine against trainer, before and after ten publications."""
     from dapo_openrlhf.backend.run.inputs import read_prompts
     from dapo_openrlhf.bench.agreement import measure
-    from dapo_openrlhf.config.settings import build_config
+    from dapo_openrlhf.config.loading import build_config
 
     settings = gpu_work.settings(folder, max_staleness=0, steps=1, learning_rate=1e-5)
     settings["train"]["batch_size"] = gpu_work.SAMPLES

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TextIO
 
 from dapo_openrlhf.config.cautions import cautions
-from dapo_openrlhf.config.settings import Config, ConfigError, dump_config, preset_changes
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import dump_config, preset_changes
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.bad_updates import words
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome

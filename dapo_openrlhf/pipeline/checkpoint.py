@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.manifest import MANIFEST_FILE, problems, write_manifest
 from dapo_openrlhf.pipeline.prompts import PromptState
 

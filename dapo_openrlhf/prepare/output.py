@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dapo_openrlhf import __version__
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.prepare.cleaning import LISTED, Cleaned
 from dapo_openrlhf.prepare.rows import Source
 

@@ -18,6 +18,7 @@ import time
 import traceback
 from typing import cast
 
+from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.rewards import verifier
 from dapo_openrlhf.rewards.failures import ServerAway, ServerLate, SourceFailed, Undecided
 from dapo_openrlhf.rewards.question import RULE, Question, RewardSource
@@ -64,8 +65,8 @@ def _open(settings: dict[str, object], timeout: float) -> RewardSource:
     names, weights = settings["sources"], settings["weights"]
     assert isinstance(names, list) and isinstance(weights, list)
     correct_from = float(str(settings["correct_from"]))
-    number_form = settings["answer_form"] == "number"
-    sources = [open_source(name, number_form=number_form, correct_from=correct_from, timeout=timeout) for name in names]
+    answer_form = cast("AnswerForm", settings["answer_form"])
+    sources = [open_source(name, answer_form=answer_form, correct_from=correct_from, timeout=timeout) for name in names]
     return WeightedReward([short_name(name) for name in names], sources, weights)
 
 

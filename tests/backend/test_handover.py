@@ -14,7 +14,8 @@ from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import start_rank
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, LossSettings
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 
 INPUTS = Inputs(device=Device(kind="cpu", threads=1), prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
 

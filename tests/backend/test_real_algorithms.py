@@ -28,7 +28,8 @@ from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import start_rank
 from dapo_openrlhf.backend.trainer.actor import PolicyActor
-from dapo_openrlhf.config.settings import Config, build_config, dump_config
+from dapo_openrlhf.config.loading import build_config, dump_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 pytestmark = pytest.mark.real

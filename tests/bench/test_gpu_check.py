@@ -23,7 +23,7 @@ from dapo_openrlhf.bench.gpu_check import (
     main,
     table,
 )
-from dapo_openrlhf.config.settings import build_config
+from dapo_openrlhf.config.loading import build_config
 
 AGREEMENT: dict[str, Any] = {
     "before": {"mean": 0.009, "largest": 0.04},

@@ -116,7 +116,7 @@ class Policy:
         weights, _ = importance_weights(old, rollout, mask, level="token", mode="clip", threshold=(0.0, 2.0))
         advantages = torch.tensor([[sample.advantage] for sample in samples], dtype=torch.float64)
         ratio = policy_ratio(logprobs, old, mask, level=level)
-        losses, _ = clipped_surrogate(ratio, advantages, eps_low=0.2, eps_high=0.28)
+        losses, _ = clipped_surrogate(ratio, advantages, eps_low=0.2, eps_high=0.28, dual_clip=None)
         losses = losses + KL_COEF * kl_estimate(logprobs, rollout, estimator="k3")
         return aggregate(losses * weights, mask, torch.tensor([[s.weight] for s in samples], dtype=torch.float64))
 

@@ -9,7 +9,8 @@ import pytest
 from fakes import FakeScorer, build, filtered
 from virtual_time import run_virtual
 
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.batch import plan_batch
 from dapo_openrlhf.pipeline.events import GroupGenerated
 from dapo_openrlhf.types import TrainBatch

@@ -7,7 +7,8 @@ import io
 import pytest
 
 from dapo_openrlhf.config.cautions import cautions
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.events import Event, GroupGenerated, GroupJudged, StepTrained
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.watch import Watch

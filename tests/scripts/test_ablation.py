@@ -12,7 +12,8 @@ import pytest
 from patience import HANG_SECONDS
 
 import dapo_openrlhf
-from dapo_openrlhf.config.settings import ConfigError, load_config, parse_overrides
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import load_config, parse_overrides
 from dapo_openrlhf.report.reflection import PhraseCounter
 from scripts.experiments.ablation.ladder import (
     CLIP_HIGHER,
@@ -109,7 +110,7 @@ class FakeTrainer:
 
 
 def _write_config(run: Path, config_file: Path, overrides: dict[str, object]) -> None:
-    from dapo_openrlhf.config.settings import dump_config
+    from dapo_openrlhf.config.loading import dump_config
 
     (run / "config.yaml").write_text(dump_config(load_config(config_file, overrides)))
 

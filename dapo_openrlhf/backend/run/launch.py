@@ -150,7 +150,7 @@ def build_pipeline(
             enabled=config.algo.dynamic_filtering_enable, score_range=config.algo.dynamic_filtering_range
         ),
         over_sampling=OverSampling(
-            factor=None if timing.over_sampling == "auto" else timing.over_sampling,
+            factor=timing.over_sampling_factor,
             window=OVER_SAMPLING_WINDOW * rollout.batch_size,
         ),
         max_filtered_batches=config.algo.max_filtered_batches,
@@ -178,7 +178,7 @@ def build_pipeline(
             factor=reward.overlong_penalty_factor,
         ),
         generate_timeout=timing.generate_timeout,
-        cut_late=timing.at_deadline == "cut",
+        cut_late=timing.cut_late,
         log=log,
     )
     trainer = RemoteTrainer(

@@ -130,7 +130,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
             decode_queries=config.reward.remote_url != (RULE,),
             version=inputs.first_step,
             weights_in_flight=config.train.partial_rollout_enable,
-            recompute_kv_cache=config.async_.kv_cache == "recompute",
+            recompute_kv_cache=config.async_.recompute_kv_cache,
         )
 
     return [RemoteEngine(start, index=index) for index in range(config.vllm.num_engines)]

@@ -27,8 +27,7 @@ class Models:
         self._strategy = strategy
         self._device = device
         ds, wanted = strategy.args.ds, strategy.args.ds.attn_implementation
-        packed_sdpa = wanted == "sdpa" or (wanted == "flash_attention_2" and not flash_attention_installed())
-        self.attention_name = attention.NAME if packed_sdpa else wanted
+        self.attention_name = attention.implementation(wanted, flash_attention=flash_attention_installed())
         self._options = {"dtype": PARAM_DTYPES[ds.param_dtype], "trust_remote_code": True}
 
     def language_model(self, path: str) -> Any:

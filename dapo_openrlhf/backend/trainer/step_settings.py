@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from dapo_openrlhf.algorithm.choices import KlEstimator, PolicyLossType
+from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, KlEstimator, OldLogprobs, PolicyLossType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +17,9 @@ class LossSettings:
     kl_coef: float
     """Of the KL in the loss; 0 for none."""
     kl_estimator: KlEstimator
-    old_logprobs: Literal["recompute", "rollout"]
-    is_correction_level: Literal["off", "token", "seq"]
-    is_correction_mode: Literal["clip", "mask"]
+    old_logprobs: OldLogprobs
+    is_correction_level: CorrectionLevel
+    is_correction_mode: CorrectionMode
     is_correction_threshold: tuple[float, float]
     temperature: float
 
