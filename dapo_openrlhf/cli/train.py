@@ -28,9 +28,10 @@ from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline.resume import Change, check_resume, newest_checkpoint
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.responses import write_responses
-from dapo_openrlhf.report.run_folder import RunFolder, write_whole
+from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.watch import Watch
+from dapo_openrlhf.whole_file import write_whole
 
 FAILURES_SHOWN = 5
 DROPPED_SHOWN = 20

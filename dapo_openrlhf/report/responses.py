@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_openrlhf.pipeline.evaluation import Evaluation
+from dapo_openrlhf.whole_file import whole_file
 
 
 class ResponsesError(ValueError):
@@ -37,8 +37,7 @@ def write_responses(path: Path, evaluation: Evaluation) -> None:
     ``truncated``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for result in evaluation.results:
             for sample, response in enumerate(result.responses):
                 line = {
@@ -54,7 +53,6 @@ def write_responses(path: Path, evaluation: Evaluation) -> None:
                     "truncated": response.truncated,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(unfinished, path)
 
 
 def read_verdicts(path: Path) -> dict[str, JudgedProblem]:

@@ -18,7 +18,7 @@ import pytest
 from dapo_openrlhf.pipeline.evaluation import ProblemResult, Response
 from dapo_openrlhf.pipeline.metrics import METRICS
 from dapo_openrlhf.report.progress import LINES_PER_HEADER, EvaluationProgress, ProgressLine, clock_time
-from dapo_openrlhf.report.run_folder import RunFolder, write_whole
+from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import CHARTS, TensorBoardSink
 from dapo_openrlhf.types import Prompt
@@ -160,17 +160,6 @@ def test_the_header_comes_again_after_a_screenful() -> None:
 )
 def test_clock_time(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "config.yaml"
-    write_whole(file, "old")
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(Path, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
-        write_whole(file, "new and longer")
-    assert file.read_text() == "old"
-    write_whole(file, "new")
-    assert file.read_text() == "new"
 
 
 @pytest.mark.parametrize("rest", ["", '{"time":7.5,"ev', "x" * 200_000])
