@@ -235,3 +235,17 @@ class EnginePool:
                 cause, counts = str(error), True
         self._on_event(EngineReplaced(engine=index, times=seat.replaced))
         self._changed.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """Engines that are asked for one kind of responses, each group within the same time."""
+
+    engines: EnginePool
+    sampling: Sampling
+    timeout: float
+    """Seconds, see :meth:`EnginePool.generate`."""
+
+    async def sample(self, request: str, prompt: Prompt) -> Generation:
+        """Generate a group; ``request`` is a unique name. Raises :class:`GroupError`."""
+        return await self.engines.generate(request, prompt, self.sampling, self.timeout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -14,10 +13,29 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dapo_openrlhf.pipeline import events
-from dapo_openrlhf.pipeline.events import Event
+from dapo_openrlhf.pipeline.events import UNWRITTEN, Event
 from dapo_openrlhf.types import PolicyVersion, Span
 
 Listener = Callable[[Event], None]
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+KINDS: Mapping[str, type[Event]] = {
+    _snake(name): kind
+    for name, kind in vars(events).items()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+}
+"""Every event by its name in the log."""
+
+NAMES: Mapping[type[Event], str] = {kind: name for name, kind in KINDS.items()}
+
+WRITTEN: Mapping[type[Event], tuple[str, ...]] = {
+    kind: tuple(field.name for field in dataclasses.fields(kind) if not field.metadata.get(UNWRITTEN)) for kind in NAMES
+}
+"""The fields of an event that stand in the log."""
 
 
 class EventLog:
@@ -44,8 +62,8 @@ class EventLog:
     def emit(self, event: Event) -> None:
         """Record one event."""
         if self._file is not None:
-            fields = {field.name: _plain(getattr(event, field.name)) for field in dataclasses.fields(event)}
-            line = {"time": round(self.now(), 6), "event": _snake(type(event).__name__), **fields}
+            fields = {name: _plain(getattr(event, name)) for name in WRITTEN[type(event)]}
+            line = {"time": round(self.now(), 6), "event": NAMES[type(event)], **fields}
             self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
             self._file.flush()
         for listener in self._listeners:
@@ -63,11 +81,6 @@ def _plain(value: object) -> object:
     if isinstance(value, Span):
         return {"worker": value.worker, "kind": value.kind, "start": value.start, "end": value.end}
     return value
-
-
-@functools.cache
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 class EventLogError(ValueError):
@@ -143,15 +156,8 @@ _READERS: Mapping[object, Callable[[Any], object]] = {
 }
 """By the declared type of a field."""
 
-KINDS: Mapping[str, type[Event]] = {
-    _snake(name): kind
-    for name, kind in vars(events).items()
-    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
-}
-"""Every event by its name in the log."""
-
 FIELDS: Mapping[str, Mapping[str, Callable[[Any], object]]] = {
-    name: {field: _READERS[declared] for field, declared in typing.get_type_hints(kind).items()}
+    name: {field: _READERS[typing.get_type_hints(kind)[field]] for field in WRITTEN[kind]}
     for name, kind in KINDS.items()
 }
 """By an event's name, what makes each field's value of what JSON held."""

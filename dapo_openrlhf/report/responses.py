@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_openrlhf.pipeline.evaluation import Evaluation
+from dapo_openrlhf.pipeline.events import Evaluated, Event
+from dapo_openrlhf.report.recorder import Sink
 from dapo_openrlhf.whole_file import whole_file
 
 
@@ -27,6 +30,19 @@ class JudgedProblem:
     def accuracy(self) -> float:
         """Share of right answers among the judged ones; at least one is judged."""
         return self.right / self.judged
+
+
+class Responses(Sink):
+    """Writes every evaluation's responses to a file of its own."""
+
+    def __init__(self, path_of: Callable[[int], Path]) -> None:
+        """``path_of``: the file of the evaluation after so many steps."""
+        self._path_of = path_of
+
+    def event(self, event: Event) -> None:
+        """Write an evaluation's responses."""
+        if isinstance(event, Evaluated) and event.measured is not None:
+            write_responses(self._path_of(event.step), event.measured)
 
 
 def write_responses(path: Path, evaluation: Evaluation) -> None:
