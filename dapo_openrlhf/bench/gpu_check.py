@@ -131,9 +131,8 @@ def figures(events_file: Path) -> dict[str, Any]:
     spans = [span for event in events if isinstance(event, WorkerSpans) for span in event.spans]
     updates = [span.seconds for span in spans if span.kind == "update"]
     batches = [event for event in events if isinstance(event, BatchTaken)]
-    responses = sum(batch.responses for batch in batches)
-    tokens = sum(batch.response_tokens for batch in batches)
-    per_update = (tokens + responses * gpu_work.PROMPT_TOKENS) / len(updates)
+    tokens = sum(batch.response_tokens + batch.responses * gpu_work.PROMPT_TOKENS for batch in batches)
+    per_update = tokens / len(updates)
     return asdict(run) | {
         "step_median": statistics.median(run.step_seconds),
         # The first update of a run pays for kernels that are chosen then.

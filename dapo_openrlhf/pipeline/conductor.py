@@ -8,8 +8,8 @@
                   slots ◀── live in every engine ◀── deliver ◀── send ◀── trainer (U updates)
 
 * The rollout loop consumes slots and prompts and produces groups; it waits for a slot only.
-* The train loop consumes exact batches and produces weights; it waits for a batch, and before it sends weights for
-  the previous ones to be live. Delivery runs beside the next step's training: the trainer's weights are read in
+* The train loop consumes exact batches and produces weights; it waits for a batch, and before it sends weights (the
+  weight sync) for the previous ones to be live. Delivery runs beside the next step's training: the trainer's weights are read in
   ``send``, and only the engines are involved afterwards.
 * An evaluation begins once the weights it measures are live and runs beside rollouts and the next step's training. It
   holds up the next ``send`` only: all its answers come from one version.

@@ -1,4 +1,4 @@
-"""The generation engines as one: the least loaded gets the next group, a dead one is replaced (asyncio).
+"""The generation engines, or rollout workers, as one: the least loaded gets the next group, a dead one is replaced (asyncio).
 
 A prompt's own fault is never counted against an engine: errors of the request pass through, and a prompt that engines
 keep failing or dying on is found out and dropped, see :mod:`~dapo_openrlhf.pipeline.suspects`.

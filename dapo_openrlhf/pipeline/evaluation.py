@@ -39,7 +39,7 @@ class ProblemResult:
 
     @property
     def judged(self) -> int:
-        """n: responses with a verdict."""
+        """n: responses with a score."""
         return sum(response.correct is not None for response in self.responses)
 
     @property

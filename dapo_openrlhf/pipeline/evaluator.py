@@ -24,7 +24,7 @@ class EvaluationFailed(RuntimeError):
 
 
 class Evaluator:
-    """Answers every problem n times and has the answers judged. What fails is tried once more."""
+    """Answers every problem n times and has the answers scored. What fails is tried once more."""
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class Evaluator:
             generation = await _again(lambda: self._generate(problem))
         except GroupError as error:
             return (Response(error=_reason(error)),) * self._sampler.sampling.n
-        return await self._judge(problem, generation)
+        return await self._score(problem, generation)
 
     async def _generate(self, problem: Prompt) -> Generation:
         return await self._sampler.sample(f"problem {next(self._serial)}", problem)
 
-    async def _judge(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
+    async def _score(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
         texts: Sequence[str] = ("",) * len(generation.lengths)
         scores: Sequence[Score | None] = (None,) * len(generation.lengths)
         reason = ""

@@ -151,7 +151,7 @@ class BatchTaken(Event):
     cut_tokens: int
     """Tokens of those."""
     in_flight: int
-    """Groups between dispatch and verdict, after the batch was taken."""
+    """Groups between dispatch and the filter's decision, after the batch was taken."""
     ready: int
     """Kept groups left in the queue."""
     free_slots: int

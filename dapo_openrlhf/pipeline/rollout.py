@@ -105,7 +105,7 @@ class RolloutLoop:
     async def _make_group(self, group_id: int, prompt: Prompt) -> None:
         try:
             generation = await self._generate(group_id, prompt)
-            await self._judge(group_id, prompt, generation)
+            await self._score(group_id, prompt, generation)
         except GroupError as error:
             self._log.emit(GroupFailed(group=group_id, reason=error.reason, message=str(error)))
             self._queue.fail(group_id, error.reason, str(error))
@@ -132,16 +132,16 @@ class RolloutLoop:
         )
         return generation
 
-    async def _judge(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
+    async def _score(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
         started = self._log.now()
         scores = await self._scorer.score(generation.texts, prompt)
         group = self._group(group_id, prompt, generation, scores)
-        verdict = self._queue.offer(group)
+        decision = self._queue.offer(group)
         self._log.emit(
             GroupJudged(
                 group=group_id,
-                keep=verdict.keep,
-                reason=verdict.reason,
+                keep=decision.keep,
+                reason=decision.reason,
                 accuracy=group.accuracy,
                 reward=group.mean_reward,
                 response_tokens=group.response_tokens,

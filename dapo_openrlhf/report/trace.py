@@ -1,7 +1,7 @@
 """A run's event log as a timeline: for Chrome's and Perfetto's trace viewers, and as a picture of a few steps.
 
 One track per engine and per trainer rank (what it worked on; a gap is a bubble), one for publications, one that counts
-the groups in each place, and every group from dispatch to verdict.
+the groups in each place, and every group from dispatch to the filter's decision.
 """
 
 from __future__ import annotations
