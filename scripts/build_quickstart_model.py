@@ -22,11 +22,9 @@ import argparse
 import hashlib
 import itertools
 import json
-import os
 import random
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -37,6 +35,8 @@ DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
 sys.path.insert(0, str(DATA_FOLDER))
 
 from quickstart_prompts import Problem, stream_problems, take_problems  # noqa: E402
+
+from dapo_openrlhf.whole_file import whole_file  # noqa: E402
 
 if TYPE_CHECKING:  # the heavy packages are imported where they are used, after the cache check
     import torch
@@ -368,18 +368,10 @@ def build(recipe: Recipe, folder: Path) -> dict[str, object]:
     }
 
 
-def install(folder: Path, output: Path, scratch: Path) -> None:
-    """Move a finished build into its place; an older one goes to the scratch folder, to vanish with it."""
-    if output.exists():
-        os.rename(output, scratch / "replaced")
-    os.rename(folder, output)
-
-
 def build_and_install(recipe: Recipe, output: Path) -> dict[str, object]:
     """Build beside `output` and rename, so that an interruption leaves no half-made model; return the manifest."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        folder = Path(scratch) / "model"
+    with whole_file(output) as folder:
         folder.mkdir()
         manifest = describe_build(recipe) | build(recipe, folder)
         if not recipe.lowest_accuracy <= manifest["sampled_accuracy"] <= recipe.highest_accuracy:
@@ -388,7 +380,6 @@ def build_and_install(recipe: Recipe, output: Path) -> dict[str, object]:
                 f"{recipe.lowest_accuracy:.0%}-{recipe.highest_accuracy:.0%}: nothing was written; try another --seed"
             )
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        install(folder, output, Path(scratch))
     return manifest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,8 @@ import yaml
 
 from dapo_openrlhf.bench.stock import StockMode, StockSettings, run_stock
 from dapo_openrlhf.bench.workload import Workload
+from dapo_openrlhf.pipeline.event_log import read
+from dapo_openrlhf.pipeline.events import BatchTaken, GroupJudged, PublicationLive, RunStarted, StepDone, WorkerSpans
 
 WARM_UP_STEPS = 3
 """First steps of a run that are not counted."""
@@ -109,39 +110,35 @@ def our_settings(max_staleness: int, workload: Workload, settings: StockSettings
 
 def read_our_run(events_file: Path) -> ArmRun:
     """Figures of a run, from its event log."""
-    events = [json.loads(line) for line in events_file.read_text().splitlines()]
-
-    def of(kind: str) -> list[dict[str, Any]]:
-        return [event for event in events if event["event"] == kind]
-
-    done = of("step_done")[WARM_UP_STEPS - 1 :]
-    begin, end, steps = done[0]["time"], done[-1]["time"], len(done) - 1
-    batches = of("batch_taken")[WARM_UP_STEPS:]
-    offset = of("run_started")[0]["unix_time"]
-    spans = [span for event in of("worker_spans") for span in event["spans"]]
+    log = list(read(events_file))
+    done = [logged.time for logged in log if isinstance(logged.event, StepDone)][WARM_UP_STEPS - 1 :]
+    begin, end, steps = done[0], done[-1], len(done) - 1
+    batches = [logged.event for logged in log if isinstance(logged.event, BatchTaken)][WARM_UP_STEPS:]
+    offset = next(logged.event.unix_time for logged in log if isinstance(logged.event, RunStarted))
+    spans = [span for logged in log if isinstance(logged.event, WorkerSpans) for span in logged.event.spans]
 
     def busy(worker: str) -> list[float]:
         """Seconds a worker worked in each counted step."""
-        mine = [(span["start"] - offset, span["end"] - offset) for span in spans if span["worker"] == worker]
+        mine = [(span.start - offset, span.end - offset) for span in spans if span.worker == worker]
         return [
-            sum(max(0.0, min(stop, later["time"]) - max(start, step["time"])) for start, stop in mine)
-            for step, later in pairwise(done)
+            sum(max(0.0, min(stop, after) - max(start, before)) for start, stop in mine)
+            for before, after in pairwise(done)
         ]
 
     generate, train = busy("engine 0"), busy("trainer 0")
-    ages = [age for batch in batches for age in batch["ages"]]
-    judged = [event for event in of("group_judged") if begin < event["time"] <= end]
-    live = [event["seconds"] for event in of("publication_live")[WARM_UP_STEPS:]]
+    ages = [age for batch in batches for age in batch.ages]
+    judged = [logged.event for logged in log if isinstance(logged.event, GroupJudged) and begin < logged.time <= end]
+    live = [logged.event.seconds for logged in log if isinstance(logged.event, PublicationLive)][WARM_UP_STEPS:]
     return ArmRun(
-        step_seconds=tuple(later["time"] - step["time"] for step, later in pairwise(done)),
-        trained_tokens=sum(batch["response_tokens"] for batch in batches),
+        step_seconds=tuple(after - before for before, after in pairwise(done)),
+        trained_tokens=sum(batch.response_tokens for batch in batches),
         generate_seconds=sum(generate) / steps,
         train_seconds=sum(train) / steps,
         busier_seconds=sum(map(max, generate, train)) / steps,
         publish_seconds=sum(live) / len(live),
         mean_age=sum(ages) / len(ages),
         max_age=max(ages),
-        pass_rate=sum(event["keep"] for event in judged) / len(judged),
+        pass_rate=sum(event.keep for event in judged) / len(judged),
     )
 
 

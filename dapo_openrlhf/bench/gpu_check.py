@@ -123,19 +123,21 @@ def run_of(max_staleness: int) -> Callable[[Path], dict[str, Any]]:
 def figures(events_file: Path) -> dict[str, Any]:
     """Figures of a run, from its event log."""
     from dapo_openrlhf.bench.arms import read_our_run
+    from dapo_openrlhf.pipeline.event_log import read
+    from dapo_openrlhf.pipeline.events import BatchTaken, WorkerSpans
 
     run = read_our_run(events_file)
-    events = [json.loads(line) for line in events_file.read_text().splitlines()]
-    spans = [span for event in events if event["event"] == "worker_spans" for span in event["spans"]]
-    updates = [span["end"] - span["start"] for span in spans if span["kind"] == "update"]
-    responses = sum(event["responses"] for event in events if event["event"] == "batch_taken")
-    tokens = sum(event["response_tokens"] for event in events if event["event"] == "batch_taken")
-    per_update = (tokens + responses * gpu_work.PROMPT_TOKENS) / len(updates)
+    events = [logged.event for logged in read(events_file)]
+    spans = [span for event in events if isinstance(event, WorkerSpans) for span in event.spans]
+    updates = [span.seconds for span in spans if span.kind == "update"]
+    batches = [event for event in events if isinstance(event, BatchTaken)]
+    tokens = sum(batch.response_tokens + batch.responses * gpu_work.PROMPT_TOKENS for batch in batches)
+    per_update = tokens / len(updates)
     return asdict(run) | {
         "step_median": statistics.median(run.step_seconds),
         # The first update of a run pays for kernels that are chosen then.
         "trainer_tokens_per_second": per_update / statistics.median(updates[1:]),
-        "pause_seconds": statistics.median(s["end"] - s["start"] for s in spans if s["kind"] == "load_weights"),
+        "pause_seconds": statistics.median(span.seconds for span in spans if span.kind == "load_weights"),
     }
 
 

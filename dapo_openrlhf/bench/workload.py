@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dapo_openrlhf.bench import reward
+from dapo_openrlhf.whole_file import whole_file
 
 if TYPE_CHECKING:  # the heavy packages are imported where they are used, after the cache check
     from torch import Tensor
@@ -283,12 +282,8 @@ def _build(recipe: Recipe, folder: Path) -> int:
 def _build_and_install(recipe: Recipe, output: Path, described: dict[str, Any]) -> dict[str, Any]:
     """Build beside ``output`` and rename, so that nothing half-made is left; return the manifest."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        folder = Path(scratch) / "work"
+    with whole_file(output) as folder:
         folder.mkdir()
         manifest = described | {"parameters": _build(recipe, folder)}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        if output.exists():  # outdated: it vanishes with the scratch folder
-            os.rename(output, Path(scratch) / "replaced")
-        os.rename(folder, output)
     return manifest

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from event_files import evaluated, group_judged, run_started, write_events
 from patience import HANG_SECONDS
 
 import dapo_openrlhf
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import load_config, parse_overrides
+from dapo_openrlhf.pipeline.events import StepDone
 from dapo_openrlhf.report.reflection import PhraseCounter
 from scripts.experiments.ablation.ladder import (
     CLIP_HIGHER,
@@ -129,15 +131,15 @@ def make_run(run: Path, *, final: float, base: float = 0.25) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step, **row}) + "\n" for step in (0, 1)))
     judged = [0.5, 1.0, 0.0, 0.875]
     events = [
-        {"event": "run_started", "first_step": 0},
-        *({"event": "group_judged", "accuracy": accuracy} for accuracy in judged),
-        {"event": "evaluated", "step": 0, "accuracy": base},
-        {"event": "step_done", "step": 0},
-        *({"event": "group_judged", "accuracy": 1.0} for _ in range(2)),
-        {"event": "step_done", "step": 1},
-        {"event": "evaluated", "step": 2, "accuracy": final},
+        run_started(1000.0),
+        *(group_judged(accuracy=accuracy) for accuracy in judged),
+        evaluated(0, base),
+        StepDone(step=0, laps={}),
+        *(group_judged(accuracy=1.0) for _ in range(2)),
+        StepDone(step=1, laps={}),
+        evaluated(2, final),
     ]
-    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    write_events(run / "events.jsonl", ((0.0, event) for event in events))
     (run / "eval").mkdir(exist_ok=True)
     response = {"prompt": "1+1=", "label": "2", "response": "Wait, 2", "correct": True, "length": 3}
     for step in (0, 2):
@@ -219,16 +221,15 @@ def test_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
 def test_steps_that_a_resumed_run_does_anew_count_once(tmp_path: Path) -> None:
     trial = plan(tmp_path)[0]
     make_run(trial.run.path, final=0.5)
-    with trial.run.events.open("a") as events:
-        for event in (
-            {"event": "group_judged", "accuracy": 0.5},  # lost with the process
-            {"event": "run_started", "first_step": 1},
-            {"event": "group_judged", "accuracy": 0.5},
-            {"event": "group_judged", "accuracy": 1.0},
-            {"event": "step_done", "step": 1},
-            {"event": "evaluated", "step": 2, "accuracy": 0.75},
-        ):
-            events.write(json.dumps(event) + "\n")
+    more = [
+        group_judged(accuracy=0.5),  # lost with the process
+        run_started(2000.0),
+        group_judged(accuracy=0.5),
+        group_judged(accuracy=1.0),
+        StepDone(step=1, laps={}),
+        evaluated(2, 0.75),
+    ]
+    write_events(trial.run.events, ((0.0, event) for event in more))
     result = read_trial(trial.run, seed=1)
     assert result.all_right == {1: 0.25, 2: 0.5}
     assert result.final == 0.75

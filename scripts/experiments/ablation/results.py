@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dapo_openrlhf.pipeline.event_log import read
+from dapo_openrlhf.pipeline.events import Evaluated, GroupJudged, RunStarted, StepDone
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.run_folder import RunFolder
 from scripts.experiments.ablation.ladder import Rung
@@ -132,17 +134,17 @@ def _read_events(path: Path) -> tuple[dict[int, float], dict[int, float]]:
     accuracies: dict[int, float] = {}
     all_right: dict[int, float] = {}
     judged: list[bool] = []
-    for event in _json_lines(path):
-        match event["event"]:
-            case "run_started":
+    for logged in read(path):
+        match logged.event:
+            case RunStarted():
                 judged = []
-            case "evaluated":
-                accuracies[event["step"]] = event["accuracy"]
-            case "group_judged":
-                judged.append(event["accuracy"] == 1.0)
-            case "step_done":
+            case Evaluated() as event:
+                accuracies[event.step] = event.accuracy
+            case GroupJudged() as event:
+                judged.append(event.accuracy == 1.0)
+            case StepDone() as event:
                 if judged:
-                    all_right[event["step"] + 1] = sum(judged) / len(judged)
+                    all_right[event.step + 1] = sum(judged) / len(judged)
                 judged = []
     return accuracies, all_right
 
