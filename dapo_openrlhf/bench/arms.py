@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from dapo_openrlhf.bench.stock import StockMode, StockSettings, run_stock
-from dapo_openrlhf.bench.workload import Workload
+from dapo_openrlhf.bench.stock.run import StockMode, StockSettings, run_stock
+from dapo_openrlhf.bench.workload.chain import Workload
 
 WARM_UP_STEPS = 3
 """First steps of a run that are not counted."""

@@ -38,9 +38,9 @@ PRESETS = {
 def bench(options: argparse.Namespace) -> int:
     """Run every arm in turn, as often as the preset says; print the table, write JSON and picture."""
     from dapo_openrlhf.bench.arms import WARM_UP_STEPS, Arm, ArmRun, our_arm, stock_arm
-    from dapo_openrlhf.bench.compare import draw, summarise, table, verdicts
-    from dapo_openrlhf.bench.stock import StockSettings
-    from dapo_openrlhf.bench.workload import prepare_workload
+    from dapo_openrlhf.bench.comparison import draw, summarise, table, verdicts
+    from dapo_openrlhf.bench.stock.run import StockSettings
+    from dapo_openrlhf.bench.workload.chain import prepare_workload
 
     preset = PRESETS[options.preset]
     keys = tuple(options.arms.split(",")) if options.arms else preset.arms

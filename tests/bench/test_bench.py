@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dapo_openrlhf.bench.arms import WARM_UP_STEPS, ArmRun, read_our_run
-from dapo_openrlhf.bench.compare import summarise, table, verdicts
+from dapo_openrlhf.bench.comparison import summarise, table, verdicts
 
 UNIX = 1000.0
 """Unix time at 0 on the log's clock."""

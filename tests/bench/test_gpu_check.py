@@ -11,8 +11,8 @@ import pytest
 from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.bench import gpu_check, gpu_work
-from dapo_openrlhf.bench.gpu_check import (
+from dapo_openrlhf.bench.gpu_check import __main__ as gpu_check
+from dapo_openrlhf.bench.gpu_check.__main__ import (
     PARTS,
     Check,
     compare,
@@ -23,6 +23,7 @@ from dapo_openrlhf.bench.gpu_check import (
     main,
     table,
 )
+from dapo_openrlhf.bench.workload import random_model as gpu_work
 from dapo_openrlhf.config.settings import build_config
 
 AGREEMENT: dict[str, Any] = {

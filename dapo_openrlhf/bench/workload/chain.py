@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dapo_openrlhf.bench import reward
+from dapo_openrlhf.bench.workload import reward
 
 if TYPE_CHECKING:  # the heavy packages are imported where they are used, after the cache check
     from torch import Tensor

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from dapo_openrlhf.backend.device import KV_CACHE_BYTES_ON_CPU, Device
-from dapo_openrlhf.bench.stock_on_cpu import PACKED_ATTENTION, VLLM_SETTINGS
-from dapo_openrlhf.bench.workload import Workload
+from dapo_openrlhf.bench.stock.on_cpu import PACKED_ATTENTION, VLLM_SETTINGS
+from dapo_openrlhf.bench.workload.chain import Workload
 
 StockMode: TypeAlias = Literal["sync", "async", "async-partial"]
 """Its synchronous trainer, its asynchronous one, and that with ``--train.partial_rollout_enable``."""
@@ -167,7 +167,7 @@ def run_stock(mode: StockMode, workload: Workload, settings: StockSettings, outp
     log = output.with_suffix(".log")
     with tempfile.TemporaryDirectory(prefix="stock-") as scratch:
         folder = Path(scratch)
-        command = [sys.executable, "-m", "dapo_openrlhf.bench.stock_driver"]
+        command = [sys.executable, "-m", "dapo_openrlhf.bench.stock.driver"]
         command += stock_arguments(mode, workload, settings, folder)
         started = time.time()  # TensorBoard's clock
         _run_tree(command, stock_environment(settings, folder), log, settings.timeout)
@@ -246,7 +246,7 @@ def stock_environment(settings: StockSettings, folder: Path) -> dict[str, str]:
     """Environment of its processes: what our own actors have, and what Ray and Hugging Face need."""
     engine = {
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[settings.param_dtype],
-        "worker_extension_cls": "dapo_openrlhf.bench.stock_engine.CpuWorkerWrap",
+        "worker_extension_cls": "dapo_openrlhf.bench.stock.engine.CpuWorkerWrap",
         "kv_cache_memory_bytes": settings.kv_cache_memory_bytes,
         "max_num_seqs": settings.max_num_seqs,
         "max_num_batched_tokens": 8192,
@@ -255,7 +255,7 @@ def stock_environment(settings: StockSettings, folder: Path) -> dict[str, str]:
     environment = os.environ | dict(Device(kind="cpu", threads=1).environment())
     environment.pop("CUDA_VISIBLE_DEVICES")  # Ray simulates GPUs, and refuses to when this is empty
     environment.pop("RAY_ADDRESS", None)  # a Ray of its own, wherever this runs
-    packages = str(Path(__file__).resolve().parents[2])
+    packages = str(Path(__file__).resolve().parents[3])
     return environment | {
         VLLM_SETTINGS: json.dumps(engine),
         "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),

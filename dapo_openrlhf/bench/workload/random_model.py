@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from dapo_openrlhf.bench import reward
+from dapo_openrlhf.bench.workload import reward
 
 VOCABULARY = 151_936
 DIGITS = "0123456789"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dapo_openrlhf.bench.stock_on_cpu import install
+from dapo_openrlhf.bench.stock.on_cpu import install
 
 install()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.bench import gpu_work
+from dapo_openrlhf.bench.workload import random_model as gpu_work
 
 PACKAGES = ("torch", "vllm", "flash-attn", "deepspeed", "transformers", "openrlhf", "ray", "flashinfer-python")
 STEPS = 6
@@ -97,7 +97,7 @@ def work(folder: Path) -> dict[str, Any]:
 def agreement(folder: Path) -> dict[str, Any]:
     """Engine against trainer, before and after ten publications."""
     from dapo_openrlhf.backend.run.inputs import read_prompts
-    from dapo_openrlhf.bench.agreement import measure
+    from dapo_openrlhf.bench.gpu_check.agreement import measure
     from dapo_openrlhf.config.settings import build_config
 
     settings = gpu_work.settings(folder, max_staleness=0, steps=1, learning_rate=1e-5)
@@ -290,7 +290,7 @@ def _check(part: Part, folder: Path, left: float, found: dict[str, Any]) -> list
 
 def _run(name: str, folder: Path, output: Path, log: Path, limit: float) -> str:
     """Why a part's process failed, or nothing. None of its descendants is left."""
-    from dapo_openrlhf.bench.stock import end_tree
+    from dapo_openrlhf.bench.stock.run import end_tree
 
     command = [sys.executable, "-m", "dapo_openrlhf.bench.gpu_check", "--part", name, "--folder", str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # a Ray of its own
