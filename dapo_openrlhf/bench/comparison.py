@@ -1,91 +1,31 @@
-"""What a comparison comes to: a row per arm, and what the rows say about each other."""
+"""Arms side by side: run in turn, a row of the table for each, and what the rows say about each other."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dapo_openrlhf.bench.arms import ArmRun
+from dapo_openrlhf.bench.arm import Arm, Measurement
+from dapo_openrlhf.bench.result import Result, summarise
 
 ONE_SIDED = 0.3
 """Where the shorter of generating and training is below this share of the longer, asynchrony can gain little."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmFigures:
-    """All repeats of one arm: medians, with the range over repeats where it matters."""
-
-    name: str
-    runs: int
-    trained_tokens_per_second: float
-    trained_tokens_per_second_range: tuple[float, float]
-    step_seconds: float
-    """Median over all counted steps of all repeats."""
-    step_seconds_range: tuple[float, float]
-    """Quartiles over these steps."""
-    mean_step_seconds: float
-    engine_idle: float
-    """Share of the time, 0 to 1."""
-    trainer_idle: float
-    mean_age: float | None
-    max_age: int | None
-    generate_seconds: float
-    train_seconds: float
-    busier_seconds: float
-    """Mean over steps of the longer of generating and training in each."""
-    publish_seconds: float
-    pass_rate: float
-
-    @property
-    def bound(self) -> float:
-        """max(generate, train): what a step cannot be shorter than with these two workers."""
-        return max(self.generate_seconds, self.train_seconds)
-
-    @property
-    def closeness(self) -> float:
-        """The bound over the mean step, 1 at best."""
-        return self.bound / self.mean_step_seconds
-
-    def as_dict(self) -> dict[str, object]:
-        """Every figure of the table by name."""
-        return asdict(self) | {"bound_seconds": self.bound, "bound_over_step": self.closeness}
+def run_in_turn(arms: Mapping[str, Arm], *, repeats: int, say: Callable[[str], None]) -> dict[str, Result]:
+    """Run every arm ``repeats`` times, interleaved, so that what changes on the machine meets all of them alike."""
+    runs: dict[str, list[Measurement]] = {key: [] for key in arms}
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        for repeat in range(repeats):
+            for key, arm in arms.items():
+                run = arm.run(Path(scratch) / f"{key}-{repeat}")
+                runs[key].append(run)
+                say(f"{arm.name}: {run.trained_tokens_per_second:,.0f} trained tokens/s")
+    return {key: summarise(arm.name, runs[key]) for key, arm in arms.items()}
 
 
-def summarise(name: str, runs: Sequence[ArmRun]) -> ArmFigures:
-    """Medians over an arm's repeats."""
-    rates = [run.trained_tokens / run.seconds for run in runs]
-    steps = sorted(seconds for run in runs for seconds in run.step_seconds)
-    means = [run.seconds / len(run.step_seconds) for run in runs]
-    generate, train, busier = (
-        statistics.median(getattr(run, name) for run in runs)
-        for name in ("generate_seconds", "train_seconds", "busier_seconds")
-    )
-    ages = [run.mean_age for run in runs if run.mean_age is not None]
-    quartiles = statistics.quantiles(steps, n=4)
-    mean_step = statistics.median(means)
-    return ArmFigures(
-        name=name,
-        runs=len(runs),
-        trained_tokens_per_second=statistics.median(rates),
-        trained_tokens_per_second_range=(min(rates), max(rates)),
-        step_seconds=statistics.median(steps),
-        step_seconds_range=(quartiles[0], quartiles[2]),
-        mean_step_seconds=mean_step,
-        engine_idle=max(0.0, 1 - generate / mean_step),
-        trainer_idle=max(0.0, 1 - train / mean_step),
-        mean_age=statistics.median(ages) if ages else None,
-        max_age=max((run.max_age for run in runs if run.max_age is not None), default=None),
-        generate_seconds=generate,
-        train_seconds=train,
-        busier_seconds=busier,
-        publish_seconds=statistics.median(run.publish_seconds for run in runs),
-        pass_rate=statistics.median(run.pass_rate for run in runs),
-    )
-
-
-def table(figures: Sequence[ArmFigures]) -> str:
+def table(results: Sequence[Result]) -> str:
     """The comparison as text."""
     head = (
         "arm",
@@ -103,16 +43,16 @@ def table(figures: Sequence[ArmFigures]) -> str:
         "publish s",
         "pass rate",
     )
-    rows = [head, *(_cells(arm) for arm in figures)]
+    rows = [head, *(_cells(arm) for arm in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = []
     for row in rows:
-        first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))  # noqa: B905
-        lines.append("  ".join([first, *rest]))
+        first, *rest = zip(row, widths, strict=True)
+        lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]))
     return "\n".join(lines)
 
 
-def _cells(arm: ArmFigures) -> tuple[str, ...]:
+def _cells(arm: Result) -> tuple[str, ...]:
     low, high = arm.trained_tokens_per_second_range
     first, third = arm.step_seconds_range
     return (
@@ -133,19 +73,19 @@ def _cells(arm: ArmFigures) -> tuple[str, ...]:
     )
 
 
-def verdicts(figures: Mapping[str, ArmFigures]) -> list[str]:
+def verdicts(results: Mapping[str, Result]) -> list[str]:
     """Sentences about pairs of arms; keys are ``k0``, ``k1``, ..., ``stock-sync``, ``stock-async``, ..."""
     found = []
     best_stock = max(
-        (arm for key, arm in figures.items() if key.startswith("stock-async")),
+        (arm for key, arm in results.items() if key.startswith("stock-async")),
         key=lambda arm: arm.trained_tokens_per_second,
         default=None,
     )
-    one, none = figures.get("k1"), figures.get("k0")
+    one, none = results.get("k1"), results.get("k0")
     if one and best_stock:
         ratio = one.trained_tokens_per_second / best_stock.trained_tokens_per_second
         found.append(f"K = 1 trains {ratio:.2f} x the tokens per second of {best_stock.name}")
-    stock = figures.get("stock-async")
+    stock = results.get("stock-async")
     if one and stock:
         found.append(
             f"one publication takes {one.publish_seconds / stock.publish_seconds:.1%} of {stock.name}'s broadcast"
@@ -162,7 +102,7 @@ def verdicts(figures: Mapping[str, ArmFigures]) -> list[str]:
     return found
 
 
-def _who_waits(arm: ArmFigures) -> str:
+def _who_waits(arm: Result) -> str:
     shorter = min(arm.generate_seconds, arm.train_seconds)
     side = "generating" if arm.generate_seconds > arm.train_seconds else "training"
     if shorter < ONE_SIDED * arm.bound:
@@ -170,21 +110,21 @@ def _who_waits(arm: ArmFigures) -> str:
     return f"{side} is the longer side, {arm.bound:.2f} s against {shorter:.2f} s a step"
 
 
-def draw(figures: Sequence[ArmFigures], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path) -> None:
     """A bar per arm: trained tokens per second with the range over repeats."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.7 * len(figures) + 1.2), layout="constrained")
+    figure = Figure(figsize=(9, 0.7 * len(results) + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    rates = [arm.trained_tokens_per_second for arm in figures]
+    rates = [arm.trained_tokens_per_second for arm in results]
     errors = [
-        [rate - arm.trained_tokens_per_second_range[0] for rate, arm in zip(rates, figures, strict=True)],
-        [arm.trained_tokens_per_second_range[1] - rate for rate, arm in zip(rates, figures, strict=True)],
+        [rate - arm.trained_tokens_per_second_range[0] for rate, arm in zip(rates, results, strict=True)],
+        [arm.trained_tokens_per_second_range[1] - rate for rate, arm in zip(rates, results, strict=True)],
     ]
-    colours = ["#0072b2" if arm.name.startswith("this") else "#999999" for arm in figures]
-    axes.barh([arm.name for arm in figures], rates, xerr=errors, color=colours, height=0.6, capsize=3)
+    colours = ["#0072b2" if arm.name.startswith("this") else "#999999" for arm in results]
+    axes.barh([arm.name for arm in results], rates, xerr=errors, color=colours, height=0.6, capsize=3)
     axes.invert_yaxis()
     axes.set_xlabel("response tokens trained per second (median of the repeats, range as whisker)")
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from dapo_openrlhf.bench.arms import WARM_UP_STEPS, ArmRun, read_our_run
-from dapo_openrlhf.bench.comparison import summarise, table, verdicts
+from dapo_openrlhf.bench.arm import WARM_UP_STEPS, Measurement
+from dapo_openrlhf.bench.comparison import table, verdicts
+from dapo_openrlhf.bench.pipeline_arm import read_run
+from dapo_openrlhf.bench.result import summarise
 
 UNIX = 1000.0
 """Unix time at 0 on the log's clock."""
@@ -41,7 +43,7 @@ def _log(folder: Path) -> Path:
 
 
 def test_a_run_is_read_from_its_events_without_the_warm_up(tmp_path: Path) -> None:
-    run = read_our_run(_log(tmp_path))
+    run = read_run(_log(tmp_path))
     assert run.step_seconds == (2.0, 4.0)
     assert run.trained_tokens == 303 + 304
     assert run.generate_seconds == pytest.approx((1.5 + 1.0) / 2)
@@ -52,8 +54,8 @@ def test_a_run_is_read_from_its_events_without_the_warm_up(tmp_path: Path) -> No
     assert (run.mean_age, run.max_age, run.publish_seconds, run.pass_rate) == (0.5, 1, 0.25, 0.5)
 
 
-def _run(*, seconds: float, generate: float, train: float, busier: float, publish: float = 0.05) -> ArmRun:
-    return ArmRun(
+def _run(*, seconds: float, generate: float, train: float, busier: float, publish: float = 0.05) -> Measurement:
+    return Measurement(
         step_seconds=(seconds, seconds),
         trained_tokens=1000.0,
         generate_seconds=generate,

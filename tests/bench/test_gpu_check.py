@@ -12,18 +12,14 @@ from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.bench.gpu_check import __main__ as gpu_check
-from dapo_openrlhf.bench.gpu_check.__main__ import (
-    PARTS,
-    Check,
-    compare,
-    figures,
-    judge_agreement,
-    judge_run,
-    judge_versions,
-    main,
-    table,
-)
-from dapo_openrlhf.bench.workload import random_model as gpu_work
+from dapo_openrlhf.bench.gpu_check import process
+from dapo_openrlhf.bench.gpu_check.__main__ import main
+from dapo_openrlhf.bench.gpu_check.check import Check, table
+from dapo_openrlhf.bench.gpu_check.installation import judge_versions
+from dapo_openrlhf.bench.gpu_check.parts import PARTS, compare, judge_agreement
+from dapo_openrlhf.bench.gpu_check.settings import settings_at
+from dapo_openrlhf.bench.gpu_check.training import figures, judge_run
+from dapo_openrlhf.bench.workload.random_model import PROMPT_TOKENS, random_workload
 from dapo_openrlhf.config.settings import build_config
 
 AGREEMENT: dict[str, Any] = {
@@ -83,7 +79,7 @@ def test_parts_do_not_start_once_the_time_is_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Device, "count", lambda self: 1)
-    monkeypatch.setattr(gpu_check, "_run", lambda *arguments: pytest.fail("a part was started"))
+    monkeypatch.setattr(process, "_failure", lambda *arguments: pytest.fail("a part was started"))
     assert main(["--budget", "0"]) == 1
     assert capsys.readouterr().out.count("no time was left") == 2 * len(PARTS)
 
@@ -150,14 +146,14 @@ def test_figures_come_from_the_event_log(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, events)))
     found = figures(path)
     assert found["step_median"] == pytest.approx(10.0)
-    assert found["trainer_tokens_per_second"] == pytest.approx((1000 + 10 * gpu_work.PROMPT_TOKENS) / 0.5)
+    assert found["trainer_tokens_per_second"] == pytest.approx((1000 + 10 * PROMPT_TOKENS) / 0.5)
     assert found["pause_seconds"] == pytest.approx(0.03)
     assert (found["max_age"], found["publish_seconds"]) == (1, pytest.approx(0.1))
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])
 def test_its_runs_are_configurations_that_run(tmp_path: Path, max_staleness: int) -> None:
-    config = build_config(gpu_work.settings(tmp_path, max_staleness=max_staleness, steps=6), source="test")
+    config = build_config(settings_at(max_staleness, random_workload(tmp_path), steps=6), source="test")
     assert (config.devices, config.weight_transfer, config.updates_per_step) == (1, "ipc", 2)
 
 
