@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from build_quickstart_model import install, read_manifest
+from model_folder import install, read_manifest
 
 if TYPE_CHECKING:  # the heavy packages are imported where they are used, after the cache check
     import torch
