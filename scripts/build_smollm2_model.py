@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from build_quickstart_model import read_manifest
+from model_folder import read_manifest
 
 from dapo_openrlhf.whole_file import put_in_place
 

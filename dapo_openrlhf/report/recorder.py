@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Protocol
 
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Event, GroupDispatched, StepDone
 from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 
 
-class Sink(Protocol):
+class Sink:
     """A place that a run is reported to. Who inherits from this leaves out what it does not want to hear."""
 
     def event(self, event: Event) -> None:

@@ -21,7 +21,7 @@ from dapo_openrlhf.backend.run.object_store_publisher import ObjectStorePublishe
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
-from dapo_openrlhf.bench.agreement import batch_of_one
+from dapo_openrlhf.bench.gpu_check.agreement import batch_of_one
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.ports import Sampling

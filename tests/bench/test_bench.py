@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from event_files import batch_taken, group_judged, run_started, write_events
 
-from dapo_openrlhf.bench.arms import WARM_UP_STEPS, ArmRun, read_our_run
-from dapo_openrlhf.bench.compare import summarise, table, verdicts
+from dapo_openrlhf.bench.arm import WARM_UP_STEPS, Measurement
+from dapo_openrlhf.bench.comparison import table, verdicts
+from dapo_openrlhf.bench.pipeline_arm import read_run
+from dapo_openrlhf.bench.result import summarise
 from dapo_openrlhf.pipeline.events import Event, PublicationLive, StepDone, WorkerSpans
 from dapo_openrlhf.types import PolicyVersion, Span
 
@@ -43,7 +45,7 @@ def _log(folder: Path) -> Path:
 
 
 def test_a_run_is_read_from_its_events_without_the_warm_up(tmp_path: Path) -> None:
-    run = read_our_run(_log(tmp_path))
+    run = read_run(_log(tmp_path))
     assert run.step_seconds == (2.0, 4.0)
     assert run.trained_tokens == 303 + 304
     assert run.generate_seconds == pytest.approx((1.5 + 1.0) / 2)
@@ -54,8 +56,8 @@ def test_a_run_is_read_from_its_events_without_the_warm_up(tmp_path: Path) -> No
     assert (run.mean_age, run.max_age, run.publish_seconds, run.pass_rate) == (0.5, 1, 0.25, 0.5)
 
 
-def _run(*, seconds: float, generate: float, train: float, busier: float, publish: float = 0.05) -> ArmRun:
-    return ArmRun(
+def _run(*, seconds: float, generate: float, train: float, busier: float, publish: float = 0.05) -> Measurement:
+    return Measurement(
         step_seconds=(seconds, seconds),
         trained_tokens=1000.0,
         generate_seconds=generate,

@@ -12,18 +12,15 @@ from event_files import batch_taken, group_judged, run_started, write_events
 from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.bench import gpu_check, gpu_work
-from dapo_openrlhf.bench.gpu_check import (
-    PARTS,
-    Check,
-    compare,
-    figures,
-    judge_agreement,
-    judge_run,
-    judge_versions,
-    main,
-    table,
-)
+from dapo_openrlhf.bench.gpu_check import __main__ as gpu_check
+from dapo_openrlhf.bench.gpu_check import process
+from dapo_openrlhf.bench.gpu_check.__main__ import main
+from dapo_openrlhf.bench.gpu_check.check import Check, table
+from dapo_openrlhf.bench.gpu_check.installation import judge_versions
+from dapo_openrlhf.bench.gpu_check.parts import PARTS, compare, judge_agreement
+from dapo_openrlhf.bench.gpu_check.settings import settings_at
+from dapo_openrlhf.bench.gpu_check.training import figures, judge_run
+from dapo_openrlhf.bench.workload.random_model import PROMPT_TOKENS, random_workload
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.pipeline.events import Event, PublicationLive, StepDone, WorkerSpans
 from dapo_openrlhf.types import PolicyVersion, Span
@@ -85,7 +82,7 @@ def test_parts_do_not_start_once_the_time_is_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Device, "count", lambda self: 1)
-    monkeypatch.setattr(gpu_check, "_run", lambda *arguments: pytest.fail("a part was started"))
+    monkeypatch.setattr(process, "_failure", lambda *arguments: pytest.fail("a part was started"))
     assert main(["--budget", "0"]) == 1
     assert capsys.readouterr().out.count("no time was left") == 2 * len(PARTS)
 
@@ -152,14 +149,14 @@ def test_figures_come_from_the_event_log(tmp_path: Path) -> None:
     write_events(path, events)
     found = figures(path)
     assert found["step_median"] == pytest.approx(10.0)
-    assert found["trainer_tokens_per_second"] == pytest.approx((1000 + 10 * gpu_work.PROMPT_TOKENS) / 0.5)
+    assert found["trainer_tokens_per_second"] == pytest.approx((1000 + 10 * PROMPT_TOKENS) / 0.5)
     assert found["pause_seconds"] == pytest.approx(0.03)
     assert (found["max_age"], found["publish_seconds"]) == (1, pytest.approx(0.1))
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])
 def test_its_runs_are_configurations_that_run(tmp_path: Path, max_staleness: int) -> None:
-    config = build_config(gpu_work.settings(tmp_path, max_staleness=max_staleness, steps=6), source="test")
+    config = build_config(settings_at(max_staleness, random_workload(tmp_path), steps=6), source="test")
     assert (config.devices, config.weight_transfer, config.updates_per_step) == (1, "ipc", 2)
 
 

@@ -26,8 +26,9 @@ from scripts.experiments.ablation.ladder import (
     choose_rungs,
     switched_off,
 )
+from scripts.experiments.ablation.measurement import Measurement, read_trial
 from scripts.experiments.ablation.report import write_report
-from scripts.experiments.ablation.results import RungResult, Spread, TrialResult, read_ladder, read_trial
+from scripts.experiments.ablation.result import Result, Spread, read_ladder
 from scripts.experiments.ablation.table import table_numbers, table_text
 from scripts.experiments.ablation.trials import Trial, plan_trials, run_trials
 
@@ -235,8 +236,8 @@ def test_steps_that_a_resumed_run_does_anew_count_once(tmp_path: Path) -> None:
     assert result.final == 0.75
 
 
-def trial_result(seed: int, final: float) -> TrialResult:
-    return TrialResult(
+def trial_result(seed: int, final: float) -> Measurement:
+    return Measurement(
         seed=seed,
         rows=[],
         accuracies={0: 0.3, 10: 0.4, 20: final},
@@ -246,8 +247,8 @@ def trial_result(seed: int, final: float) -> TrialResult:
     )
 
 
-NAIVE_RESULT = RungResult(rung=NAIVE, trials=[trial_result(1, 0.50), trial_result(2, 0.60)])
-FILTERED_RESULT = RungResult(rung=OVERLONG_FILTERING, trials=[trial_result(1, 0.56), trial_result(2, 0.64)])
+NAIVE_RESULT = Result(rung=NAIVE, trials=[trial_result(1, 0.50), trial_result(2, 0.60)])
+FILTERED_RESULT = Result(rung=OVERLONG_FILTERING, trials=[trial_result(1, 0.56), trial_result(2, 0.64)])
 
 
 def test_gains_are_paired_by_seed() -> None:
@@ -255,7 +256,7 @@ def test_gains_are_paired_by_seed() -> None:
     gain = FILTERED_RESULT.gain_over(NAIVE_RESULT)
     assert gain is not None
     assert (gain.mean, gain.deviation, gain.count) == (pytest.approx(0.05), pytest.approx(0.01 * 2**0.5), 2)
-    assert FILTERED_RESULT.gain_over(RungResult(rung=NAIVE, trials=[trial_result(3, 0.1)])) is None
+    assert FILTERED_RESULT.gain_over(Result(rung=NAIVE, trials=[trial_result(3, 0.1)])) is None
 
 
 def test_the_table_stands_beside_the_papers() -> None:
@@ -268,7 +269,7 @@ def test_the_table_stands_beside_the_papers() -> None:
 
 
 def test_a_single_seed_has_no_spread() -> None:
-    single = RungResult(rung=NAIVE, trials=[trial_result(1, 0.5)])
+    single = Result(rung=NAIVE, trials=[trial_result(1, 0.5)])
     assert "| naive GRPO | 30 | 50.0 |  | 45.0 | 2 | 1 |" in table_text([single])
     assert table_numbers([single])[0]["final_deviation"] is None
     assert Spread.of([0.5]).count == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dapo_openrlhf.report.reflection import PhraseCounter, read_kept_responses, samples_text
 from dapo_openrlhf.whole_file import write_whole
-from scripts.experiments.ablation.results import read_ladder
+from scripts.experiments.ablation.result import read_ladder
 from scripts.experiments.ablation.table import table_numbers, table_text
 from scripts.experiments.ablation.trials import Trial
 

@@ -1,4 +1,4 @@
-"""``openrlhf.cli.train_ppo_ray``, unmodified, on a CPU: ``python -m dapo_openrlhf.bench.stock_driver ARGS``.
+"""``openrlhf.cli.train_ppo_ray``, unmodified, on a CPU: ``python -m dapo_openrlhf.bench.stock.driver ARGS``.
 
 Run by ``stock.py`` in a process of its own. Starts a local Ray with simulated GPUs, which ends with it.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.bench.stock_on_cpu import install
+from dapo_openrlhf.bench.stock.on_cpu import install
 
 SIMULATED_GPUS = 2
 """One for the engine, one for the trainer: Ray only counts them."""
@@ -30,7 +30,7 @@ def main() -> None:
         num_gpus=SIMULATED_GPUS,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"worker_process_setup_hook": "dapo_openrlhf.bench.stock_on_cpu.install"},
+        runtime_env={"worker_process_setup_hook": "dapo_openrlhf.bench.stock.on_cpu.install"},
     )
     try:
         runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)
@@ -47,7 +47,8 @@ def _accept_float32() -> None:
             settings["choices"] = [*settings["choices"], "fp32"]
         return add_argument(self, *names, **settings)
 
-    argparse.ArgumentParser.add_argument = with_float32  # type: ignore[method-assign]
+    parser: Any = argparse.ArgumentParser
+    parser.add_argument = with_float32
 
 
 if __name__ == "__main__":

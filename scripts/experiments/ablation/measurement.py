@@ -1,12 +1,11 @@
-"""What the trials of a ladder came to: read from their run folders, averaged over seeds."""
+"""What one finished trial came to, read from its run's folder."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ from dapo_openrlhf.pipeline.event_log import read
 from dapo_openrlhf.pipeline.events import Evaluated, GroupJudged, RunStarted, StepDone
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.run_folder import RunFolder
-from scripts.experiments.ablation.ladder import Rung
-from scripts.experiments.ablation.trials import Trial
 
 Points = Sequence[tuple[float, float]]
 """(x, y), ascending in x."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialResult:
+class Measurement:
     """One finished run."""
 
     seed: int
@@ -61,65 +58,12 @@ class TrialResult:
         return [(spent[min(step, len(self.rows))], accuracy) for step, accuracy in sorted(self.accuracies.items())]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """Mean of some numbers, one per seed, and their standard deviation."""
-
-    mean: float
-    deviation: float
-    """The sample's (n - 1); NaN for a single number."""
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least one number."""
-        numbers = list(values)
-        deviation = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
-        return cls(mean=statistics.fmean(numbers), deviation=deviation, count=len(numbers))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RungResult:
-    """All finished seeds of one rung."""
-
-    rung: Rung
-    trials: Sequence[TrialResult]
-    """At least one, by seed."""
-
-    @property
-    def final(self) -> Spread:
-        """Held-out accuracy at the end, 0 to 1."""
-        return Spread.of(trial.final for trial in self.trials)
-
-    def gain_over(self, other: RungResult) -> Spread | None:
-        """Difference of the final accuracies, paired by seed; None if no seed is in both."""
-        theirs = {trial.seed: trial.final for trial in other.trials}
-        differences = [trial.final - theirs[trial.seed] for trial in self.trials if trial.seed in theirs]
-        return Spread.of(differences) if differences else None
-
-
-def read_ladder(trials: Iterable[Trial]) -> list[RungResult]:
-    """The finished trials by rung, in the ladder's order; rungs without any are left out."""
-    by_rung: defaultdict[Rung, list[TrialResult]] = defaultdict(list)
-    order: list[Rung] = []
-    for trial in trials:
-        if trial.rung not in order:
-            order.append(trial.rung)
-        if trial.finished:
-            by_rung[trial.rung].append(read_trial(trial.run, trial.seed))
-    return [
-        RungResult(rung=rung, trials=sorted(by_rung[rung], key=lambda trial: trial.seed))
-        for rung in order
-        if by_rung[rung]
-    ]
-
-
-def read_trial(run: RunFolder, seed: int) -> TrialResult:
+def read_trial(run: RunFolder, seed: int) -> Measurement:
     """Read a finished run's folder."""
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
     rows = [{name: value for name, value in row.items() if name != "step"} for row in _json_lines(run.metrics)]
     accuracies, all_right = _read_events(run.events)
-    return TrialResult(
+    return Measurement(
         seed=seed,
         rows=rows,
         accuracies=accuracies,
