@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, publish_once, reviver_of
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
-from dapo_openrlhf.backend.run.workers import Publisher, Workers, open_publisher, start_workers
+from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.agreement import Agreement
 from dapo_openrlhf.pipeline.bad_updates import BadUpdates
@@ -33,7 +34,7 @@ from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
-from dapo_openrlhf.types import Prompt
+from dapo_openrlhf.types import PolicyVersion, Prompt
 
 OVER_SAMPLING_WINDOW = 8
 """Batches' worth of judged groups that the pass rate is measured over. With 2 it swings so much that a fifth of what the
@@ -75,6 +76,7 @@ async def _train(
     started = time.monotonic()
     workers = await start_workers(config, inputs, say=say)
     publisher = await open_publisher(config, workers, on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)))
+    await publish_once(publisher, PolicyVersion(inputs.first_step))
     for note in workers.notes:
         say(note)
     say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
@@ -137,7 +139,9 @@ def build_pipeline(
     trained_model: str,
 ) -> Pipeline:
     """Connect the loops to the workers."""
-    engines = EnginePool(workers.engines, reviver=publisher, max_restarts=config.vllm.max_restarts, on_event=log.emit)
+    engines = EnginePool(
+        workers.engines, reviver=reviver_of(publisher), max_restarts=config.vllm.max_restarts, on_event=log.emit
+    )
     rollouts = _rollouts(config, inputs, engines, workers.rewards, log)
     trainer = _trainer(config, inputs, workers, log)
     return Pipeline(

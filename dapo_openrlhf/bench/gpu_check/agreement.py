@@ -17,6 +17,7 @@ from dapo_openrlhf.backend.messages import Difference, GroupTokens
 from dapo_openrlhf.backend.run import workers as run_workers
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs, local_model
+from dapo_openrlhf.backend.run.publishers.opening import open_publisher
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
 from dapo_openrlhf.config.settings import Config
@@ -61,7 +62,7 @@ async def _measure(config: Config, device: Device, prompts: list[Prompt]) -> Agr
     spans: list[Span] = []
     stop = stop_tokens(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
     workers = await run_workers.start_workers(config, Inputs(device=device, prompts=prompts, problems=[], stop=stop))
-    publisher = await run_workers.open_publisher(config, workers, on_spans=spans.extend)
+    publisher = await open_publisher(config, workers, on_spans=spans.extend)
     trainer = RemoteTrainer(
         workers.ranks,
         train_batch_size=config.rollout.n_samples_per_prompt,

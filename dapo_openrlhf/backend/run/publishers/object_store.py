@@ -1,4 +1,4 @@
-"""Weight sync through Ray's object store, as the controller sees it."""
+"""Weight sync through Ray's object store, as the controller sees it: packed once, read by every engine."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.backend.messages import WeightManifest
+from dapo_openrlhf.backend.messages import WeightAck, WeightManifest
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, WorkerFailed, all_within
 from dapo_openrlhf.backend.run.remote_engine import RemoteEngine, start_again
 from dapo_openrlhf.backend.run.remote_trainer import OnSpans
-from dapo_openrlhf.pipeline.ports import (
-    NotRevived,
-    Publication,
-)
+from dapo_openrlhf.pipeline.ports import NotRevived, Publication
 from dapo_openrlhf.types import PolicyVersion, Span
 
 
 class ObjectStorePublisher:
-    """Weights through Ray's object store: packed once, read by every engine. A ``WeightPublisher``.
+    """A ``WeightPublisher``.
 
     Also an ``EngineReviver``: the newest weights stay in the store, and a replaced engine gets them before it counts.
     """
@@ -41,7 +38,7 @@ class ObjectStorePublisher:
         self._timeout = timeout
         self._start_timeout = start_timeout
         self._on_spans = on_spans
-        self._newest: tuple[Publication, WeightManifest, ray.ObjectRef] | None = None
+        self._newest: tuple[Publication, WeightManifest, ray.ObjectRef[Any]] | None = None
 
     async def send(self, version: PolicyVersion) -> Publication:
         """Pack the weights; the trainer is free afterwards."""
@@ -87,10 +84,12 @@ class ObjectStorePublisher:
 
     async def _load(self, index: int) -> tuple[Span, ...]:
         """Load the newest weights into one engine, and check what it acknowledges; returns what it did before."""
-        assert self._newest is not None
+        if self._newest is None:  # it began with them
+            return ()
         publication, manifest, buffer = self._newest
         what = f"loading the weights of version {publication.version}"
         call = self._engines[index].actor.load_weights.remote(publication.version, manifest, buffer)
+        ack: WeightAck
         (ack,) = await all_within([call], [f"engine {index}"], self._timeout, what, "async.publish_timeout")
         if (ack.version, ack.checksum) != (publication.version, publication.checksum):
             raise RuntimeError(

@@ -1,8 +1,8 @@
-"""vLLM's end of weight transfer between GPUs (imported in vLLM's workers only, also those that are processes of their own).
+"""What receivers on GPUs share (imported in vLLM's workers only, also those that are processes of their own).
 
-vLLM's ``nccl`` and ``ipc`` engines do the work; what is added is a checksum of what arrived, taken where it is handed to
-the model, a look at whether the model took all of it, and tolerance: vLLM 0.26 wants the packing parameters with every update, 0.29 once, and neither accepts more
-than it knows.
+To vLLM's engine is added a checksum of what arrived, taken where it is handed to the model, a look at whether the model took
+all of it, and tolerance: vLLM 0.26 wants the packing parameters with every update, 0.29 once, and neither accepts more than
+it knows.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from typing import Any
 
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from dapo_openrlhf.backend.transfer.checksum import Checksum
-from dapo_openrlhf.backend.transfer.delivery import Delivery
+from dapo_openrlhf.backend.transfer.receivers.delivery import Delivery
 
 
-class _Receiver:
+class _WatchedModel:
     """Stands where a weight-transfer engine expects its model, counts in what passes and watches what becomes of it."""
 
     def __init__(self, checksum: Checksum, delivery: Delivery) -> None:
@@ -35,8 +32,8 @@ class _Receiver:
         self._delivery.load(named)
 
 
-class _Checked(WeightTransferEngine[Any, Any]):
-    """Adds checksum and completeness to one of vLLM's engines."""
+class Checked(WeightTransferEngine[Any, Any]):
+    """Adds checksum and completeness to one of vLLM's engines, which comes after it among a class's bases."""
 
     _checksum: Checksum
     _delivery: Delivery
@@ -49,21 +46,21 @@ class _Checked(WeightTransferEngine[Any, Any]):
 
     def start_weight_update(self) -> None:
         self._checksum = Checksum()
-        super().start_weight_update()
+        super().start_weight_update()  # type: ignore[safe-super]  # of the base that comes after this one
         self._delivery = Delivery(self.model, tied_head=self.model_config.hf_text_config.tie_word_embeddings)
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
-        self.model = _Receiver(self._checksum, self._delivery)
+        self.model = _WatchedModel(self._checksum, self._delivery)  # type: ignore[assignment]
         try:
-            super().receive_weights(update_info)
+            super().receive_weights(update_info)  # type: ignore[safe-super]
         finally:
             self.model = model
 
     def finish_weight_update(self) -> None:
         """Process what was received. Raises :class:`delivery.IncompleteWeights`."""
         problem = self._delivery.problem()
-        super().finish_weight_update()
+        super().finish_weight_update()  # type: ignore[safe-super]
         if problem is not None:
             raise problem
 
@@ -72,18 +69,10 @@ class _Checked(WeightTransferEngine[Any, Any]):
         return self._checksum.value()
 
 
-class CheckedNcclEngine(_Checked, NCCLWeightTransferEngine):
-    """Receives a broadcast of the trainer's rank 0."""
+class CheckedWorker:
+    """Mixed into vLLM's worker by the name of a subclass, whose module then registers its engine in the worker's process."""
 
-
-class CheckedIpcEngine(_Checked, IPCWeightTransferEngine):
-    """Reads the memory of the trainer rank on the same GPU."""
-
-
-class WorkerExtension:
-    """Mixed into vLLM's worker: naming it in the engine's arguments also makes workers import, so register, the above."""
-
-    weight_transfer_engine: _Checked
+    weight_transfer_engine: Checked
 
     def received_checksum(self) -> int:
         """Checksum of the weights that this worker received last."""
@@ -110,7 +99,3 @@ def receive(core: Any, update_info: Mapping[str, Any], entering: Callable[[str],
     if len(set(checksums)) != 1:
         raise RuntimeError(f"the engine's tensor-parallel workers received different weights: checksums {checksums}")
     return checksums[0]
-
-
-WeightTransferEngineFactory.register_engine("checked_nccl", CheckedNcclEngine)
-WeightTransferEngineFactory.register_engine("checked_ipc", CheckedIpcEngine)

@@ -1,4 +1,4 @@
-"""Weights from DeepSpeed to vLLM through the object store: vLLM's weight-transfer API on machines without CUDA.
+"""The engines' end of the weight sync through the object store: vLLM's weight-transfer API on machines without CUDA.
 
 The trainer packs all parameters into one flat buffer, once per publication; every engine on a node reads the same
 shared memory. One call per engine, whatever the number of parameters. Imported in engine processes only.
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -24,7 +25,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from dapo_openrlhf.backend.messages import WeightManifest
-from dapo_openrlhf.backend.transfer.delivery import Delivery
+from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
+from dapo_openrlhf.backend.transfer.receivers.delivery import Delivery
 
 
 @dataclass
@@ -78,7 +80,8 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
         for layer in self.model.modules():
             match layer:
                 case RoutedExperts():  # packed at the first load only: later ones were read as if they were
-                    layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)
+                    kernel: Any = layer.quant_method.moe_kernel
+                    kernel.fused_experts.process_weights_after_loading(layer)
                 case ParallelLMHead() if tied:  # without a parameter of its own, so nothing repacked it
                     layer.quant_method.process_weights_after_loading(layer)
 
@@ -96,4 +99,15 @@ def tensors(manifest: WeightManifest, buffer: NDArray[np.uint8]) -> Iterator[tup
         yield name, flat[start : start + size].view(dtype_).view(shape)
 
 
-WeightTransferEngineFactory.register_engine("object_store", ObjectStoreWeightTransferEngine)
+def receive(core: Any, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:
+    """Have an engine core load a flat buffer; returns the checksum of what arrived, which is the manifest's."""
+    checksum: int = xxhash.xxh3_64_intdigest(buffer.data)
+    if checksum != manifest.checksum:
+        raise ValueError(f"weights of version {version} arrived with checksum {checksum}, not {manifest.checksum}")
+    core.collective_rpc("start_weight_update")
+    core.collective_rpc("update_weights", kwargs={"update_info": {"manifest": manifest, "buffer": buffer}})
+    core.collective_rpc("finish_weight_update")
+    return checksum
+
+
+WeightTransferEngineFactory.register_engine(RECEIVERS["object_store"].backend, ObjectStoreWeightTransferEngine)

@@ -70,17 +70,18 @@ class Delivery:
     @contextmanager
     def _counting(self) -> Iterator[None]:
         """Every load into a parameter passes through this function of vLLM's."""
-        original = layerwise.get_numel_loaded
+        module: Any = layerwise  # which calls the function by a name of its own
+        original = module.get_numel_loaded
 
         def counted(*arguments: Any) -> Any:
             self._loads += 1
             return original(*arguments)
 
-        layerwise.get_numel_loaded = counted
+        module.get_numel_loaded = counted
         try:
             yield
         finally:
-            layerwise.get_numel_loaded = original
+            module.get_numel_loaded = original
 
     def problem(self) -> IncompleteWeights | None:
         """What is wrong once everything has been loaded, or None; to be asked before the reload is finalized."""
@@ -133,9 +134,9 @@ def _expected(layer: Module, parameter: Tensor) -> int:
     if isinstance(layer, VocabParallelEmbedding):
         return parameter.numel() // parameter.shape[0] * layer.shard_indices.num_org_elements
     if isinstance(layer, RoutedExperts):
-        sizes = layer.moe_config
+        sizes: Any = layer.moe_config  # vLLM has filled in what may be None before
         inner, own_inner = sizes.intermediate_size_per_partition, sizes.intermediate_size_per_partition_unpadded
-        own = {sizes.hidden_dim: sizes.hidden_dim_unpadded, inner: own_inner, 2 * inner: 2 * own_inner}
+        own: dict[int, int] = {sizes.hidden_dim: sizes.hidden_dim_unpadded, inner: own_inner, 2 * inner: 2 * own_inner}
         return parameter.shape[0] * math.prod(own.get(size, size) for size in parameter.shape[1:])
     return parameter.numel()
 
