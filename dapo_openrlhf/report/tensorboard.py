@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dapo_openrlhf.pipeline.metrics import METRICS
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 CHARTS = {
     "Learning": {
@@ -51,8 +51,8 @@ class TensorBoardSink:
 
         ``first_step``: rollout steps that an earlier run has done; what it wrote beyond them is shown no more.
         """
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         now = time.time_ns()
@@ -92,8 +92,8 @@ class TensorBoardSink:
 def _layout() -> Summary:
     """:data:`CHARTS` in the form that TensorBoard's custom scalars plugin reads."""
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.custom_scalar import layout_pb2, metadata  # type: ignore[import-untyped]
-    from tensorboard.util.tensor_util import make_tensor_proto  # type: ignore[import-untyped]
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
 
     layout = layout_pb2.Layout()
     for section, charts in CHARTS.items():

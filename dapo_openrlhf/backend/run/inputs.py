@@ -147,7 +147,7 @@ def read_sets(
     with ThreadPoolExecutor(2) as threads:
         prompts = threads.submit(read_prompts, config, say) if training else None
         problems = threads.submit(read_problems, config, say) if config.eval.dataset else None
-        return prompts and prompts.result(), problems and problems.result()
+        return prompts.result() if prompts else None, problems.result() if problems else None
 
 
 def read_prompts(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:

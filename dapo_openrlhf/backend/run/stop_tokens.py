@@ -149,7 +149,7 @@ def _ids(value: object, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
 
 def _generation_config(model: str) -> Mapping[str, Any]:
     """What generation_config.json says; nothing where there is none. Raises :class:`ConfigError`."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     path = cached_file(
         model,

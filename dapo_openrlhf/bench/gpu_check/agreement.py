@@ -136,12 +136,13 @@ def batch_of_one(prompt: Prompt, generation: Generation, *, step: int) -> TrainB
 
 
 async def _difference(workers: run_workers.Workers, generation: Generation) -> Difference:
-    tokens: GroupTokens = await generation.tokens  # type: ignore[misc]
+    reference: Any = generation.tokens  # a Ray reference, which the pipeline passes on unseen
+    tokens: GroupTokens = await reference
     # Every rank, since a forward pass is a collective under ZeRO-3.
     found: list[Comparison] = await asyncio.gather(*(_compared(rank, tokens) for rank in workers.ranks))
     return found[0].engines[0]
 
 
-async def _compared(rank: ray.actor.ActorHandle, tokens: GroupTokens) -> Comparison:
+async def _compared(rank: ray.actor.ActorHandle[Any], tokens: GroupTokens) -> Comparison:
     compared: Comparison = await rank.compare.remote([[tokens]])
     return compared

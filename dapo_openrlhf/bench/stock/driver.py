@@ -47,7 +47,8 @@ def _accept_float32() -> None:
             settings["choices"] = [*settings["choices"], "fp32"]
         return add_argument(self, *names, **settings)
 
-    argparse.ArgumentParser.add_argument = with_float32  # type: ignore[method-assign]
+    parser: Any = argparse.ArgumentParser
+    parser.add_argument = with_float32
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch  # noqa: E402  the remedies come first
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap  # noqa: E402
 
 
-class CpuWorkerWrap(WorkerWrap):
+class CpuWorkerWrap(WorkerWrap):  # type: ignore[misc]  # openrlhf has no types
     """Receives weights tensor by tensor as the stock one, but loads them when the last has come.
 
     vLLM packs linear weights when it loads them on a CPU and drops the originals, so one tensor alone cannot

@@ -103,7 +103,7 @@ def _strategy(module: Any) -> None:
     get_train_ds_config = module.get_train_ds_config
 
     def with_torch_adam(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        config = get_train_ds_config(*args, **kwargs)
+        config: dict[str, Any] = get_train_ds_config(*args, **kwargs)
         if "optimizer" in config:
             config["optimizer"]["params"]["torch_adam"] = True
         return config
@@ -162,7 +162,7 @@ class GlooBroadcast:
     def __init__(self, address: str, port: int, rank: int, world_size: int, device: object) -> None:
         from vllm.distributed.utils import stateless_init_torch_distributed_process_group
 
-        self._group = stateless_init_torch_distributed_process_group(address, port, rank, world_size, "gloo")
+        self._group: Any = stateless_init_torch_distributed_process_group(address, port, rank, world_size, "gloo")
 
     def broadcast(self, tensor: Tensor, src: int, stream: object = None) -> None:
         """Send ``tensor`` of rank ``src`` to all, or receive into it; returns when it has arrived."""
@@ -194,6 +194,6 @@ def packed_attention(
     starts = torch.nonzero(position_ids[0] == 0).flatten().tolist()
     ends = [*starts[1:], query.shape[2]]
     sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    parts = zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True)
     attended = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling) for q, k, v in parts]
     return torch.cat(attended, dim=2).transpose(1, 2), None

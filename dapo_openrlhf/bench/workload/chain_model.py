@@ -7,6 +7,8 @@ what any model of this shape costs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -53,7 +55,8 @@ def next_logprobs(recipe: Recipe) -> torch.Tensor:
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     """A model in float32, with untied embeddings, that writes the chain."""
-    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    undeclared: dict[str, Any] = {"head_dim": recipe.head_size}  # which transformers takes all the same
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
@@ -61,12 +64,12 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForC
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
-        head_dim=recipe.head_size,
         max_position_embeddings=recipe.max_len,
         tie_word_embeddings=False,
         bos_token_id=None,
         dtype="float32",
         **special,
+        **undeclared,
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(do_sample=True, **special)
