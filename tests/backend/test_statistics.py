@@ -10,7 +10,7 @@ from fake_actors import FakeActor
 from fakes import some_group
 
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
-from dapo_openrlhf.backend.run.step_statistics import step_statistics
+from dapo_openrlhf.backend.run.step_statistics import UnknownSum, step_statistics
 from dapo_openrlhf.backend.trainer.reports import StepReport
 from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome
 from dapo_openrlhf.pipeline.batch import PlanSettings
@@ -79,6 +79,11 @@ def test_everything_shown_has_a_meaning() -> None:
         tokens=1, kl=0, value_loss=0, value=0, return_squared=0, value_error=0, value_error_squared=0, **{"return": 0}
     )
     assert set(step_statistics([with_all])) <= set(METRICS)
+
+
+def test_a_sum_that_nothing_is_made_of_is_refused() -> None:
+    with pytest.raises(UnknownSum, match="trainer ranks report entropie, of which"):
+        step_statistics([report(tokens=1), report(tokens=1, entropie=1.0)])
 
 
 def test_updates_that_were_stopped_count_apart() -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
 from dapo_openrlhf.backend.trainer.agreement import Comparison
@@ -84,5 +83,7 @@ def _under_deepspeed(model: Any, strategy: Strategy, adam: SimpleNamespace, begi
 
 
 def _reference(models: Models, strategy: Strategy, path: str) -> Forward:
-    model: torch.nn.Module = strategy.prepare(models.language_model(path).requires_grad_(False))
-    return model.eval()
+    engine: Any = strategy.prepare(models.language_model(path).requires_grad_(False))
+    engine.eval()
+    reference: Forward = engine
+    return reference

@@ -31,8 +31,12 @@ class Rank:
     def __init__(
         self, policy: Policy, critic: Critic | None, settings: TrainSettings, *, peers: Peers, spans: Spans
     ) -> None:
-        """``critic``: one exactly where ``settings.advantages`` has one. ``spans``: what is reported with each step."""
+        """``critic``, and the policy's reference: there exactly where the settings ask for them.
+
+        ``spans``: what is reported with each step.
+        """
         assert (critic is not None) == settings.advantages.critic
+        assert policy.has_reference == (max(settings.loss.kl_coef, settings.advantages.kl_coef) > 0)
         self._policy = policy
         self._critic = critic
         self._settings = settings
