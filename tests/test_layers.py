@@ -20,21 +20,22 @@ PACKAGE = "dapo_openrlhf"
 FOLDER = Path(dapo_openrlhf.__file__).parent
 ROOT = FOLDER.parent
 
-PURE = {"types", "algorithm", "config", "pipeline"}
+PURE = {"whole_file", "types", "algorithm", "config", "pipeline"}
 """What a laptop runs without Ray, vLLM or DeepSpeed."""
 BACKEND = {"backend", "backend/transfer", "backend/engine", "backend/trainer", "backend/run"}
 
 MAY_IMPORT: Mapping[str, set[str]] = {
+    "whole_file": set(),
     "types": set(),
     "algorithm": {"types"},
     "config": {"algorithm"},
-    "pipeline": {"types", "algorithm", "config"},
+    "pipeline": {"whole_file", "types", "algorithm", "config"},
     "rewards": {"types", "config"},
-    "dataset": {"types", "config", "rewards"},
+    "dataset": {"whole_file", "types", "config", "rewards"},
     "backend": {"types", "config", "pipeline"},
     "backend/transfer": {"types", "pipeline", "backend"},
     "backend/engine": {"types", "pipeline", "backend", "backend/transfer"},
-    "backend/trainer": {"types", "algorithm", "pipeline", "backend", "backend/transfer"},
+    "backend/trainer": {"whole_file", "types", "algorithm", "pipeline", "backend", "backend/transfer"},
     "backend/run": {*PURE, "rewards", "dataset", "backend", "backend/transfer", "backend/engine", "backend/trainer"},
     "report": PURE,
     "prepare": {*PURE, "rewards", "dataset"},
@@ -52,6 +53,7 @@ OUTSIDE: Mapping[str, set[str]] = {
     "algorithm.loss": {"torch"},
     "algorithm.kl": {"torch"},
     "algorithm.gae": {"torch"},
+    "pipeline.manifest": {"xxhash"},
     "dataset.rows": {"pyarrow"},
     "dataset.renderer": {"jinja2", "transformers"},
     "rewards.algebra": {"mpmath"},

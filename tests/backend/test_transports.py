@@ -16,7 +16,8 @@ from dapo_openrlhf.backend.messages import WeightLayout
 from dapo_openrlhf.backend.run.publishers.opening import Irreplaceable, Publisher, open_publisher, reviver_of
 from dapo_openrlhf.backend.run.workers import Workers
 from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.config.transports import TRANSPORTS, TransportName
 
 BACKEND = "dapo_openrlhf.backend"

@@ -16,7 +16,7 @@ it is done here:
 | ends of a response                   | ``stop_tokens.py``: also config.json and the chat template                 |
 | default temperature, top_p, top_k,   | never taken: trainer and sampler must agree, and an evaluation is what its |
 | repetition_penalty of the model      | settings say; :class:`~dapo_openrlhf.pipeline.ports.Sampling` is all that counts    |
-| ranges of sampling parameters        | ``config.py``; ``SamplingParams`` checks its own once more                 |
+| ranges of sampling parameters        | ``config/``; ``SamplingParams`` checks its own once more                   |
 | n responses of a request             | :meth:`EngineLoop._add`: a request each, which share the prompt's cache    |
 | seed                                 | the engine's, by its number; none of a request's own                       |
 | cache_salt                           | the version of the weights                                                 |

@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import BroadcastOptions, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import (  # type: ignore[attr-defined]  # TCPStore, which torch imports without saying so
+    BroadcastOptions,
+    ProcessGroupGloo,
+    TCPStore,
+)
 
 TIMEOUT = timedelta(minutes=30)
 """Of joining and of each broadcast; a publication has a deadline of its own, ``async.publish_timeout``."""

@@ -51,16 +51,16 @@ class Checked(WeightTransferEngine[Any, Any]):
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
-        self.model = _WatchedModel(self._checksum, self._delivery)  # type: ignore[assignment]
+        self.model = _WatchedModel(self._checksum, self._delivery)  # type: ignore[assignment]  # as far as it is used
         try:
-            super().receive_weights(update_info)  # type: ignore[safe-super]
+            super().receive_weights(update_info)  # type: ignore[safe-super]  # of the same base
         finally:
             self.model = model
 
     def finish_weight_update(self) -> None:
         """Process what was received. Raises :class:`delivery.IncompleteWeights`."""
         problem = self._delivery.problem()
-        super().finish_weight_update()  # type: ignore[safe-super]
+        super().finish_weight_update()  # type: ignore[safe-super]  # of the same base
         if problem is not None:
             raise problem
 
