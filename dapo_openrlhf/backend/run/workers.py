@@ -23,7 +23,6 @@ from dapo_openrlhf.backend.run.start_check import check_agreement
 from dapo_openrlhf.backend.trainer.actor import PolicyActor, RankReady
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, GuardSettings, LossSettings
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.rewards.question import RULE
 from dapo_openrlhf.rewards.settings import judge_settings
 
 ENGINE_CONCURRENT_CALLS = 1 << 16
@@ -127,7 +126,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
             name=f"engine {index}",
             engine_args=engine_args(config, device, index, inputs.checkpoint),
             stop_ids=inputs.stop.ids,
-            decode_queries=config.reward.remote_url != (RULE,),
+            decode_queries=any(origin.reads_queries for origin in config.reward.origins),
             version=inputs.first_step,
             weights_in_flight=config.train.partial_rollout_enable,
             recompute_kv_cache=config.async_.recompute_kv_cache,
