@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
 
@@ -46,15 +45,16 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    config = load_config(_settings_file(options), parse_overrides(rest))
+    from dapo_openrlhf.cli.starting import starting_point
+
+    config, resume = starting_point(options, parse_overrides(rest), say=_warn)
     from dapo_openrlhf.cli.train import train
 
-    return train(config, started=STARTED, resume=options.resume)
+    return train(config, started=STARTED, resume=resume)
 
 
-def _settings_file(options: argparse.Namespace) -> Path:
-    file: Path = options.config if options.resume is None else options.resume / "config.yaml"
-    return file
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -65,11 +65,9 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    config = load_config(_settings_file(options), parse_overrides(rest))  # refused here rather than on the cluster
-    if options.resume is not None:
-        from dapo_openrlhf.pipeline.resume import check_resume, newest_checkpoint
+    from dapo_openrlhf.cli.starting import starting_point
 
-        check_resume(config, run=options.resume, checkpoint=newest_checkpoint(options.resume))
+    starting_point(options, parse_overrides(rest), say=_warn)  # refused here rather than on the cluster
     from dapo_openrlhf.cli.submit import submit
 
     return submit(options, rest)
@@ -115,6 +113,13 @@ def _refuse(arguments: Sequence[str]) -> None:
         raise ConfigError(f"there is no such option: {' '.join(arguments)}; --help lists them")
 
 
+def _checkpoint(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli.checkpoint import checkpoint
+
+    return checkpoint(options)
+
+
 COMMANDS: dict[str, Command] = {
     "train": _train,
     "eval": _eval,
@@ -124,6 +129,7 @@ COMMANDS: dict[str, Command] = {
     "submit": _submit,
     "bench": _bench,
     "trace": _trace,
+    "checkpoint": _checkpoint,
 }
 
 

@@ -129,7 +129,8 @@ def stand_in_for_cuda() -> None:
 
     if torch.cuda.is_available():
         return
-    torch.cuda.synchronize = lambda device=None: None
-    torch.cuda.set_device = lambda device: None
-    torch.cuda.current_device = lambda: torch.device("cpu")
-    torch.cuda.empty_cache = lambda: None
+    cuda: Any = torch.cuda  # the stand-ins' types differ on purpose
+    cuda.synchronize = lambda device=None: None
+    cuda.set_device = lambda device: None
+    cuda.current_device = lambda: torch.device("cpu")
+    cuda.empty_cache = lambda: None

@@ -13,7 +13,8 @@ def submit(options: argparse.Namespace, settings: Sequence[str]) -> int:
     """Submit ``train`` with the same configuration and settings; follow its log; 0 if the job succeeded."""
     from dapo_openrlhf.backend.run.jobs import Job
 
-    source = ["--config", str(options.config)] if options.resume is None else ["--resume", str(options.resume)]
+    source = [] if options.config is None else ["--config", str(options.config)]
+    source += [] if options.resume is None else ["--resume", options.resume]
     command = entrypoint([*source, *settings], uploaded=options.working_dir is not None)
     job = Job(options.address, command, working_dir=options.working_dir)
     print(f"job {job.id} accepted by {options.address}; to stop it: ray job stop --address {options.address} {job.id}")

@@ -10,6 +10,7 @@ from dapo_openrlhf.algorithm.choices import OldLogprobs
 from dapo_openrlhf.config.choices import AtDeadline, KvCache
 from dapo_openrlhf.config.presets import PAPER
 from dapo_openrlhf.config.section import COLDEST, HOTTEST, PositiveFloat, PositiveInt, Section
+from dapo_openrlhf.config.transports import TransportName
 
 
 class VllmSection(Section):
@@ -31,7 +32,7 @@ class VllmSection(Section):
     """Tokens an engine processes in one step; null takes 8192."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often each engine that dies, hangs, or only fails is replaced before the run ends."""
-    sync_backend: Literal["auto", "nccl", "ipc", "object_store"] = "auto"
+    sync_backend: Literal["auto", TransportName] = "auto"
     """How weights reach the engines: ``nccl`` between GPUs, ``ipc`` on a GPU that engine and trainer share, or through
     Ray's object store and host memory. ``auto`` takes the first of these that the placement allows."""
 

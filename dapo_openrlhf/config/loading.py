@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.config.rules import impossible
@@ -28,17 +28,20 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a YAML file, apply dotted overrides, check everything. Raises :class:`ConfigError`."""
+    """Read a YAML file, apply dotted overrides, check everything.
+
+    Raises :class:`ConfigError`, and for a file that is missing or broken :class:`SettingsUnreadable`.
+    """
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # a SafeLoader
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+        raise SettingsUnreadable(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
+        raise SettingsUnreadable(f"{path} is not a text file in UTF-8: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise SettingsUnreadable(f"{path} is not valid YAML: {error}") from error
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds {type(loaded).__name__}, not a mapping of sections to settings")
+        raise SettingsUnreadable(f"{path} holds {type(loaded).__name__}, not a mapping of sections to settings")
     settings: dict[str, Any] = {}
     for key, value in [*loaded.items(), *(overrides or {}).items()]:
         _assign(settings, str(key), value)

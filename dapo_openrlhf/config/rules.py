@@ -8,6 +8,7 @@ from dapo_openrlhf.algorithm.choices import ESTIMATORS, POLICY_LOSSES
 from dapo_openrlhf.config.input_template import input_template
 from dapo_openrlhf.config.section import COLDEST
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.config.transports import refusal
 
 TEMPLATE_ARGUMENTS = {
     "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "padding",
@@ -189,20 +190,12 @@ def _impossible_accumulation(config: Config) -> Iterator[str]:
 
 def _impossible_transfer(config: Config) -> Iterator[str]:
     """Yield a sentence if weights cannot reach the engines the way that was asked for."""
-    backend = config.vllm.sync_backend
-    if config.device == "cpu" and backend in ("nccl", "ipc"):
-        yield f"vllm.sync_backend: {backend} needs GPUs; use auto or object_store with device: cpu"
-    elif backend == "nccl" and config.train.colocate_all:
-        yield (
-            "vllm.sync_backend: nccl refuses two processes on one GPU, which train.colocate_all asks for; use auto or ipc"
-        )
-    elif backend == "ipc" and config.device == "cuda" and not config.train.colocate_all:
-        yield "vllm.sync_backend: ipc needs engine and trainer on the same GPU (train.colocate_all); use auto or nccl"
-    elif backend == "object_store" and config.vllm.tensor_parallel_size > 1:
-        yield (
-            f"vllm.sync_backend: object_store cannot feed an engine of vllm.tensor_parallel_size "
-            f"{config.vllm.tensor_parallel_size}; use auto or nccl"
-        )
+    backend, workers = config.vllm.sync_backend, config.vllm.tensor_parallel_size
+    if backend == "auto":
+        return
+    gpus, shared = config.device == "cuda", config.train.colocate_all
+    if problem := refusal(backend, gpus=gpus, shared=shared, tensor_parallel_size=workers):
+        yield f"vllm.sync_backend: {problem}"
 
 
 def _impossible_to_share(config: Config) -> Iterator[str]:

@@ -7,7 +7,7 @@ with, :mod:`~dapo_openrlhf.config.loading` reads files and command lines.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
@@ -19,6 +19,7 @@ from dapo_openrlhf.config.presets import PAPER, PresetName
 from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.config.section import HOTTEST, PositiveInt, Section
 from dapo_openrlhf.config.training import ActorSection, CriticSection, DsSection, TrainSection
+from dapo_openrlhf.config.transports import TransportName, automatic
 from dapo_openrlhf.config.yaml_text import mapping_of
 
 
@@ -110,13 +111,11 @@ class Config(Section):
         return self.vllm.num_engines * self.vllm.tensor_parallel_size + self.trainer_ranks
 
     @property
-    def weight_transfer(self) -> Literal["nccl", "ipc", "object_store"]:
+    def weight_transfer(self) -> TransportName:
         """``vllm.sync_backend`` with ``auto`` decided."""
         if self.vllm.sync_backend != "auto":
             return self.vllm.sync_backend
-        if self.device == "cpu":
-            return "object_store"
-        return "ipc" if self.train.colocate_all else "nccl"
+        return automatic(gpus=self.device == "cuda", shared=self.train.colocate_all)
 
     @property
     def max_rollout_kl(self) -> float:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.pipeline.manifest import MANIFEST_FILE, problems, write_manifest
 from dapo_openrlhf.pipeline.prompts import PromptState
+from dapo_openrlhf.whole_file import UNFINISHED, put_in_place, remove_whole
 
 STATE_FILE = "run_state.json"
 SETTINGS_FILE = "run_config.yaml"
 """File in a checkpoint with every setting of the run that made it."""
-UNFINISHED = ".unfinished-"
-"""What the names of folders begin with that are being written or removed."""
+
+MOST_NAMED = 3
+"""Damaged files that a message names."""
 
 TRAINER_FOLDER = "trainer"
 """Folder in a checkpoint with the optimizer, its schedule and the full-precision weights; beside it lies the model."""
@@ -50,6 +53,20 @@ class RunState:
             raise ConfigError(f"{folder} is not a checkpoint to resume from: {error}") from error
 
 
+def damage(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint, a line each; empty for a good one.
+
+    Of a checkpoint without a manifest, as earlier versions made them, only the run's state is looked at.
+    """
+    if (folder / MANIFEST_FILE).exists() and (wrong := problems(folder)):
+        return wrong
+    try:
+        RunState.read(folder)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
 class Checkpoints:
     """A run's checkpoint folders, ``step-000010`` and so on, of which the newest ``max_num`` are kept."""
 
@@ -68,26 +85,38 @@ class Checkpoints:
         return str(path.resolve())
 
     def finish(self, state: RunState) -> str:
-        """The folder is written: complete it, give it its name, and remove the oldest. Returns its path."""
+        """The folder is written: complete it, give it its name, and remove the oldest. Returns its path.
+
+        All its files are read once more, for the manifest, so this may take seconds.
+        """
         unfinished, path = self._unfinished(state.step), self._folder / f"step-{state.step:06d}"
         (unfinished / SETTINGS_FILE).write_text(self._settings, encoding="utf-8")
         (unfinished / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-        if path.exists():  # made before a resume
-            self._remove(path)
-        os.rename(unfinished, path)
+        write_manifest(unfinished)
+        put_in_place(unfinished, path)  # one that is there was made before a resume
         for old in self.finished()[: -self._max_num]:
-            self._remove(old)
+            remove_whole(old)
         return str(path)
-
-    def _remove(self, path: Path) -> None:
-        """Its name goes first, by which half of it would count as a whole."""
-        doomed = self._folder / f"{UNFINISHED}{path.name}"
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
 
     def finished(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(path for path in self._folder.glob("step-*") if (path / STATE_FILE).is_file())
+        return sorted(
+            path
+            for path in self._folder.glob("step-*")
+            if (path / STATE_FILE).exists() or (path / MANIFEST_FILE).exists()
+        )
+
+    def newest_good(self, say: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose files all are as they were written; None if there is none.
+
+        ``say`` is told of each that is passed over, with what is wrong with it.
+        """
+        for path in reversed(self.finished()):
+            wrong = damage(path)
+            if not wrong:
+                return path
+            say(f"warning: the checkpoint {path} is damaged and is passed over: {'; '.join(wrong[:MOST_NAMED])}")
+        return None
 
     def _unfinished(self, step: int) -> Path:
         return self._folder / f"{UNFINISHED}{step:06d}"

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from io import BufferedRWPair
 from typing import cast
 
 from dapo_openrlhf.config.reward_origin import Rule
@@ -128,9 +129,9 @@ def _explain(error: BaseException) -> str:
     return name + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
 
 
-def _send(lines: object, message: dict[str, object]) -> None:
-    lines.write(json.dumps(message).encode() + b"\n")  # type: ignore[attr-defined]
-    lines.flush()  # type: ignore[attr-defined]
+def _send(lines: BufferedRWPair, message: dict[str, object]) -> None:
+    lines.write(json.dumps(message).encode() + b"\n")
+    lines.flush()
 
 
 def _limit_memory(more: int) -> None:

@@ -24,6 +24,7 @@ from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
 from dapo_openrlhf.backend.run.workers import start_workers
 from dapo_openrlhf.cli.train import train
 from dapo_openrlhf.pipeline.ports import PromptFault, Sampling
+from dapo_openrlhf.pipeline.resume import newest_point
 from dapo_openrlhf.types import Prompt
 
 pytestmark = pytest.mark.real
@@ -112,7 +113,7 @@ def test_a_prompt_that_fails_the_engine_core_is_dropped_and_stays_dropped(
 
     longer = make_config(tmp_path, **settings, **{"train.max_steps": 6})
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
-    assert train(longer, started=time.monotonic(), resume=run, stream=io.StringIO()) == 0
+    assert train(longer, started=time.monotonic(), resume=newest_point(run, print), stream=io.StringIO()) == 0
     again = events_of(run)[len(events) :]
     assert not [event for event in again if event["event"] in ("engine_lost", "prompt_dropped")]
     assert 3 not in [event["prompt"] for event in again if event["event"] == "group_dispatched"]

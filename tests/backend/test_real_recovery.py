@@ -23,6 +23,7 @@ from dapo_openrlhf.cli.train import train
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
+from dapo_openrlhf.pipeline.resume import newest_point
 
 pytestmark = pytest.mark.real
 
@@ -79,7 +80,7 @@ def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
     changes = {"train.max_steps": 6, "actor.adam.lr": 1e-5, "train.batch_size": 8}
     longer = make_config(tmp_path, **schedule, **changes)
     said = io.StringIO()
-    assert train(longer, started=time.monotonic(), resume=run, stream=said) == 0
+    assert train(longer, started=time.monotonic(), resume=newest_point(run, print), stream=said) == 0
     assert "resuming after 4 rollout steps" in said.getvalue()
     assert "actor.adam.lr 1e-06 -> 1e-05, train.batch_size 16 -> 8" in said.getvalue()
     events = events_of(run)

@@ -17,11 +17,11 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.object_store_publisher import ObjectStorePublisher
+from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
-from dapo_openrlhf.bench.agreement import batch_of_one
+from dapo_openrlhf.bench.gpu_check.agreement import batch_of_one
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.ports import Sampling

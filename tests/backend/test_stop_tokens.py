@@ -149,13 +149,19 @@ def config(folder: str, max_len: int) -> Config:
     return build_config(settings, source="test")
 
 
+def values(folder: str) -> dict[str, object]:
+    read: dict[str, object] = json.loads(Path(folder, "config.json").read_text())
+    return read
+
+
 def test_more_tokens_than_the_model_has_positions_are_refused(tmp_path: Path) -> None:
     plain = model(
         tmp_path / "plain", max_position_embeddings=128, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
     )
-    check_context(config(plain, 128))
+    check_context(config(plain, 128), values(plain))
     with pytest.raises(ConfigError, match=r"data.max_len: 129 .*more than the 128 positions.*use at most 128"):
-        check_context(config(plain, 129))
+        check_context(config(plain, 129), values(plain))
     scaled = model(tmp_path / "scaled", max_position_embeddings=128, rope_scaling={"rope_type": "yarn", "factor": 4.0})
-    check_context(config(scaled, 500))
-    check_context(config(model(tmp_path / "silent"), 500))
+    check_context(config(scaled, 500), values(scaled))
+    silent = model(tmp_path / "silent")
+    check_context(config(silent, 500), values(silent))

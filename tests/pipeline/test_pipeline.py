@@ -33,7 +33,7 @@ from dapo_openrlhf.pipeline.batch import plan_batch
 from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.dynamic_sampling import MOST_OVER_SAMPLING
-from dapo_openrlhf.pipeline.evaluation import EvaluationFailed
+from dapo_openrlhf.pipeline.evaluator import EvaluationFailed
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,

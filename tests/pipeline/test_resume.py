@@ -20,7 +20,8 @@ from dapo_openrlhf.config.loading import build_config, dump_config, load_config
 from dapo_openrlhf.config.settings import Config, settings_of
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, STATE_FILE, Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
-from dapo_openrlhf.pipeline.resume import CHANGEABLE, FIXED, check_resume, resume_table
+from dapo_openrlhf.pipeline.resume import CHANGEABLE, FIXED, check_resume, newest_point, resume_table
+from dapo_openrlhf.report.run_lock import LOCK_FILE
 from dapo_openrlhf.types import Prompt
 
 DOCS = Path(__file__).parents[2] / "docs" / "resume.md"
@@ -156,7 +157,8 @@ def make_run(folder: Path, settings: Config, *, lies: bool = True) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK_FILE]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def check(run: Path, now: Config) -> list[str]:
@@ -276,7 +278,7 @@ def test_other_prompts_are_refused_before_anything_is_started_or_written(tmp_pat
     for name, changed in {"reversed": rows[::-1], "fewer": rows[:-1], "edited": [("1+1=2", "2"), *rows[1:]]}.items():
         other = config(**model | {"data.prompt_dataset": write(f"{name}.jsonl", changed)})
         with pytest.raises(ConfigError, match=r"data.prompt_dataset: holds \d prompts, .*the run to resume"):
-            train(other, started=0.0, resume=run, stream=io.StringIO())
+            train(other, started=0.0, resume=newest_point(run, print), stream=io.StringIO())
     assert contents(run) == before
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.cluster import check_devices
-from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens, text_parts
+from dapo_openrlhf.backend.run.model_files import read_model_files
+from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
@@ -79,8 +81,8 @@ def check_inputs(
             f"train.max_steps {config.train.max_steps}: {state.step} rollout steps are done already in {checkpoint}; use "
             "more to go on"
         )
-    check_context(config)
-    stop = stop_tokens(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
+    files = read_model_files(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
+    check_context(config, files.config)
     prompts, problems = read_sets(config, say, training=training)
     if first := prompts or problems:
         say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
@@ -91,7 +93,7 @@ def check_inputs(
         device=device,
         prompts=prompts or [],
         problems=problems or [],
-        stop=stop,
+        stop=files.stop,
         prompt_set=prompt_set,
         checkpoint=checkpoint,
         state=state,
@@ -124,11 +126,11 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
         raise ConfigError(f"{setting}: there is no model in {name_or_path} (no config.json)")
 
 
-def check_context(config: Config) -> None:
-    """Refuse more tokens than the model has positions. Where they are scaled, vLLM is the one to tell."""
-    from transformers import PretrainedConfig
+def check_context(config: Config, values: Mapping[str, Any]) -> None:
+    """Refuse more tokens than the model has positions. Where they are scaled, vLLM is the one to tell.
 
-    values, _ = PretrainedConfig.get_config_dict(local_model(config.actor.model_name_or_path))
+    ``values`` are those of the model's config.json.
+    """
     parts = [*text_parts(values)]
     ropes = [part[name] for part in parts for name in ("rope_parameters", "rope_scaling") if part.get(name)]
     scaled = any(set(rope) - {"rope_type", "type", "rope_theta"} for rope in ropes)
@@ -148,7 +150,7 @@ def read_sets(
     with ThreadPoolExecutor(2) as threads:
         prompts = threads.submit(read_prompts, config, say) if training else None
         problems = threads.submit(read_problems, config, say) if config.eval.dataset else None
-        return prompts and prompts.result(), problems and problems.result()
+        return prompts.result() if prompts else None, problems.result() if problems else None
 
 
 def read_prompts(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.dataset.renderer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,9 +39,9 @@ def stop_tokens(model: str, *, chat: bool) -> StopTokens:
     without a row in the embedding, and a file all of whose ids are ordinary text where another names a special token.
     Raises :class:`ConfigError` if nothing is left: no response would ever end.
     """
-    from transformers import AutoTokenizer, PretrainedConfig
+    from transformers import PretrainedConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+    tokenizer = load_tokenizer(model)
     config, _ = PretrainedConfig.get_config_dict(model)
     stated = {
         "generation_config.json": [_generation_config(model).get("eos_token_id")],
@@ -149,7 +150,7 @@ def _ids(value: object, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
 
 def _generation_config(model: str) -> Mapping[str, Any]:
     """What generation_config.json says; nothing where there is none. Raises :class:`ConfigError`."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     path = cached_file(
         model,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dapo_openrlhf.backend.trainer.collate import Tensors
     from dapo_openrlhf.backend.trainer.per_sample import Known, PerSample
     from dapo_openrlhf.backend.trainer.tally import Tally, Verdict
+    from dapo_openrlhf.backend.transfer.senders.object_store import ObjectStoreSender
 
 MOST_WRITTEN = 20
 """Updates that were stopped whose batches a rank writes down."""
@@ -136,7 +137,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
             self._resume(os.path.join(checkpoint, TRAINER_FOLDER), updates_done)
         refuse_not_finite(f"the model {args.actor.model_name_or_path} cannot be trained", *self._engines)
         self._published = Published(self._engine.module)
-        self._buffer: Tensor | None = None
+        self._object_store: ObjectStoreSender | None = None
         return RankReady(
             parameters=sum(map(whole_numel, self._engine.module.parameters())),
             attention=self._models.attention_name,
@@ -395,33 +396,16 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """All parameters in one flat buffer of bytes. Every rank must call it; rank 0 returns something."""
         with self._span("export_weights"):
             self._refuse_not_finite(NOT_PUBLISHED)
-            return self._export_weights()
+            tensors = self._published.tensors()
+            if self.strategy.is_rank_0():
+                if self._object_store is None:
+                    from dapo_openrlhf.backend.transfer.senders.object_store import ObjectStoreSender
 
-    def _export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
-        import torch
-        import xxhash
-
-        layout = self._published.layout
-        offsets = _offsets(layout.sizes)
-        rank0 = self.strategy.is_rank_0()
-        if rank0 and self._buffer is None:
-            self._buffer = torch.empty(offsets[-1], dtype=torch.uint8)
-        for index, (_, tensor) in enumerate(self._published.tensors()):
-            if rank0:
-                flat = tensor.contiguous().view(-1).view(torch.uint8)
-                assert self._buffer is not None
-                self._buffer[offsets[index] : offsets[index] + flat.numel()].copy_(flat)
-        if not rank0 or self._buffer is None:
+                    self._object_store = ObjectStoreSender(self._published.layout)
+                return self._object_store.pack(tensors)
+            for _ in tensors:  # gathering takes every rank
+                pass
             return None, None
-        array = self._buffer.numpy()
-        manifest = WeightManifest(
-            names=layout.names,
-            dtypes=layout.dtypes,
-            shapes=layout.shapes,
-            offsets=tuple(offsets),
-            checksum=xxhash.xxh3_64_intdigest(array),
-        )
-        return manifest, array
 
     def weight_layout(self) -> WeightLayout:
         """Which tensors a publication consists of, as the model's checkpoint has them."""
@@ -433,13 +417,13 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def open_nccl(self, address: str, port: int, world_size: int) -> None:
         """Meet the engines' workers, on rank 0. Blocks until all have joined."""
-        from dapo_openrlhf.backend.transfer.senders import NcclSender
+        from dapo_openrlhf.backend.transfer.senders.nccl import NcclSender
 
         self._nccl = NcclSender(address=address, port=port, world_size=world_size)
 
     def open_ipc(self) -> None:
         """Get ready to show the weights to the engine on this rank's GPU."""
-        from dapo_openrlhf.backend.transfer.senders import IpcSender
+        from dapo_openrlhf.backend.transfer.senders.ipc import IpcSender
 
         self._ipc = IpcSender()
 
@@ -511,11 +495,3 @@ def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for name, value in part.items():
             sums[name] += value
     return dict(sums)
-
-
-def _offsets(sizes: Sequence[int], alignment: int = 64) -> list[int]:
-    """Where tensors of these sizes (bytes) begin when each begins on a multiple of ``alignment``, and the end."""
-    offsets = [0]
-    for size in sizes:
-        offsets.append(offsets[-1] + -(-size // alignment) * alignment)
-    return offsets

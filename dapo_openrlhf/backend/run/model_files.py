@@ -1,0 +1,94 @@
+"""What a model's files say that a run must know before it starts: read in a process of its own.
+
+transformers takes two seconds to import where it finds no torch and six where it does, and the controller needs it for
+nothing else. The process (``python -m``) therefore hides torch from it, and starts again with torch for a tokenizer
+whose own code wants it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens
+from dapo_openrlhf.config.errors import ConfigError
+
+TIMEOUT = 600.0
+"""Seconds to read them in, from the Hugging Face hub if need be."""
+LAST_WORDS = 500
+"""Characters of what the process wrote before it failed."""
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """What was read."""
+
+    config: Mapping[str, Any]
+    """The values of config.json."""
+    stop: StopTokens
+    """What ends a response."""
+
+
+def read_model_files(model: str, *, chat: bool) -> ModelFiles:
+    """Read them; ``chat`` as for :func:`stop_tokens`. Raises ``ConfigError`` for what cannot be read or used."""
+    with TemporaryDirectory() as folder:
+        reply = Path(folder, "reply.json")
+        command = [sys.executable, "-m", __name__, json.dumps({"model": model, "chat": chat, "reply": str(reply)})]
+        environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError(
+                f"actor.model_name_or_path: the files of {model} could not be read within {TIMEOUT:g} s; is the Hugging "
+                "Face hub within reach? With a local folder no network is needed"
+            ) from None
+        if not reply.exists():
+            words = (done.stdout + done.stderr).decode(errors="replace").strip()[-LAST_WORDS:]
+            raise ConfigError(
+                f"actor.model_name_or_path: the process that reads the files of {model} ended with status "
+                f"{done.returncode}: {words or 'it wrote nothing'}"
+            )
+        values = json.loads(reply.read_text(encoding="utf-8"))
+    if "refused" in values:
+        raise ConfigError(values["refused"])
+    stop = StopTokens(ids=tuple(values["ids"]), notes=tuple(values["notes"]))
+    return ModelFiles(config=values["config"], stop=stop)
+
+
+def main(question: Mapping[str, Any], *, with_torch: bool) -> None:
+    """Answer in the file that the question names."""
+    try:
+        answer = _read(question["model"], chat=question["chat"])
+    except ConfigError as error:
+        if isinstance(error.__cause__, ImportError) and not with_torch:
+            os.execv(sys.executable, [*sys.orig_argv, "torch"])
+        answer = {"refused": str(error)}
+    Path(question["reply"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _read(model: str, *, chat: bool) -> dict[str, Any]:
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"actor.model_name_or_path: the configuration of {model} cannot be read: {error}") from error
+    stop = stop_tokens(model, chat=chat)
+    return {"config": config, "ids": stop.ids, "notes": stop.notes}
+
+
+if __name__ == "__main__":
+    TORCH = sys.argv[2:] == ["torch"]
+    if not TORCH:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that there is none
+    main(json.loads(sys.argv[1]), with_torch=TORCH)

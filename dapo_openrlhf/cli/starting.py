@@ -1,0 +1,46 @@
+"""Where a training starts: from its configuration, or from a checkpoint of an earlier run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import load_config
+from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.pipeline.resume import ResumePoint, check_resume, newest_point, point_of_name, settings_file
+
+AUTO = "auto"
+"""The value of ``--resume`` that goes on with the run of the configuration's name if there is one."""
+
+
+def starting_point(
+    options: argparse.Namespace, overrides: Mapping[str, Any], *, say: Callable[[str], None]
+) -> tuple[Config, ResumePoint | None]:
+    """The configuration, and the checkpoint to go on from, of ``--config`` and ``--resume``.
+
+    ``say`` is told what was passed over. Raises ``ConfigError`` for options that do not go together, a run without a
+    good checkpoint, and settings that the run cannot go on with.
+    """
+    match options.config, options.resume:
+        case None, None:
+            raise ConfigError("--config FILE or --resume RUN is needed")
+        case None, str(resume) if resume != AUTO:
+            point: ResumePoint | None = newest_point(Path(resume), say)
+            assert point is not None
+            config = load_config(settings_file(point, say), overrides)
+        case Path() as file, resume if resume in (None, AUTO):
+            config = load_config(file, overrides)
+            point = None if resume is None else point_of_name(Path(config.run.dir), config.run.name, say)
+        case None, _:
+            raise ConfigError("--resume auto needs --config FILE, whose run.dir and run.name say which run is meant")
+        case _:
+            raise ConfigError(
+                f"--config and --resume {options.resume} do not go together: a resumed run has its own settings, and "
+                "--section.key VALUE changes single ones; with --config only --resume auto is taken"
+            )
+    if point is not None:
+        check_resume(config, run=point.run, checkpoint=point.checkpoint)
+    return config, point

@@ -1,0 +1,36 @@
+"""One process at a time writes a run's folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dapo_openrlhf.config.errors import ConfigError
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold a run's folder. The kernel lets go of it when this process ends, however it ends.
+
+    Raises ``ConfigError`` if another process holds it, which it names.
+    """
+    handle = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            raise ConfigError(
+                f"{run}: {owner} is writing this run; stop it first, or start a run of your own with another run.name"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,123 @@
+"""Where a training starts: `--config` and `--resume`, alone and together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dapo_openrlhf.__main__ import main
+from dapo_openrlhf.cli.options import make_parser
+from dapo_openrlhf.cli.starting import starting_point
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config, dump_config
+from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState
+from dapo_openrlhf.pipeline.prompts import PromptState
+from dapo_openrlhf.pipeline.resume import ResumePoint
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a configuration; its runs are called ``sums``."""
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(dump_config(config()))
+    return tmp_path
+
+
+def config(rate: float = 1e-5) -> Config:
+    settings = {
+        "device": "cpu",
+        "run": {"name": "sums"},
+        "actor": {"model_name_or_path": "model", "adam": {"lr": rate}},
+        "ds": {"attn_implementation": "sdpa", "param_dtype": "fp32"},
+        "rollout": {"max_new_tokens": 8},
+        "data": {"prompt_dataset": "p.jsonl", "max_len": 16},
+        "reward": {"overlong_buffer_len": 0},
+    }
+    return build_config(settings, source="test")
+
+
+def make_run(name: str, *steps: int) -> list[Path]:
+    run = Path("runs", name)
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(config()))
+    checkpoints = Checkpoints(run / "checkpoints", max_num=9, settings=dump_config(config()))
+    paths = []
+    for step in steps:
+        Path(checkpoints.begin(step), "model.safetensors").write_text(str(step))
+        state = RunState(step=step, prompts=PromptState(drawn=step, returned=(), prompt_count=9))
+        paths.append(Path(checkpoints.finish(state)))
+    return paths
+
+
+def start(*arguments: str, overrides: dict[str, object] | None = None) -> tuple[Config, ResumePoint | None, list[str]]:
+    said: list[str] = []
+    options = make_parser().parse_args(["train", *arguments])
+    found, point = starting_point(options, overrides or {}, say=said.append)
+    return found, point, said
+
+
+def test_a_configuration_alone_starts_anew() -> None:
+    make_run("sums", 3)
+    assert start("--config", "c.yaml") == (config(), None, [])
+
+
+def test_a_run_alone_goes_on_from_its_newest_checkpoint() -> None:
+    _, newest = make_run("sums", 3, 5)
+    found, point, said = start("--resume", "runs/sums", overrides={"actor.adam.lr": 2e-5})
+    assert (found, point, said) == (config(2e-5), ResumePoint(run=Path("runs/sums"), checkpoint=newest), [])
+
+
+def test_auto_starts_anew_where_there_is_nothing_to_go_on_from() -> None:
+    assert start("--config", "c.yaml", "--resume", "auto") == (config(), None, [])
+    make_run("sums")  # ended before its first checkpoint
+    assert start("--config", "c.yaml", "--resume", "auto") == (config(), None, [])
+
+
+def test_auto_goes_on_with_the_run_of_that_name() -> None:
+    make_run("sums")
+    older, newest = make_run("sums-2", 3, 5)
+    make_run("other", 7)
+    assert start("--config", "c.yaml", "--resume", "auto")[1] == ResumePoint(run=Path("runs/sums-2"), checkpoint=newest)
+    (newest / "model.safetensors").write_text("6")
+    found, point, said = start("--config", "c.yaml", "--resume", "auto", overrides={"actor.adam.lr": 2e-5})
+    assert (found, point) == (config(2e-5), ResumePoint(run=Path("runs/sums-2"), checkpoint=older))
+    assert (
+        len(said) == 1 and "step-000005 is damaged and is passed over: model.safetensors has other contents" in said[0]
+    )
+
+
+def test_auto_refuses_what_the_run_cannot_go_on_with() -> None:
+    make_run("sums", 3)
+    with pytest.raises(ConfigError, match=r"ds.zero_stage 2 -> 3"):
+        start("--config", "c.yaml", "--resume", "auto", overrides={"ds.zero_stage": 3})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--config FILE or --resume RUN is needed"),
+        (("--resume", "auto"), "--resume auto needs --config FILE"),
+        (("--config", "c.yaml", "--resume", "runs/sums"), "--config and --resume runs/sums do not go together"),
+        (("--resume", "runs/none"), "there is no such folder"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "submit"])
+def test_options_that_do_not_go_together_are_refused(
+    capsys: pytest.CaptureFixture[str], command: str, arguments: tuple[str, ...], words: str
+) -> None:
+    assert main([command, *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_checkpoints_are_listed_and_verified(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = make_run("sums", 3, 5)
+    assert main(["checkpoint", "runs/sums"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [str(first), str(second)]
+    (first / "model.safetensors").unlink()
+    assert main(["checkpoint", "runs/sums"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("damaged") and lines[1] == "    model.safetensors is missing" and lines[2].endswith("good")
+    assert main(["checkpoint", "runs"]) == 2
+    assert "there is no checkpoint in it" in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""A checkpoint that is not as it was written is passed over, whatever happened to it and to which of its files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config, dump_config
+from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, STATE_FILE, Checkpoints, RunState, damage
+from dapo_openrlhf.pipeline.manifest import MANIFEST_FILE
+from dapo_openrlhf.pipeline.prompts import PromptState
+from dapo_openrlhf.pipeline.resume import ResumePoint, newest_point, point_of_name, settings_file
+
+CONFIG = {
+    "device": "cpu",
+    "actor": {"model_name_or_path": "model"},
+    "ds": {"attn_implementation": "sdpa", "param_dtype": "fp32"},
+    "rollout": {"max_new_tokens": 8},
+    "data": {"prompt_dataset": "p.jsonl", "max_len": 16},
+    "reward": {"overlong_buffer_len": 0},
+}
+OPTIMIZER = "trainer/state/rank_0.pt"
+MODEL = "model.safetensors"
+FILES = (MODEL, "config.json", OPTIMIZER)
+
+
+def save(run: Path, *steps: int) -> list[Path]:
+    """Checkpoints of a run, of more than a chunk each."""
+    checkpoints = Checkpoints(run / "checkpoints", max_num=9, settings=dump_config(build_config(CONFIG, source="test")))
+    paths = []
+    for step in steps:
+        folder = Path(checkpoints.begin(step))
+        for name in FILES:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(name.encode() * 1000 + bytes([step]))
+        state = RunState(step=step, prompts=PromptState(drawn=step, returned=(), prompt_count=50))
+        paths.append(Path(checkpoints.finish(state)))
+    return paths
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def wrong_type(path: Path) -> None:
+    path.write_text("[]")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "truncated": truncate,
+    "zeroed": zero,
+    "a bit flipped": flip_a_bit,
+    "missing": Path.unlink,
+    "a folder in its place": replace_by_a_folder,
+    "wrong type": wrong_type,
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+@pytest.mark.parametrize("file", [*FILES, STATE_FILE, SETTINGS_FILE, MANIFEST_FILE])
+def test_the_one_before_a_damaged_one_is_taken_and_it_is_said(tmp_path: Path, file: str, what: str) -> None:
+    before, newest = save(tmp_path, 3, 4)
+    assert damage(newest) == []
+    DAMAGES[what](newest / file)
+    said: list[str] = []
+    if file == MANIFEST_FILE and what == "missing":  # as an earlier version makes them: its state is looked at
+        assert newest_point(tmp_path, said.append).checkpoint == newest
+        return
+    assert newest_point(tmp_path, said.append) == ResumePoint(run=tmp_path, checkpoint=before)
+    (words,) = said
+    assert f"the checkpoint {newest} is damaged and is passed over: " in words
+    assert file in words
+
+
+def test_several_damaged_ones_are_passed_over(tmp_path: Path) -> None:
+    paths = save(tmp_path, 1, 2, 3, 4)
+    for path in paths[1:]:
+        flip_a_bit(path / MODEL)
+    said: list[str] = []
+    assert newest_point(tmp_path, said.append).checkpoint == paths[0]
+    assert [path.name in words for path, words in zip(paths[:0:-1], said, strict=True)] == [True] * 3
+
+
+def test_without_a_good_one_the_run_is_refused(tmp_path: Path) -> None:
+    for path in save(tmp_path, 3, 4):
+        truncate(path / OPTIMIZER)
+    with pytest.raises(ConfigError, match=r"--resume .*: all 2 checkpoints in it are damaged"):
+        newest_point(tmp_path, lambda text: None)
+    with pytest.raises(ConfigError, match=r"--resume .*nothing: there is no such folder"):
+        newest_point(tmp_path / "nothing", lambda text: None)
+
+
+def test_files_that_somebody_added_are_nobodys_fault(tmp_path: Path) -> None:
+    (path,) = save(tmp_path, 3)
+    (path / "notes.txt").write_text("the good one")
+    assert damage(path) == []
+
+
+def test_a_checkpoint_that_lost_its_state_still_counts_as_damaged(tmp_path: Path) -> None:
+    before, newest = save(tmp_path, 3, 4)
+    (newest / STATE_FILE).unlink()
+    said: list[str] = []
+    assert newest_point(tmp_path, said.append).checkpoint == before
+    assert f"{STATE_FILE} is missing" in said[0]
+
+
+def test_of_runs_of_one_name_the_last_with_a_good_checkpoint_goes_on(tmp_path: Path) -> None:
+    save(tmp_path / "dapo", 3)
+    (second,) = save(tmp_path / "dapo-2", 2)
+    (broken,) = save(tmp_path / "dapo-10", 5)
+    truncate(broken / MODEL)
+    for other in ("dapo-11", "dapo-x", "dapo-2-b", "dapo2"):  # without checkpoints, or of other names
+        (tmp_path / other).mkdir()
+    save(tmp_path / "dapo-2-b", 9)
+    said: list[str] = []
+    assert point_of_name(tmp_path, "dapo", said.append) == ResumePoint(run=tmp_path / "dapo-2", checkpoint=second)
+    assert str(broken) in said[0]
+    assert point_of_name(tmp_path, "other", said.append) is None
+    assert point_of_name(tmp_path / "nowhere", "dapo", said.append) is None
+
+
+@pytest.mark.parametrize("what", ["missing", "zeroed", "wrong type", "empty"])
+def test_a_broken_config_is_replaced_by_the_checkpoints(tmp_path: Path, what: str) -> None:
+    (path,) = save(tmp_path, 3)
+    point = ResumePoint(run=tmp_path, checkpoint=path)
+    (tmp_path / "config.yaml").write_text(dump_config(build_config(CONFIG, source="test")))
+    said: list[str] = []
+    assert settings_file(point, said.append) == tmp_path / "config.yaml"
+    DAMAGES[what](tmp_path / "config.yaml")
+    assert settings_file(point, said.append) == path / SETTINGS_FILE
+    assert "config.yaml" in said[0] and str(path / SETTINGS_FILE) in said[0]
+
+
+def test_a_setting_that_somebody_wrote_wrongly_is_refused(tmp_path: Path) -> None:
+    (path,) = save(tmp_path, 3)
+    (tmp_path / "config.yaml").write_text("actor: {learning_rate: 1}\n")
+    with pytest.raises(ConfigError, match="learning_rate"):
+        settings_file(ResumePoint(run=tmp_path, checkpoint=path), lambda text: None)
+
+
+def test_a_run_whose_folder_was_removed_goes_on_from_what_was_written_later(tmp_path: Path) -> None:
+    save(tmp_path / "run", 3)
+    shutil.rmtree(tmp_path / "run")
+    (path,) = save(tmp_path / "run", 6)
+    point = newest_point(tmp_path / "run", lambda text: None)
+    assert settings_file(point, lambda text: None) == path / SETTINGS_FILE
