@@ -1,4 +1,4 @@
-"""The one place where a CPU machine and a CUDA machine differ."""
+"""What processes on a CPU machine and on a CUDA machine are told differently."""
 
 from __future__ import annotations
 

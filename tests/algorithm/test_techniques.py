@@ -73,6 +73,7 @@ def test_any_subset_of_techniques_runs(subset: frozenset[str]) -> None:
         [group(rewards, right=(True, False, False))],
         overlong_filtering=config.reward.overlong_filtering_enable,
         estimator=config.algo.advantage.estimator,
+        version=0,
     )
     samples = weighted(samples, config.actor.loss_agg_mode, config.rollout.max_new_tokens)
     mask = torch.tensor([[float(s.trained and t < s.length) for t in range(4)] for s in samples])

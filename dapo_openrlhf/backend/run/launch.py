@@ -14,6 +14,7 @@ from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publish
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
+from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.agreement import Agreement
@@ -212,18 +213,10 @@ def _queue(config: Config, *, version: int) -> RolloutQueue:
 
 
 def _trainer(config: Config, inputs: Inputs, workers: Workers, log: EventLog) -> RemoteTrainer:
-    rollout, reward, timing = config.rollout, config.reward, config.async_
     trainer = RemoteTrainer(
         workers.ranks,
-        train_batch_size=config.train.batch_size,
-        max_epochs=config.train.max_epochs,
-        max_tokens=config.train.max_tokens_per_gpu,
-        overlong_filtering=reward.overlong_filtering_enable,
-        estimator=config.algo.advantage.estimator,
-        loss_agg_mode=config.actor.loss_agg_mode,
-        longest_response=rollout.max_new_tokens,
-        seed=config.train.seed,
-        timeout=timing.train_timeout,
+        plan_settings(config),
+        timeout=config.async_.train_timeout,
         on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
         on_outcomes=BadUpdates(str(inputs.bad_batches), most=config.train.max_bad_updates, on_event=log.emit).note,
     )

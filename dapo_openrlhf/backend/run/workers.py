@@ -8,18 +8,18 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.backend.engine.actor import EngineActor
 from dapo_openrlhf.backend.engine.rollout_worker import RolloutWorker, WeightUpdates
-from dapo_openrlhf.backend.run.actor_settings import engine_args, model_path, openrlhf_settings
+from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_settings
 from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
 from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
 from dapo_openrlhf.backend.run.start_check import check_agreement
-from dapo_openrlhf.backend.trainer.actor import PolicyActor, RankReady
-from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, GuardSettings, LossSettings
+from dapo_openrlhf.backend.run.train_settings import beginning, train_settings
+from dapo_openrlhf.backend.trainer.actor import PolicyActor
+from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.rewards.settings import judge_settings
 
@@ -136,35 +136,9 @@ async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef[Any]]) -> di
 
 def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef[Any]:
     """Load models and set up DeepSpeed on one rank; all ranks' calls end together."""
-    advantage, kl = config.algo.advantage, config.algo.kl
-    estimator = ESTIMATORS[advantage.estimator]
     return rank.start.remote(
         openrlhf_settings=openrlhf_settings(config, inputs.checkpoint),
         device=inputs.device,
-        checkpoint=None if inputs.checkpoint is None else str(inputs.checkpoint.resolve()),
-        reference=model_path(config) if kl.init_coef > 0 else None,  # also after a resume
-        loss=LossSettings(
-            eps_clip_low_high=config.actor.eps_clip_low_high,
-            dual_clip=config.actor.dual_clip,
-            policy_loss_type=config.actor.policy_loss_type,
-            kl_coef=kl.init_coef if kl.use_loss else 0.0,
-            kl_estimator=kl.estimator,
-            old_logprobs=config.async_.old_logprobs,
-            is_correction_level=advantage.is_correction_level,
-            is_correction_mode=advantage.is_correction_mode,
-            is_correction_threshold=advantage.is_correction_threshold,
-            temperature=config.rollout.temperature,
-        ),
-        advantages=AdvantageSettings(
-            critic=estimator.critic,
-            whitened=estimator.whitened,
-            gamma=advantage.gamma,
-            lambd=advantage.lambd,
-            no_std_norm=advantage.no_std_norm,
-            kl_coef=0.0 if kl.use_loss else kl.init_coef,
-            kl_estimator=kl.estimator,
-        ),
-        guard=GuardSettings(max_bad_updates=config.train.max_bad_updates, folder=str(inputs.bad_batches.resolve())),
-        total_updates=config.gradient_steps,
-        updates_done=inputs.first_step * config.updates_per_step,
+        settings=train_settings(config, inputs),
+        beginning=beginning(config, inputs),
     )

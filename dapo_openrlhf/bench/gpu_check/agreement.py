@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
@@ -20,6 +20,7 @@ from dapo_openrlhf.backend.run.inputs import Inputs, local_model
 from dapo_openrlhf.backend.run.publishers.opening import open_publisher
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
+from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Span, TrainBatch
@@ -65,11 +66,15 @@ async def _measure(config: Config, device: Device, prompts: list[Prompt]) -> Agr
     publisher = await open_publisher(config, workers, on_spans=spans.extend)
     trainer = RemoteTrainer(
         workers.ranks,
-        train_batch_size=config.rollout.n_samples_per_prompt,
-        max_epochs=1,
-        max_tokens=config.train.max_tokens_per_gpu,
-        overlong_filtering=False,
-        seed=0,
+        replace(
+            plan_settings(config),
+            train_batch_size=config.rollout.n_samples_per_prompt,
+            max_epochs=1,
+            overlong_filtering=False,
+            seed=0,
+            estimator="group_norm",
+            loss_agg_mode="token-mean",
+        ),
         timeout=config.async_.train_timeout,
     )
     engine, rollout = workers.engines[0], config.rollout
