@@ -30,7 +30,6 @@ BEING_SHORTENED = {
     "backend/run/remote_trainer.py",
     "backend/trainer/actor.py",
     "cli/train.py",
-    "config/settings.py",
     "pipeline/conductor.py",
     "pipeline/evaluation.py",
     "pipeline/rollout.py",

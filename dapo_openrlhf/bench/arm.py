@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dapo_openrlhf.algorithm.choices import CorrectionMode
 from dapo_openrlhf.backend.device import KV_CACHE_BYTES_ON_CPU
 
 WARM_UP_STEPS = 3
@@ -35,7 +36,7 @@ class ArmSettings:
     """So small that the model stays as it is."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     eps_clip_low_high: tuple[float, float] = (0.2, 0.28)
-    is_correction_mode: Literal["clip", "mask"] = "clip"
+    is_correction_mode: CorrectionMode = "clip"
     is_correction_threshold: tuple[float, float] = (0.0, 2.0)
     param_dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the trainer and of the engine."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from dapo_openrlhf.config.errors import ConfigError
-from dapo_openrlhf.prepare.cleaning import LABEL_SHOWN, Cleaned, Rules, clean
+from dapo_openrlhf.prepare.cleaning import LABEL_SHOWN, Cleaned, OnBroken, OnConflict, Rules, clean
 from dapo_openrlhf.prepare.few_shot import read_turns
 from dapo_openrlhf.prepare.formats import read_problems
 from dapo_openrlhf.prepare.labels import is_integer
@@ -54,13 +55,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--keep-duplicates", action="store_true", help="keep rows with the same prompt and answer")
     command.add_argument(
         "--conflicts",
-        choices=("drop", "keep", "error"),
+        choices=get_args(OnConflict),
         default="drop",
         help="same prompt, other answer (default drop)",
     )
     command.add_argument("--require-integer", action="store_true", help="drop answers that are no integers")
     command.add_argument(
-        "--broken", choices=("error", "drop"), default="error", help="rows without problem or answer (default error)"
+        "--broken", choices=get_args(OnBroken), default="error", help="rows without problem or answer (default error)"
     )
     command.add_argument(
         "--label-kind",

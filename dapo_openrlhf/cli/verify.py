@@ -19,7 +19,7 @@ from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.rewards.gold import gold_answer
 from dapo_openrlhf.rewards.printed import Limited
 from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
-from dapo_openrlhf.rewards.question import RULE, Question
+from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
 
 MOST_ERRORS_PRINTED = 5
@@ -49,7 +49,7 @@ def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
         response_key=options.response_key,
         answer_key=options.answer_key,
         prompt_key=options.prompt_key,
-        by_rule=RULE in settings.sources,
+        by_rule=any(source.needs_answer for source in settings.sources),
     )
     if options.json and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
@@ -62,7 +62,7 @@ def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
     try:
         judgements, seconds = judge_all(cases, settings, workers=workers)
     except JudgeUnavailable as error:
-        raise ConfigError(f"{', '.join(settings.sources)}: {error}") from error
+        raise ConfigError(f"{', '.join(source.name for source in settings.sources)}: {error}") from error
     _print_summary(options.file, cases, judgements, seconds=seconds, loading=time.monotonic() - started - seconds)
     if options.json:
         options.json.write_text(json.dumps(_result(judgements, seconds), indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Self
 
@@ -11,16 +10,19 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.presets import PAPER
+from dapo_openrlhf.config.reward_origin import RewardOrigin, Rule, origin_of, refusals
 from dapo_openrlhf.config.section import PositiveFloat, PositiveInt, Section, listed
 
 
 def _rewards(value: object) -> object:
     """As a list, in which null stands for the rule."""
-    return listed("rule" if value is None else value)
+    return listed(Rule().name if value is None else value)
 
 
 class RewardSection(Section):
-    remote_url: Annotated[tuple[str, ...], BeforeValidator(_rewards), Field(strict=False, min_length=1)] = ("rule",)
+    remote_url: Annotated[tuple[str, ...], BeforeValidator(_rewards), Field(strict=False, min_length=1)] = (
+        Rule().name,
+    )
     """One or several of: ``rule`` (eq. 7); a Python file with ``reward_func(queries, prompts, labels)`` as OpenRLHF takes
     it; an http(s) address that speaks OpenRLHF's remote reward protocol. The first decides which answers are right."""
     weights: Annotated[tuple[FiniteFloat, ...], BeforeValidator(listed), Field(strict=False)] | None = None
@@ -51,6 +53,11 @@ class RewardSection(Section):
     overlong_filtering_enable: bool = PAPER["reward.overlong_filtering_enable"]
     """Overlong filtering: truncated responses carry no loss."""
 
+    @property
+    def origins(self) -> tuple[RewardOrigin, ...]:
+        """``remote_url`` as what it stands for."""
+        return tuple(map(origin_of, self.remote_url))
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         if problems := list(_impossible(self)):
@@ -61,16 +68,8 @@ class RewardSection(Section):
 def _impossible(reward: RewardSection) -> Iterator[str]:
     """Yield a sentence for each combination of reward settings that cannot run."""
     for name in reward.remote_url:
-        if name != "rule" and not name.endswith(".py") and not re.match(r"https?://[^/]", name):
-            yield (
-                f"reward.remote_url: {name} is no reward; give rule, a Python file that ends in .py, or an http(s) address"
-            )
-        if re.search(r",https?://|\.py,", name):
-            yield (
-                f"reward.remote_url: {name}: OpenRLHF asks addresses with a comma between them in turn; here several are "
-                "rewards of which the weighted sum is trained, given as a list; give one address, with a balancer behind it "
-                "if need be"
-            )
+        for problem in refusals(name):
+            yield f"reward.remote_url: {problem}"
     if reward.weights is not None and len(reward.weights) != len(reward.remote_url):
         yield (
             f"reward.weights: {len(reward.weights)} weights for {len(reward.remote_url)} rewards in reward.remote_url; "

@@ -96,7 +96,7 @@ def _impossible_prompts(config: Config) -> Iterator[str]:
             yield f"data.{name}: {given!r} is for the chat template; set data.apply_chat_template true"
     if taken := sorted(TEMPLATE_ARGUMENTS & data.chat_template_kwargs.keys()):
         yield f"data.chat_template_kwargs: {', '.join(taken)} is not for the template to be told"
-    if data.label_key is None and "rule" in config.reward.remote_url:
+    if data.label_key is None and any(origin.needs_answer for origin in config.reward.origins):
         yield "data.label_key: null leaves the reward rule nothing to compare with; name the column with the answers"
 
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, assert_never
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.prepare.labels import canonical, is_integer
@@ -37,14 +37,20 @@ FOUND = (
 )
 """Prompts, and rows by their label."""
 
+OnBroken = Literal["error", "drop"]
+"""``--broken``"""
+
+OnConflict = Literal["drop", "keep", "error"]
+"""``--conflicts``"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What is done about what is found."""
 
-    broken: Literal["error", "drop"] = "error"
+    broken: OnBroken = "error"
     """Rows without problem or answer."""
-    conflicts: Literal["drop", "keep", "error"] = "drop"
+    conflicts: OnConflict = "drop"
     """Rows whose prompt has different answers."""
     keep_duplicates: bool = False
     """Keep rows with the same prompt and the same answer as one before."""
@@ -151,11 +157,15 @@ def _readable(rows: Iterable[Readable], rules: Rules, cleaned: Cleaned) -> Itera
         cleaned.read += 1
         if isinstance(row, Problem):
             yield row
-        elif rules.broken == "error":
-            raise ConfigError(f"{row}; --broken drop leaves such rows out")
-        else:
-            cleaned.dropped["broken"] += 1
-            cleaned.note("broken", str(row))
+            continue
+        match rules.broken:
+            case "error":
+                raise ConfigError(f"{row}; --broken drop leaves such rows out")
+            case "drop":
+                cleaned.dropped["broken"] += 1
+                cleaned.note("broken", str(row))
+            case _:
+                assert_never(rules.broken)
 
 
 def _describe(problem: Problem, cleaned: Cleaned) -> None:
@@ -172,13 +182,18 @@ def _settle_conflicts(by_prompt: dict[str, dict[str, Stand]], rules: Rules, clea
     """Report prompts with several answers, and take them out of ``by_prompt`` or raise if the rules say so."""
     cleaned.conflicts = [Conflict(prompt=p, answers=stands) for p, stands in by_prompt.items() if len(stands) > 1]
     cleaned.found["conflicting_prompts"] = len(cleaned.conflicts)
-    if cleaned.conflicts and rules.conflicts == "error":
-        listed = "\n  ".join(str(conflict) for conflict in cleaned.conflicts[:LISTED])
-        count = len(cleaned.conflicts)
-        raise ConfigError(f"{count} prompts have conflicting answers (--conflicts drop|keep):\n  {listed}")
-    if rules.conflicts == "drop":
-        for conflict in cleaned.conflicts:
-            cleaned.dropped["conflicts"] += sum(stand.rows for stand in by_prompt.pop(conflict.prompt).values())
+    match rules.conflicts:
+        case "error":
+            if count := len(cleaned.conflicts):
+                listed = "\n  ".join(str(conflict) for conflict in cleaned.conflicts[:LISTED])
+                raise ConfigError(f"{count} prompts have conflicting answers (--conflicts drop|keep):\n  {listed}")
+        case "drop":
+            for conflict in cleaned.conflicts:
+                cleaned.dropped["conflicts"] += sum(stand.rows for stand in by_prompt.pop(conflict.prompt).values())
+        case "keep":
+            pass
+        case _:
+            assert_never(rules.conflicts)
 
 
 def _key(problem: Problem) -> str:

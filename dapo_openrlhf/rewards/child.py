@@ -19,12 +19,13 @@ import traceback
 from io import BufferedRWPair
 from typing import cast
 
-from dapo_openrlhf.config.choices import AnswerForm
+from dapo_openrlhf.config.reward_origin import Rule
 from dapo_openrlhf.rewards import verifier
 from dapo_openrlhf.rewards.failures import ServerAway, ServerLate, SourceFailed, Undecided
-from dapo_openrlhf.rewards.question import RULE, Question, RewardSource
+from dapo_openrlhf.rewards.question import Question, RewardSource
 from dapo_openrlhf.rewards.replies import BadReply
-from dapo_openrlhf.rewards.sources import WeightedReward, open_source, short_name
+from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.sources import WeightedReward, open_source
 from dapo_openrlhf.types import Score
 
 ORPHAN_CHECK_SECONDS = 1.0
@@ -36,25 +37,26 @@ HEADROOM = 1024
 """MiB between the limit that the parent watches and the hard one, which holds for what is faster than the parent."""
 
 
-def main(handle: int, settings: dict[str, object]) -> None:
-    """Answer requests until the parent closes the socket. ``settings`` as ``JudgeSettings`` has them."""
+def main(handle: int, settings: JudgeSettings) -> None:
+    """Answer requests until the parent closes the socket."""
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     sys.set_int_max_str_digits(0)  # its ValueError would look like an odd expression; time is limited anyway
     process = os.getpid()
     with socket.socket(fileno=handle) as connection, connection.makefile("rwb") as lines:
-        timeout = float(str(settings["timeout"]))
         try:
-            reward = _open(settings, timeout)
+            reward = _open(settings)
         except Exception as error:  # a user's file may raise anything; it is reported, and nothing is judged with it
             _send(lines, {"request": 0, "error": _explain(error)})
             return
-        if settings["sources"] == [RULE]:  # a user's libraries may map far more than they use: CUDA's do
-            _limit_memory((int(str(settings["memory"])) + HEADROOM) * MEBIBYTE)
+        if all(
+            isinstance(source, Rule) for source in settings.sources
+        ):  # a user's libraries may map far more than they use: CUDA's do
+            _limit_memory((settings.memory + HEADROOM) * MEBIBYTE)
         _send(lines, {"request": 0})
         for line in lines:
             request = json.loads(line)
             question = Question(**request["question"])
-            _limit_cpu(timeout * len(question))
+            _limit_cpu(settings.timeout * len(question))
             answer = _answer(reward, question)
             _flush()
             if os.getpid() != process:
@@ -62,13 +64,9 @@ def main(handle: int, settings: dict[str, object]) -> None:
             _send(lines, {"request": request["request"], **answer})
 
 
-def _open(settings: dict[str, object], timeout: float) -> RewardSource:
-    names, weights = settings["sources"], settings["weights"]
-    assert isinstance(names, list) and isinstance(weights, list)
-    correct_from = float(str(settings["correct_from"]))
-    answer_form = cast("AnswerForm", settings["answer_form"])
-    sources = [open_source(name, answer_form=answer_form, correct_from=correct_from, timeout=timeout) for name in names]
-    return WeightedReward([short_name(name) for name in names], sources, weights)
+def _open(settings: JudgeSettings) -> RewardSource:
+    names = [source.short_name for source in settings.sources]
+    return WeightedReward(names, [open_source(source, settings) for source in settings.sources], settings.weights)
 
 
 def _answer(reward: RewardSource, question: Question) -> dict[str, object]:
@@ -159,4 +157,4 @@ def _die_with(parent: int) -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    main(int(sys.argv[1]), json.loads(sys.argv[2]))
+    main(int(sys.argv[1]), JudgeSettings.from_json(sys.argv[2]))

@@ -18,9 +18,8 @@ from typing import Self
 
 from dapo_openrlhf.rewards import verifier
 from dapo_openrlhf.rewards.printed import Printed
-from dapo_openrlhf.rewards.question import RULE, Question
+from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.settings import JudgeSettings
-from dapo_openrlhf.rewards.sources import short_name
 from dapo_openrlhf.types import Score
 
 _CHILD = "dapo_openrlhf.rewards.child"
@@ -63,10 +62,10 @@ class Judge:
         self._settings = settings
         self._start_timeout = start_timeout
         self._clock = clock
-        self._tail_only = set(settings.sources) == {RULE}
+        self._tail_only = not any(source.reads_queries for source in settings.sources)
         self._ready = False
         self._most_memory = 0
-        names = [short_name(source) for source in settings.sources]
+        names = [source.short_name for source in settings.sources]
         self._name = "" if self._tail_only else f"{', '.join(names)}: "  # which of several it was is not known
         self._printed = Printed()
         self._start()
@@ -168,7 +167,7 @@ class Judge:
         self._printed.open()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _CHILD, str(theirs.fileno()), json.dumps(asdict(self._settings))],
+                [sys.executable, "-m", _CHILD, str(theirs.fileno()), self._settings.to_json()],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._printed.writer,

@@ -8,9 +8,6 @@ from typing import Protocol
 
 from dapo_openrlhf.types import Score
 
-RULE = "rule"
-"""The name of the rule reward (eq. 7) where a file or an address may stand too."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:

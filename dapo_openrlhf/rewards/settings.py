@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.config.errors import ConfigError
-from dapo_openrlhf.config.reward import RewardSection
-from dapo_openrlhf.rewards.question import RULE
+from dapo_openrlhf.config.reward_origin import PythonFile, RewardOrigin, Rule, origin_of
+
+if TYPE_CHECKING:  # a judge's process need not wait for pydantic
+    from dapo_openrlhf.config.reward import RewardSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeSettings:
     """One or several rewards and the limits they are computed under."""
 
-    sources: tuple[str, ...] = (RULE,)
-    """``rule``, absolute paths of Python files, http(s) addresses; the first decides on right."""
+    sources: tuple[RewardOrigin, ...] = (Rule(),)
+    """Files by their absolute paths; the first decides on right."""
     weights: tuple[float, ...] = (1.0,)
     """One for each source; the weighted sum is the reward."""
     answer_form: AnswerForm = "any"
@@ -30,18 +34,35 @@ class JudgeSettings:
     memory: int = 1024
     """MiB the process may take beyond what it holds once everything is loaded."""
 
+    def to_json(self) -> str:
+        """For :meth:`from_json` in the judge's process."""
+        return json.dumps(asdict(self) | {"sources": [source.name for source in self.sources]})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The settings that :meth:`to_json` has written down."""
+        values = json.loads(text)
+        sources, weights = map(origin_of, values.pop("sources")), values.pop("weights")
+        return cls(sources=tuple(sources), weights=tuple(weights), **values)
+
 
 def judge_settings(reward: RewardSection) -> JudgeSettings:
     """A judge as the configuration says. Raises ``ConfigError`` for a file that is not there."""
-    for name in reward.remote_url:
-        if name.endswith(".py") and not Path(name).is_file():
-            raise ConfigError(f"reward.remote_url: there is no file {name}")
     return JudgeSettings(
-        sources=tuple(str(Path(name).resolve()) if name.endswith(".py") else name for name in reward.remote_url),
-        weights=reward.weights or (1.0,) * len(reward.remote_url),
+        sources=tuple(map(_found, reward.origins)),
+        weights=reward.weights or (1.0,) * len(reward.origins),
         answer_form=reward.answer_form,
         correct_from=reward.correct_from,
         timeout=reward.timeout,
         batch_size=reward.batch_size,
         memory=reward.memory,
     )
+
+
+def _found(origin: RewardOrigin) -> RewardOrigin:
+    """A file as every process finds it."""
+    if not isinstance(origin, PythonFile):
+        return origin
+    if not Path(origin.path).is_file():
+        raise ConfigError(f"reward.remote_url: there is no file {origin.path}")
+    return PythonFile(str(Path(origin.path).resolve()))

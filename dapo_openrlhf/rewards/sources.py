@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 from dapo_openrlhf.config.choices import AnswerForm
+from dapo_openrlhf.config.reward_origin import PythonFile, RewardOrigin, Rule, Server
 from dapo_openrlhf.rewards import verifier
 from dapo_openrlhf.rewards.failures import SourceFailed
 from dapo_openrlhf.rewards.gold import gold_answer
-from dapo_openrlhf.rewards.question import RULE, Question, RewardSource
+from dapo_openrlhf.rewards.question import Question, RewardSource
 from dapo_openrlhf.rewards.replies import sensible
+from dapo_openrlhf.rewards.settings import JudgeSettings
 from dapo_openrlhf.types import Score
 
 
-def open_source(name: str, *, answer_form: AnswerForm, correct_from: float, timeout: float) -> RewardSource:
-    """The reward that ``reward.remote_url`` names: ``rule``, a file ending in ``.py``, or an http(s) address."""
-    if name == RULE:
-        return RuleReward(answer_form=answer_form)
-    if name.startswith(("http://", "https://")):
-        from dapo_openrlhf.rewards.server import ServerReward
+def open_source(origin: RewardOrigin, settings: JudgeSettings) -> RewardSource:
+    """The reward that one of ``settings.sources`` stands for. Raises what a user's file raises."""
+    match origin:
+        case Rule():
+            return RuleReward(answer_form=settings.answer_form)
+        case Server(address):
+            from dapo_openrlhf.rewards.server import ServerReward
 
-        return ServerReward(address=name, correct_from=correct_from, timeout=timeout)
-    from dapo_openrlhf.rewards.function import FunctionReward, load_function
+            return ServerReward(address=address, correct_from=settings.correct_from, timeout=settings.timeout)
+        case PythonFile(path):
+            from dapo_openrlhf.rewards.function import FunctionReward, load_function
 
-    return FunctionReward(load_function(name), correct_from=correct_from)
-
-
-def short_name(source: str) -> str:
-    """How messages call a reward: a file without its folders."""
-    return os.path.basename(source) if source.endswith(".py") else source
+            return FunctionReward(load_function(path), correct_from=settings.correct_from)
+        case _:
+            assert_never(origin)
 
 
 class RuleReward:

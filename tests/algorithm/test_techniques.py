@@ -84,7 +84,7 @@ def test_any_subset_of_techniques_runs(subset: frozenset[str]) -> None:
     )
     loss = aggregate(losses, mask, torch.tensor([[s.weight] for s in samples])).item()
     keeps = [
-        GroupFilter(enabled=config.algo.dynamic_filtering_enable).judge(group(rewards, right=right)).keep
+        GroupFilter(enabled=config.algo.dynamic_filtering_enable).decide(group(rewards, right=right)).keep
         for right in ((True, False, False), (True,) * 3, (False,) * 3)
     ]
 

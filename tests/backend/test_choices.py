@@ -23,11 +23,15 @@ from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
 from dapo_openrlhf.backend.trainer.step_settings import LossSettings
 from dapo_openrlhf.config.generation import AsyncSection
 from dapo_openrlhf.config.presets import PRESETS
+from dapo_openrlhf.config.reward_origin import RewardOrigin, origin_of
 from dapo_openrlhf.config.settings import Config, settings_of
 from dapo_openrlhf.dataset import reading
 from dapo_openrlhf.dataset.bad_rows import BadRows
+from dapo_openrlhf.rewards.function import FunctionReward
 from dapo_openrlhf.rewards.question import Question
-from dapo_openrlhf.rewards.sources import RuleReward
+from dapo_openrlhf.rewards.server import ServerReward
+from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.sources import RuleReward, open_source
 
 NEW = torch.tensor([[0.5, 0.2, 0.1], [0.4, 0.3, 1.0]]).log()
 OLD = torch.tensor([[0.2, 0.3, 0.1], [0.1, 0.4, 1.0]]).log()
@@ -242,3 +246,14 @@ def test_a_value_that_a_choice_does_not_have_is_done_by_nobody(name: str, act: C
     """Or a value that somebody adds would be taken for another one."""
     with pytest.raises((AssertionError, KeyError, ValueError)):
         act("something-else")
+
+
+def test_each_kind_of_reward_is_opened_as_one_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def reward_func(queries, prompts, labels):\n    return [0.0] * len(queries)\n")
+    origins = [origin_of(name) for name in ("rule", str(file), "https://host/get_reward")]
+    assert {type(origin) for origin in origins} == set(get_args(RewardOrigin))
+    opened = [type(open_source(origin, JudgeSettings())) for origin in origins]
+    assert opened == [RuleReward, FunctionReward, ServerReward]
+    with pytest.raises(AssertionError):
+        open_source("rule", JudgeSettings())  # type: ignore[arg-type]

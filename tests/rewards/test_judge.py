@@ -21,6 +21,7 @@ from patience import HANG_SECONDS, Clock
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_reward
+from dapo_openrlhf.config.reward_origin import PythonFile, Rule, Server
 from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.rewards.replies import read_reply
 from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
@@ -48,7 +49,7 @@ def hasty() -> Iterator[Judge]:
 def function_judge(folder: Path, source: str, clock: Callable[[], float] = time.monotonic, **options: object) -> Judge:
     file = folder / "reward.py"
     file.write_text(source)
-    return Judge(JudgeSettings(sources=(str(file),), **{"timeout": HANG_SECONDS, **options}), clock=clock)  # type: ignore[arg-type]
+    return Judge(JudgeSettings(sources=(PythonFile(str(file)),), **{"timeout": HANG_SECONDS, **options}), clock=clock)  # type: ignore[arg-type]
 
 
 def verdict(judgement: Judgement) -> bool | None:
@@ -280,9 +281,10 @@ def test_what_a_reward_started_ends_with_it(poisoned: Judge, tmp_path: Path, mon
 def test_a_judge_without_a_parent_ends(tmp_path: Path, doing: str) -> None:
     (tmp_path / "reward.py").write_text(POISON)
     script = (
+        "from dapo_openrlhf.config.reward_origin import PythonFile\n"
         "from dapo_openrlhf.rewards.process import Judge\n"
         "from dapo_openrlhf.rewards.settings import JudgeSettings\n"
-        f"judge = Judge(JudgeSettings(sources=({str(tmp_path / 'reward.py')!r},), timeout=1e6))\n"
+        f"judge = Judge(JudgeSettings(sources=(PythonFile({str(tmp_path / 'reward.py')!r}),), timeout=1e6))\n"
         "judge.wait_ready()\n"
         "print(judge.pid, flush=True)\n"
         f"judge.judge({doing!r}, label='7')\n"
@@ -315,7 +317,7 @@ def test_a_reward_that_does_not_load_says_why(tmp_path: Path, source: str, words
 
 def test_a_reward_that_loads_for_ever_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("import time; time.sleep(1e6)")
-    reward = JudgeSettings(sources=(str(tmp_path / "reward.py"),))
+    reward = JudgeSettings(sources=(PythonFile(str(tmp_path / "reward.py")),))
     with Judge(reward, start_timeout=0.5) as judge, pytest.raises(JudgeUnavailable, match=r"not load within 0\.5 s"):
         judge.wait_ready()
 
@@ -375,7 +377,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_an_endpoint_in_openrlhf_s_protocol(endpoint: str) -> None:
-    with Judge(JudgeSettings(sources=(endpoint,))) as judge:
+    with Judge(JudgeSettings(sources=(Server(endpoint),))) as judge:
         assert judge.judge("7", label="x", prompt="3+4=").score == Score(correct=True, reward=1.0)
         assert judge.judge("8", label="x", prompt="3+4=").score == Score(correct=False, reward=0.0)
         failed, garbage = judge.judge("fail", label="x"), judge.judge("html", label="x")
@@ -388,7 +390,7 @@ def test_several_rewards_are_weighed_and_the_first_decides(tmp_path: Path) -> No
     (tmp_path / "length.py").write_text(
         "def reward_func(queries, prompts, labels):\n    return {'rewards': len(queries[0]) - len(prompts[0])}\n"
     )
-    with Judge(JudgeSettings(sources=("rule", str(tmp_path / "length.py")), weights=(2.0, -0.5))) as judge:
+    with Judge(JudgeSettings(sources=(Rule(), PythonFile(str(tmp_path / "length.py"))), weights=(2.0, -0.5))) as judge:
         # rule +1 and -1; both responses have 9 characters: 2 * 1 - 0.5 * 9 = -2.5 and 2 * -1 - 4.5 = -6.5
         assert judge.judge("Answer: 7", label="7", prompt="3+4=").score == Score(correct=True, reward=-2.5)
         assert judge.judge("Answer: 8", label="7", prompt="3+4=").score == Score(correct=False, reward=-6.5)
@@ -401,9 +403,10 @@ def test_settings_from_the_configuration(tmp_path: Path, monkeypatch: pytest.Mon
         {"remote_url": ["rule", "mine.py"], "weights": [1, 0.5], "timeout": 2.0, "memory": 64}, source="x"
     )
     assert judge_settings(section) == JudgeSettings(
-        sources=("rule", str(tmp_path / "mine.py")), weights=(1.0, 0.5), timeout=2.0, memory=64
+        sources=(Rule(), PythonFile(str(tmp_path / "mine.py"))), weights=(1.0, 0.5), timeout=2.0, memory=64
     )
     assert judge_settings(build_reward({}, source="x")) == JudgeSettings()
+    assert JudgeSettings.from_json(judge_settings(section).to_json()) == judge_settings(section)
     with pytest.raises(ConfigError, match=r"there is no file yours\.py"):
         judge_settings(build_reward({"remote_url": "yours.py"}, source="x"))
 

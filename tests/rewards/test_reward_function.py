@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dapo_openrlhf.config.reward_origin import PythonFile
 from dapo_openrlhf.rewards.function import FunctionReward, load_function
 from dapo_openrlhf.rewards.printed import MOST_LINES, Limited
 from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable, judge_group
@@ -39,7 +40,7 @@ def judged(
 ) -> tuple[list[Judgement], Judge]:
     (folder / "mine.py").write_text(source)
     options = {"timeout": 20.0, **settings}
-    with Judge(JudgeSettings(sources=(str(folder / "mine.py"),), **options)) as judge:  # type: ignore[arg-type]
+    with Judge(JudgeSettings(sources=(PythonFile(str(folder / "mine.py")),), **options)) as judge:  # type: ignore[arg-type]
         return list(judge_group(judge, question, at_once=judge._settings.batch_size or len(question))), judge
 
 
@@ -285,7 +286,7 @@ def test_what_it_prints_comes_in_lines_and_not_too_many(tmp_path: Path) -> None:
 
 def test_what_it_prints_while_loading_is_heard_too(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("print('loading \\x1b[1m'); raise ValueError('no model')\n")
-    with Judge(JudgeSettings(sources=(str(tmp_path / "mine.py"),))) as judge:
+    with Judge(JudgeSettings(sources=(PythonFile(str(tmp_path / "mine.py")),))) as judge:
         with pytest.raises(JudgeUnavailable, match="no model"):
             judge.wait_ready()
         assert judge.printed() == ["loading \\x1b[1m"]

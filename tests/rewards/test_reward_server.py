@@ -19,6 +19,7 @@ from dapo_openrlhf.backend.messages import GroupTexts
 from dapo_openrlhf.backend.run.reward_pool import Judged, RewardActor, RewardPool, RewardTimes
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_reward
+from dapo_openrlhf.config.reward_origin import Server
 from dapo_openrlhf.pipeline.outage import Outage, ServerGone
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.rewards.process import SERVER_AWAY, Judgement
@@ -84,7 +85,8 @@ def test_a_server_goes_away_in_a_group_and_comes_back(port: int) -> None:
         return lambda request: right(request) if request["query"][0].endswith("7</s>") else (status, b"busy")
 
     worker = RewardActor(
-        settings=JudgeSettings(sources=(f"http://127.0.0.1:{port}/get_reward",), timeout=60.0), start_timeout=60.0
+        settings=JudgeSettings(sources=(Server(f"http://127.0.0.1:{port}/get_reward"),), timeout=60.0),
+        start_timeout=60.0,
     )
     worker.ready()
     refused = worker.score(TEXTS, PROMPT).judgements
@@ -116,7 +118,7 @@ def test_what_a_server_makes_of_a_response_is_an_error_of_the_reward(
     port: int, status: int, body: bytes, words: str
 ) -> None:
     address = f"http://127.0.0.1:{port}/"
-    worker = RewardActor(settings=JudgeSettings(sources=(address,), timeout=60.0), start_timeout=60.0)
+    worker = RewardActor(settings=JudgeSettings(sources=(Server(address),), timeout=60.0), start_timeout=60.0)
     with server(port, lambda request: (status, body)):
         (found,) = worker.score(TEXTS, PROMPT).judgements
     assert found.reason == "reward_error"

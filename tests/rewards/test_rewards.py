@@ -14,6 +14,7 @@ from virtual_time import run_virtual
 from dapo_openrlhf.backend.messages import GroupTexts
 from dapo_openrlhf.backend.run import reward_pool as rewards
 from dapo_openrlhf.backend.run.reward_pool import Judged, RewardActor, RewardPool, RewardTimes, scores_of
+from dapo_openrlhf.config.reward_origin import PythonFile
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.rewards.settings import JudgeSettings
@@ -44,7 +45,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RewardActor:
     slow = Path(f"{file}.slow")
     clock.passes = slow.exists
     monkeypatch.setattr(rewards, "Judge", functools.partial(Judge, clock=clock))
-    worker = RewardActor(settings=JudgeSettings(sources=(str(file),)), start_timeout=60.0)
+    worker = RewardActor(settings=JudgeSettings(sources=(PythonFile(str(file)),)), start_timeout=60.0)
     score = worker.score
 
     def fresh(texts: GroupTexts, prompt: Prompt) -> Judged:
@@ -74,7 +75,9 @@ def test_one_error_fails_its_group_and_ends_it(worker: RewardActor, response: st
 def test_a_worker_that_cannot_load_its_reward_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("import nowhere")
     with pytest.raises(JudgeUnavailable, match="nowhere"):
-        RewardActor(settings=JudgeSettings(sources=(str(tmp_path / "reward.py"),)), start_timeout=60.0).ready()
+        RewardActor(
+            settings=JudgeSettings(sources=(PythonFile(str(tmp_path / "reward.py")),)), start_timeout=60.0
+        ).ready()
 
 
 def test_training_and_a_file_of_responses_are_judged_alike() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dapo_openrlhf.algorithm.choices import DataType
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.inputs import local_model
 from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
@@ -12,6 +14,8 @@ from dapo_openrlhf.config.settings import Config
 
 ENGINE_SEQUENCES = 512
 ENGINE_BATCHED_TOKENS = 8192
+ENGINE_DTYPES: Mapping[DataType, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""``ds.param_dtype`` by vLLM's names."""
 
 
 def model_path(config: Config, checkpoint: Path | None = None) -> str:
@@ -57,10 +61,9 @@ def engine_args(config: Config, device: Device, index: int, checkpoint: Path | N
     """
     vllm = config.vllm
     begin = checkpoint if checkpoint is not None and checkpoint.is_dir() else None
-    dtypes = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     return {
         "model": model_path(config, begin),
-        "dtype": dtypes[config.ds.param_dtype],
+        "dtype": ENGINE_DTYPES[config.ds.param_dtype],
         "trust_remote_code": True,
         "seed": config.train.seed + index,
         "tensor_parallel_size": vllm.tensor_parallel_size,

@@ -21,7 +21,6 @@ from dapo_openrlhf.dataset.store import PromptSet
 from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.prompts import check_same_prompts
 from dapo_openrlhf.rewards.process import Judge, JudgeUnavailable
-from dapo_openrlhf.rewards.question import RULE
 from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
 from dapo_openrlhf.types import Prompt
 
@@ -103,13 +102,14 @@ def check_inputs(
 
 def check_rewards(settings: JudgeSettings) -> None:
     """Load users' files once, here. Raises ``ConfigError`` with what they raise."""
-    if any(source.endswith(".py") for source in settings.sources):
+    if any(source.loads_code for source in settings.sources):
         with Judge(settings) as judge:
             try:
                 judge.wait_ready()
             except JudgeUnavailable as error:
                 printed = "".join(f"\nreward: {line}" for line in judge.printed())
-                raise ConfigError(f"reward.remote_url: {' '.join(settings.sources)}: {error}{printed}") from error
+                names = " ".join(source.name for source in settings.sources)
+                raise ConfigError(f"reward.remote_url: {names}: {error}{printed}") from error
 
 
 def local_model(name_or_path: str) -> str:
@@ -188,7 +188,7 @@ def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:
         model=local_model(config.actor.model_name_or_path),
         input_key=data.input_key,
         label_key=data.label_key,
-        needs_answer=RULE in config.reward.remote_url,
+        needs_answer=any(origin.needs_answer for origin in config.reward.origins),
         max_tokens=data.max_len - max_new_tokens,
         why_max=f"data.max_len {data.max_len:,} less {room} {max_new_tokens:,}",
         input_template=data.input_template,

@@ -226,7 +226,7 @@ def _trainer(config: Config, inputs: Inputs, workers: Workers, log: EventLog) ->
 def stall_timeout(config: Config) -> float:
     """Longer than anything a group may wait for, each of which has a deadline of its own that says who is late."""
     timing, reward = config.async_, config.reward
-    served = any("://" in name for name in reward.remote_url)
+    served = any(origin.may_be_away for origin in reward.origins)
     waits = (timing.start_timeout, timing.publish_timeout, timing.generate_timeout, timing.reward_timeout)
     return sum(waits) + (reward.server_timeout if served else 0.0)
 

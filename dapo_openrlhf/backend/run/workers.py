@@ -21,7 +21,6 @@ from dapo_openrlhf.backend.run.train_settings import beginning, train_settings
 from dapo_openrlhf.backend.trainer.actor import PolicyActor
 from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.rewards.question import RULE
 from dapo_openrlhf.rewards.settings import judge_settings
 
 ENGINE_CONCURRENT_CALLS = 1 << 16
@@ -102,7 +101,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
             name=f"engine {index}",
             engine_args=engine_args(config, device, index, inputs.checkpoint),
             stop_ids=inputs.stop.ids,
-            decode_queries=config.reward.remote_url != (RULE,),
+            decode_queries=any(origin.reads_queries for origin in config.reward.origins),
             version=inputs.first_step,
             updates=updates,
         )
