@@ -32,6 +32,7 @@ METRICS_HEAD = """\
 # Metrics
 
 Every name that TensorBoard, `metrics.jsonl` and the curves know, generated from the code. A row is written per rollout step.
+A share is 0 to 1; a number has no unit.
 """
 
 
@@ -56,8 +57,11 @@ def choices(annotation: object) -> str:
 
 def metrics() -> str:
     """The page of metrics, in the order of their meaning."""
-    rows = [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items()]
-    return "\n".join([METRICS_HEAD, "| name | meaning |", "|---|---|", *rows]) + "\n"
+    rows = []
+    for name, metric in METRICS.items():
+        meaning = metric.meaning.replace("|", "\\|")
+        rows.append(f"| `{name}` | {metric.unit} | {meaning} |")
+    return "\n".join([METRICS_HEAD, "| name | unit | meaning |", "|---|---|---|", *rows]) + "\n"
 
 
 PAGES: Mapping[str, Callable[[], str]] = {"configuration.md": configuration, "metrics.md": metrics}
