@@ -14,8 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from dapo_openrlhf.cli.options import typed
 from dapo_openrlhf.config.settings import settings_of
+from dapo_openrlhf.config.typed import typed
 from dapo_openrlhf.pipeline.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent

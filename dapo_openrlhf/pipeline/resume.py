@@ -6,7 +6,6 @@ is in :data:`FIXED` is refused, with the reason and the way out, before anything
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.config.settings import Config, ConfigError, load_config, settings_of
+from dapo_openrlhf.config.typed import typed
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
 
 
@@ -210,7 +210,7 @@ class Change:
     after: Any
 
     def __str__(self) -> str:
-        return f"{self.name} {_typed(self.before)} -> {_typed(self.after)}"
+        return f"{self.name} {typed(self.before)} -> {typed(self.after)}"
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -260,7 +260,7 @@ def new_run(changes: Iterable[Change], *, run: Path, checkpoint: Path) -> str:
     for change in changes:
         if not (change.name in FIXED and FIXED[change.name].remedy):
             value = change.after if isinstance(change.after, list) else [change.after]
-            words += [f"--{change.name}", *map(_typed, value)]
+            words += [f"--{change.name}", *map(typed, value)]
     return shlex.join(words)
 
 
@@ -301,17 +301,6 @@ def _value(settings: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
-
-
-def _typed(value: object) -> str:
-    """A value as one would type it."""
-    if isinstance(value, list):
-        return " ".join(map(_typed, value))
-    if isinstance(value, dict):
-        return json.dumps(value)
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 if __name__ == "__main__":
