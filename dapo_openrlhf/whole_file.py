@@ -39,9 +39,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def put_in_place(finished: Path, path: Path) -> None:
-    """Rename what is written to ``path``, in the same file system. A folder that was there is removed."""
+    """Rename what is written to ``path``, in the same file system.
+
+    A folder replaces a folder. Raises ``OSError`` where one of the two is a folder and the other is none.
+    """
+    if not _is_folder(finished):
+        os.rename(finished, path)
+        return
     old = path.with_name(f"{UNFINISHED}{path.name}")
-    if path.is_dir() and not path.is_symlink():  # a rename replaces files and links only
+    if _is_folder(path):  # no rename replaces a folder that is not empty
         _remove(old)
         os.rename(path, old)
     os.rename(finished, path)
@@ -56,8 +62,12 @@ def remove_whole(path: Path) -> None:
     _remove(doomed)
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if _is_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

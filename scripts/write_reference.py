@@ -14,9 +14,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from dapo_openrlhf.cli.options import typed
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.config.transports import TRANSPORTS, Transport
+from dapo_openrlhf.config.typed import typed
 from dapo_openrlhf.pipeline.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +41,7 @@ METRICS_HEAD = """\
 # Metrics
 
 Every name that TensorBoard, `metrics.jsonl` and the curves know, generated from the code. A row is written per rollout step.
+A share is 0 to 1; a number has no unit.
 """
 
 
@@ -79,8 +80,11 @@ def choices(annotation: object) -> str:
 
 def metrics() -> str:
     """The page of metrics, in the order of their meaning."""
-    rows = [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items()]
-    return "\n".join([METRICS_HEAD, "| name | meaning |", "|---|---|", *rows]) + "\n"
+    rows = []
+    for name, metric in METRICS.items():
+        meaning = metric.meaning.replace("|", "\\|")
+        rows.append(f"| `{name}` | {metric.unit} | {meaning} |")
+    return "\n".join([METRICS_HEAD, "| name | unit | meaning |", "|---|---|---|", *rows]) + "\n"
 
 
 PAGES: Mapping[str, Callable[[], str]] = {"configuration.md": configuration, "metrics.md": metrics}

@@ -80,6 +80,18 @@ def test_a_folder_replaces_what_was_there(tmp_path: Path, before: Callable[[Path
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
+def test_a_file_never_replaces_a_folder_nor_a_folder_a_file(tmp_path: Path) -> None:
+    _folder(tmp_path / "data")
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "data", "prompts")
+    assert (tmp_path / "data" / "deep" / "old").exists()
+    _file(tmp_path / "model")
+    with pytest.raises(NotADirectoryError), whole_file(tmp_path / "model") as folder:
+        folder.mkdir()
+    assert (tmp_path / "model").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_link_is_replaced_and_what_it_led_to_stays(tmp_path: Path) -> None:
     _folder(tmp_path / "run")
     (tmp_path / "latest").symlink_to("run")
@@ -105,6 +117,7 @@ def test_killed_while_it_is_replaced_a_folder_is_whole_or_gone(tmp_path: Path, m
     assert (tmp_path / "new" / "deep" / "old").exists() and not (tmp_path / "step").exists()
     put_in_place(tmp_path / "new", tmp_path / "step")
     assert (tmp_path / "step" / "deep" / "old").exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "step"], "remains of before are gone"
 
 
 def test_a_folder_is_removed_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from dapo_openrlhf.cli import prepare
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
+from dapo_openrlhf.config.typed import typed
 
 RUNS = {
     "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
@@ -150,12 +151,3 @@ def _settings(prefix: str = "") -> str:
         lines.append(f"  {name} ({'must be set' if field.is_required() else typed(field.default)})")
         lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
-
-
-def typed(value: object) -> str:
-    """A value as one would type it."""
-    if isinstance(value, tuple):
-        return " ".join(map(typed, value))
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,8 @@ from typing import Any
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.pipeline.resume import ResumePoint, check_resume, newest_point, point_of_name, settings_file
+from dapo_openrlhf.pipeline.resume import check_resume
+from dapo_openrlhf.pipeline.resume_point import ResumePoint, newest_point, point_of_name, settings_file
 
 AUTO = "auto"
 """The value of ``--resume`` that goes on with the run of the configuration's name if there is one."""

@@ -19,7 +19,8 @@ from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import RunStarted
-from dapo_openrlhf.pipeline.resume import Change, ResumePoint, check_resume
+from dapo_openrlhf.pipeline.resume import Change, check_resume
+from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import Notices

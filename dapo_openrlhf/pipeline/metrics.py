@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from statistics import fmean
+from typing import Literal, NamedTuple
 
 from dapo_openrlhf.pipeline.agreement import FRESH_KL
 from dapo_openrlhf.pipeline.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
@@ -26,75 +28,125 @@ from dapo_openrlhf.types import Span
 
 Row = dict[str, float]
 
-METRICS = {
-    "reward": "mean shaped reward of the trained groups",
-    "accuracy": "share of right answers among all groups judged since the last step, filtered ones included; "
-    "absent where none was judged",
-    "batch_accuracy": "share of right answers in the trained groups",
-    "groups/kept": "groups kept since the last step",
-    "groups/all_right": "groups dropped since the last step because every answer was right",
-    "groups/all_wrong": "groups dropped since the last step because every answer was wrong",
-    "groups/failed": "groups that failed since the last step",
-    "prompts/dropped": "prompts dropped for good since the last step, because they are at fault themselves",
-    "groups/surplus": "groups that over-sampling made in vain, since the last step",
-    "groups/cut": "groups cut at their deadline since the last step",
-    "reward_errors": "groups that could not be scored, over those and the judged ones, since the last step; 0 without any",
-    "pass_rate": "kept groups over judged groups, 0 to 1; absent where none was judged",
-    "policy_age/mean": "mean policy age of the trained groups, in versions",
-    "policy_age/max": "largest policy age of the trained groups, in versions",
-    "response_length/mean": "mean response length of the trained groups, in tokens",
-    "response_length/max": "longest trained response, in tokens",
-    "truncated_share": "share of the trained groups' responses that were truncated",
-    "cut_share": "share of the trained groups' responses that were cut at their deadline",
-    "cut_length_ratio": "mean length of those over that of the other responses: what cutting takes off; absent without",
-    "entropy": "mean entropy of the policy per trained token, in nats",
-    "token_probability": "mean probability of the trained tokens under the policy",
-    "loss": "policy loss, mean over the step's updates",
-    "grad_norm": "gradient norm before clipping, mean over the step's updates",
-    "updates/bad": "updates of the step that were stopped because a number was not finite",
-    "updates/overflow": "updates of the step that were left out for a smaller loss scale; with fp16",
-    "lr": "learning rate of the step's last update",
-    "updates/empty": "the step's updates that trained not a single token",
-    "clip_fraction": "share of trained tokens whose loss clipping decided",
-    "ratio": "mean ratio of the policy to the old one; 1 while a step has had one update",
-    "kl": "estimate of KL(policy || reference) per trained token, in nats; with a reference model",
-    "value_loss": "critic's loss, mean over the step's updates; with a critic",
-    "value": "mean value of the trained tokens before the step, in units of reward; with a critic",
-    "explained_variance": "share of the returns' variance that the values explained, at most 1; with a critic",
-    "critic_grad_norm": "critic's gradient norm before clipping, mean over the step's updates; with a critic",
-    "is_weight/mean": "mean importance weight old/rollout",
-    "is_weight/outside": "share of trained tokens whose weight is outside the threshold",
-    "is_weight/ess": "effective sample size of the weights over their number, 0 to 1",
-    "rollout_kl": "estimate of KL(rollout || old) per trained token, in nats",
-    FRESH_KL: "the same over responses that the step's own weights sampled, at policy age 0; absent without",
-    "tokens_per_second/generated": "response tokens generated per second",
-    "tokens_per_second/kept": "response tokens of kept groups per second",
-    "tokens_per_second/trained": "response tokens of trained groups per second",
-    "tokens_per_second/surplus": "response tokens of kept groups per second that over-sampling made in vain",
-    "tokens_per_device_second/generated": "the same per second and device, engines and trainer ranks together",
-    "tokens_per_device_second/kept": "the same per second and device",
-    "tokens_per_device_second/trained": "the same per second and device",
-    "queue/in_flight": "groups between dispatch and the filter's decision when the batch was taken",
-    "queue/ready": "kept groups left when the batch was taken",
-    "queue/training": "slots of batches taken and not live yet when the batch was taken",
-    "queue/free": "free slots when the batch was taken",
-    "queue/over_sampled": "groups beyond the slots; taken off the four above, all slots are left",
-    "idle_share/engines": "share of the engines' time without work between their last two reports, 0 to 1",
-    "idle_share/trainer": "share of the trainer ranks' time without work between their last two reports, 0 to 1",
-    "idle_seconds/engines": "seconds without work between their last two reports, mean over engines",
-    "idle_seconds/trainer": "seconds without work between their last two reports, mean over trainer ranks",
-    "seconds/engines_paused": "seconds the engines stood still for the last weights, mean over engines",
-    "seconds/step": "seconds since the last step ended: the sum of the following six",
-    "seconds/wait_batch": "seconds the train loop waited for its batch",
-    "seconds/train": "seconds in the trainer",
-    "seconds/wait_live": "seconds the train loop waited for the previous weights to be live",
-    "seconds/send": "seconds reading the trainer's weights",
-    "seconds/evaluate": "seconds the train loop waited for an evaluation",
-    "seconds/save": "seconds saving checkpoints",
-    "seconds/publish": "seconds from reading the last published weights to their being live in every engine",
-    "eval/accuracy": "held-out accuracy, on steps in which a measurement ended",
+Unit = Literal[
+    "groups",
+    "nats per token",
+    "number",
+    "probability",
+    "prompts",
+    "reward",
+    "seconds",
+    "share",
+    "slots",
+    "tokens",
+    "tokens per second",
+    "tokens per second and device",
+    "updates",
+    "versions",
+]
+"""What a metric counts or measures. A share is 0 to 1; a number has no unit."""
+
+
+class Metric(NamedTuple):
+    """What a number in a row is."""
+
+    unit: Unit
+    meaning: str
+
+
+METRICS: Mapping[str, Metric] = {
+    "reward": Metric("reward", "mean shaped reward of the trained groups"),
+    "accuracy": Metric(
+        "share",
+        "share of right answers among all groups judged since the last step, filtered ones included; absent where none was judged",
+    ),
+    "batch_accuracy": Metric("share", "share of right answers in the trained groups"),
+    "groups/kept": Metric("groups", "groups kept since the last step"),
+    "groups/all_right": Metric("groups", "groups dropped since the last step because every answer was right"),
+    "groups/all_wrong": Metric("groups", "groups dropped since the last step because every answer was wrong"),
+    "groups/failed": Metric("groups", "groups that failed since the last step"),
+    "prompts/dropped": Metric(
+        "prompts", "prompts dropped for good since the last step, because they are at fault themselves"
+    ),
+    "groups/surplus": Metric("groups", "groups that over-sampling made in vain, since the last step"),
+    "groups/cut": Metric("groups", "groups cut at their deadline since the last step"),
+    "reward_errors": Metric(
+        "share", "groups that could not be scored, over those and the judged ones, since the last step; 0 without any"
+    ),
+    "pass_rate": Metric("share", "kept groups over judged groups; absent where none was judged"),
+    "policy_age/mean": Metric("versions", "mean policy age of the trained groups"),
+    "policy_age/max": Metric("versions", "largest policy age of the trained groups"),
+    "response_length/mean": Metric("tokens", "mean response length of the trained groups"),
+    "response_length/max": Metric("tokens", "longest trained response"),
+    "truncated_share": Metric("share", "share of the trained groups' responses that were truncated"),
+    "cut_share": Metric("share", "share of the trained groups' responses that were cut at their deadline"),
+    "cut_length_ratio": Metric(
+        "number", "mean length of those over that of the other responses: what cutting takes off; absent without"
+    ),
+    "entropy": Metric("nats per token", "mean entropy of the policy per trained token"),
+    "token_probability": Metric("probability", "mean probability of the trained tokens under the policy"),
+    "loss": Metric("number", "policy loss, mean over the step's updates"),
+    "grad_norm": Metric("number", "gradient norm before clipping, mean over the step's updates"),
+    "updates/bad": Metric("updates", "updates of the step that were stopped because a number was not finite"),
+    "updates/overflow": Metric("updates", "updates of the step that were left out for a smaller loss scale; with fp16"),
+    "lr": Metric("number", "learning rate of the step's last update"),
+    "updates/empty": Metric("updates", "the step's updates that trained not a single token"),
+    "clip_fraction": Metric("share", "share of trained tokens whose loss clipping decided"),
+    "ratio": Metric("number", "mean ratio of the policy to the old one; 1 while a step has had one update"),
+    "kl": Metric("nats per token", "estimate of KL(policy || reference) per trained token; with a reference model"),
+    "value_loss": Metric("number", "critic's loss, mean over the step's updates; with a critic"),
+    "value": Metric("reward", "mean value of the trained tokens before the step; with a critic"),
+    "explained_variance": Metric(
+        "number", "share of the returns' variance that the values explained, at most 1; with a critic"
+    ),
+    "critic_grad_norm": Metric(
+        "number", "critic's gradient norm before clipping, mean over the step's updates; with a critic"
+    ),
+    "is_weight/mean": Metric("number", "mean importance weight old/rollout"),
+    "is_weight/outside": Metric("share", "share of trained tokens whose weight is outside the threshold"),
+    "is_weight/ess": Metric("share", "effective sample size of the weights over their number"),
+    "rollout_kl": Metric("nats per token", "estimate of KL(rollout || old) per trained token"),
+    FRESH_KL: Metric(
+        "nats per token", "the same over responses that the step's own weights sampled, at policy age 0; absent without"
+    ),
+    "tokens_per_second/generated": Metric("tokens per second", "response tokens generated per second"),
+    "tokens_per_second/kept": Metric("tokens per second", "response tokens of kept groups per second"),
+    "tokens_per_second/trained": Metric("tokens per second", "response tokens of trained groups per second"),
+    "tokens_per_second/surplus": Metric(
+        "tokens per second", "response tokens of kept groups per second that over-sampling made in vain"
+    ),
+    "tokens_per_device_second/generated": Metric(
+        "tokens per second and device", "the same per second and device, engines and trainer ranks together"
+    ),
+    "tokens_per_device_second/kept": Metric("tokens per second and device", "the same per second and device"),
+    "tokens_per_device_second/trained": Metric("tokens per second and device", "the same per second and device"),
+    "queue/in_flight": Metric("groups", "groups between dispatch and the filter's decision when the batch was taken"),
+    "queue/ready": Metric("groups", "kept groups left when the batch was taken"),
+    "queue/training": Metric("slots", "slots of batches taken and not live yet when the batch was taken"),
+    "queue/free": Metric("slots", "free slots when the batch was taken"),
+    "queue/over_sampled": Metric("groups", "groups beyond the slots; taken off the four above, all slots are left"),
+    "idle_share/engines": Metric("share", "share of the engines' time without work between their last two reports"),
+    "idle_share/trainer": Metric(
+        "share", "share of the trainer ranks' time without work between their last two reports"
+    ),
+    "idle_seconds/engines": Metric("seconds", "time without work between their last two reports, mean over engines"),
+    "idle_seconds/trainer": Metric(
+        "seconds", "time without work between their last two reports, mean over trainer ranks"
+    ),
+    "seconds/engines_paused": Metric("seconds", "time the engines stood still for the last weights, mean over engines"),
+    "seconds/step": Metric("seconds", "time since the last step ended: the sum of the following six"),
+    "seconds/wait_batch": Metric("seconds", "time the train loop waited for its batch"),
+    "seconds/train": Metric("seconds", "time in the trainer"),
+    "seconds/wait_live": Metric("seconds", "time the train loop waited for the previous weights to be live"),
+    "seconds/send": Metric("seconds", "time reading the trainer's weights"),
+    "seconds/evaluate": Metric("seconds", "time the train loop waited for an evaluation"),
+    "seconds/save": Metric("seconds", "time saving checkpoints"),
+    "seconds/publish": Metric(
+        "seconds", "time from reading the last published weights to their being live in every engine"
+    ),
+    "eval/accuracy": Metric("share", "held-out accuracy, on steps in which a measurement ended"),
 }
-"""Every name a row may have, with what it means. Further statistics of the trainer appear under their own names,
+"""Every name a row may have, with its unit and what it means. Further statistics of the trainer appear under their own names,
 ``reward/NAME`` is the mean of what a reward answered as ``extra_logs[NAME]`` over the groups judged since the last step,
 and ``policy_age/0``, ``policy_age/1``, ... count the trained groups of each age."""
 

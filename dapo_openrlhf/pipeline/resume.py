@@ -6,8 +6,6 @@ is in :data:`FIXED` is refused, with the reason and the way out, before anything
 
 from __future__ import annotations
 
-import glob
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
-from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.config.settings import Config, settings_of
-from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
+from dapo_openrlhf.config.typed import typed
+from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE
 
 
 def _never(earlier: Config, now: Config) -> bool:
@@ -213,74 +212,7 @@ class Change:
     after: Any
 
     def __str__(self) -> str:
-        return f"{self.name} {_typed(self.before)} -> {_typed(self.after)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResumePoint:
-    """Where a run goes on."""
-
-    run: Path
-    """The run's folder."""
-    checkpoint: Path
-    """A good checkpoint in it."""
-
-
-def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:
-    """A run's newest good checkpoint. Raises :class:`ConfigError` if there is none.
-
-    ``say`` is told of newer ones that are damaged.
-    """
-    checkpoints = Checkpoints(run / "checkpoints", max_num=1)
-    good = checkpoints.newest_good(say)
-    if good is None:
-        if not run.is_dir():
-            raise ConfigError(f"--resume {run}: there is no such folder")
-        found = checkpoints.finished()
-        why = (
-            f"all {len(found)} checkpoints in it are damaged"
-            if found
-            else "there is no checkpoint in it; ckpt.save_steps makes some"
-        )
-        raise ConfigError(f"--resume {run}: {why}")
-    return ResumePoint(run=run, checkpoint=good)
-
-
-def point_of_name(parent: Path, name: str, say: Callable[[str], None]) -> ResumePoint | None:
-    """The newest good checkpoint of the last of the runs ``name``, ``name-2``, ... in a folder that has one; None without.
-
-    ``say`` is told of damaged ones.
-    """
-    runs = [path for path in parent.glob(f"{glob.escape(name)}*") if _number(path.name, name) is not None]
-    for run in sorted(runs, key=lambda path: _number(path.name, name) or 0, reverse=True):
-        if (good := Checkpoints(run / "checkpoints", max_num=1).newest_good(say)) is not None:
-            return ResumePoint(run=run, checkpoint=good)
-    return None
-
-
-def _number(folder: str, name: str) -> int | None:
-    """Which of the runs of that name a folder is, from 1; None if it is of another run."""
-    if folder == name:
-        return 1
-    rest = folder.removeprefix(f"{name}-")
-    return int(rest) if rest != folder and rest.isascii() and rest.isdigit() else None
-
-
-def settings_file(point: ResumePoint, say: Callable[[str], None]) -> Path:
-    """Where the settings of a run to be resumed are: its config.yaml, or its checkpoint's copy.
-
-    The copy is taken, and ``say`` told, where config.yaml is missing or broken; one with a wrong setting is refused with
-    ``ConfigError``, since somebody wrote it.
-    """
-    file, copy = point.run / "config.yaml", point.checkpoint / SETTINGS_FILE
-    try:
-        load_config(file)
-    except SettingsUnreadable as error:
-        if not copy.is_file():
-            raise
-        say(f"warning: {error}; the settings are taken from {copy}")
-        return copy
-    return file
+        return f"{self.name} {typed(self.before)} -> {typed(self.after)}"
 
 
 def check_resume(config: Config, *, run: Path, checkpoint: Path) -> list[Change]:
@@ -322,7 +254,7 @@ def new_run(changes: Iterable[Change], *, run: Path, checkpoint: Path) -> str:
     for change in changes:
         if not (change.name in FIXED and FIXED[change.name].remedy):
             value = change.after if isinstance(change.after, list) else [change.after]
-            words += [f"--{change.name}", *map(_typed, value)]
+            words += [f"--{change.name}", *map(typed, value)]
     return shlex.join(words)
 
 
@@ -363,17 +295,6 @@ def _value(settings: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
-
-
-def _typed(value: object) -> str:
-    """A value as one would type it."""
-    if isinstance(value, list):
-        return " ".join(map(_typed, value))
-    if isinstance(value, dict):
-        return json.dumps(value)
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 if __name__ == "__main__":

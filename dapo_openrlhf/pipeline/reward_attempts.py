@@ -22,7 +22,7 @@ class LimitedAttempts:
         self._failures: Counter[int] = Counter()  # by prompt id
 
     async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
-        """Judge the responses behind the handle ``texts``. Raises :class:`GroupError`."""
+        """Score the responses behind the handle ``texts``. Raises :class:`GroupError`."""
         try:
             scores = await self._scorer.score(texts, prompt)
         except GroupError as error:

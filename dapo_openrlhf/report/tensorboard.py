@@ -44,7 +44,7 @@ class TensorBoardSink(Sink):
     """Writes rows to one event file of its own in a folder.
 
     Tags are the rows' names as they are, so TensorBoard groups them by the part before the slash; each carries its
-    meaning from :data:`METRICS` as its description. Lines that belong together share a chart in "Custom Scalars".
+    meaning and unit from :data:`METRICS` as its description. Lines that belong together share a chart in "Custom Scalars".
     Every row is flushed: a run that dies leaves its curves whole.
     """
 
@@ -92,7 +92,7 @@ class TensorBoardSink(Sink):
         for name, number in row.items():
             value = summary.value.add(tag=name, simple_value=number)
             if name in METRICS and name not in self._described:
-                value.metadata.summary_description = METRICS[name]
+                value.metadata.summary_description = f"{METRICS[name].meaning} ({METRICS[name].unit})"
                 self._described.add(name)
         return summary
 

@@ -24,7 +24,7 @@ from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
 from dapo_openrlhf.backend.run.workers import start_workers
 from dapo_openrlhf.cli.train import train
 from dapo_openrlhf.pipeline.ports import PromptFault, Sampling
-from dapo_openrlhf.pipeline.resume import newest_point
+from dapo_openrlhf.pipeline.resume_point import newest_point
 from dapo_openrlhf.types import Prompt
 
 pytestmark = pytest.mark.real

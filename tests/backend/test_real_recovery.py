@@ -23,7 +23,7 @@ from dapo_openrlhf.cli.train import train
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
-from dapo_openrlhf.pipeline.resume import newest_point
+from dapo_openrlhf.pipeline.resume_point import newest_point
 
 pytestmark = pytest.mark.real
 

@@ -14,7 +14,7 @@ from dapo_openrlhf.config.loading import build_config, dump_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState
-from dapo_openrlhf.pipeline.resume import ResumePoint
+from dapo_openrlhf.pipeline.resume_point import ResumePoint
 
 
 @pytest.fixture(autouse=True)

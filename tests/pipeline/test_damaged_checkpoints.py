@@ -13,7 +13,7 @@ from dapo_openrlhf.config.loading import build_config, dump_config
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, STATE_FILE, Checkpoints, RunState, damage
 from dapo_openrlhf.pipeline.manifest import MANIFEST_FILE
 from dapo_openrlhf.pipeline.prompts import PromptState
-from dapo_openrlhf.pipeline.resume import ResumePoint, newest_point, point_of_name, settings_file
+from dapo_openrlhf.pipeline.resume_point import ResumePoint, newest_point, point_of_name, settings_file
 
 CONFIG = {
     "device": "cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import pytest
 from fakes import FakeEngine, FakeScorer, World, build, filtered
@@ -22,7 +23,7 @@ from dapo_openrlhf.pipeline.events import (
     StepTrained,
     WorkerSpans,
 )
-from dapo_openrlhf.pipeline.metrics import METRICS, Row, StepMetrics
+from dapo_openrlhf.pipeline.metrics import METRICS, Row, StepMetrics, Unit
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.types import PolicyVersion, Prompt, Span
 
@@ -339,3 +340,11 @@ def test_every_name_in_a_row_is_explained() -> None:
     for event in STEP:
         metrics.add(event)
     assert metrics.row(now=1.0).keys() <= METRICS.keys() | ages
+
+
+def test_every_metric_has_a_unit_and_a_meaning() -> None:
+    assert {metric.unit for metric in METRICS.values()} == set(get_args(Unit))
+    assert [name for name, metric in METRICS.items() if not metric.meaning] == []
+    ends = {"seconds": "seconds/", "versions": "policy_age/", "tokens per second": "tokens_per_second/"}
+    for unit, begin in ends.items():
+        assert {metric.unit for name, metric in METRICS.items() if name.startswith(begin)} == {unit}

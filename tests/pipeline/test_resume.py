@@ -20,7 +20,8 @@ from dapo_openrlhf.config.loading import build_config, dump_config, load_config
 from dapo_openrlhf.config.settings import Config, settings_of
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, STATE_FILE, Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
-from dapo_openrlhf.pipeline.resume import CHANGEABLE, FIXED, check_resume, newest_point, resume_table
+from dapo_openrlhf.pipeline.resume import CHANGEABLE, FIXED, check_resume, resume_table
+from dapo_openrlhf.pipeline.resume_point import newest_point
 from dapo_openrlhf.report.run_lock import LOCK_FILE
 from dapo_openrlhf.types import Prompt
 

@@ -1,0 +1,79 @@
+"""Where a run goes on: its newest checkpoint whose files are as they were written (standard library)."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
+from dapo_openrlhf.config.loading import load_config
+from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePoint:
+    """Where a run goes on."""
+
+    run: Path
+    """The run's folder."""
+    checkpoint: Path
+    """A good checkpoint in it."""
+
+
+def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:
+    """A run's newest good checkpoint. Raises :class:`ConfigError` if there is none.
+
+    ``say`` is told of newer ones that are damaged.
+    """
+    checkpoints = Checkpoints(run / "checkpoints", max_num=1)
+    good = checkpoints.newest_good(say)
+    if good is None:
+        if not run.is_dir():
+            raise ConfigError(f"--resume {run}: there is no such folder")
+        found = checkpoints.finished()
+        why = (
+            f"all {len(found)} checkpoints in it are damaged"
+            if found
+            else "there is no checkpoint in it; ckpt.save_steps makes some"
+        )
+        raise ConfigError(f"--resume {run}: {why}")
+    return ResumePoint(run=run, checkpoint=good)
+
+
+def point_of_name(parent: Path, name: str, say: Callable[[str], None]) -> ResumePoint | None:
+    """The newest good checkpoint of the last of the runs ``name``, ``name-2``, ... in a folder that has one; None without.
+
+    ``say`` is told of damaged ones.
+    """
+    runs = [path for path in parent.glob(f"{glob.escape(name)}*") if _number(path.name, name) is not None]
+    for run in sorted(runs, key=lambda path: _number(path.name, name) or 0, reverse=True):
+        if (good := Checkpoints(run / "checkpoints", max_num=1).newest_good(say)) is not None:
+            return ResumePoint(run=run, checkpoint=good)
+    return None
+
+
+def _number(folder: str, name: str) -> int | None:
+    """Which of the runs of that name a folder is, from 1; None if it is of another run."""
+    if folder == name:
+        return 1
+    rest = folder.removeprefix(f"{name}-")
+    return int(rest) if rest != folder and rest.isascii() and rest.isdigit() else None
+
+
+def settings_file(point: ResumePoint, say: Callable[[str], None]) -> Path:
+    """Where the settings of a run to be resumed are: its config.yaml, or its checkpoint's copy.
+
+    The copy is taken, and ``say`` told, where config.yaml is missing or broken; one with a wrong setting is refused with
+    ``ConfigError``, since somebody wrote it.
+    """
+    file, copy = point.run / "config.yaml", point.checkpoint / SETTINGS_FILE
+    try:
+        load_config(file)
+    except SettingsUnreadable as error:
+        if not copy.is_file():
+            raise
+        say(f"warning: {error}; the settings are taken from {copy}")
+        return copy
+    return file
