@@ -73,8 +73,9 @@ class DeepSpeedModel:
         """Norm of the gradients of all ranks, before clipping; after the update's last backward pass."""
         scaled = torch.stack(self._group_norms())
         # DeepSpeed writes -1 for a group's norm that is not finite, and would clip by what it makes of that.
-        norm: Tensor = torch.linalg.vector_norm(torch.where(scaled < 0, torch.nan, scaled))
-        return norm / self._optimizer.loss_scale
+        norm = torch.linalg.vector_norm(torch.where(scaled < 0, torch.nan, scaled))
+        unscaled: Tensor = norm / self._optimizer.loss_scale
+        return unscaled
 
     def _group_norms(self) -> list[Tensor]:
         """Of each of the optimizer's groups of parameters, over all ranks and with the loss scale."""

@@ -34,7 +34,10 @@ class LookAhead:
     def known(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> Known:
         """Everything that depends on the weights at the start of the step."""
         settings, updates = self._settings.advantages, plan.updates
-        reference, values, advantages, returns = {}, {}, {}, {}
+        reference: PerSample = {}
+        values: PerSample = {}
+        advantages: PerSample = {}
+        returns: PerSample = {}
         with self._spans.span("old_logprobs"):
             old = self._old_logprobs(updates, tokens)
         if self._policy.has_reference:

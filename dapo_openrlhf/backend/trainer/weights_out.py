@@ -53,13 +53,13 @@ class WeightsOut:
         for offset, (_, tensor) in zip(offsets, tensors, strict=False):
             flat = tensor.contiguous().view(-1).view(torch.uint8)
             self._buffer[offset : offset + flat.numel()].copy_(flat)
-        array = self._buffer.numpy()
+        array: NDArray[np.uint8] = self._buffer.numpy()
         manifest = WeightManifest(
             names=self.layout.names,
             dtypes=self.layout.dtypes,
             shapes=self.layout.shapes,
             offsets=tuple(offsets),
-            checksum=xxhash.xxh3_64_intdigest(array),
+            checksum=xxhash.xxh3_64_intdigest(array.data),
         )
         return manifest, array
 
