@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from plain_model import Bigram, PlainModel, TokenValues, random_batch
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.run.step_statistics import SUMS, step_statistics
 from dapo_openrlhf.backend.trainer import attention
+from dapo_openrlhf.backend.trainer import rank as rank_module
 from dapo_openrlhf.backend.trainer.critic import Critic
 from dapo_openrlhf.backend.trainer.finite import NotFinite
 from dapo_openrlhf.backend.trainer.packing import Packing
@@ -143,6 +145,17 @@ def test_a_step_does_not_depend_on_how_it_is_cut(advantages: AdvantageSettings) 
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(cut.state(), whole.state(), strict=True))
 
 
+@pytest.mark.parametrize("advantages", [DAPO, PPO])
+def test_later_updates_are_compared_with_the_weights_of_the_steps_start(advantages: AdvantageSettings) -> None:
+    """Weights that do not move have ratio 1 in every update, wherever its old log-probs were computed."""
+    trainer = Trainer(advantages, plan=dataclasses.replace(PLAN, max_epochs=2, train_batch_size=8))
+    for group in trainer.policy._optimizer.param_groups:
+        group["lr"] = 0.0
+    report = trainer.train(*a_batch(0))
+    assert len(report.outcomes) == 4
+    assert report.sums["ratio"] == pytest.approx(report.sums["tokens"], rel=1e-6)
+
+
 def test_a_critic_learns_returns_beside_the_policy() -> None:
     trainer = Trainer(PPO)
     batch, tokens = a_batch(0)
@@ -236,6 +249,15 @@ def test_weights_go_out_whole_and_not_if_a_number_is_not_finite(tmp_path: Path) 
     with pytest.raises(NotFinite, match=f"no checkpoint is made in .*: {what}"):
         saving.save_state(str(tmp_path / "state"))
     assert not list(tmp_path.iterdir())
+
+
+def test_deepspeeds_engines_are_touched_in_one_file_only() -> None:
+    folder = Path(rank_module.__file__).parents[1]
+    touched = re.compile(
+        r"\.module\b|set_gradient_accumulation_boundary|(save|load)_checkpoint|fp16_enabled|\.optimizer\b"
+    )
+    found = {path.name for path in folder.rglob("*.py") if touched.search(path.read_text())}
+    assert found == {"deepspeed_model.py"}
 
 
 def test_a_rank_knows_neither_ray_nor_deepspeed() -> None:

@@ -61,6 +61,6 @@ class RemoteTrainer:
         """Write DeepSpeed's checkpoint into a folder of the folder."""
         await self._all([rank.save_state.remote(path) for rank in self.ranks], f"saving the trainer's state to {path}")
 
-    async def _all(self, calls: Sequence[ray.ObjectRef], what: str) -> list[Any]:
+    async def _all(self, calls: Sequence[ray.ObjectRef[Any]], what: str) -> list[Any]:
         names = [f"trainer rank {rank}" for rank in range(len(self.ranks))]
         return await all_within(calls, names, self._timeout, what, "async.train_timeout")

@@ -68,7 +68,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._loaded = load_rank(strategy, settings, beginning, spans=self._spans)
         return self._loaded.ready
 
-    def train(self, plan: RankPlan, tokens: Sequence[ray.ObjectRef]) -> StepReport:
+    def train(self, plan: RankPlan, tokens: Sequence[ray.ObjectRef[GroupTokens]]) -> StepReport:
         """All updates of one rollout step. ``tokens`` are this rank's groups, in the order of ``plan.groups``."""
         with self._spans.span("fetch"):
             fetched: dict[int, GroupTokens] = dict(zip(plan.groups, ray.get(list(tokens)), strict=True))

@@ -70,7 +70,8 @@ class Comparison:
         logprobs, _ = self._sharded(**inputs, targets=batch.targets, temperature=self._temperature)
         lengths = [length - 1 for length in batch.lengths]
         by_index = {
-            sample.group: row.cpu().numpy() for sample, row in zip(batch.samples, logprobs.split(lengths), strict=True)
+            sample.group: row.cpu().numpy()
+            for sample, row in zip(batch.samples, torch.split(logprobs, lengths), strict=True)
         }
         return [by_index[index] for index in range(len(sequences))]
 

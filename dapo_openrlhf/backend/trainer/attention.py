@@ -88,7 +88,7 @@ def packed_sdpa(
     scores = Scores(scaling, softcap, s_aux)
     outputs = []
     for bucket, *packed in zip(
-        attention_mask.buckets, *(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True
+        attention_mask.buckets, *(torch.split(tensor[0], sizes, dim=1) for tensor in (query, key, value)), strict=True
     ):
         q, k, v = (_side_by_side(tensor, bucket) for tensor in packed)
         attended = _attend(q, k, v, attention_mask, scores).transpose(1, 2)
@@ -99,7 +99,7 @@ def packed_sdpa(
 def _side_by_side(packed: Tensor, bucket: Bucket) -> Tensor:
     """[H, tokens, D] as [b, H, L, D]."""
     if bucket.index is None:
-        return packed.unflatten(1, (-1, bucket.longest)).transpose(0, 1)
+        return torch.unflatten(packed, 1, (-1, bucket.longest)).transpose(0, 1)
     return packed[:, bucket.index].transpose(0, 1)
 
 

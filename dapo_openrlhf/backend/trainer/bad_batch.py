@@ -27,7 +27,7 @@ def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, Gro
     samples = [sample for micro_batch in update.micro_batches for sample in micro_batch]
     responses = [tokens[sample.group].response(sample.index) for sample in samples]
     prompts = [tokens[sample.group].prompt_ids for sample in samples]
-    arrays = {
+    arrays: dict[str, Any] = {
         "group": np.asarray([sample.group for sample in samples]),
         "response": np.asarray([sample.index for sample in samples]),
         "trained": np.asarray([sample.trained for sample in samples]),

@@ -44,7 +44,7 @@ class Unit:
             return [(self.name, tensors[self.sources[0]])]
         conversion = deepcopy(self.conversion)
         for source, pattern in zip(self.sources, self.patterns, strict=True):
-            conversion.add_tensor(self.name, source, pattern, tensors[source])
+            conversion.add_tensor(self.name, source, pattern, tensors[source])  # type: ignore[arg-type]  # a future or a tensor
         converted = conversion.convert(self.name, model=model, config=model.config)
         return [(name, value[0] if isinstance(value, list) else value) for name, value in converted.items()]
 

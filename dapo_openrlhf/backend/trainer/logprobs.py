@@ -54,7 +54,7 @@ def token_logprobs(
             checkpoint(_chunk, layer, tail, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
             if again
             else _chunk(layer, tail, h, t, temperature)
-            for h, t in zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True)
+            for h, t in zip(torch.split(hidden, chunk_rows), torch.split(targets, chunk_rows), strict=True)
         ]
         return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
 

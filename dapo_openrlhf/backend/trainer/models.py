@@ -47,7 +47,7 @@ class Models:
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
         config.normalize_reward = False
         head = getattr(config, "value_head_prefix", self._strategy.args.ds.value_head_prefix)
-        base = AutoModel._model_mapping[type(config)]
+        base: Any = AutoModel._model_mapping[type(config)]
         critic_class = _get_critic_model(base.__base__, base, head, packing_samples=True)
         by_rows = self._by_rows(config)
         with self._partitioned_loading():
@@ -97,6 +97,6 @@ class Models:
             return
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-        alive = HfDeepSpeedConfig(self._strategy.get_ds_train_config())
+        alive = HfDeepSpeedConfig(self._strategy.get_ds_train_config())  # type: ignore[no-untyped-call]
         yield
         del alive

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 def install(model: nn.Module) -> None:
     """Let the model's linear layers in float32 compute through oneDNN; modules and parameters stay the same."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.float32:
-            module.forward = types.MethodType(_forward, module)
+            module.forward = types.MethodType(_forward, module)  # type: ignore[method-assign]
 
 
 def _forward(module: nn.Linear, inputs: Tensor) -> Tensor:
-    output: Tensor = _Linear.apply(inputs, module.weight, module.bias)
+    output: Tensor = _Linear.apply(inputs, module.weight, module.bias)  # type: ignore[no-untyped-call]
     return output
 
 

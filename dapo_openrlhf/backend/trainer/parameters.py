@@ -85,15 +85,15 @@ class _Ready:
             tensor.record_stream(torch.cuda.current_stream())
 
 
-def whole_shape(parameter: Parameter) -> tuple[int, ...]:
+def whole_shape(parameter: Any) -> tuple[int, ...]:
     """Shape of a parameter, of which ZeRO-3 may keep a part only."""
     shape: Sequence[int] = parameter.ds_shape if hasattr(parameter, "ds_id") else parameter.shape
     return tuple(shape)
 
 
-def whole_numel(parameter: Parameter) -> int:
+def whole_numel(parameter: Any) -> int:
     """Elements of a parameter, of which ZeRO-3 may keep a part only."""
-    return int(parameter.ds_numel) if hasattr(parameter, "ds_id") else parameter.numel()
+    return int(parameter.ds_numel if hasattr(parameter, "ds_id") else parameter.numel())
 
 
 def _bytes(parameter: Parameter) -> int:

@@ -78,7 +78,7 @@ def parts(input_ids: Tensor, position_ids: Tensor, positions: Tensor) -> Iterato
     start = 0
     for bucket in make_buckets(lengths, device=input_ids.device):
         packed = input_ids[0, start : start + bucket.tokens]
-        ids = packed.unflatten(0, (-1, bucket.longest)) if bucket.index is None else packed[bucket.index]
+        ids = torch.unflatten(packed, 0, (-1, bucket.longest)) if bucket.index is None else packed[bucket.index]
         of = ((positions >= start) & (positions < start + bucket.tokens)).nonzero()[:, 0]
         local = positions[of] - start
         if bucket.valid is not None:

@@ -19,7 +19,7 @@ from dapo_openrlhf.backend.trainer.accumulation import obey_accumulation_type
 PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-class Strategy(DeepspeedStrategy):
+class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
     """``DeepspeedStrategy`` without its assumption of CUDA and NCCL, and with micro-batches counted by the caller."""
 
     def __init__(self, args: SimpleNamespace, *, device: Device) -> None:

@@ -33,7 +33,8 @@ def token_values(
     with attention.packed(buckets):
         hidden = model.base_model(input_ids=input_ids, use_cache=False, **inputs)[0]
     head = model.get_submodule(model.value_head_prefix)
-    return head(hidden.flatten(0, 1)[positions]).squeeze(-1).float()
+    values: Tensor = head(hidden.flatten(0, 1)[positions]).squeeze(-1).float()
+    return values
 
 
 def token_values_by_rows(
