@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from garbage import exempt_what_is_left, imports_exempt
+
 VOCABULARY = 48
 NEW_TOKENS = 10
 PROMPT_LENGTHS = (31, 19, 11, 3)
@@ -234,8 +236,6 @@ def trainer(folder: Path, *, checkpointing: bool = False, zero_stage: int = 2) -
 
 def sampled(folder: Path) -> list[Any]:
     """What vLLM samples after random prompts."""
-    import gc
-
     from dapo_openrlhf.backend.engine.loop import EngineLoop
     from dapo_openrlhf.pipeline.ports import Sampling
 
@@ -259,7 +259,7 @@ def sampled(folder: Path) -> list[Any]:
     futures = [loop.generate(str(i), ids.tolist(), sampling) for i, ids in enumerate(random_prompts())]
     groups = [made[1] for future in futures if (made := future.result(timeout=120)) is not None]
     loop.between_steps(lambda core: core.shutdown()).result(timeout=60)
-    gc.collect()
+    exempt_what_is_left()
     return groups
 
 
@@ -343,15 +343,16 @@ def prepare_process() -> None:
 def run_engines(scratch: Path, names: list[str]) -> None:
     """Make the models and keep what an engine samples from each, or what it raised."""
     prepare_process()
-    for name in names:
-        folder = make(name, folder_of(name, scratch))
-        if FAMILIES[name].engine:
-            try:
-                groups: list[Any] | str = sampled(folder)
-            except Exception as error:  # shown in the table
-                traceback.print_exc()
-                groups = f"{type(error).__name__}: {error}"
-            folder.with_suffix(".samples").write_bytes(pickle.dumps(groups))
+    with imports_exempt():
+        for name in names:
+            folder = make(name, folder_of(name, scratch))
+            if FAMILIES[name].engine:
+                try:
+                    groups: list[Any] | str = sampled(folder)
+                except Exception as error:  # shown in the table
+                    traceback.print_exc()
+                    groups = f"{type(error).__name__}: {error}"
+                folder.with_suffix(".samples").write_bytes(pickle.dumps(groups))
 
 
 def measure(names: list[str], scratch: Path) -> Iterator[dict[str, Any]]:

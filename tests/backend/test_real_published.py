@@ -7,7 +7,6 @@ show what parameters do not.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from garbage import exempt_what_is_left, imports_exempt
 from published_models import FAMILIES, make_model
 from torch import Tensor
 
@@ -27,7 +27,7 @@ RENAMED = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "GraniteMoe", "Phimoe", "
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _in_this_process(module_settings: pytest.MonkeyPatch) -> None:
+def _in_this_process(module_settings: pytest.MonkeyPatch) -> Iterator[None]:
     """No warm-up, no second process, no minutes of looking at model classes in processes of their own."""
     for name, value in {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -39,6 +39,8 @@ def _in_this_process(module_settings: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.models import registry
 
     module_settings.setattr(registry, "_run_in_subprocess", lambda look: look())
+    with imports_exempt():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def start() -> Iterator[Callable[..., Engine]]:
             engine.core.shutdown()
             engine.model = None
         engines.clear()
-        gc.collect()
+        exempt_what_is_left()
         engines.append(Engine(folder, dtype))
         return engines[0]
 
