@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 Work = Callable[[], int]
-"""Does some work once and returns how many units that were."""
+"""Does some work once and returns how many units of it were done."""
 
 
 @dataclass(frozen=True, kw_only=True)

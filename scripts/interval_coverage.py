@@ -47,13 +47,13 @@ class Evaluations:
     values: Floats
     """[n + 1]: what a problem counts for with so many right, in [0, 1]."""
     trials: float
-    """Of how many that is the share that succeeded."""
+    """The number of trials in which that is the share of successes."""
     truth: float
     """Expectation of a problem's value."""
 
     @property
     def problems(self) -> int:
-        """Of each evaluation."""
+        """The number of problems in each evaluation."""
         return int(self.histogram[0].sum())
 
     @property
@@ -64,7 +64,7 @@ class Evaluations:
 
     @property
     def variances(self) -> Floats:
-        """Of problems' values in each evaluation, unbiased."""
+        """The variance of problems' values in each evaluation, unbiased."""
         squares: Floats = self.histogram @ self.values**2 / self.problems - self.means**2
         return squares * self.problems / (self.problems - 1)
 

@@ -47,14 +47,14 @@ class GroupTexts:
     """The texts of one group."""
 
     responses: tuple[str, ...]
-    """Without the tokens that end or pad them."""
+    """The responses without the tokens that end or pad them."""
     queries: tuple[str, ...] = ()
     """Prompt and response together, special tokens included; empty where no reward looks at them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Between two sets of log-probs of the same tokens, in absolute value."""
+    """The absolute difference between two sets of log-probs of the same tokens."""
 
     mean: float
     largest: float
@@ -66,13 +66,13 @@ class Agreement:
 
     architecture: str
     eps: float
-    """Of the type that is computed in: the distance from 1 to the next larger number."""
+    """The distance from 1 to the next larger number in the type that is computed in."""
     packed: Difference
-    """The trainer's, sequences packed, against the model's own forward pass, one sequence at a time."""
+    """Between the trainer, which packs sequences, and the model's own forward pass, one sequence at a time."""
     rounding: Difference
-    """That own forward pass with a rounding error more in each linear layer, against itself."""
+    """Between that own forward pass and the same with one more rounding error in each linear layer."""
     engines: tuple[Difference, ...]
-    """The trainer's against each engine's of what it sampled."""
+    """Between the trainer and each engine, for what that engine sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class WeightLayout:
     """Names of torch dtypes, such as ``bfloat16``."""
     shapes: tuple[tuple[int, ...], ...]
     sizes: tuple[int, ...]
-    """In bytes."""
+    """Size of each tensor in bytes."""
 
     @property
     def bytes(self) -> int:
@@ -148,10 +148,10 @@ class StagedWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightAck:
-    """An engine generates with a version now."""
+    """An engine's answer that it generates with a version now."""
 
     version: int
     checksum: int
-    """Of the bytes the engine received."""
+    """The checksum of the bytes that the engine received."""
     spans: tuple[Span, ...]
-    """What the engine did since its last acknowledgement; the last one is this loading."""
+    """What the engine did since its last acknowledgement; the last span is this loading."""

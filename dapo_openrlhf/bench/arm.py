@@ -23,27 +23,27 @@ class ArmSettings:
     """What is equal for all arms of a comparison, in OpenRLHF's terms, and how long to wait for a run."""
 
     batch_size: int = 16
-    """P: groups of one step."""
+    """P, the groups of one step."""
     n_samples_per_prompt: int = 8
-    """G: responses of one group."""
+    """G, the responses of one group."""
     train_batch_size: int = 64
     """Responses of one gradient update."""
     max_epochs: int = 1
     """Passes over each step's batch."""
     steps: int = 12
-    """Complete steps wanted; there may be a few more."""
+    """Complete steps that are wanted; there may be a few more."""
     learning_rate: float = 1e-8
-    """So small that the model stays as it is."""
+    """It is so small that the model stays as it is."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     eps_clip_low_high: tuple[float, float] = (0.2, 0.28)
     is_correction_mode: CorrectionMode = "clip"
     is_correction_threshold: tuple[float, float] = (0.0, 2.0)
     param_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the trainer and of the engine."""
+    """The type of the parameters, in the trainer and in the engine."""
     max_tokens_per_gpu: int = 4096
     """Tokens of one micro-batch; samples are packed, as OpenRLHF recommends."""
     async_queue_size: int = 1
-    """Batches its asynchronous trainer queues; 1 is its default."""
+    """Batches that stock's asynchronous trainer queues; 1 is its default."""
     max_num_seqs: int = 512
     """Responses the engine generates at once, at most."""
     kv_cache_memory_bytes: int = KV_CACHE_BYTES_ON_CPU
@@ -60,14 +60,15 @@ class Measurement:
     trained_tokens: float
     """Response tokens trained in these steps."""
     generate_seconds: float
-    """Per step, the engine at work."""
+    """How long the engine was at work, per step."""
     train_seconds: float
-    """Per step, the trainer at work."""
+    """How long the trainer was at work, per step."""
     busier_seconds: float
-    """Per step, whichever of the two worked longer in that step: at least the longer of their means, and the more so, the
-    more steps differ."""
+    """How long whichever of the two worked longer in a step was at work, per step. This is at least the longer of the two
+    means, and exceeds it the more, the more steps differ."""
     publish_seconds: float
-    """Per publication, from reading the trainer's weights to the engine using them; stock's ``timing/broadcast``."""
+    """How long a publication takes, from reading the trainer's weights to the engine using them; stock's
+    ``timing/broadcast``."""
     mean_age: float | None
     """Mean policy age of the trained groups; None where the arm does not know."""
     max_age: int | None
@@ -75,7 +76,7 @@ class Measurement:
 
     @property
     def seconds(self) -> float:
-        """All counted steps together."""
+        """Duration of all counted steps together."""
         return sum(self.step_seconds)
 
     @property

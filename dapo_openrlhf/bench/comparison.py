@@ -26,7 +26,7 @@ def run_in_turn(arms: Mapping[str, Arm], *, repeats: int, say: Callable[[str], N
 
 
 def table(results: Sequence[Result]) -> str:
-    """The comparison as text."""
+    """The comparison as a table of plain text."""
     head = (
         "arm",
         "trained tok/s",
@@ -111,7 +111,7 @@ def _who_waits(arm: Result) -> str:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """A bar per arm: trained tokens per second with the range over repeats."""
+    """Draw a bar per arm: trained tokens per second, with the range over repeats."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

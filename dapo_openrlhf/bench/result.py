@@ -11,7 +11,7 @@ from dapo_openrlhf.bench.arm import Measurement
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """All repeats of one arm: medians, with the range over repeats where it matters."""
+    """Medians over all repeats of one arm, with the range over repeats where it matters."""
 
     name: str
     runs: int
@@ -50,7 +50,7 @@ class Result:
 
 
 def summarise(name: str, runs: Sequence[Measurement]) -> Result:
-    """Medians over an arm's repeats."""
+    """Take the medians over an arm's repeats."""
     rates = [run.trained_tokens_per_second for run in runs]
     steps = sorted(seconds for run in runs for seconds in run.step_seconds)
     means = [run.seconds / len(run.step_seconds) for run in runs]

@@ -21,7 +21,7 @@ CACHE = Path(".cache") / "bench"
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Size of a comparison."""
+    """The size of a comparison."""
 
     arms: tuple[str, ...]
     steps: int

@@ -32,11 +32,11 @@ class Case:
     line: int
     response: str
     label: object
-    """The row's own; the rule takes text or a number."""
+    """The gold answer; the rule takes text or a number."""
     prompt: str
-    """Empty where the file has none; the rule looks whether a thought is opened at its end."""
+    """The prompt, empty where the file has none; the rule looks whether a thought is opened at its end."""
     columns: Mapping[str, object]
-    """The row's others, for functions that ask for them."""
+    """The row's other columns, for reward functions that ask for them."""
     expected: bool | None = None
     """The verdict that the file itself gives, as ``expect``."""
 

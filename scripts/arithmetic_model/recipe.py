@@ -1,4 +1,4 @@
-"""What a model is built by."""
+"""The recipe of a model."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ CHARACTERS = "\n +-=0123456789"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that determines the model. The defaults give 40-50 % sampled accuracy."""
+    """Everything that determines the model. The defaults give 40-50 % sampled accuracy."""
 
     seed: int = 0
     """Seed of the weights, of the warm-up text and of the sampled evaluation."""

@@ -21,11 +21,11 @@ class Room:
     """What an environment takes, in units of 1e9 bytes."""
 
     environment: float
-    """In ``.venv``."""
+    """Space in ``.venv``."""
     downloads: float
-    """In pip's cache; nothing where it is switched off."""
+    """Space in pip's cache; nothing where it is switched off."""
     largest: float
-    """In the folder for temporary files: pip keeps a package there while it installs it."""
+    """Space in the folder for temporary files, where pip keeps a package while it installs it."""
 
 
 NEEDED: Mapping[Build, Room] = {
@@ -36,7 +36,7 @@ NEEDED: Mapping[Build, Room] = {
 
 
 def size_of(folder: Path) -> int:
-    """Bytes that a folder takes on the disk; files with several names count, as they would stay."""
+    """Bytes that a folder takes on the disk; files with several names count, because they would stay."""
     return sum(
         os.lstat(os.path.join(parent, name)).st_blocks * 512 for parent, _, names in os.walk(folder) for name in names
     )

@@ -42,7 +42,7 @@ class Torch:
     commands: Commands
     device: Device
     index: str | None = None
-    """Asked for torch alone, before pip's own configuration; None for that only."""
+    """An index that is asked for torch alone, before those of pip's own configuration; None to use only these."""
 
     def install(self) -> None:
         """Install the build tools and torch. Raises ``SetupError`` for a CPU build where CUDA is wanted."""
@@ -58,7 +58,7 @@ class Torch:
             self.commands.pip_install("--no-deps", *read_lock(self.commands.place, LIBRARIES).values())
 
     def version(self) -> dict[str, Any]:
-        """torch's own word on its version and on what it was built for, without importing it."""
+        """What torch itself says of its version and of what it was built for, without importing it."""
         return runpy.run_path(str(self.commands.place.site_packages / "torch" / "version.py"))
 
     def needs_libraries(self) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import random_groups, random_model
+from families import random_model
+from family_figures import random_groups
 
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
 from dapo_openrlhf.backend.run import start_check

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FAMILIES, documented, figures_of_table
+from families import FAMILIES
+from family_figures import documented, figures_of_table
 
 pytestmark = pytest.mark.real
 
@@ -27,7 +28,11 @@ ENGINE_DIFFERS = {
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Rows by family."""
-    command = [sys.executable, str(Path(__file__).parents[1] / "families.py"), str(tmp_path_factory.mktemp("families"))]
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "family_figures.py"),
+        str(tmp_path_factory.mktemp("families")),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-4000:]
     rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"family"')]

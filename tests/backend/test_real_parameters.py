@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import distinct_model
 from patience import HANG_SECONDS
-from published_models import make_model
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.real
 
 
-@pytest.mark.parametrize(("stage", "family"), [(1, ""), (2, ""), (2, "Mixtral"), (3, ""), (3, "Mixtral"), (3, "GPT2")])
+@pytest.mark.parametrize(("stage", "family"), [(1, ""), (2, ""), (2, "Mixtral"), (3, ""), (3, "Mixtral"), (3, "GPT-2")])
 def test_two_ranks_publish_what_the_checkpoint_holds(stage: int, family: str, tmp_path: Path) -> None:
     """Mixtral's checkpoint has a tensor for each expert; GPT-2's names look like ones that legacy renamings match."""
     model = tmp_path / "model"
     if family:
-        make_model(family, seed=0).save_pretrained(model)
+        distinct_model(family, seed=0).save_pretrained(model)
     else:
         make_tiny_model(model, tied=False)
     with socket.socket() as free:

@@ -7,7 +7,6 @@ show what parameters do not.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,19 +14,49 @@ from typing import Any
 
 import pytest
 import torch
-from published_models import FAMILIES, make_model
+from families import distinct_model
+from garbage import exempt_what_is_left, imports_exempt
 from torch import Tensor
 
 pytestmark = pytest.mark.real
 
 PROMPT = [5, 9, 3, 17, 8, 2, 11, 30, 4, 7]
 NEW_TOKENS = 6
-RENAMED = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "GraniteMoe", "Phimoe", "DeepseekV3", "Glm4Moe", "GPTNeoX")
+TIED = {"tie_word_embeddings": True}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Qwen2": TIED,
+    "Qwen3": TIED,
+    "Mistral, window": {"head_dim": 32},
+    "Gemma 2": {},
+    "Gemma 3": {},
+    "Phi-3": {},
+    "Granite": {},
+    "Cohere": {},
+    "Cohere 2": {},
+    "OLMo 2": {},
+    "StarCoder2": {},
+    "GPT-2": {},
+    "GPT-NeoX": {},
+    "Qwen2-MoE": {},
+    "Qwen3-MoE": {},
+    "Mixtral": {},
+    "OLMoE": {},
+    "Granite MoE": {},
+    "PhiMoE": {},
+    "DeepSeek-V3": {},
+    "GLM-4-MoE": {},
+    "LFM2": {"conv_dim": 64, "conv_L_cache": 4, "block_dim": 64, "block_ff_dim": 96, "block_multiple_of": 32},
+}
+"""With settings of their own."""
+RENAMED = (
+    "Mixtral", "Qwen2-MoE", "Qwen3-MoE", "OLMoE", "Granite MoE", "PhiMoE", "DeepSeek-V3", "GLM-4-MoE", "GPT-NeoX",
+)  # fmt: skip
 """Families whose checkpoint has other names than their modules."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _in_this_process(module_settings: pytest.MonkeyPatch) -> None:
+def _in_this_process(module_settings: pytest.MonkeyPatch) -> Iterator[None]:
     """No warm-up, no second process, no minutes of looking at model classes in processes of their own."""
     for name, value in {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -39,6 +68,8 @@ def _in_this_process(module_settings: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.models import registry
 
     module_settings.setattr(registry, "_run_in_subprocess", lambda look: look())
+    with imports_exempt():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +78,9 @@ def module_settings() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
-PARAMETERS_ONLY = ("Phimoe", "DeepseekV3", "Lfm2")
+PARAMETERS_ONLY = ("PhiMoE", "DeepSeek-V3", "LFM2")
 """vLLM loads these on a CPU, but has no kernels to run such small ones."""
-HALF = ("Lfm2",)
+HALF = ("LFM2",)
 """vLLM loads these on a CPU in bfloat16 only."""
 
 
@@ -141,7 +172,7 @@ def start() -> Iterator[Callable[..., Engine]]:
             engine.core.shutdown()
             engine.model = None
         engines.clear()
-        gc.collect()
+        exempt_what_is_left()
         engines.append(Engine(folder, dtype))
         return engines[0]
 
@@ -152,7 +183,7 @@ def start() -> Iterator[Callable[..., Engine]]:
 
 
 def saved(family: str, folder: Path, *, seed: int) -> Path:
-    make_model(family, seed=seed).save_pretrained(folder)
+    distinct_model(family, seed=seed, settings=FAMILIES[family]).save_pretrained(folder)
     return folder
 
 
@@ -172,7 +203,7 @@ def test_what_is_published_is_what_is_saved(family: str, tmp_path: Path) -> None
 
     from dapo_openrlhf.backend.trainer.parameters import Published
 
-    model = make_model(family, seed=0)
+    model = distinct_model(family, seed=0, settings=FAMILIES[family])
     model.save_pretrained(tmp_path)
     expected = load_file(tmp_path / "model.safetensors")
     publication = Published(model)

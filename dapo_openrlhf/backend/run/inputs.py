@@ -38,7 +38,7 @@ class Inputs:
     prompt_set: str = ""
     """What the prompts are recognised by after a resume; see ``PromptState``."""
     checkpoint: Path | None = None
-    """Folder to resume from."""
+    """The folder to resume from."""
     state: RunState | None = None
     """What that folder says."""
     bad_batches: Path = Path("bad_batch")
@@ -101,7 +101,7 @@ def check_inputs(
 
 
 def check_rewards(settings: JudgeSettings) -> None:
-    """Load users' files once, here. Raises ``ConfigError`` with what they raise."""
+    """Load users' files once in this process. Raises ``ConfigError`` with what they raise."""
     if any(source.loads_code for source in settings.sources):
         with Judge(settings) as judge:
             try:
@@ -113,7 +113,7 @@ def check_rewards(settings: JudgeSettings) -> None:
 
 
 def local_model(name_or_path: str) -> str:
-    """Absolute if it is a folder, else a hub's name."""
+    """The model's absolute path if it is a folder, otherwise its name on the hub."""
     path = Path(name_or_path)
     return str(path.resolve()) if path.is_dir() else name_or_path
 
@@ -127,7 +127,7 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
 
 
 def check_context(config: Config, values: Mapping[str, Any]) -> None:
-    """Refuse more tokens than the model has positions. Where they are scaled, vLLM is the one to tell.
+    """Refuse more tokens than the model has positions. Where positions are scaled, vLLM checks this itself.
 
     ``values`` are those of the model's config.json.
     """
@@ -154,7 +154,7 @@ def read_sets(
 
 
 def read_prompts(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:
-    """``data.prompt_dataset`` as the configuration says. Raises ``ConfigError``."""
+    """Read ``data.prompt_dataset`` as the configuration says. Raises ``ConfigError``."""
     rules = row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens)
     return read_prompt_set(
         Path(config.data.prompt_dataset),
@@ -166,7 +166,7 @@ def read_prompts(config: Config, say: Callable[[str], None] = lambda text: None)
 
 
 def read_problems(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:
-    """``eval.dataset`` as the configuration says. Raises ``ConfigError``."""
+    """Read ``eval.dataset`` as the configuration says. Raises ``ConfigError``."""
     assert config.eval.dataset is not None
     if config.eval.max_new_tokens is None:
         rules = row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens)
@@ -182,7 +182,7 @@ def read_problems(config: Config, say: Callable[[str], None] = lambda text: None
 
 
 def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:
-    """What rows must be. ``room``: the setting that ``max_new_tokens`` comes from."""
+    """The rules that rows must keep. ``room`` names the setting that ``max_new_tokens`` comes from."""
     data = config.data
     return RowRules(
         model=local_model(config.actor.model_name_or_path),

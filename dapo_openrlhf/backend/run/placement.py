@@ -29,17 +29,17 @@ class Layout:
     """Bundles, and which of them each actor lives in."""
 
     bundles: tuple[int, ...]
-    """GPUs of each."""
+    """The number of GPUs in each bundle."""
     ranks: tuple[int, ...]
-    """Bundle of each trainer rank."""
+    """The bundle of each trainer rank."""
     engines: tuple[int, ...]
-    """Bundle of each engine."""
+    """The bundle of each engine."""
     gpus_per_rank: float
     gpus_per_engine: float
 
     @classmethod
     def of(cls, config: Config, *, training: bool = True) -> Layout:
-        """As the configuration says; ``training`` false leaves the trainer out."""
+        """The layout that the configuration asks for; without ``training`` the trainer is left out."""
         nodes, per_node = (config.actor.num_nodes, config.actor.num_gpus_per_node) if training else (0, 0)
         engines, workers = config.vllm.num_engines, config.vllm.tensor_parallel_size
         if config.train.colocate_all and training:
@@ -54,7 +54,7 @@ class Layout:
         )
 
     def resources(self) -> list[dict[str, float]]:
-        """The bundles for Ray: with a CPU for each actor in it."""
+        """The bundles as Ray takes them, with a CPU for each actor."""
         actors = [*self.ranks, *self.engines]
         return [{"GPU": gpus, "CPU": actors.count(index)} for index, gpus in enumerate(self.bundles)]
 
@@ -96,7 +96,7 @@ class Placement:
     """A reserved layout."""
 
     def __init__(self, layout: Layout, *, timeout: float) -> None:
-        """Reserve. Raises ``ConfigError`` when other work holds the GPUs for longer than ``timeout`` seconds."""
+        """Reserve the layout. Raises ``ConfigError`` when other work holds the GPUs for longer than ``timeout`` seconds."""
         self._layout = layout
         self._group: PlacementGroup = placement_group(layout.resources(), strategy="PACK")
         if not self._group.wait(timeout):

@@ -12,9 +12,9 @@ from dapo_openrlhf.config.errors import ConfigError
 SOCKET_BYTES = 107
 """The longest path of a Unix socket on Linux, without its closing zero."""
 UNDER_IT = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99"
-"""The longest that Ray puts below the folder, with the largest process id that Linux gives."""
+"""The longest path that Ray puts below the folder, with the largest process id that Linux gives."""
 LONGEST = SOCKET_BYTES - len(UNDER_IT)
-"""Bytes that the folder's own path may have."""
+"""The length that the folder's own path may have, in bytes."""
 
 
 def ray_folder(say: Callable[[str], None]) -> Path:
@@ -38,13 +38,13 @@ def ray_folder(say: Callable[[str], None]) -> Path:
 
 
 def _others() -> tuple[Path, ...]:
-    """Where else they may go; a folder of this user's own, should another user's be in the way."""
+    """Where else sockets and logs may go; if another user's folder is in the way, a folder of this user's own."""
     mine = f"ray-{os.getuid()}"
     return Path("/tmp/ray"), Path("/tmp") / mine, Path("/var/tmp") / mine, Path("/dev/shm") / mine
 
 
 def _trouble(folder: Path) -> str:
-    """Why a folder cannot be Ray's; nothing when it can."""
+    """Why a folder cannot be Ray's; empty when it can."""
     if not folder.is_absolute():
         return "it is no absolute path"
     if (length := len(os.fsencode(folder))) > LONGEST:

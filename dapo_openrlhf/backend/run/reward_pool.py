@@ -29,7 +29,7 @@ class Judged:
     """A worker's answer about a group, or about the rest of it."""
 
     judgements: tuple[Judgement, ...]
-    """In order, up to the first error, which is the last entry then."""
+    """The judgements in order, up to the first error, which is then the last entry."""
     printed: tuple[str, ...] = ()
     """What the rewards printed, some lines of it."""
 
@@ -39,10 +39,10 @@ class RewardTimes:
     """How long the pool waits, in seconds."""
 
     group: float
-    """For a worker's answer."""
+    """How long a worker may take to answer."""
     start: float
     server: float
-    """For a reward server that went away."""
+    """How long a reward server may stay away."""
 
 
 class RewardActor:

@@ -19,7 +19,7 @@ TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "decoder")
 """Where config.json of a model with several parts keeps the part that writes text."""
 
 PROBE = "quite so 7351"
-"""An answer that stands in no chat template."""
+"""An answer that no chat template contains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +27,9 @@ class StopTokens:
     """What ends a response, whoever generates: training and evaluation alike."""
 
     ids: tuple[int, ...]
-    """Ascending, at least one, each with a row in the model's embedding."""
+    """At least one id, in ascending order, each with a row in the model's embedding."""
     notes: tuple[str, ...]
-    """For the user: which tokens these are and who says so, then what was left out."""
+    """What the user is told: which tokens these are and who says so, then what was left out."""
 
 
 def stop_tokens(model: str, *, chat: bool) -> StopTokens:
@@ -119,7 +119,7 @@ def _agree(
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that no text is made of."""
+    """Special tokens, which no text is made of."""
     return {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
 
 

@@ -32,19 +32,19 @@ COMPARED_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What came out. Times are in seconds, the median over all publications."""
+    """What was measured. Times are in seconds, each the median over all publications."""
 
     before: Difference
     after: Difference
-    """After the last publication."""
+    """The difference after the last publication."""
     unpublished: Difference
-    """After training and before publishing it, for scale: how far the policy had moved."""
+    """The difference between a training step and its publication, for scale: how far the policy had moved."""
     publication: float
-    """From reading the trainer's weights to every engine using them, while engines generate."""
+    """The time from reading the trainer's weights to every engine using them, while engines generate."""
     send: float
-    """Part of it for which the trainer waits."""
+    """The part of it for which the trainer waits."""
     pause: float
-    """Part of it for which an engine generates nothing."""
+    """The part of it for which an engine generates nothing."""
     bytes: int
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is installed on what."""
+"""Which packages are installed, and on which GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COPIES = 20
 
 
 def versions(folder: Path) -> dict[str, Any]:
-    """What is installed on what, and how long the device takes for a copy of the model's size."""
+    """Which packages are installed, on which GPU, and how long it takes for a copy of the model's size."""
     import torch
 
     device = torch.cuda.get_device_properties(0)
@@ -48,7 +48,7 @@ def versions(folder: Path) -> dict[str, Any]:
 
 
 def judge_versions(found: Mapping[str, Any]) -> list[Check]:
-    """Installed or not; flash-attn may be missing, at a price."""
+    """Every package must be installed; a compiled flash-attn may be missing, which only costs speed."""
     missing = [name for name, version in found["packages"].items() if version is None and name != "flashinfer-python"]
     listed = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
     return [

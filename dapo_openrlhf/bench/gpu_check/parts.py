@@ -15,12 +15,12 @@ from dapo_openrlhf.config.loading import build_config
 
 
 def work(folder: Path) -> dict[str, Any]:
-    """The model and the prompts of all later parts."""
+    """Build the model and the prompts of all later parts."""
     return {"parameters": build_work(random_workload(folder))}
 
 
 def agreement(folder: Path) -> dict[str, Any]:
-    """Engine against trainer, before and after ten publications."""
+    """Compare engine and trainer before and after ten publications."""
     from dapo_openrlhf.backend.run.inputs import read_prompts
     from dapo_openrlhf.bench.gpu_check.agreement import measure
 
@@ -31,12 +31,12 @@ def agreement(folder: Path) -> dict[str, Any]:
 
 
 def judge_work(found: Mapping[str, Any]) -> list[Check]:
-    """Nothing is wanted of it."""
+    """Only show what was built."""
     return [Check(name="model", measured=f"{found['parameters'] / 1e6:.0f} M parameters, random, bf16")]
 
 
 def judge_agreement(found: Mapping[str, Any]) -> list[Check]:
-    """In bf16, whose rounding alone makes about 0.01; publications must not add to it."""
+    """Rounding to bf16 alone makes a difference of about 0.01; publications must not add to it."""
     before, after, unpublished = (found[name]["mean"] for name in ("before", "after", "unpublished"))
     gap = found["publication"] * 1e3
     return [
@@ -63,7 +63,7 @@ def judge_agreement(found: Mapping[str, Any]) -> list[Check]:
 
 
 def compare(found: Mapping[str, Mapping[str, Any]]) -> list[Check]:
-    """What takes two parts to say."""
+    """Checks that need the figures of two parts."""
     if not {"versions", "agreement"} <= found.keys():
         return []
     copy, publication = found["versions"]["copy_seconds"], found["agreement"]["publication"]

@@ -54,7 +54,7 @@ def figures(events_file: Path) -> dict[str, Any]:
 
 
 def judge_run(max_staleness: int) -> Callable[[Mapping[str, Any]], list[Check]]:
-    """Its bound holds; at K = 1 it is also fast enough."""
+    """The bound on policy age must hold; at K = 1 the run must also be fast enough."""
 
     def judge(found: Mapping[str, Any]) -> list[Check]:
         step, rate, age = found["step_median"], found["trainer_tokens_per_second"], found["max_age"]

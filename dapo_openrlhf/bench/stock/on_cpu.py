@@ -1,10 +1,10 @@
-"""What stock OpenRLHF 0.11.2 needs to run on a CPU, applied from outside: its files stay as they are.
+"""Remedies that let stock OpenRLHF 0.11.2 run on a CPU, applied from outside: its files stay as they are.
 
 ``install`` runs at the start of every process (driver, Ray workers, vLLM's engine core) and imports nothing
 heavy: it leaves notes with Python's import system, and a module is changed right after it was imported,
 before its importer sees it. Each remedy is one function with the obstacle in its docstring.
 
-Every remedy replaces a CUDA means by a quick CPU means: NCCL by gloo over loopback, flash-attn's
+Every remedy replaces what CUDA would do by a quick equivalent on a CPU: NCCL by gloo over loopback, flash-attn's
 variable-length attention by torch's attention one sequence at a time, the fused Adam by torch's own.
 """
 

@@ -16,7 +16,7 @@ class StockStep:
     finished: float
     """Seconds since the start of the process."""
     generation: float
-    """Seconds it took to generate the batch that was trained."""
+    """Seconds that it took to generate the batch that was trained."""
     make_experience: float
     """Seconds for log-probs of the old policy and advantages."""
     ppo_train: float

@@ -49,7 +49,7 @@ CATEGORIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that determines the work."""
+    """Everything that determines the work."""
 
     seed: int = 0
     categories: tuple[Category, ...] = CATEGORIES
