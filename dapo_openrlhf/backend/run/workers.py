@@ -136,9 +136,10 @@ async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef[Any]]) -> di
 
 def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef[Any]:
     """Load models and set up DeepSpeed on one rank; all ranks' calls end together."""
-    return rank.start.remote(
+    started: ray.ObjectRef[Any] = rank.start.remote(
         openrlhf_settings=openrlhf_settings(config, inputs.checkpoint),
         device=inputs.device,
         settings=train_settings(config, inputs),
         beginning=beginning(config, inputs),
     )
+    return started

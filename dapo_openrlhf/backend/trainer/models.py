@@ -97,6 +97,6 @@ class Models:
             return
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-        alive = HfDeepSpeedConfig(self._strategy.get_ds_train_config())  # type: ignore[no-untyped-call]
+        alive = HfDeepSpeedConfig(self._strategy.get_ds_train_config())
         yield
         del alive

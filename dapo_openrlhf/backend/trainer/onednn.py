@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 def install(model: nn.Module) -> None:
     """Let the model's linear layers in float32 compute through oneDNN; modules and parameters stay the same."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.float32:
