@@ -13,7 +13,8 @@ from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
 check_packages(BASIC)  # whatever follows imports them
 
 from dapo_openrlhf.cli.options import make_parser  # noqa: E402
-from dapo_openrlhf.config.settings import ConfigError, load_config, parse_overrides  # noqa: E402
+from dapo_openrlhf.config.errors import ConfigError  # noqa: E402
+from dapo_openrlhf.config.loading import load_config, parse_overrides  # noqa: E402
 
 STARTED = time.monotonic()
 

@@ -2,7 +2,7 @@
 
 One prompt's walk::
 
-    Prompt ─▶ Generation (engine) ─▶ Score × G (reward worker) ─▶ RolloutGroup ─▶ Verdict (filter) ─▶ TrainBatch
+    Prompt ─▶ Generation (engine) ─▶ Score × G (reward worker) ─▶ RolloutGroup ─▶ FilterDecision (filter) ─▶ TrainBatch
 
 Only metadata is in these messages. Token ids and log-probs stay where the engine put them; ``Generation.tokens``
 and ``Generation.texts`` are opaque handles (Ray object references on the real stack) that trainers and reward
@@ -68,7 +68,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A reward worker's judgement of one response."""
+    """What a reward gives one response."""
 
     correct: bool
     """``is_equivalent(answer, response)`` of the paper: what accuracy looks at."""
@@ -80,7 +80,7 @@ class Score:
     """What a reward of the user's wants logged (``extra_logs``)."""
     answer: str | None = field(default=None, compare=False)
     """The answer found in the response, evened out: equal for answers that are the same text or number. None: there is
-    none. Not part of the judgement, so two scores are equal without it."""
+    none. Two scores are equal without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +135,8 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """The group filter's decision; ``reason`` is also the name of the counter it adds to."""
+class FilterDecision:
+    """What the dynamic-sampling filter says of a group; ``reason`` is also the name of the counter it adds to."""
 
     keep: bool
     reason: str

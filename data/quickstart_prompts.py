@@ -15,12 +15,13 @@ import argparse
 import hashlib
 import itertools
 import json
-import os
 import sys
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from dapo_openrlhf.whole_file import write_whole
 
 HELD_OUT_SHARE = 0.1
 """Share of all problems that is held out, in (0, 1)."""
@@ -108,10 +109,8 @@ def take_problems(count: int, *, held_out: bool, seed: int, min_terms: int = 4, 
 
 def write_jsonl(problems: Iterable[Problem], path: Path) -> None:
     """Write one `{"input": prompt, "label": answer}` per line, replacing the file in one step."""
-    temporary = path.with_name(path.name + ".tmp")
     lines = (json.dumps({"input": problem.prompt, "label": problem.label}) for problem in problems)
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def parse_arguments() -> argparse.Namespace:

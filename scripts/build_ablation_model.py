@@ -13,7 +13,8 @@ twice, which a short length limit does not leave room for:
 Less than two minutes on two cores; a second call with the same arguments and sources returns at once.
 """
 
-from build_quickstart_model import Recipe, build_once, parse_arguments
+from arithmetic_model.build import build_once, parse_arguments
+from arithmetic_model.recipe import Recipe
 
 
 def main() -> None:

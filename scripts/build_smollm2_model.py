@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from build_quickstart_model import install, read_manifest
+from model_folder import read_manifest
+
+from dapo_openrlhf.whole_file import put_in_place
 
 if TYPE_CHECKING:  # the heavy packages are imported where they are used, after the cache check
     import torch
@@ -291,7 +293,7 @@ def build_and_install(output: Path) -> dict[str, object]:
         folder.mkdir()
         manifest = describe_build() | build(download(Path(scratch)), folder)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        install(folder, output, Path(scratch))
+        put_in_place(folder, output)
     return manifest
 
 

@@ -2,8 +2,8 @@
 
     python scripts/write_reference.py [--check]
 
-`docs/configuration.md` lists every setting, `docs/metrics.md` every metric. With `--check` nothing is written, and the exit
-status is 1 when a page is not what the code says.
+`docs/configuration.md` lists every setting and every transport of weights, `docs/metrics.md` every metric. With `--check`
+nothing is written, and the exit status is 1 when a page is not what the code says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal, get_args, get_origin
 
 from dapo_openrlhf.cli.options import typed
 from dapo_openrlhf.config.settings import settings_of
+from dapo_openrlhf.config.transports import TRANSPORTS, Transport
 from dapo_openrlhf.pipeline.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,14 @@ Every setting with its default, generated from the code. In a file they are YAML
 `--section.key VALUE`. A setting that OpenRLHF has keeps OpenRLHF's name; [openrlhf.md](openrlhf.md) compares the two. `preset`
 puts an algorithm's settings below the run's own ([algorithms.md](algorithms.md)).
 """
+
+TRANSPORTS_HEAD = """
+## Transports of the weight sync
+
+What `vllm.sync_backend` may be; `auto` takes the first that the placement allows.
+
+| transport | weights travel | placement | `vllm.tensor_parallel_size` above 1 | an engine that is lost |
+|---|---|---|---|---|"""
 
 METRICS_HEAD = """\
 # Metrics
@@ -44,7 +53,20 @@ def configuration() -> str:
             default = "must be set" if field.is_required() else f"`{typed(field.default)}`"
             meaning = " ".join((field.description or "").replace("|", "\\|").replace("``", "`").split())
             lines.append(f"| `{name}` | {default} | {choices(field.annotation)} | {meaning} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, TRANSPORTS_HEAD, *map(transport_row, TRANSPORTS, TRANSPORTS.values())]) + "\n"
+
+
+def transport_row(name: str, transport: Transport) -> str:
+    """A row of the table of transports."""
+    placements = {
+        "needed": "shared (`train.colocate_all`)",
+        "refused": "of their own",
+        "allowed": "of their own or shared",
+    }
+    where = f"GPUs {placements[transport.shared_gpu]}" + ("" if transport.needs_gpus else ", or `device: cpu`")
+    parallel = "yes" if transport.tensor_parallel else "no"
+    lost = "is replaced (`vllm.max_restarts`)" if transport.revives else "ends the run"
+    return f"| `{name}` | {transport.way} | {where} | {parallel} | {lost} |"
 
 
 def choices(annotation: object) -> str:

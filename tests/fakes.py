@@ -17,14 +17,16 @@ from typing import TypeVar
 
 from dapo_openrlhf.pipeline.agreement import FRESH_KL, Agreement
 from dapo_openrlhf.pipeline.checkpoint import RunState
-from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline
+from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
-from dapo_openrlhf.pipeline.engine_pool import EnginePool
-from dapo_openrlhf.pipeline.evaluation import Evaluation, Evaluator
+from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
+from dapo_openrlhf.pipeline.evaluation import Evaluation
+from dapo_openrlhf.pipeline.evaluator import Evaluator
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,
     Checkpointed,
+    Evaluated,
     Event,
     GroupDispatched,
     GroupFailed,
@@ -32,11 +34,14 @@ from dapo_openrlhf.pipeline.events import (
     GroupSurplus,
     PromptDropped,
     PublicationLive,
+    StepDone,
 )
 from dapo_openrlhf.pipeline.ports import GroupError, NotRevived, Publication, Sampling
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.saving import Saver
+from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
 from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
@@ -573,6 +578,8 @@ class World:
     log: EventLog
     pipeline: Pipeline
     checkpoints: FakeCheckpoints
+    on_step: Callable[[int], None]
+    on_evaluation: Callable[[int, Evaluation], None]
     events: list[tuple[float, Event]] = field(default_factory=list)
 
     def of(self, kind: type[E]) -> list[tuple[float, E]]:
@@ -580,7 +587,16 @@ class World:
         return [(time, event) for time, event in self.events if isinstance(event, kind)]
 
     async def run(self) -> Outcome:
+        self.log.listen(self._tell)
         return await self.pipeline.run()
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case StepDone():
+                self.on_step(event.step)
+            case Evaluated():
+                assert event.measured is not None
+                self.on_evaluation(event.step, event.measured)
 
 
 def build(
@@ -656,14 +672,17 @@ def build(
         max_filtered_batches=max_filtered_batches,
         stall_timeout=stall_timeout,
     )
+    sampler = Sampler(
+        engines=pool,
+        sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
+        timeout=generate_timeout,
+    )
     rollouts = RolloutLoop(
         prompts=PromptStream(prompts(prompt_count), seed=seed, state=state.prompts if state else None),
-        engines=pool,
+        sampler=sampler,
         scorer=scorer,
         queue=queue,
-        sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
         shaping=LengthShaping(max_length=100, buffer_length=20, factor=1.0),
-        generate_timeout=generate_timeout,
         cut_late=cut_late,
         log=log,
     )
@@ -671,31 +690,20 @@ def build(
     if problem_count:
         evaluator = Evaluator(
             problems=problems(problem_count),
-            engines=pool,
+            sampler=sampler,
             scorer=scorer,
             texts=FakeTexts(),
-            sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=1.0),
-            generate_timeout=generate_timeout,
             concurrency=problem_count,
         )
     checkpoints = FakeCheckpoints()
     pipeline = Pipeline(
         engines=pool,
         rollouts=rollouts,
-        queue=queue,
-        trainer=trainer,
-        publisher=publisher,
+        training=Training(trainer=trainer, publisher=publisher, agreement=Agreement(limit=1e-3, data_type="fp32")),
         evaluator=evaluator,
+        saver=Saver(trainer=trainer, rollouts=rollouts, checkpoints=checkpoints, model_path="model", log=log),
+        schedule=Schedule(max_steps=steps, eval_steps=eval_steps, save_steps=save_steps, first_step=start),
         log=log,
-        max_steps=steps,
-        eval_steps=eval_steps,
-        save_steps=save_steps,
-        checkpoints=checkpoints,
-        model_path="model",
-        first_step=start,
-        agreement=Agreement(limit=1e-3, data_type="fp32"),
-        on_step=on_step,
-        on_evaluation=on_evaluation,
     )
     world = World(
         engines=engines,
@@ -707,6 +715,8 @@ def build(
         log=log,
         pipeline=pipeline,
         checkpoints=checkpoints,
+        on_step=on_step,
+        on_evaluation=on_evaluation,
     )
 
     outstanding = Outstanding(state.prompts if state else None)

@@ -227,9 +227,9 @@ def trainer(folder: Path, *, checkpointing: bool = False, zero_stage: int = 2) -
 
     class Engine(SimpleNamespace):
         def __call__(self, **inputs: Any) -> Any:
-            return self.module(**inputs)
+            return self.inner(**inputs)
 
-    return models, Engine(module=model)
+    return models, Engine(inner=model, device=torch.device("cpu"))
 
 
 def sampled(folder: Path) -> list[Any]:
@@ -296,7 +296,6 @@ def folder_of(name: str, scratch: Path) -> Path:
 
 def compared(name: str, scratch: Path) -> dict[str, Any]:
     """Largest differences of a family that engines have sampled from."""
-    import torch
 
     from dapo_openrlhf.backend.trainer.agreement import Comparison
 
@@ -307,13 +306,13 @@ def compared(name: str, scratch: Path) -> dict[str, Any]:
         if isinstance(groups, str):
             raise RuntimeError(groups)
     models, engine = trainer(folder)
-    found = Comparison(engine, models, temperature=TEMPERATURE, device=torch.device("cpu")).agreement([groups])
+    found = Comparison(engine, models.packing, temperature=TEMPERATURE).agreement([groups])
     return {
         "architecture": found.architecture,
         "packed": found.packed.largest,
         "rounding": found.rounding.largest,
         "engine": found.engines[0].largest if FAMILIES[name].engine else None,
-        "by_rows": engine.module.forward.func.__name__.endswith("by_rows"),
+        "by_rows": engine.inner.forward.func.__name__.endswith("by_rows"),
     }
 
 

@@ -37,37 +37,37 @@ def main(port: str, folder: str) -> None:
 
 
 def prepared(stage: int, dtype: str, optimizer: dict[str, Any]) -> Any:
-    """A DeepSpeed engine as trainer ranks make it, around two layers."""
+    """Two layers under DeepSpeed, as trainer ranks put a model there."""
     import torch
 
     from dapo_openrlhf.backend.device import Device
     from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
+    from dapo_openrlhf.backend.trainer.deepspeed_model import DeepSpeedModel
     from dapo_openrlhf.backend.trainer.strategy import Strategy
 
     settings = {"ds.zero_stage": stage, "ds.param_dtype": dtype, "train.batch_size": 1, "train.seed": 0}
     strategy = Strategy(openrlhf_namespace(settings), device=Device(kind="cpu", threads=1))
     strategy.setup_distributed()
     layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 1))
-    engine, *_ = strategy.prepare((layers, {"optim": "adam", **optimizer}))
-    return engine
+    return DeepSpeedModel.prepared(layers, strategy, {"optim": "adam", **optimizer})
 
 
-def updated(engine: Any, dtype: str) -> float:
+def updated(model: Any, dtype: str) -> float:
     """One gradient step; returns the learning rate that it took."""
     import torch
 
-    rate = float(engine.optimizer.param_groups[0]["lr"])
+    rate: float = model.learning_rate
     inputs = torch.linspace(-1, 1, 16).view(2, 8).to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    engine.set_gradient_accumulation_boundary(True)
-    engine.backward(engine(inputs).float().square().sum())
-    engine.step()
+    model.backward(model._engine(inputs).float().square().sum(), last=True)
+    model.step(sound=True)
     return rate
 
 
-def moments(engine: Any) -> list[Any]:
+def moments(model: Any) -> list[Any]:
     """Both of every parameter."""
-    states = engine.optimizer.optimizer.state.values()
-    found = [state[name].float().clone() for state in states for name in ("exp_avg", "exp_avg_sq")]
+    held = dict(model.held_moments())
+    assert set(held) == {"exp_avg", "exp_avg_sq"}
+    found = [moment.float().clone() for moments in held.values() for moment in moments]
     assert found and all(moment.any() for moment in found)
     return found
 
@@ -76,22 +76,21 @@ def check(stage: int, dtype: str, folder: str) -> None:
     """Train, save, resume with other settings, train on."""
     import torch
 
-    from dapo_openrlhf.backend.trainer.restoring import restore
-
-    engine = prepared(stage, dtype, BEFORE)
-    rates = [updated(engine, dtype) for _ in range(DONE)]
+    model = prepared(stage, dtype, BEFORE)
+    rates = [updated(model, dtype) for _ in range(DONE)]
     assert rates == [0.0, 2e-4 * 1 / 4, 2e-4 * 2 / 4], rates
-    engine.save_checkpoint(folder, tag="state")
+    model.save_state(folder, "state")
 
     resumed = prepared(stage, dtype, AFTER)
-    assert not restore(resumed, folder, "another", updates_done=ENTERED)
-    assert restore(resumed, folder, "state", updates_done=ENTERED)
-    assert all(map(torch.equal, moments(resumed), moments(engine)))
+    assert not resumed.load_state(folder, "another", updates_done=ENTERED)
+    assert resumed.load_state(folder, "state", updates_done=ENTERED)
+    assert all(map(torch.equal, moments(resumed), moments(model)))
+    optimizer = resumed._engine.optimizer
     adam = AFTER["adam"]
-    for group, decay in zip(resumed.optimizer.param_groups, (adam["weight_decay"], 0.0), strict=True):
+    for group, decay in zip(optimizer.param_groups, (adam["weight_decay"], 0.0), strict=True):
         assert (tuple(group["betas"]), group["eps"], group["weight_decay"]) == (adam["betas"], adam["eps"], decay)
         assert group["initial_lr"] == adam["lr"]
-    assert resumed.optimizer.clip_grad == 0.25
+    assert optimizer.clip_grad == 0.25
     rates = [updated(resumed, dtype) for _ in range(20 - ENTERED)]
     cosine = [0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (20 - WARMUP))) for step in range(ENTERED, 20)]
     assert all(abs(rate - 1e-5 * share) < 1e-12 for rate, share in zip(rates, cosine, strict=True)), rates

@@ -37,7 +37,7 @@ class StubRank(StubActor):
 
     def start(self, **settings: Any) -> Any:
         """As where flash-attn is missing; tells whom it would have met."""
-        from dapo_openrlhf.backend.trainer.actor import RankReady
+        from dapo_openrlhf.backend.trainer.reports import RankReady
 
         world_size, rank, address, _ = self._begun_with
         assert (world_size, address) == (2, None if rank == 0 else "127.0.0.1")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dapo_openrlhf.cli.options import make_parser
-from dapo_openrlhf.config.settings import parse_overrides, setting_names
+from dapo_openrlhf.config.loading import parse_overrides
+from dapo_openrlhf.config.settings import setting_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "data").glob("*.md")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -19,22 +20,23 @@ PACKAGE = "dapo_openrlhf"
 FOLDER = Path(dapo_openrlhf.__file__).parent
 ROOT = FOLDER.parent
 
-PURE = {"types", "algorithm", "config", "pipeline"}
+PURE = {"whole_file", "types", "algorithm", "config", "pipeline"}
 """What a laptop runs without Ray, vLLM or DeepSpeed."""
 BACKEND = {"backend", "backend/transfer", "backend/engine", "backend/trainer", "backend/run"}
 
 MAY_IMPORT: Mapping[str, set[str]] = {
+    "whole_file": set(),
     "types": set(),
     "stopping": set(),
     "algorithm": {"types"},
     "config": {"algorithm"},
-    "pipeline": {"types", "algorithm", "config"},
+    "pipeline": {"whole_file", "types", "algorithm", "config"},
     "rewards": {"types", "config"},
-    "dataset": {"types", "config", "rewards"},
+    "dataset": {"whole_file", "types", "config", "rewards"},
     "backend": {"types", "config", "pipeline"},
     "backend/transfer": {"types", "pipeline", "backend"},
     "backend/engine": {"types", "pipeline", "backend", "backend/transfer"},
-    "backend/trainer": {"types", "algorithm", "pipeline", "backend", "backend/transfer"},
+    "backend/trainer": {"whole_file", "types", "algorithm", "pipeline", "backend", "backend/transfer"},
     "backend/run": {
         *PURE,
         "stopping",
@@ -176,6 +178,41 @@ def test_contributing_draws_the_same_table() -> None:
     )
     table = {folder: {*re.findall(r"`([a-z_/]+)`", names)} for folder, names in drawn.items() if folder in MAY_IMPORT}
     assert table == MAY_IMPORT
+
+
+@functools.cache
+def names_in(module: str) -> set[str]:
+    """Whatever a module's source gives a name, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def does_not_exist(imported: str) -> bool:
+    """Whether a dotted name of this package leads to neither a module nor something in one."""
+    target = target_of(imported)
+    rest = imported.removeprefix(PACKAGE).removeprefix(".").removeprefix(target).removeprefix(".")
+    return bool(rest) and rest not in names_in(target)
+
+
+def test_what_is_imported_from_the_package_exists() -> None:
+    """Also within functions that only a GPU runs."""
+    for module, imported in IMPORTS.items():
+        missing = [name for name in imported if name.split(".")[0] == PACKAGE and does_not_exist(name)]
+        assert not missing, f"{PACKAGE}.{module} imports {', '.join(missing)}"
+
+
+def test_an_import_that_does_not_exist_is_found() -> None:
+    assert does_not_exist(f"{PACKAGE}.types.Prompts")
+    assert does_not_exist(f"{PACKAGE}.typing")
+    assert not does_not_exist(f"{PACKAGE}.types.Prompt")
+    assert not does_not_exist(f"{PACKAGE}.types")
 
 
 def test_a_module_without_a_place_fails() -> None:

@@ -32,12 +32,12 @@ def main(rank: str, port: str, folder: str, checkpointing: str) -> None:
     import_openrlhf_lightly()
     import numpy as np
     import torch
-    from openrlhf.models import Actor
 
     from dapo_openrlhf.backend.messages import GroupTokens
     from dapo_openrlhf.backend.run import start_check
     from dapo_openrlhf.backend.trainer import logprobs
     from dapo_openrlhf.backend.trainer.agreement import Comparison
+    from dapo_openrlhf.backend.trainer.deepspeed_model import DeepSpeedModel
     from dapo_openrlhf.backend.trainer.models import Models
     from dapo_openrlhf.backend.trainer.strategy import Strategy
 
@@ -52,18 +52,17 @@ def main(rank: str, port: str, folder: str, checkpointing: str) -> None:
     assert model.lm_head.weight.ds_numel > 1e5, "smaller parameters are never partitioned"
     logprobs.LOGITS_PER_CHUNK = ROWS * vocabulary
     optimizer = {"optim": "adam", "adam": vars(args.actor.adam), "lr_scheduler": "constant", "lr_warmup_ratio": 0.0}
-    actor, *_ = strategy.prepare((Actor(model), optimizer | {"max_norm": 1.0, "scheduler_steps": 1}))
-    comparison = Comparison(actor.model, models, temperature=1.0, device=torch.device("cpu"))
+    sharded = DeepSpeedModel.prepared(model, strategy, optimizer | {"max_norm": 1.0, "scheduler_steps": 1})
+    comparison = Comparison(sharded, models.packing, temperature=1.0)
     dice = np.random.default_rng(int(rank))
     sequences = [dice.integers(3, vocabulary, 1 + length).astype(np.int32) for length in LENGTHS[rank]]
     for sequence in sequences:
         comparison.packed([sequence])
     for position, sequence in enumerate(sequences):
-        actor.model.set_gradient_accumulation_boundary(position == len(sequences) - 1)
         batch = comparison._batch([sequence])
-        found, _ = actor.model(**models.inputs(batch), targets=batch.targets, temperature=1.0)
-        actor.model.backward(-found.mean())
-    actor.model.step()
+        found, _ = sharded(**models.packing.inputs(batch), targets=batch.targets, temperature=1.0)
+        sharded.backward(-found.mean() / 2, last=position == len(sequences) - 1)
+    sharded.step(sound=True)
     group = GroupTokens(
         prompt_ids=sequences[0][:5],
         response_ids=sequences[0][5:],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import assert_never
 
 from dapo_openrlhf.algorithm.choices import LossAggMode
 
@@ -26,12 +27,20 @@ def token_weights(groups: Sequence[int], tokens: Sequence[int], *, mode: LossAgg
     * ``seq-mean-token-sum-norm``: ``1 / (N longest)``, a constant: Dr. GRPO (arXiv 2503.20783, section 3.2).
     """
     total, responses = sum(tokens), sum(count > 0 for count in tokens)
-    if mode == "token-mean":
-        return [1 / total if count else 0.0 for count in tokens]
-    if mode == "seq-mean-token-mean":
-        return [1 / (responses * count) if count else 0.0 for count in tokens]
-    if mode == "seq-mean-token-sum-norm":
-        return [1 / (responses * longest) if count else 0.0 for count in tokens]
+    match mode:
+        case "token-mean":
+            return [1 / total if count else 0.0 for count in tokens]
+        case "seq-mean-token-mean":
+            return [1 / (responses * count) if count else 0.0 for count in tokens]
+        case "seq-mean-token-sum-norm":
+            return [1 / (responses * longest) if count else 0.0 for count in tokens]
+        case "prompt-mean-token-mean":
+            return _prompt_means(groups, tokens)
+        case _:
+            assert_never(mode)
+
+
+def _prompt_means(groups: Sequence[int], tokens: Sequence[int]) -> list[float]:
     of_prompt: Counter[int] = Counter()
     for group, count in zip(groups, tokens, strict=True):
         of_prompt[group] += count

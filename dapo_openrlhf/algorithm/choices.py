@@ -1,4 +1,4 @@
-"""What an algorithm may be made of, by OpenRLHF's names where it has one (standard library only).
+"""What an algorithm, and the forward pass below it, may be made of, by OpenRLHF's names where it has one (standard library only).
 
 Every choice is independent of the others; :mod:`dapo_openrlhf.config.presets` gives the usual combinations.
 """
@@ -20,6 +20,35 @@ LossAggMode = Literal["token-mean", "seq-mean-token-mean", "prompt-mean-token-me
 
 KlEstimator = Literal["k1", "k2", "k3"]
 """``algo.kl.estimator``"""
+
+OldLogprobs = Literal["recompute", "rollout"]
+"""``async.old_logprobs``: whose log-probs are the ratio's denominator, the trainer's or the engine's."""
+
+CorrectionLevel = Literal["off", "token", "seq"]
+"""``algo.advantage.is_correction_level``: what an importance weight is bounded by."""
+
+CorrectionMode = Literal["clip", "mask"]
+"""``algo.advantage.is_correction_mode``: what becomes of importance weights out of bounds."""
+
+DataType = Literal["bf16", "fp16", "fp32"]
+"""``ds.param_dtype`` and ``ds.grad_accum_dtype``"""
+
+Attention = Literal["flash_attention_2", "sdpa"]
+"""``ds.attn_implementation``"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLoss:
+    """What a kind of policy loss is besides its ratio."""
+
+    of_response: bool
+    """A response has one ratio, whose denominator corrects for off-policy samples in place of weights."""
+
+
+POLICY_LOSSES: Mapping[PolicyLossType, PolicyLoss] = {
+    "ppo": PolicyLoss(of_response=False),
+    "gspo": PolicyLoss(of_response=True),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

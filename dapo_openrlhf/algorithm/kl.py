@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,14 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KlEstimato
     negative: GRPO eq. 4 (arXiv 2402.03300).
     """
     x = logprobs - ref_logprobs
-    if estimator == "k1":
-        estimate = x
-    elif estimator == "k2":
-        estimate = x.square() / 2
-    else:
-        bounded = x.clamp(min=-LARGEST)  # exp(10) is beyond LARGEST already; exp(100) would make the gradient nan
-        estimate = torch.exp(-bounded) - 1 + bounded
+    match estimator:
+        case "k1":
+            estimate = x
+        case "k2":
+            estimate = x.square() / 2
+        case "k3":
+            bounded = x.clamp(min=-LARGEST)  # exp(10) is beyond LARGEST already; exp(100) would make the gradient nan
+            estimate = torch.exp(-bounded) - 1 + bounded
+        case _:
+            assert_never(estimator)
     return estimate.clamp(-LARGEST, LARGEST)

@@ -11,12 +11,12 @@ Three log-probs, three names:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.algorithm.choices import PolicyLossType
+from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, PolicyLossType
 
 LARGEST_LOG_RATIO = 20.0
 """Beyond it, far outside every clip range, a ratio is cut, so that none is infinite."""
@@ -32,13 +32,23 @@ def policy_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, level:
     response's, ``(pi(y) / pi_old(y))^(1/|y|)``, on each of its tokens: arXiv 2507.18071, eq. 7.
     """
     log_ratio = logprobs - old_logprobs
-    if level == "gspo":
-        log_ratio = ((log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)
+    match level:
+        case "ppo":
+            pass
+        case "gspo":
+            log_ratio = _response_mean(log_ratio * mask, mask)
+        case _:
+            assert_never(level)
     return torch.exp(log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
 
 
+def _response_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each response's masked values, on each of its positions."""
+    return (values.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)
+
+
 def clipped_surrogate(
-    ratio: Tensor, advantages: Tensor, *, eps_low: float, eps_high: float, dual_clip: float | None = None
+    ratio: Tensor, advantages: Tensor, *, eps_low: float, eps_high: float, dual_clip: float | None
 ) -> tuple[Tensor, Tensor]:
     """Per-token loss [B, T] and whether clipping decided it [B, T].
 
@@ -94,8 +104,8 @@ def importance_weights(
     rollout_logprobs: Tensor,
     mask: Tensor,
     *,
-    level: Literal["off", "token", "seq"],
-    mode: Literal["clip", "mask"],
+    level: CorrectionLevel,
+    mode: CorrectionMode,
     threshold: tuple[float, float],
 ) -> tuple[Tensor, Sums]:
     """Weights [B, T] ``old / rollout`` that correct for what sampled not being what trains; no gradient.
@@ -112,18 +122,17 @@ def importance_weights(
     log_ratio = ((old_logprobs - rollout_logprobs) * mask).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     ratio = torch.exp(log_ratio)
     kl = (ratio - 1 - log_ratio) * mask
-    judged = ratio
-    if level == "seq":
-        judged = torch.exp(log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)
     low, high = threshold
+    match level:
+        case "off" | "token":
+            judged = ratio
+        case "seq":
+            judged = torch.exp(_response_mean(log_ratio, mask))
+        case _:
+            assert_never(level)
     outside = (judged < low) | (judged > high)
-    if level == "off":
-        weights = torch.ones_like(ratio)
-    elif mode == "clip":
-        weights = ratio.clamp(low, high)
-    else:
-        weights = torch.where(outside, torch.zeros_like(ratio), ratio)
-    weights = weights.detach()
+    bounded = _bounded(ratio, outside, mode=mode, threshold=threshold)
+    weights = (torch.ones_like(ratio) if level == "off" else bounded).detach()
     sums = {
         "is_weight": (weights * mask).sum(),
         "is_weight_squared": (weights.square() * mask).sum(),
@@ -131,3 +140,13 @@ def importance_weights(
         "rollout_kl": kl.sum(),
     }
     return weights, {name: value.detach() for name, value in sums.items()}
+
+
+def _bounded(ratio: Tensor, outside: Tensor, *, mode: CorrectionMode, threshold: tuple[float, float]) -> Tensor:
+    match mode:
+        case "clip":
+            return ratio.clamp(*threshold)
+        case "mask":
+            return torch.where(outside, torch.zeros_like(ratio), ratio)
+        case _:
+            assert_never(mode)

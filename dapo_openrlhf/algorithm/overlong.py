@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def soft_overlong_punishment(length: int, *, max_length: int, buffer_length: int, factor: float = 1.0) -> float:
+def soft_overlong_punishment(length: int, *, max_length: int, buffer_length: int, factor: float) -> float:
     """Length penalty added to the rule reward, DAPO eq. 13; in ``[-factor, 0]``.
 
     ``length`` in tokens; ``max_length`` is L_max, ``buffer_length`` is L_cache in ``[0, L_max]`` (0: no punishment).

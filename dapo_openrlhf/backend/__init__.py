@@ -1,1 +1,1 @@
-"""The edge: the only importers of Ray, vLLM, DeepSpeed and OpenRLHF."""
+"""The edge, where Ray, vLLM, DeepSpeed and OpenRLHF are reached."""

@@ -1,4 +1,4 @@
-"""The one place where a CPU machine and a CUDA machine differ."""
+"""What processes on a CPU machine and on a CUDA machine are told differently."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, assert_never
+
+from dapo_openrlhf.config.choices import DeviceKind
 
 DEVICE_NODES, DRIVER_GPUS = Path("/dev"), Path("/proc/driver/nvidia/gpus")
 KV_CACHE_BYTES_ON_CPU = 256 << 20
@@ -22,19 +24,31 @@ throughput for responses of some hundred tokens (4,030 instead of 4,830 tokens a
 class Device:
     """What trainer and engine processes need to know about the machine they run on."""
 
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceKind
     threads: int
     """CPU threads of each trainer and engine process."""
 
     @classmethod
-    def of(cls, kind: Literal["cpu", "cuda"], *, processes: int) -> Device:
+    def of(cls, kind: DeviceKind, *, processes: int) -> Device:
         """Share the machine's cores among ``processes`` model-holding processes."""
-        return cls(kind=kind, threads=max(1, (os.cpu_count() or 1) // processes) if kind == "cpu" else 1)
+        match kind:
+            case "cpu":
+                return cls(kind=kind, threads=max(1, (os.cpu_count() or 1) // processes))
+            case "cuda":
+                return cls(kind=kind, threads=1)
+            case _:
+                assert_never(kind)
 
     @property
     def distributed_backend(self) -> str:
         """torch.distributed backend of the trainer ranks."""
-        return "gloo" if self.kind == "cpu" else "nccl"
+        match self.kind:
+            case "cpu":
+                return "gloo"
+            case "cuda":
+                return "nccl"
+            case _:
+                assert_never(self.kind)
 
     def environment(self) -> Mapping[str, str]:
         """Environment variables that must be set before torch or vLLM are imported in an actor."""
@@ -49,17 +63,19 @@ class Device:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "DS_ACCELERATOR": self.kind,
         }
-        if self.kind == "cuda":
-            flashinfer = importlib.util.find_spec("flashinfer") is not None
-            return (
-                common if flashinfer else common | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
-            )  # vLLM assumes that it is there
-        return common | {
-            "OMP_NUM_THREADS": str(self.threads),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would bind every engine to the same cores
-            "TORCHDYNAMO_DISABLE": "1",  # the sampler's log-prob op would compile for seconds at the first token
-            "CUDA_VISIBLE_DEVICES": "",
-        }
+        match self.kind:
+            case "cuda":
+                flashinfer = importlib.util.find_spec("flashinfer") is not None  # vLLM assumes that it is there
+                return common if flashinfer else common | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+            case "cpu":
+                return common | {
+                    "OMP_NUM_THREADS": str(self.threads),
+                    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would bind every engine to the same cores
+                    "TORCHDYNAMO_DISABLE": "1",  # the sampler's log-prob op would compile for seconds at the first token
+                    "CUDA_VISIBLE_DEVICES": "",
+                }
+            case _:
+                assert_never(self.kind)
 
     def runtime_env(self) -> dict[str, Any]:
         """What Ray is told about an actor's process. Ray hands the interpreter to a shell, unquoted."""
@@ -69,27 +85,39 @@ class Device:
 
     def engine_settings(self, *, kv_cache_memory_bytes: int | None, gpu_memory_utilization: float) -> dict[str, Any]:
         """vLLM engine arguments that depend on the machine."""
-        if self.kind == "cpu":
-            return {
-                "kv_cache_memory_bytes": kv_cache_memory_bytes or KV_CACHE_BYTES_ON_CPU,
-                "block_size": BLOCK_SIZE_ON_CPU,
-                "enforce_eager": True,
-            }
-        if kv_cache_memory_bytes is not None:
-            return {"kv_cache_memory_bytes": kv_cache_memory_bytes}
-        return {"gpu_memory_utilization": gpu_memory_utilization}
+        match self.kind:
+            case "cpu":
+                return {
+                    "kv_cache_memory_bytes": kv_cache_memory_bytes or KV_CACHE_BYTES_ON_CPU,
+                    "block_size": BLOCK_SIZE_ON_CPU,
+                    "enforce_eager": True,
+                }
+            case "cuda" if kv_cache_memory_bytes is not None:
+                return {"kv_cache_memory_bytes": kv_cache_memory_bytes}
+            case "cuda":
+                return {"gpu_memory_utilization": gpu_memory_utilization}
+            case _:
+                assert_never(self.kind)
 
     def count(self) -> int:
         """Devices of this kind on this machine: GPUs, or cores."""
-        if self.kind == "cpu":
-            return os.cpu_count() or 1
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None:
-            return len([device for device in visible.split(",") if device.strip()])
-        # A container has a device node for each GPU it was given, and may see all of the host's under /proc, or none. On a
-        # host the nodes may not exist before the first use.
-        nodes = len(list(DEVICE_NODES.glob("nvidia[0-9]*")))
-        return nodes or (len(list(DRIVER_GPUS.iterdir())) if DRIVER_GPUS.is_dir() else 0)
+        match self.kind:
+            case "cpu":
+                return os.cpu_count() or 1
+            case "cuda":
+                return _visible_gpus()
+            case _:
+                assert_never(self.kind)
+
+
+def _visible_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip()])
+    # A container has a device node for each GPU it was given, and may see all of the host's under /proc, or none. On a
+    # host the nodes may not exist before the first use.
+    nodes = len(list(DEVICE_NODES.glob("nvidia[0-9]*")))
+    return nodes or (len(list(DRIVER_GPUS.iterdir())) if DRIVER_GPUS.is_dir() else 0)
 
 
 def stand_in_for_cuda() -> None:
@@ -101,7 +129,8 @@ def stand_in_for_cuda() -> None:
 
     if torch.cuda.is_available():
         return
-    torch.cuda.synchronize = lambda device=None: None
-    torch.cuda.set_device = lambda device: None
-    torch.cuda.current_device = lambda: torch.device("cpu")
-    torch.cuda.empty_cache = lambda: None
+    cuda: Any = torch.cuda  # the stand-ins' types differ on purpose
+    cuda.synchronize = lambda device=None: None
+    cuda.set_device = lambda device: None
+    cuda.current_device = lambda: torch.device("cpu")
+    cuda.empty_cache = lambda: None

@@ -6,13 +6,15 @@ import argparse
 import json
 import os
 import platform
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dapo_openrlhf.bench.arm import ArmSettings
 
 CACHE = Path(".cache") / "bench"
 
@@ -37,46 +39,44 @@ PRESETS = {
 
 def bench(options: argparse.Namespace) -> int:
     """Run every arm in turn, as often as the preset says; print the table, write JSON and picture."""
-    from dapo_openrlhf.bench.arms import WARM_UP_STEPS, Arm, ArmRun, our_arm, stock_arm
-    from dapo_openrlhf.bench.compare import draw, summarise, table, verdicts
-    from dapo_openrlhf.bench.stock import StockSettings
-    from dapo_openrlhf.bench.workload import prepare_workload
+    from dapo_openrlhf.bench.arms import arm_of
+    from dapo_openrlhf.bench.comparison import draw, run_in_turn, table, verdicts
+    from dapo_openrlhf.bench.workload.chain_folder import chain_workload
 
     preset = PRESETS[options.preset]
-    keys = tuple(options.arms.split(",")) if options.arms else preset.arms
-    settings = StockSettings(steps=options.steps or preset.steps, max_epochs=options.max_epochs or preset.max_epochs)
+    settings = _settings(options, preset)
+    started = time.monotonic()
+    workload = chain_workload(CACHE / "workload")
+    try:
+        keys = options.arms.split(",") if options.arms else preset.arms
+        arms = {key: arm_of(key, workload, settings) for key in keys}
+    except ValueError as error:
+        raise ConfigError(f"--arms: {error}") from None
+    results = run_in_turn(
+        arms,
+        repeats=options.repeats or preset.repeats,
+        say=lambda line: print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True),
+    )
+    print(f"\n{table(list(results.values()))}\n")
+    print("\n".join(verdicts(results)))
+    if options.json:
+        written = {"machine": _machine(), "preset": options.preset, "arms": [arm.as_dict() for arm in results.values()]}
+        options.json.write_text(json.dumps(written, indent=2) + "\n")
+    draw(list(results.values()), options.picture)
+    print(f"picture in {options.picture}; {time.monotonic() - started:.0f} s in all")
+    return 0
+
+
+def _settings(options: argparse.Namespace, preset: Preset) -> ArmSettings:
+    """The preset with what the options change. Raises :class:`ConfigError`."""
+    from dapo_openrlhf.bench.arm import WARM_UP_STEPS, ArmSettings
+
+    settings = ArmSettings(steps=options.steps or preset.steps, max_epochs=options.max_epochs or preset.max_epochs)
     if settings.steps < WARM_UP_STEPS + 2:
         raise ConfigError(f"--steps: {settings.steps} leaves nothing to count; use at least {WARM_UP_STEPS + 2}")
     if options.repeats is not None and options.repeats < 1:
         raise ConfigError(f"--repeats: {options.repeats} is not positive")
-    started = time.monotonic()
-    workload = prepare_workload(CACHE / "workload")
-
-    def arm_of(key: str) -> Arm:
-        if key in ("stock-sync", "stock-async", "stock-async-partial"):
-            return stock_arm(key.removeprefix("stock-"), workload, settings)  # type: ignore[arg-type]
-        if key[:1] == "k" and key[1:].isdigit():
-            return our_arm(int(key[1:]), workload, settings)
-        raise ConfigError(f"--arms: {key!r} is no arm; use k0, k1, ..., stock-sync, stock-async, stock-async-partial")
-
-    arms = {key: arm_of(key) for key in keys}
-    runs: dict[str, list[ArmRun]] = {key: [] for key in keys}
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        for repeat in range(options.repeats or preset.repeats):
-            for key, arm in arms.items():
-                run = arm.run(Path(scratch) / f"{key}-{repeat}")
-                runs[key].append(run)
-                rate = run.trained_tokens / run.seconds
-                print(f"{time.monotonic() - started:6.0f} s  {arm.name}: {rate:,.0f} trained tokens/s", flush=True)
-    figures = {key: summarise(arms[key].name, runs[key]) for key in keys}
-    print(f"\n{table(list(figures.values()))}\n")
-    print("\n".join(verdicts(figures)))
-    if options.json:
-        result = {"machine": _machine(), "preset": options.preset, "arms": [arm.as_dict() for arm in figures.values()]}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    draw(list(figures.values()), options.picture)
-    print(f"picture in {options.picture}; {time.monotonic() - started:.0f} s in all", file=sys.stdout)
-    return 0
+    return settings
 
 
 def _machine() -> dict[str, object]:

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, damage
 from dapo_openrlhf.pipeline.manifest import size
 

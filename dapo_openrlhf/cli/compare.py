@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.report.comparison import compare_verdicts
 from dapo_openrlhf.report.responses import ResponsesError, read_verdicts
 

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dapo_openrlhf.cli.train import first_words
-from dapo_openrlhf.config.settings import Config, ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.evaluation import Evaluation
 from dapo_openrlhf.report.progress import EvaluationProgress
 from dapo_openrlhf.report.responses import write_responses

@@ -11,6 +11,13 @@ from dapo_openrlhf.cli import prepare
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
 
+RUNS = {
+    "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
+    "eval": "measure a model's accuracy on eval.dataset",
+    "submit": "send a training to a Ray cluster through its job API and follow its log",
+}
+"""The commands that take the settings of a run."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands; settings of a run are left over by ``parse_known_args``."""
@@ -18,11 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace|checkpoint"
     )
-    for name, what in {
-        "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
-        "eval": "measure a model's accuracy on eval.dataset",
-        "submit": "send a training to a Ray cluster through its job API and follow its log",
-    }.items():
+    for name, what in RUNS.items():
         command = commands.add_parser(
             name,
             help=what,
@@ -32,32 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_argument(
-            "--config", type=Path, metavar="FILE", required=name == "eval", help="YAML file, see configs/"
-        )
-        if name in ("train", "submit"):
-            command.add_argument(
-                "--resume",
-                metavar="RUN",
-                help="in place of --config: go on with a run from its newest good checkpoint (ckpt.save_steps), in its folder "
-                "and with its settings; beside --config, auto: go on with the run of that name, or start it",
-            )
-        if name == "eval":
-            command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-            command.add_argument(
-                "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
-            )
-        if name == "submit":
-            command.add_argument(
-                "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
-            )
-            command.add_argument(
-                "--working-dir",
-                type=Path,
-                metavar="DIR",
-                help="upload this folder to the cluster; without it the job runs in the current folder's path",
-            )
-            command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+        _add_run(command, name)
     _add_compare(commands.add_parser("compare", help="compare two evaluations problem by problem", allow_abbrev=False))
     prepare.add_options(
         commands.add_parser("prepare", help="turn a data set into a prompt file, with a manifest", allow_abbrev=False)
@@ -79,6 +57,33 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/latest")
+
+
+def _add_run(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument("--config", type=Path, metavar="FILE", required=name == "eval", help="YAML file, see configs/")
+    if name in ("train", "submit"):
+        command.add_argument(
+            "--resume",
+            metavar="RUN",
+            help="in place of --config: go on with a run from its newest good checkpoint (ckpt.save_steps), in its folder "
+            "and with its settings; beside --config, auto: go on with the run of that name, or start it",
+        )
+    if name == "eval":
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+        command.add_argument(
+            "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
+        )
+    if name == "submit":
+        command.add_argument(
+            "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
+        )
+        command.add_argument(
+            "--working-dir",
+            type=Path,
+            metavar="DIR",
+            help="upload this folder to the cluster; without it the job runs in the current folder's path",
+        )
+        command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dapo_openrlhf.config.settings import Config, ConfigError, load_config
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import load_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.resume import ResumePoint, check_resume, newest_point, point_of_name, settings_file
 
 AUTO = "auto"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.pipeline.event_log import EventLogError
 
 
 def trace(options: argparse.Namespace) -> int:
@@ -15,14 +16,17 @@ def trace(options: argparse.Namespace) -> int:
     events = options.run / "events.jsonl"
     if not events.is_file():
         raise ConfigError(f"{options.run} is no run's folder: it has no events.jsonl")
-    lines = read_log(events)
+    try:
+        log = read_log(events)
+    except EventLogError as error:
+        raise ConfigError(str(error)) from error
     output = options.output or options.run / "trace.json"
-    output.write_text(json.dumps(chrome_trace(lines)))
+    output.write_text(json.dumps(chrome_trace(log)))
     print(f"{output}: open it in Perfetto or chrome://tracing")
     if options.picture:
         first, _, last = options.steps.partition(":")
         try:
-            draw_timeline(lines, options.picture, first_step=int(first), last_step=int(last or first))
+            draw_timeline(log, options.picture, first_step=int(first), last_step=int(last or first))
         except ValueError as error:
             raise ConfigError(f"--steps {options.steps}: {error}") from error
         print(options.picture)

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.config.settings import ConfigError, RewardSection, build_reward, load_config
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_reward, load_config
+from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.rewards.gold import gold_answer
 from dapo_openrlhf.rewards.printed import Limited
 from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable

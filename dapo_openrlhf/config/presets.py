@@ -25,18 +25,20 @@ class Preset:
     """Values by dotted name."""
 
 
-_PAPER: Mapping[str, Any] = {
-    "actor.eps_clip_low_high": [0.2, 0.28],  # section 4.1; Clip-Higher, eq. 10
+PAPER: Mapping[str, Any] = {
+    "actor.eps_clip_low_high": (0.2, 0.28),  # section 4.1; Clip-Higher, eq. 10
     "actor.dual_clip": None,  # none in the paper
     "actor.policy_loss_type": "ppo",  # eq. 8: a ratio for each token
-    "actor.loss_agg_mode": "token-mean",  # eq. 12
+    "actor.loss_agg_mode": "token-mean",  # eqs. 8 and 12
     "actor.adam.lr": 1e-6,  # section 4.1
     "actor.adam.weight_decay": 0.0,  # not stated
+    "actor.max_norm": 1.0,  # not stated; the public recipe's
     "actor.lr_scheduler": "constant_with_warmup",  # section 4.1
     "actor.lr_warmup_steps": 20,  # section 4.1: rollout steps
     "algo.advantage.estimator": "group_norm",  # eq. 9
     "algo.kl.init_coef": 0.0,  # section 2.3: no KL term
     "algo.dynamic_filtering_enable": True,  # eq. 11
+    "algo.max_filtered_batches": 30,  # not stated; the public recipe gives up after 10 rounds of 1,536 prompts: 3 batches each
     "rollout.batch_size": 512,  # section 4.1
     "rollout.n_samples_per_prompt": 16,  # section 4.1
     "rollout.max_new_tokens": 20480,  # section 4.1: 16,384 expected and 4,096 to soften the limit
@@ -45,36 +47,35 @@ _PAPER: Mapping[str, Any] = {
     "train.batch_size": 512,  # section 4.1: 16 updates a rollout step
     "train.max_epochs": 1,  # follows from 16 updates
     "reward.overlong_filtering_enable": True,  # section 3.4; Table 1, second row
-    "reward.overlong_buffer_len": 4096,  # section 4.1; eq. 13
+    "reward.overlong_buffer_len": 4096,  # section 4.1: L_cache; eq. 13
     "reward.overlong_penalty_factor": 1.0,  # eq. 13
-    "eval.n_samples_per_prompt": 32,  # section 4.1
+    "data.max_len": 20480 + 2048,  # not stated; the public recipe takes prompts of up to 2,048 tokens
+    "eval.n_samples_per_prompt": 32,  # section 4.1: avg@32
     "eval.temperature": 1.0,  # section 4.1
     "eval.top_p": 0.7,  # section 4.1
 }
+"""The main run of arXiv 2503.14476, by dotted name. The schema's defaults that are the paper's are taken from here."""
 
 PRESETS: Mapping[PresetName, Preset] = {
     "dapo": Preset(
         summary="DAPO's four techniques and overlong filtering with the paper's values. The soft overlong punishment "
         "waits for reward.overlong_buffer_len, because only the run knows its lengths.",
-        settings={},  # the defaults of config.py are DAPO's
+        settings={},  # the schema's defaults are DAPO's
     ),
     "dapo-paper": Preset(
         summary="Every number of the paper's main run (arXiv 2503.14476, section 4.1), lengths and batch sizes "
         "included. Differs in being asynchronous.",
-        settings=_PAPER,
+        settings=PAPER,
     ),
     "dapo-recipe": Preset(
         summary="The public recipe of that run. Differs in being asynchronous, and in replacing each filtered prompt "
         "at once where the recipe generates another 1,536.",
         settings={
-            **_PAPER,
+            **PAPER,
             "actor.lr_warmup_steps": 10,  # the paper says 20
             "actor.adam.weight_decay": 0.1,  # the paper is silent
-            "actor.max_norm": 1.0,  # the paper is silent
             "actor.dual_clip": 10.0,  # a guard that the paper leaves out
             "reward.overlong_filtering_enable": False,  # its best run does without
-            "algo.max_filtered_batches": 30,  # it gives up after 10 rounds of 1,536 prompts, 3 batches each
-            "data.max_len": 22528,  # prompts of up to 2,048 tokens
         },
     ),
     "grpo": Preset(
@@ -86,7 +87,7 @@ PRESETS: Mapping[PresetName, Preset] = {
             "algo.kl.estimator": "k3",  # eq. 4
             "algo.kl.init_coef": 0.04,  # section 4.2
             "algo.dynamic_filtering_enable": False,  # DAPO's
-            "actor.eps_clip_low_high": [0.2, 0.2],  # symmetric; the paper gives no value: PPO's
+            "actor.eps_clip_low_high": (0.2, 0.2),  # symmetric; the paper gives no value: PPO's
             "actor.loss_agg_mode": "seq-mean-token-mean",  # eq. 3
             "actor.adam.lr": 1e-6,  # section 4.2
             "reward.overlong_filtering_enable": False,  # DAPO's
@@ -105,7 +106,7 @@ PRESETS: Mapping[PresetName, Preset] = {
             "algo.kl.estimator": "k1",  # the same
             "algo.kl.init_coef": 0.01,  # OpenRLHF's
             "algo.dynamic_filtering_enable": False,  # a critic learns from a prompt whose answers are all alike, too
-            "actor.eps_clip_low_high": [0.2, 0.2],  # eq. 7 and section 6.1
+            "actor.eps_clip_low_high": (0.2, 0.2),  # eq. 7 and section 6.1
             "actor.loss_agg_mode": "token-mean",  # eq. 7: the mean over time steps
             "critic.value_clip": 0.5,  # arXiv 2005.12729; OpenRLHF's
             "rollout.n_samples_per_prompt": 1,  # no group needed

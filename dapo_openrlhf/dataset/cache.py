@@ -17,6 +17,7 @@ from typing import IO
 
 from dapo_openrlhf import __version__
 from dapo_openrlhf.dataset.rules import RowRules
+from dapo_openrlhf.whole_file import UNFINISHED, whole_file
 
 FORMAT = 1
 """To be raised with every change of what becomes of a row."""
@@ -76,24 +77,21 @@ def new_file(key: str | None) -> Iterator[IO[bytes]]:
     Where nothing can be kept, it is a temporary one. Writers of the same set do not see each other; the last one's stays.
     """
     place = folder()
-    try:
-        if key is None:
-            raise PermissionError("not to be kept")
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=place, prefix=".unfinished-")
-    except OSError:
+    if key is None or not _can_keep(place):
         with tempfile.TemporaryFile() as file:
             yield file
         return
-    try:
-        with open(handle, "w+b") as file:
-            yield file
-            os.replace(name, place / str(key))
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    with whole_file(place / key) as unfinished, unfinished.open("w+b") as file:
+        yield file
     _make_room(place)
+
+
+def _can_keep(place: Path) -> bool:
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return False
+    return os.access(place, os.W_OK)
 
 
 def _make_room(place: Path) -> None:
@@ -102,7 +100,7 @@ def _make_room(place: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # somebody else makes room too
         for path in sorted(place.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
             status = path.stat()
-            if path.name.startswith(".unfinished-"):
+            if path.name.startswith(UNFINISHED):
                 if time.time() - status.st_mtime > STALE_SECONDS:
                     path.unlink()
                 continue

@@ -15,7 +15,7 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRow
 from dapo_openrlhf.dataset.messages import TOKEN_ID, Bad, Good, Refused
 from dapo_openrlhf.dataset.rows import blocks

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, assert_never
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.choices import OnBadRow
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRows
 from dapo_openrlhf.dataset.cache import Digest, digest_of, key_of, new_file, open_kept
 from dapo_openrlhf.dataset.messages import Bad, Good
@@ -24,8 +25,6 @@ HEARTBEAT_SECONDS = 5.0
 
 SHOWN = 600
 """Characters of a prompt that are shown; of a longer one its beginning and end."""
-
-OnBadRow = Literal["refuse", "skip"]
 
 
 @dataclass(slots=True)
@@ -128,8 +127,14 @@ def _judge(path: Path, prompts: PromptSet, setting: str, on_bad_row: OnBadRow, s
     if not rows:
         raise ConfigError(f"{path} ({setting}): holds no prompts")
     report = "\n".join([f"{path} ({setting}): {bad.total:,} of {rows:,} rows are no prompts", *bad.report(unit(path))])
-    if bad.total and on_bad_row == "refuse":
-        raise ConfigError(f"{report}\nmend or remove them, or leave them out with data.on_bad_row skip")
+    match on_bad_row:
+        case "refuse":
+            if bad.total:
+                raise ConfigError(f"{report}\nmend or remove them, or leave them out with data.on_bad_row skip")
+        case "skip":
+            pass
+        case _:
+            assert_never(on_bad_row)
     if not prompts:
         raise ConfigError(f"{report}\nnone is left")
     if bad.total:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.input_template import input_template
-from dapo_openrlhf.config.settings import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRow, Kind
 from dapo_openrlhf.dataset.chat import Turn, chat_list, to_be_answered
 from dapo_openrlhf.dataset.rows import column, column_names

@@ -77,8 +77,8 @@ def samples_of(
     groups: Sequence[RolloutGroup],
     *,
     overlong_filtering: bool,
-    estimator: EstimatorName = "group_norm",
-    version: int | None = None,
+    estimator: EstimatorName,
+    version: int,
 ) -> list[list[Sample]]:
     """Per group, its G responses with their advantages. ``version``: the trainer's, of which fresh ones are."""
     credits = CREDITS[estimator]
@@ -101,34 +101,44 @@ def samples_of(
     ]
 
 
-def plan_batch(
-    batch: TrainBatch,
-    *,
-    ranks: int,
-    train_batch_size: int,
-    max_epochs: int,
-    max_tokens: int,
-    overlong_filtering: bool,
-    seed: int,
-    estimator: EstimatorName = "group_norm",
-    loss_agg_mode: LossAggMode = "token-mean",
-    longest_response: int = 1,
-) -> tuple[RankPlan, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """How batches are cut; names and values as in the configuration."""
+
+    train_batch_size: int
+    """Responses of an update."""
+    max_epochs: int
+    max_tokens: int
+    """Prompt and response tokens of a micro-batch at most; a single longer sequence goes alone."""
+    overlong_filtering: bool
+    seed: int
+    estimator: EstimatorName
+    loss_agg_mode: LossAggMode
+    longest_response: int
+    """Tokens; the constant of the aggregation that has one."""
+
+
+def plan_batch(batch: TrainBatch, settings: PlanSettings, *, ranks: int) -> tuple[RankPlan, ...]:
     """Cut a batch into U x max_epochs updates for each of ``ranks`` ranks.
 
     Groups are shuffled by ``seed`` and the step, so that an update is no better filled with early finishers than
-    another; a group's responses stay together where ``train_batch_size`` allows. ``max_tokens`` bounds a micro-batch's
-    prompt and response tokens; a single longer sequence goes alone. ``longest_response`` is the constant of the
-    aggregation that has one.
+    another; a group's responses stay together where ``train_batch_size`` allows.
     """
-    groups = samples_of(batch.groups, overlong_filtering=overlong_filtering, estimator=estimator, version=batch.version)
+    size = settings.train_batch_size
+    groups = samples_of(
+        batch.groups,
+        overlong_filtering=settings.overlong_filtering,
+        estimator=settings.estimator,
+        version=batch.version,
+    )
     plans: list[list[Update]] = [[] for _ in range(ranks)]
-    for epoch in range(max_epochs):
-        random.Random(f"{seed}/{batch.step}/{epoch}").shuffle(groups)
+    for epoch in range(settings.max_epochs):
+        random.Random(f"{settings.seed}/{batch.step}/{epoch}").shuffle(groups)
         samples = [sample for group in groups for sample in group]
-        for start in range(0, len(samples), train_batch_size):
-            mini_batch = weighted(samples[start : start + train_batch_size], loss_agg_mode, longest_response)
-            for plan, micro_batches in zip(plans, split_mini_batch(mini_batch, ranks, max_tokens), strict=True):
+        for start in range(0, len(samples), size):
+            mini_batch = weighted(samples[start : start + size], settings.loss_agg_mode, settings.longest_response)
+            shares = split_mini_batch(mini_batch, ranks, settings.max_tokens)
+            for plan, micro_batches in zip(plans, shares, strict=True):
                 plan.append(
                     Update(
                         micro_batches=micro_batches,

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.manifest import MANIFEST_FILE, problems, write_manifest
 from dapo_openrlhf.pipeline.prompts import PromptState
+from dapo_openrlhf.whole_file import UNFINISHED, put_in_place, remove_whole
 
 STATE_FILE = "run_state.json"
 SETTINGS_FILE = "run_config.yaml"
 """File in a checkpoint with every setting of the run that made it."""
-UNFINISHED = ".unfinished-"
-"""What the names of folders begin with that are being written or removed."""
 
 MOST_NAMED = 3
 """Damaged files that a message names."""
@@ -95,18 +93,10 @@ class Checkpoints:
         (unfinished / SETTINGS_FILE).write_text(self._settings, encoding="utf-8")
         (unfinished / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
         write_manifest(unfinished)
-        if path.exists():  # made before a resume
-            self._remove(path)
-        os.rename(unfinished, path)
+        put_in_place(unfinished, path)  # one that is there was made before a resume
         for old in self.finished()[: -self._max_num]:
-            self._remove(old)
+            remove_whole(old)
         return str(path)
-
-    def _remove(self, path: Path) -> None:
-        """Its name goes first, by which half of it would count as a whole."""
-        doomed = self._folder / f"{UNFINISHED}{path.name}"
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
 
     def finished(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

@@ -8,8 +8,8 @@
                   slots ◀── live in every engine ◀── deliver ◀── send ◀── trainer (U updates)
 
 * The rollout loop consumes slots and prompts and produces groups; it waits for a slot only.
-* The train loop consumes exact batches and produces weights; it waits for a batch, and before it sends weights for
-  the previous ones to be live. Delivery runs beside the next step's training: the trainer's weights are read in
+* The train loop consumes exact batches and produces weights; it waits for a batch, and before it sends weights (the
+  weight sync) for the previous ones to be live. Delivery runs beside the next step's training: the trainer's weights are read in
   ``send``, and only the engines are involved afterwards.
 * An evaluation begins once the weights it measures are live and runs beside rollouts and the next step's training. It
   holds up the next ``send`` only: all its answers come from one version.
@@ -22,18 +22,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from dapo_openrlhf.pipeline.agreement import Agreement
-from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.engine_pool import EnginePool
-from dapo_openrlhf.pipeline.evaluation import Evaluation, Evaluator
+from dapo_openrlhf.pipeline.evaluator import Evaluator
 from dapo_openrlhf.pipeline.event_log import EventLog
-from dapo_openrlhf.pipeline.events import BatchTaken, Checkpointed, Evaluated, PublicationLive, StepDone, StepTrained
-from dapo_openrlhf.pipeline.ports import CheckpointStore, PolicyTrainer, Publication, WeightPublisher
+from dapo_openrlhf.pipeline.events import BatchTaken, Evaluated, PublicationLive, StepDone, StepTrained
+from dapo_openrlhf.pipeline.ports import PolicyTrainer, Publication, WeightPublisher
 from dapo_openrlhf.pipeline.rollout import RolloutLoop
-from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.saving import Saver
+from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
-
-OnStep = Callable[[int], None]
-OnEvaluation = Callable[[int, Evaluation], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,69 +69,63 @@ class Laps:
         return laps
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The trainer's side of a run."""
+
+    trainer: PolicyTrainer
+    publisher: WeightPublisher
+    agreement: Agreement
+    """Stops the run where engines and trainer are not the same policy."""
+
+
 class Pipeline:
-    """Runs rollouts and training side by side for ``max_steps`` rollout steps."""
+    """Runs rollouts and training side by side for the schedule's rollout steps."""
 
     def __init__(
         self,
         *,
         engines: EnginePool,
         rollouts: RolloutLoop,
-        queue: RolloutQueue,
-        trainer: PolicyTrainer,
-        publisher: WeightPublisher,
+        training: Training,
         evaluator: Evaluator | None,
+        saver: Saver,
+        schedule: Schedule,
         log: EventLog,
-        max_steps: int,
-        eval_steps: int = -1,
-        save_steps: int = -1,
-        checkpoints: CheckpointStore,
-        model_path: str,
-        first_step: int = 0,
-        agreement: Agreement,
-        on_step: OnStep = lambda step: None,
-        on_evaluation: OnEvaluation = lambda step, evaluation: None,
     ) -> None:
-        """``model_path``: where the trained model goes. ``first_step``: rollout steps that an earlier run has done."""
         self._engines = engines
         self._rollouts = rollouts
-        self._queue = queue
-        self._trainer = trainer
-        self._publisher = publisher
+        self._queue = rollouts.queue
+        self._trainer = training.trainer
+        self._publisher = training.publisher
+        self._agreement = training.agreement
         self._evaluator = evaluator
+        self._saver = saver
+        self._schedule = schedule
         self._log = log
-        self._max_steps = max_steps
-        self._eval_steps = eval_steps
-        self._save_steps = save_steps
-        self._checkpoints = checkpoints
-        self._model_path = model_path
-        self._first_step = first_step
-        self._agreement = agreement
-        self._on_step = on_step
-        self._on_evaluation = on_evaluation
         self._delivery: Awaitable[None] | None = None
         self.outcome = Outcome()
 
     async def run(self) -> Outcome:
         """Train, save, evaluate. Raises the first error of either loop, with the other one stopped."""
-        outcome = self.outcome
+        outcome, schedule = self.outcome, self._schedule
         async with asyncio.TaskGroup() as tasks:
             supervision = tasks.create_task(self._engines.supervise())
-            before = self._evaluation = tasks.create_task(self._evaluate(self._first_step, live=None))
+            before = self._evaluation = tasks.create_task(self._evaluate(schedule.first_step, live=None))
             started = self._log.now()
             rollouts = tasks.create_task(self._rollouts.run())
             self._tasks, self._laps = tasks, Laps(self._log.now)
-            for step in range(self._first_step, self._max_steps):
+            for step in schedule.steps:
                 await self._step(step)
             await self._went_live()
             outcome.train_seconds = self._log.now() - started
-            if self._save_steps > 0:
-                await self._save_checkpoint(self._max_steps)
+            if schedule.saves:
+                await self._saver.checkpoint(schedule.max_steps)
             outcome.counters = self._queue.counters()
             rollouts.cancel()
             await asyncio.wait([rollouts])
-            await self._save_model(self._max_steps)
-            outcome.accuracy_after = await self._evaluate(self._max_steps, live=None)
+            await self._saver.model(schedule.max_steps)
+            outcome.accuracy_after = await self._evaluate(schedule.max_steps, live=None)
             supervision.cancel()
         outcome.accuracy_before = before.result()
         return outcome
@@ -161,15 +152,12 @@ class Pipeline:
             self.outcome.first_step_at = self._log.now()
         await self._between_steps(step + 1)
         self._log.emit(StepDone(step=step, laps=laps.take()))
-        self._on_step(step)
 
     async def _between_steps(self, done: int) -> None:
-        if done == self._max_steps:
-            return  # evaluated and saved at the end
-        if self._eval_steps > 0 and done % self._eval_steps == 0:
+        if self._schedule.evaluate_after(done):
             self._evaluation = self._tasks.create_task(self._evaluate(done, live=self._delivery))
-        if self._save_steps > 0 and done % self._save_steps == 0:
-            await self._save_checkpoint(done)
+        if self._schedule.save_after(done):
+            await self._saver.checkpoint(done)
             self._laps.lap("save")
 
     async def _deliver(self, publication: Publication, started: float) -> None:
@@ -208,24 +196,10 @@ class Pipeline:
                 errors=measured.errors,
                 estimates={name: estimate.value for name, estimate in measured.estimates().items()},
                 seconds=self._log.now() - started,
+                measured=measured,
             )
         )
-        self._on_evaluation(step, measured)
         return measured.accuracy.value
-
-    async def _save_checkpoint(self, step: int) -> None:
-        started = self._log.now()
-        unfinished = self._checkpoints.begin(step)
-        await self._trainer.save(unfinished)
-        await self._trainer.save_state(unfinished)
-        state = RunState(step=step, prompts=self._rollouts.prompt_state())
-        path = await asyncio.to_thread(self._checkpoints.finish, state)  # reads all files once more
-        self._log.emit(Checkpointed(step=step, path=path, seconds=self._log.now() - started))
-
-    async def _save_model(self, step: int) -> None:
-        started = self._log.now()
-        await self._trainer.save(self._model_path)
-        self._log.emit(Checkpointed(step=step, path=self._model_path, seconds=self._log.now() - started))
 
     def _batch_taken(self, batch: TrainBatch, *, waited: float) -> BatchTaken:
         rollouts = [rollout for group in batch.groups for rollout in group.rollouts]

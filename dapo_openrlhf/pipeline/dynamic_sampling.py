@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from dapo_openrlhf.types import RolloutGroup, Verdict
+from dapo_openrlhf.types import FilterDecision, RolloutGroup
 
 KEPT = "kept"
 ALL_RIGHT = "all_right"
@@ -32,12 +32,12 @@ class GroupFilter:
         self.enabled = enabled
         self._range = score_range
 
-    def judge(self, group: RolloutGroup) -> Verdict:
+    def decide(self, group: RolloutGroup) -> FilterDecision:
         """Decide on one scored group."""
         score, (low, high) = (group.accuracy, (0.0, 1.0)) if self._range is None else (group.mean_score, self._range)
         if not self.enabled or low < score < high:
-            return Verdict(True, KEPT)
-        return Verdict(False, ALL_WRONG if score <= low else ALL_RIGHT)
+            return FilterDecision(True, KEPT)
+        return FilterDecision(False, ALL_WRONG if score <= low else ALL_RIGHT)
 
 
 class OverSampling:
@@ -54,9 +54,9 @@ class OverSampling:
         self._window = window
         self._kept: deque[bool] = deque(maxlen=window)
 
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, decision: FilterDecision) -> None:
         """Learn from one judged group."""
-        self._kept.append(verdict.keep)
+        self._kept.append(decision.keep)
 
     @property
     def factor(self) -> float:

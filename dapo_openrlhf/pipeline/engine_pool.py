@@ -1,4 +1,4 @@
-"""The generation engines as one: the least loaded gets the next group, a dead one is replaced (asyncio).
+"""The generation engines, or rollout workers, as one: the least loaded gets the next group, a dead one is replaced (asyncio).
 
 A prompt's own fault is never counted against an engine: errors of the request pass through, and a prompt that engines
 keep failing or dying on is found out and dropped, see :mod:`~dapo_openrlhf.pipeline.suspects`.
@@ -235,3 +235,17 @@ class EnginePool:
                 cause, counts = str(error), True
         self._on_event(EngineReplaced(engine=index, times=seat.replaced))
         self._changed.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """Engines that are asked for one kind of responses, each group within the same time."""
+
+    engines: EnginePool
+    sampling: Sampling
+    timeout: float
+    """Seconds, see :meth:`EnginePool.generate`."""
+
+    async def sample(self, request: str, prompt: Prompt) -> Generation:
+        """Generate a group; ``request`` is a unique name. Raises :class:`GroupError`."""
+        return await self.engines.generate(request, prompt, self.sampling, self.timeout)

@@ -1,4 +1,4 @@
-"""Held-out accuracy on the pipeline's own engines and reward workers (asyncio).
+"""What an evaluation found: the responses to each problem, and the figures made of them (standard library).
 
 A response that could not be generated or judged is an error: counted apart, and never taken for a wrong answer. All
 accuracies are over the judged responses.
@@ -6,26 +6,12 @@ accuracies are over the judged responses.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
-from dapo_openrlhf.pipeline.engine_pool import EnginePool
 from dapo_openrlhf.pipeline.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
-from dapo_openrlhf.pipeline.ports import ENGINE_DIED, GroupError, ResponseTexts, RewardScorer, Sampling
-from dapo_openrlhf.types import Generation, Prompt, Score
-
-T = TypeVar("T")
-
-MOST_DEATHS = 5
-"""Engines that may die under a problem before it is an error: by then the pool knows whether it is the problem's fault."""
-
-
-class EvaluationFailed(RuntimeError):
-    """Not one response could be judged."""
+from dapo_openrlhf.types import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +39,7 @@ class ProblemResult:
 
     @property
     def judged(self) -> int:
-        """n: responses with a verdict."""
+        """n: responses with a score."""
         return sum(response.correct is not None for response in self.responses)
 
     @property
@@ -119,111 +105,3 @@ class Evaluation:
         """Over the problems with at least k judged responses."""
         covered = [result for result in self.results if result.judged >= k]
         return over_problems([value(result) for result in covered], [result.judged / k for result in covered])
-
-
-class Evaluator:
-    """Answers every problem n times and has the answers judged. What fails is tried once more."""
-
-    def __init__(
-        self,
-        *,
-        problems: Sequence[Prompt],
-        engines: EnginePool,
-        scorer: RewardScorer,
-        texts: ResponseTexts | None,
-        sampling: Sampling,
-        generate_timeout: float,
-        concurrency: int,
-        on_answered: Callable[[ProblemResult], None] = lambda result: None,
-    ) -> None:
-        """``texts``: None does without them. ``concurrency``: problems that are worked on at once, at least 1.
-        ``on_answered`` is called with every problem's result as it comes.
-
-        With more problems in the engines than they hold, a problem's ``generate_timeout`` would run while it waits.
-        """
-        self._problems = problems
-        self._engines = engines
-        self._scorer = scorer
-        self._texts = texts
-        self._sampling = sampling
-        self._generate_timeout = generate_timeout
-        self._serial = itertools.count()
-        self._concurrency = concurrency
-        self._on_answered = on_answered
-
-    async def measure(self) -> Evaluation:
-        """Evaluate with the weights that are live now. Raises :class:`EvaluationFailed`."""
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        room = asyncio.Semaphore(self._concurrency)
-        async with asyncio.TaskGroup() as tasks:
-            answers = [tasks.create_task(self._answer(problem, room)) for problem in self._problems]
-        measured = Evaluation(
-            results=tuple(answer.result() for answer in answers),
-            samples=self._sampling.n,
-            seconds=clock() - started,
-            with_texts=self._texts is not None,
-        )
-        if measured.errors == len(measured.responses):
-            reasons = Counter(response.error for response in measured.responses)
-            words = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-            raise EvaluationFailed(f"none of {measured.errors} responses of the evaluation could be judged: {words}")
-        return measured
-
-    async def _answer(self, problem: Prompt, room: asyncio.Semaphore) -> ProblemResult:
-        async with room:
-            result = ProblemResult(problem=problem, responses=await self._respond(problem))
-        self._on_answered(result)
-        return result
-
-    async def _respond(self, problem: Prompt) -> tuple[Response, ...]:
-        try:
-            generation = await _again(lambda: self._generate(problem))
-        except GroupError as error:
-            return (Response(error=_reason(error)),) * self._sampling.n
-        return await self._judge(problem, generation)
-
-    async def _generate(self, problem: Prompt) -> Generation:
-        request = f"problem {next(self._serial)}"
-        return await self._engines.generate(request, problem, self._sampling, self._generate_timeout)
-
-    async def _judge(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
-        texts: Sequence[str] = ("",) * len(generation.lengths)
-        scores: Sequence[Score | None] = (None,) * len(generation.lengths)
-        reason = ""
-        try:
-            if self._texts is not None:
-                texts = await self._texts.fetch(generation.texts)
-            scores = await _again(lambda: self._scorer.score(generation.texts, problem))
-        except GroupError as error:
-            reason = _reason(error)
-        return tuple(
-            Response(
-                text=text,
-                answer=None if score is None else score.answer,
-                correct=None if score is None else score.correct,
-                error=reason,
-                length=length,
-                truncated=truncated,
-            )
-            for text, score, length, truncated in zip(
-                texts, scores, generation.lengths, generation.truncated, strict=True
-            )
-        )
-
-
-def _reason(error: GroupError) -> str:
-    return f"{error.reason}: {error}"
-
-
-async def _again(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try once more after a :class:`GroupError` that may pass, and more often when it is the engine that died."""
-    failures = deaths = 0
-    while True:
-        try:
-            return await attempt()
-        except GroupError as error:
-            died = error.reason == ENGINE_DIED
-            failures, deaths = failures + (not died), deaths + died
-            if error.permanent or failures == 2 or deaths == MOST_DEATHS:
-                raise

@@ -1,19 +1,41 @@
-"""The event log: one JSON line per event."""
+"""The event log: one JSON line per event, written and read back."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import TextIO
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
 
-from dapo_openrlhf.pipeline.events import Event
-from dapo_openrlhf.types import Span
+from dapo_openrlhf.pipeline import events
+from dapo_openrlhf.pipeline.events import UNWRITTEN, Event
+from dapo_openrlhf.types import PolicyVersion, Span
 
 Listener = Callable[[Event], None]
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+KINDS: Mapping[str, type[Event]] = {
+    _snake(name): kind
+    for name, kind in vars(events).items()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+}
+"""Every event by its name in the log."""
+
+NAMES: Mapping[type[Event], str] = {kind: name for name, kind in KINDS.items()}
+
+WRITTEN: Mapping[type[Event], tuple[str, ...]] = {
+    kind: tuple(field.name for field in dataclasses.fields(kind) if not field.metadata.get(UNWRITTEN)) for kind in NAMES
+}
+"""The fields of an event that stand in the log."""
 
 
 class EventLog:
@@ -40,8 +62,8 @@ class EventLog:
     def emit(self, event: Event) -> None:
         """Record one event."""
         if self._file is not None:
-            fields = {field.name: _plain(getattr(event, field.name)) for field in dataclasses.fields(event)}
-            line = {"time": round(self.now(), 6), "event": _snake(type(event).__name__), **fields}
+            fields = {name: _plain(getattr(event, name)) for name in WRITTEN[type(event)]}
+            line = {"time": round(self.now(), 6), "event": NAMES[type(event)], **fields}
             self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
             self._file.flush()
         for listener in self._listeners:
@@ -61,6 +83,81 @@ def _plain(value: object) -> object:
     return value
 
 
-@functools.cache
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+class EventLogError(ValueError):
+    """A line is no event; the message names file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """An event as it stands in a log."""
+
+    time: float
+    """Seconds since the log's creation, which is the last :class:`~dapo_openrlhf.pipeline.events.RunStarted` before."""
+    event: Event
+
+
+def read(path: Path) -> Iterator[Logged]:
+    """The events of a log, in their order; NaN where a number was not finite.
+
+    A last line without an end is left out: the run was killed while it wrote it, or writes it now. Raises
+    :class:`EventLogError` for any other line that is no event, and for an event or field that this version does not know.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                logged = _logged(json.loads(line))
+            except (KeyError, TypeError, ValueError) as error:
+                raise EventLogError(f"{path}, line {number}: no event of this version: {error!r}") from error
+            yield logged
+
+
+def _logged(line: Any) -> Logged:
+    fields = dict(_mapping(line))
+    time, name = fields.pop("time"), fields.pop("event")
+    kind, readers = KINDS[name], FIELDS[name]
+    return Logged(_number(time), kind(**{field: readers[field](value) for field, value in fields.items()}))
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no mapping")
+    return value
+
+
+def _exactly(kind: type) -> Callable[[Any], object]:
+    def read_value(value: Any) -> object:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+        return value
+
+    return read_value
+
+
+_READERS: Mapping[object, Callable[[Any], object]] = {
+    float: _number,
+    int: _exactly(int),
+    bool: _exactly(bool),
+    str: _exactly(str),
+    PolicyVersion: _exactly(int),
+    Mapping[str, float]: lambda value: {name: _number(item) for name, item in _mapping(value).items()},
+    Mapping[str, int]: _mapping,
+    tuple[int, ...]: tuple,
+    tuple[Span, ...]: lambda value: tuple(Span(**span) for span in value),
+}
+"""By the declared type of a field."""
+
+FIELDS: Mapping[str, Mapping[str, Callable[[Any], object]]] = {
+    name: {field: _READERS[typing.get_type_hints(kind)[field]] for field in WRITTEN[kind]}
+    for name, kind in KINDS.items()
+}
+"""By an event's name, what makes each field's value of what JSON held."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dapo_openrlhf.pipeline.evaluation import Evaluation
 from dapo_openrlhf.types import PolicyVersion, Span
+
+UNWRITTEN = "unwritten"
+"""Key in the metadata of a field that listeners get, and that is not in the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +151,7 @@ class BatchTaken(Event):
     cut_tokens: int
     """Tokens of those."""
     in_flight: int
-    """Groups between dispatch and verdict, after the batch was taken."""
+    """Groups between dispatch and the filter's decision, after the batch was taken."""
     ready: int
     """Kept groups left in the queue."""
     free_slots: int
@@ -201,6 +205,8 @@ class Evaluated(Event):
     estimates: Mapping[str, float] = field(default_factory=dict)
     """``avg@n``, ``pass@k``, ``maj@k``."""
     seconds: float
+    measured: Evaluation | None = field(default=None, compare=False, repr=False, metadata={UNWRITTEN: True})
+    """Every response; None in an event that was read from a log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ METRICS = {
     "tokens_per_device_second/generated": "the same per second and device, engines and trainer ranks together",
     "tokens_per_device_second/kept": "the same per second and device",
     "tokens_per_device_second/trained": "the same per second and device",
-    "queue/in_flight": "groups between dispatch and verdict when the batch was taken",
+    "queue/in_flight": "groups between dispatch and the filter's decision when the batch was taken",
     "queue/ready": "kept groups left when the batch was taken",
     "queue/training": "slots of batches taken and not live yet when the batch was taken",
     "queue/free": "free slots when the batch was taken",

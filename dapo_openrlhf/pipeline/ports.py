@@ -52,7 +52,7 @@ class Sampling:
 
 
 class GenerationEngine(Protocol):
-    """A dedicated inference engine."""
+    """A dedicated inference engine: a rollout worker."""
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample G responses; ``request`` is a unique name. Raises :class:`GroupError`."""
@@ -82,7 +82,7 @@ class RewardScorer(Protocol):
     """Scores a group's responses in other processes."""
 
     async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
-        """Judge the responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
+        """Score the responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
         ...
 
 
@@ -132,7 +132,7 @@ class CheckpointStore(Protocol):
 
 
 class WeightPublisher(Protocol):
-    """Carries the trainer's weights to every engine."""
+    """The weight sync: carries the trainer's weights to every engine."""
 
     async def send(self, version: PolicyVersion) -> Publication:
         """Read the trainer's weights; when this returns the trainer may go on."""

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
-from dapo_openrlhf.config.settings import Config, ConfigError, SettingsUnreadable, load_config, settings_of
+from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
+from dapo_openrlhf.config.loading import load_config
+from dapo_openrlhf.config.settings import Config, settings_of
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
 
 

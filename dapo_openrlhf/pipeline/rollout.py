@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from dapo_openrlhf.algorithm.overlong import soft_overlong_punishment
-from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.engine_pool import Sampler
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import (
     GroupCut,
@@ -24,7 +24,7 @@ from dapo_openrlhf.pipeline.events import (
     GroupSurplus,
     PromptDropped,
 )
-from dapo_openrlhf.pipeline.ports import GroupError, PromptFault, RewardScorer, Sampling
+from dapo_openrlhf.pipeline.ports import GroupError, PromptFault, RewardScorer
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import Generation, Prompt, Rollout, RolloutGroup, Score
@@ -56,26 +56,27 @@ class RolloutLoop:
         self,
         *,
         prompts: PromptStream,
-        engines: EnginePool,
+        sampler: Sampler,
         scorer: RewardScorer,
         queue: RolloutQueue,
-        sampling: Sampling,
         shaping: LengthShaping,
-        generate_timeout: float,
         cut_late: bool,
         log: EventLog,
     ) -> None:
         """``cut_late``: groups that hold up a batch at their deadline are cut instead of waited for."""
         self._prompts = prompts
-        self._engines = engines
+        self._sampler = sampler
         self._scorer = scorer
         self._queue = queue
-        self._sampling = sampling
         self._shaping = shaping
-        self._generate_timeout = generate_timeout
         self._cut_late = cut_late
         self._log = log
         self._making: dict[int, tuple[Prompt, asyncio.Task[None]]] = {}
+
+    @property
+    def queue(self) -> RolloutQueue:
+        """Where finished groups wait to be trained."""
+        return self._queue
 
     def prompt_state(self) -> PromptState:
         """How far the run has come with its prompts; groups that are made or wait count as not begun."""
@@ -104,7 +105,7 @@ class RolloutLoop:
     async def _make_group(self, group_id: int, prompt: Prompt) -> None:
         try:
             generation = await self._generate(group_id, prompt)
-            await self._judge(group_id, prompt, generation)
+            await self._score(group_id, prompt, generation)
         except GroupError as error:
             self._log.emit(GroupFailed(group=group_id, reason=error.reason, message=str(error)))
             self._queue.fail(group_id, error.reason, str(error))
@@ -116,7 +117,7 @@ class RolloutLoop:
 
     async def _generate(self, group_id: int, prompt: Prompt) -> Generation:
         started = self._log.now()
-        generation = await self._engines.generate(_request(group_id), prompt, self._sampling, self._generate_timeout)
+        generation = await self._sampler.sample(_request(group_id), prompt)
         self._log.emit(
             GroupGenerated(
                 group=group_id,
@@ -131,16 +132,16 @@ class RolloutLoop:
         )
         return generation
 
-    async def _judge(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
+    async def _score(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
         started = self._log.now()
         scores = await self._scorer.score(generation.texts, prompt)
         group = self._group(group_id, prompt, generation, scores)
-        verdict = self._queue.offer(group)
+        decision = self._queue.offer(group)
         self._log.emit(
             GroupJudged(
                 group=group_id,
-                keep=verdict.keep,
-                reason=verdict.reason,
+                keep=decision.keep,
+                reason=decision.reason,
                 accuracy=group.accuracy,
                 reward=group.mean_reward,
                 response_tokens=group.response_tokens,
@@ -184,7 +185,7 @@ class RolloutLoop:
             for group_id in await self._queue.late() - cut:
                 cut.add(group_id)
                 self._log.emit(GroupCut(group=group_id))
-                self._engines.cut(_request(group_id))
+                self._sampler.engines.cut(_request(group_id))
 
 
 def _means(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from dapo_openrlhf.pipeline.dynamic_sampling import ALL_RIGHT, ALL_WRONG, SURPLU
 from dapo_openrlhf.pipeline.ledger import Ledger
 from dapo_openrlhf.pipeline.ports import ENGINE_DIED
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy, Waiting
-from dapo_openrlhf.types import PolicyVersion, Prompt, RolloutGroup, TrainBatch, Verdict
+from dapo_openrlhf.types import FilterDecision, PolicyVersion, Prompt, RolloutGroup, TrainBatch
 
 MIN_FAILURES = 8
 
@@ -56,12 +56,12 @@ class RolloutQueue:
 
     @property
     def in_flight(self) -> int:
-        """Groups between dispatch and verdict."""
+        """Groups between dispatch and the filter's decision."""
         return len(self._in_flight)
 
     @property
     def in_flight_ids(self) -> frozenset[int]:
-        """The groups between dispatch and verdict."""
+        """The groups between dispatch and the filter's decision."""
         return frozenset(self._in_flight)
 
     @property
@@ -111,22 +111,22 @@ class RolloutQueue:
         self._in_flight.add(group_id)
         return group_id, deadline
 
-    def offer(self, group: RolloutGroup) -> Verdict:
+    def offer(self, group: RolloutGroup) -> FilterDecision:
         """Take in a scored group: keep it for a batch, or drop it and free its slot at once."""
-        verdict = self._filter.judge(group)
-        self._over_sampling.observe(verdict)
+        decision = self._filter.decide(group)
+        self._over_sampling.observe(decision)
         self._policy.over_sampling = self._over_sampling.factor
         self._end(group.id)
         self._failures_in_a_row.clear()
-        if verdict.keep:
+        if decision.keep:
             self._ready[group.id] = group
             self._policy.keep(group.id)
         else:
-            self._ledger.dropped[verdict.reason] += 1
-            self._dropped_since_batch[verdict.reason] += 1
+            self._ledger.dropped[decision.reason] += 1
+            self._dropped_since_batch[decision.reason] += 1
             self._free(group.id)
         self._slot_freed.set()  # the over-sampling factor may have grown
-        return verdict
+        return decision
 
     def drop_surplus(self) -> dict[int, RolloutGroup | None]:
         """Drop what over-sampling dispatched in vain: by id, the finished groups, and None for those in flight.

@@ -1,8 +1,8 @@
 """The staleness contract (standard library only).
 
 *Policy version* ``v`` counts weight publications. One rollout step takes one batch of ``P`` groups, trains on it
-and publishes once. A group's *policy age* is the trainer's version when its batch is taken minus the version that
-sampled its first token.
+and publishes once. A group's *policy age*, how far off-policy it is, is the trainer's version when its batch is taken
+minus the version that sampled its first token.
 
     **Contract: every trained group has age <= K = max_staleness.**
 

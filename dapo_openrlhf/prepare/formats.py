@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.bad_rows import BadRow
 from dapo_openrlhf.dataset.chat import chat_list, to_be_answered
 from dapo_openrlhf.dataset.rows import column, column_names

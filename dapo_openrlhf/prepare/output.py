@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from dapo_openrlhf import __version__
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.prepare.cleaning import LISTED, Cleaned
 from dapo_openrlhf.prepare.rows import Source
+from dapo_openrlhf.whole_file import write_whole
 
 
 def manifest_path(output: Path) -> Path:
@@ -46,15 +46,6 @@ def write(output: Path, cleaned: Cleaned, source: Source, options: Mapping[str, 
         "options": dict(options),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    _replace(output, content)
-    _replace(manifest_path(output), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(output, content)
+    write_whole(manifest_path(output), json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.rows import read_rows, unit
 from dapo_openrlhf.prepare.labels import is_integer
 from dapo_openrlhf.prepare.rows import Source

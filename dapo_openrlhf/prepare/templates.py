@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 
 DAPO = (
     "Work through the problem below step by step. Close your response with a line of the form Answer: $Answer "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from dapo_openrlhf.whole_file import whole_file
 
 SIZE_INCHES = (13.0, 7.2)
 DOTS_PER_INCH = 125
@@ -79,9 +80,8 @@ def draw_run(
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG file, which appears in one piece."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(unfinished, format="png")
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def smoothing_window(steps: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from dapo_openrlhf.pipeline.evaluation import ProblemResult
+from dapo_openrlhf.report.recorder import Sink
 
 LINES_PER_HEADER = 20
 SECONDS_PER_LINE = 2.0
@@ -26,7 +27,7 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class ProgressLine:
+class ProgressLine(Sink):
     """Prints how a run is going: plain lines in ASCII that scroll, the same on a terminal and in a log file.
 
     The first and the last step always get a line; the others only when two seconds have passed since the last line.
@@ -46,7 +47,7 @@ class ProgressLine:
         self._reward_errors: deque[float] = deque(maxlen=RECENT_STEPS)
         self._warned = False
 
-    def update(self, step: int, row: Mapping[str, float], elapsed: float) -> None:
+    def step(self, step: int, row: Mapping[str, float], elapsed: float) -> None:
         """Take in the row of ``step`` (counted from 0, shown from 1), ``elapsed`` seconds into the run."""
         if math.isfinite(seconds := row.get("seconds/step", math.nan)):
             self._recent.append(seconds)

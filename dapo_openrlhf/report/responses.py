@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_openrlhf.pipeline.evaluation import Evaluation
+from dapo_openrlhf.pipeline.events import Evaluated, Event
+from dapo_openrlhf.report.recorder import Sink
+from dapo_openrlhf.whole_file import whole_file
 
 
 class ResponsesError(ValueError):
@@ -29,6 +32,19 @@ class JudgedProblem:
         return self.right / self.judged
 
 
+class Responses(Sink):
+    """Writes every evaluation's responses to a file of its own."""
+
+    def __init__(self, path_of: Callable[[int], Path]) -> None:
+        """``path_of``: the file of the evaluation after so many steps."""
+        self._path_of = path_of
+
+    def event(self, event: Event) -> None:
+        """Write an evaluation's responses."""
+        if isinstance(event, Evaluated) and event.measured is not None:
+            write_responses(self._path_of(event.step), event.measured)
+
+
 def write_responses(path: Path, evaluation: Evaluation) -> None:
     """One line per response, replacing the file in one step.
 
@@ -37,8 +53,7 @@ def write_responses(path: Path, evaluation: Evaluation) -> None:
     ``truncated``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for result in evaluation.results:
             for sample, response in enumerate(result.responses):
                 line = {
@@ -54,7 +69,6 @@ def write_responses(path: Path, evaluation: Evaluation) -> None:
                     "truncated": response.truncated,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(unfinished, path)
 
 
 def read_verdicts(path: Path) -> dict[str, JudgedProblem]:

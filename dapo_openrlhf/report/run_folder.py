@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from dapo_openrlhf.whole_file import whole_file, write_whole
+
 LATEST = "latest"
 READ_BYTES = 1 << 16
 
@@ -99,13 +101,6 @@ class RunFolder:
         write_whole(self.summary, json.dumps(_without_nan(values), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file in one piece: a reader, and a run that is killed meanwhile, see the old one or the new one."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
-
-
 def _drop_unfinished_line(file: Path) -> None:
     """A process that was killed while it wrote leaves a part of a line; the next line would be appended to it."""
     with file.open("rb+") as stream:
@@ -134,11 +129,8 @@ def _make_numbered(parent: Path, name: str) -> Path:
 
 
 def _point_latest(parent: Path, name: str) -> None:
-    """Replace the link in one step; the unfinished link is named after the new folder, which is ours alone."""
-    unfinished = parent / f".{LATEST}-{name}"
-    unfinished.unlink(missing_ok=True)
-    unfinished.symlink_to(name, target_is_directory=True)
-    unfinished.replace(parent / LATEST)
+    with whole_file(parent / LATEST) as unfinished:
+        unfinished.symlink_to(name, target_is_directory=True)
 
 
 def _without_nan(value: object) -> object:

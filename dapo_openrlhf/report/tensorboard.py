@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapo_openrlhf.pipeline.metrics import METRICS
+from dapo_openrlhf.pipeline.events import Evaluated, Event
+from dapo_openrlhf.pipeline.metrics import METRICS, Row
+from dapo_openrlhf.report.recorder import Sink
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 CHARTS = {
     "Learning": {
@@ -38,7 +40,7 @@ CHARTS = {
 """Tab "Custom Scalars": section -> chart -> the rows' names drawn together in it."""
 
 
-class TensorBoardSink:
+class TensorBoardSink(Sink):
     """Writes rows to one event file of its own in a folder.
 
     Tags are the rows' names as they are, so TensorBoard groups them by the part before the slash; each carries its
@@ -51,8 +53,8 @@ class TensorBoardSink:
 
         ``first_step``: rollout steps that an earlier run has done; what it wrote beyond them is shown no more.
         """
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         now = time.time_ns()
@@ -64,6 +66,16 @@ class TensorBoardSink:
         if first_step:
             self._record(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._record(summary=_layout())
+
+    def event(self, event: Event) -> None:
+        """Add an evaluation's estimates at the steps that were done."""
+        if isinstance(event, Evaluated):
+            estimates = {f"eval/{name}": value for name, value in event.estimates.items()}
+            self.write(event.step, {"eval/accuracy": event.accuracy, **estimates})
+
+    def step(self, step: int, row: Row, elapsed: float) -> None:
+        """Add a step's numbers at the steps that are done then."""
+        self.write(step + 1, {name: value for name, value in row.items() if name != "eval/accuracy"})
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Add every number of ``row`` at ``step``."""
@@ -92,8 +104,8 @@ class TensorBoardSink:
 def _layout() -> Summary:
     """:data:`CHARTS` in the form that TensorBoard's custom scalars plugin reads."""
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.custom_scalar import layout_pb2, metadata  # type: ignore[import-untyped]
-    from tensorboard.util.tensor_util import make_tensor_proto  # type: ignore[import-untyped]
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
 
     layout = layout_pb2.Layout()
     for section, charts in CHARTS.items():

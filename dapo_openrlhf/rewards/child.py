@@ -16,8 +16,10 @@ import sys
 import threading
 import time
 import traceback
+from io import BufferedRWPair
 from typing import cast
 
+from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.rewards import verifier
 from dapo_openrlhf.rewards.failures import ServerAway, ServerLate, SourceFailed, Undecided
 from dapo_openrlhf.rewards.question import RULE, Question, RewardSource
@@ -64,8 +66,8 @@ def _open(settings: dict[str, object], timeout: float) -> RewardSource:
     names, weights = settings["sources"], settings["weights"]
     assert isinstance(names, list) and isinstance(weights, list)
     correct_from = float(str(settings["correct_from"]))
-    number_form = settings["answer_form"] == "number"
-    sources = [open_source(name, number_form=number_form, correct_from=correct_from, timeout=timeout) for name in names]
+    answer_form = cast("AnswerForm", settings["answer_form"])
+    sources = [open_source(name, answer_form=answer_form, correct_from=correct_from, timeout=timeout) for name in names]
     return WeightedReward([short_name(name) for name in names], sources, weights)
 
 
@@ -129,9 +131,9 @@ def _explain(error: BaseException) -> str:
     return name + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
 
 
-def _send(lines: object, message: dict[str, object]) -> None:
-    lines.write(json.dumps(message).encode() + b"\n")  # type: ignore[attr-defined]
-    lines.flush()  # type: ignore[attr-defined]
+def _send(lines: BufferedRWPair, message: dict[str, object]) -> None:
+    lines.write(json.dumps(message).encode() + b"\n")
+    lines.flush()
 
 
 def _limit_memory(more: int) -> None:

@@ -36,7 +36,8 @@ def load_function(file: str) -> RewardFunction:
         )
     if not callable(function):
         raise ImportError(f"{file} defines no reward_func(queries, prompts, labels)")
-    return function  # type: ignore[no-any-return]
+    reward_func: RewardFunction = function
+    return reward_func
 
 
 class FunctionReward:

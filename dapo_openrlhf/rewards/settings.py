@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.config.settings import ConfigError, RewardSection
+from dapo_openrlhf.config.choices import AnswerForm
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.rewards.question import RULE
 
 
@@ -17,7 +19,7 @@ class JudgeSettings:
     """``rule``, absolute paths of Python files, http(s) addresses; the first decides on right."""
     weights: tuple[float, ...] = (1.0,)
     """One for each source; the weighted sum is the reward."""
-    answer_form: str = "any"
+    answer_form: AnswerForm = "any"
     """``any`` or ``number``: how the rule wants an answer to a number written."""
     correct_from: float = 1.0
     """Scores of a file or an endpoint from here on are right answers."""

@@ -7,7 +7,9 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
+from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.rewards import verifier
 from dapo_openrlhf.rewards.failures import SourceFailed
 from dapo_openrlhf.rewards.gold import gold_answer
@@ -16,10 +18,10 @@ from dapo_openrlhf.rewards.replies import sensible
 from dapo_openrlhf.types import Score
 
 
-def open_source(name: str, *, number_form: bool, correct_from: float, timeout: float) -> RewardSource:
+def open_source(name: str, *, answer_form: AnswerForm, correct_from: float, timeout: float) -> RewardSource:
     """The reward that ``reward.remote_url`` names: ``rule``, a file ending in ``.py``, or an http(s) address."""
     if name == RULE:
-        return RuleReward(number_form=number_form)
+        return RuleReward(answer_form=answer_form)
     if name.startswith(("http://", "https://")):
         from dapo_openrlhf.rewards.server import ServerReward
 
@@ -37,12 +39,12 @@ def short_name(source: str) -> str:
 class RuleReward:
     """DAPO eq. 7: +1 for an answer equivalent to the gold one, else -1."""
 
-    def __init__(self, *, number_form: bool = False) -> None:
-        """``number_form``: whether a number must be answered with a number, and not with what gives it."""
+    def __init__(self, *, answer_form: AnswerForm) -> None:
+        """``answer_form``: whether a number may be answered with any expression that gives it, or with a number only."""
         from dapo_openrlhf.rewards import algebra  # mpmath, and only here
 
         algebra.prepare()
-        self._number_form = number_form
+        self._number_form = _number_form(answer_form)
         self._equal = functools.lru_cache(maxsize=256)(algebra.equal)  # a group's answers repeat each other
 
     def __call__(self, question: Question) -> list[Score]:
@@ -53,6 +55,16 @@ class RuleReward:
         answer, gold = verifier.extract_answer(response, question.prompt), gold_answer(question.label)
         correct = answer is not None and verifier.compare(answer, gold, self._equal, number_form=self._number_form)
         return Score(correct=correct, reward=verifier.RIGHT if correct else verifier.WRONG)
+
+
+def _number_form(answer_form: AnswerForm) -> bool:
+    match answer_form:
+        case "any":
+            return False
+        case "number":
+            return True
+        case _:
+            assert_never(answer_form)
 
 
 @dataclass(frozen=True, slots=True)

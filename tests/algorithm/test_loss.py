@@ -91,7 +91,7 @@ def test_dual_clip_leaves_positive_advantages_alone() -> None:
 def test_each_response_has_its_own_advantage() -> None:
     # Two responses of two tokens, advantages [B, 1] = 1 and -1, all ratios 1: losses -1 and +1 by row.
     ones = torch.ones(2, 2, dtype=torch.float64)
-    losses, _ = clipped_surrogate(ones, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.28)
+    losses, _ = clipped_surrogate(ones, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.28, dual_clip=None)
     assert losses.tolist() == [[-1.0, -1.0], [1.0, 1.0]]
 
 
@@ -100,7 +100,7 @@ def test_each_response_has_its_own_advantage() -> None:
 def test_ratios_far_away_stay_finite(level: str, log_ratio: float, advantage: float) -> None:
     logprobs = torch.tensor([[log_ratio]], requires_grad=True)
     ratio = policy_ratio(logprobs, torch.zeros(1, 1), torch.ones(1, 1), level=level)  # type: ignore[arg-type]
-    losses, _ = clipped_surrogate(ratio, torch.tensor([[advantage]]), eps_low=0.2, eps_high=0.28)
+    losses, _ = clipped_surrogate(ratio, torch.tensor([[advantage]]), eps_low=0.2, eps_high=0.28, dual_clip=None)
     losses.sum().backward()
     assert losses.isfinite().all()
     assert logprobs.grad is not None and logprobs.grad.isfinite().all()
@@ -127,7 +127,7 @@ def test_gspo_clips_a_whole_response() -> None:
     logprobs = tensor([[4.0, 1.0], [1.5, 2 / 3]]).log()
     mask = torch.ones_like(logprobs)
     ratio = policy_ratio(logprobs, torch.zeros_like(mask), mask, level="gspo")
-    losses, decided = clipped_surrogate(ratio, tensor([[1.0], [1.0]]), eps_low=0.2, eps_high=0.28)
+    losses, decided = clipped_surrogate(ratio, tensor([[1.0], [1.0]]), eps_low=0.2, eps_high=0.28, dual_clip=None)
     assert losses.flatten().tolist() == pytest.approx([-1.28, -1.28, -1.0, -1.0], rel=1e-12)
     assert decided.tolist() == [[True, True], [False, False]]
     weights = tensor([[weight] for weight in token_weights([0, 0], [2, 2], mode="seq-mean-token-mean", longest=9)])
@@ -247,7 +247,7 @@ def test_grpo_loss_by_hand() -> None:
     reference = tensor([[0.15, 0.2], [0.2, 1.0]]).log()
     mask = tensor([[1.0, 1.0], [1.0, 0.0]])
     ratio = policy_ratio(logprobs, old, mask, level="ppo")
-    losses, _ = clipped_surrogate(ratio, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.2)
+    losses, _ = clipped_surrogate(ratio, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.2, dual_clip=None)
     losses = losses + 0.04 * kl_estimate(logprobs, reference, estimator="k3")
     weights = token_weights([0, 0], [2, 1], mode="seq-mean-token-mean", longest=2)
     assert aggregate(losses, mask, tensor(weights)[:, None]).item() == pytest.approx(-0.141931, abs=1e-6)
@@ -260,7 +260,7 @@ def test_dapo_loss_by_hand() -> None:
     old = tensor([[0.2, 0.2], [0.2, 1.0]]).log()
     mask = tensor([[1.0, 1.0], [1.0, 0.0]])
     ratio = policy_ratio(logprobs, old, mask, level="ppo")
-    losses, _ = clipped_surrogate(ratio, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.28)
+    losses, _ = clipped_surrogate(ratio, tensor([[1.0], [-1.0]]), eps_low=0.2, eps_high=0.28, dual_clip=None)
     weights = token_weights([0, 0], [2, 1], mode="token-mean", longest=2)
     assert aggregate(losses, mask, tensor(weights)[:, None]).item() == pytest.approx(-1.48 / 3, rel=1e-12)
 

@@ -14,7 +14,7 @@ import torch
 
 from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate
 from dapo_openrlhf.algorithm.overlong import soft_overlong_punishment
-from dapo_openrlhf.config.settings import build_config
+from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.pipeline.batch import samples_of, weighted
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup
@@ -62,7 +62,10 @@ def test_any_subset_of_techniques_runs(subset: frozenset[str]) -> None:
     rewards = [
         rule
         + soft_overlong_punishment(
-            length, max_length=config.rollout.max_new_tokens, buffer_length=config.reward.overlong_buffer_len or 0
+            length,
+            max_length=config.rollout.max_new_tokens,
+            buffer_length=config.reward.overlong_buffer_len or 0,
+            factor=config.reward.overlong_penalty_factor,
         )
         for rule, length in zip((1.0, -1.0, -1.0), LENGTHS, strict=True)
     ]
@@ -70,12 +73,15 @@ def test_any_subset_of_techniques_runs(subset: frozenset[str]) -> None:
         [group(rewards, right=(True, False, False))],
         overlong_filtering=config.reward.overlong_filtering_enable,
         estimator=config.algo.advantage.estimator,
+        version=0,
     )
     samples = weighted(samples, config.actor.loss_agg_mode, config.rollout.max_new_tokens)
     mask = torch.tensor([[float(s.trained and t < s.length) for t in range(4)] for s in samples])
     advantages = torch.tensor([[s.advantage] for s in samples])
     eps_low, eps_high = config.actor.eps_clip_low_high
-    losses, _ = clipped_surrogate(torch.full_like(mask, 1.25), advantages, eps_low=eps_low, eps_high=eps_high)
+    losses, _ = clipped_surrogate(
+        torch.full_like(mask, 1.25), advantages, eps_low=eps_low, eps_high=eps_high, dual_clip=None
+    )
     loss = aggregate(losses, mask, torch.tensor([[s.weight] for s in samples])).item()
     keeps = [
         GroupFilter(enabled=config.algo.dynamic_filtering_enable).judge(group(rewards, right=right)).keep

@@ -15,26 +15,14 @@ from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
 from dapo_openrlhf.backend.run import start_check
 from dapo_openrlhf.backend.trainer import attention, families, logprobs, rows
 from dapo_openrlhf.backend.trainer.agreement import Comparison
+from dapo_openrlhf.backend.trainer.packing import Packing
 
 CPU = torch.device("cpu")
 
 
-class _Models:
-    """What a comparison asks of the trainer's models."""
-
-    def inputs(self, batch: Any) -> dict[str, Any]:
-        """What the model is given of a micro-batch."""
-        return {
-            "input_ids": batch.input_ids,
-            "position_ids": batch.position_ids,
-            "positions": batch.positions,
-            "buckets": rows.make_buckets(batch.lengths, device=CPU),
-        }
-
-
 class _Engine(SimpleNamespace):
     def __call__(self, **inputs: Any) -> Any:
-        return self.module(**inputs)
+        return self.inner(**inputs)
 
 
 def _comparison(name: str, dtype: torch.dtype = torch.float32) -> Comparison:
@@ -44,8 +32,8 @@ def _comparison(name: str, dtype: torch.dtype = torch.float32) -> Comparison:
     implementation = families.rows_attention(config) if by_rows else attention.NAME
     model = random_model(name, attn_implementation=implementation).to(dtype)
     logprobs.install(model, by_rows=by_rows)
-    models: Any = _Models()
-    return Comparison(_Engine(module=model), models, temperature=0.8, device=CPU)
+    sharded: Any = _Engine(inner=model, device=CPU)
+    return Comparison(sharded, Packing(attention.NAME), temperature=0.8)
 
 
 def _as_sampled(comparison: Comparison, groups: list[GroupTokens]) -> list[GroupTokens]:

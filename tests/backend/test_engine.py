@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dapo_openrlhf.backend.engine.actor import EngineActor, unheard_ids
+from dapo_openrlhf.backend.engine.rollout_worker import RolloutWorker
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens
+from dapo_openrlhf.backend.run import remote_engine
 from dapo_openrlhf.pipeline.ports import Sampling
 
 SAMPLING = Sampling(n=2, max_new_tokens=10, temperature=1.0, top_p=1.0)
+
+
+def methods(of: type[Any]) -> dict[str, str]:
+    """Public methods of a class itself, with their signatures."""
+    return {name: str(inspect.signature(method)) for name, method in vars(of).items() if not name.startswith("_")}
+
+
+def test_the_actor_has_the_methods_of_a_rollout_worker_and_no_more() -> None:
+    """What the controller may call is what another engine has to have."""
+    assert methods(EngineActor) == methods(RolloutWorker)
+
+
+@pytest.mark.parametrize("part", ["remote_engine.py", "start_check.py", "workers.py", "publishers"])
+def test_the_controller_calls_no_other(part: str) -> None:
+    path = Path(remote_engine.__file__).parent / part
+    sources = [file.read_text() for file in (path.glob("*.py") if path.is_dir() else [path])]
+    called = {
+        name
+        for source in sources
+        for name in re.findall(r"(?:actor|engine)\.(\w+)(?:\.options\([^)]*\))?\.remote\(", source)
+    }
+    assert called, "the pattern finds nothing"
+    assert called <= methods(RolloutWorker).keys()
 
 
 class FakeLoop:

@@ -14,7 +14,8 @@ import pytest
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_settings
-from dapo_openrlhf.config.settings import Config, load_config
+from dapo_openrlhf.config.loading import load_config
+from dapo_openrlhf.config.settings import Config
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"

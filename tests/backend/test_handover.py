@@ -14,7 +14,8 @@ from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import start_rank
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, LossSettings
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 
 INPUTS = Inputs(device=Device(kind="cpu", threads=1), prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
 
@@ -53,7 +54,7 @@ def handed(config: Config, inputs: Inputs = INPUTS) -> dict[str, Any]:
 
 def settings_of(config: Config) -> tuple[LossSettings, AdvantageSettings]:
     given = handed(config)
-    return given["loss"], given["advantages"]
+    return given["settings"].loss, given["settings"].advantages
 
 
 def test_dapo_needs_neither_reference_nor_critic() -> None:
@@ -64,12 +65,12 @@ def test_dapo_needs_neither_reference_nor_critic() -> None:
 
 
 def test_a_reference_is_loaded_where_there_is_a_kl_and_stays_the_first_model_after_a_resume(tmp_path: Path) -> None:
-    assert handed(config())["reference"] is None
-    assert handed(config("grpo", algo__kl={"init_coef": 0.0}))["reference"] is None
+    assert handed(config())["beginning"].reference is None
+    assert handed(config("grpo", algo__kl={"init_coef": 0.0}))["beginning"].reference is None
     resumed = replace(INPUTS, checkpoint=tmp_path)
     for preset in ("grpo", "ppo"):
         given = handed(config(preset), resumed)
-        assert given["reference"] == "hub/model"
+        assert given["beginning"].reference == "hub/model"
         assert given["openrlhf_settings"]["actor.model_name_or_path"] == str(tmp_path)
         assert (
             given["openrlhf_settings"]["critic.model_name_or_path"] == "hub/model"
@@ -116,7 +117,7 @@ def test_generation_rounds_do_not_change_what_openrlhf_makes_its_schedule_of(sch
                 algo__max_filtered_batches=rounds,
             )
         )
-        assert given["total_updates"] == 6400
+        assert given["beginning"].total_updates == 6400
         assert given["openrlhf_settings"]["actor.lr_scheduler"] == scheduler
         assert given["openrlhf_settings"]["actor.lr_warmup_ratio"] == (320 - 0.5) / 6400
 

@@ -12,7 +12,7 @@ from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 from dapo_openrlhf.backend.run.model_files import read_model_files
 from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 
 VALUES = {"model_type": "qwen2", "vocab_size": len(CHARACTERS), "eos_token_id": 1, "max_position_embeddings": 128}
 

@@ -9,7 +9,9 @@ import pytest
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.cluster import check_devices
 from dapo_openrlhf.backend.run.placement import Layout, check_fit, together
-from dapo_openrlhf.config.settings import Config, ConfigError, build_config
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 
 
 def config(*, nodes: int = 1, per_node: int = 1, engines: int = 1, workers: int = 1, shared: bool = False) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,9 @@ from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import StagedWeights, WeightAck, WeightLayout
 from dapo_openrlhf.backend.run.calls import PipelineTimeout
-from dapo_openrlhf.backend.run.publish import IpcPublisher, NcclPublisher
+from dapo_openrlhf.backend.run.publishers.ipc import IpcPublisher
+from dapo_openrlhf.backend.run.publishers.nccl import NcclPublisher
+from dapo_openrlhf.backend.run.publishers.parties import Parties
 from dapo_openrlhf.types import PolicyVersion
 
 LAYOUT = WeightLayout(names=("a", "b"), dtypes=("bfloat16",) * 2, shapes=((2, 3), (4,)), sizes=(12, 8))
@@ -39,14 +41,19 @@ def engine(checksum: int = CHECKSUM, receive: Callable[..., Any] | None = None) 
     )
 
 
-def nccl(
+async def nccl(
     ranks: list[FakeActor], engines: list[FakeActor], *, workers: int = 1, timeout: float = HANG_SECONDS
 ) -> NcclPublisher:
-    return NcclPublisher(ranks, engines, workers_per_engine=workers, timeout=timeout)
+    parties = Parties(ranks, engines, timeout=timeout)
+    return await NcclPublisher.open(parties, workers_per_engine=workers, on_spans=lambda spans: None)
 
 
-async def publish(publisher: NcclPublisher | IpcPublisher, version: int = 1) -> tuple[int, int]:
-    await publisher.open()
+async def ipc(ranks: list[FakeActor], engines: list[FakeActor]) -> IpcPublisher:
+    return await IpcPublisher.open(Parties(ranks, engines, timeout=HANG_SECONDS), on_spans=lambda spans: None)
+
+
+async def publish(opening: Awaitable[NcclPublisher | IpcPublisher], version: int = 1) -> tuple[int, int]:
+    publisher = await opening
     publication = await publisher.send(PolicyVersion(version))
     await publisher.deliver(publication)
     return publication.bytes, publication.checksum
@@ -70,8 +77,7 @@ def test_every_rank_takes_part_in_gathering() -> None:
 
 def test_ipc_hands_every_gpus_memory_to_every_engine_in_one_call() -> None:
     ranks, engines = [rank(0), rank(1)], [engine(), engine()]
-    publisher = IpcPublisher(ranks, engines, timeout=HANG_SECONDS)
-    assert asyncio.run(publish(publisher)) == (20, CHECKSUM)
+    assert asyncio.run(publish(ipc(ranks, engines))) == (20, CHECKSUM)
     for actor in engines:
         ((version, info),) = actor.named("receive_weights")
         assert version == 1
@@ -87,8 +93,7 @@ def test_ipc_lets_the_trainer_go_before_engines_load() -> None:
             await loading.wait()
             return WeightAck(version=version, checksum=CHECKSUM, spans=())
 
-        publisher = IpcPublisher([rank()], [engine(receive=receive)], timeout=HANG_SECONDS)
-        await publisher.open()
+        publisher = await ipc([rank()], [engine(receive=receive)])
         publication = await publisher.send(PolicyVersion(1))  # does not wait for the engine
         loading.set()
         await publisher.deliver(publication)
@@ -96,7 +101,7 @@ def test_ipc_lets_the_trainer_go_before_engines_load() -> None:
     asyncio.run(lives())
 
 
-@pytest.mark.parametrize("make", [nccl, lambda ranks, engines: IpcPublisher(ranks, engines, timeout=HANG_SECONDS)])
+@pytest.mark.parametrize("make", [nccl, ipc])
 def test_another_checksum_is_refused_and_names_the_engine(make: Callable[..., Any]) -> None:
     with pytest.raises(RuntimeError, match=r"engine 1 acknowledged version 1 with checksum 0x0*4e, .* 0x0*4d was sent"):
         asyncio.run(publish(make([rank()], [engine(), engine(checksum=CHECKSUM + 1)])))
@@ -104,7 +109,7 @@ def test_another_checksum_is_refused_and_names_the_engine(make: Callable[..., An
 
 def test_ranks_that_differ_are_refused() -> None:
     with pytest.raises(RuntimeError, match=r"trainer ranks hold different weights of version 1.*'trainer rank 1': 78"):
-        asyncio.run(publish(IpcPublisher([rank(0), rank(1, CHECKSUM + 1)], [engine(), engine()], timeout=HANG_SECONDS)))
+        asyncio.run(publish(ipc([rank(0), rank(1, CHECKSUM + 1)], [engine(), engine()])))
 
 
 def test_a_late_engine_is_named_with_what_it_is_doing() -> None:

@@ -21,7 +21,8 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run import ray_address, ray_folder
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.ray_address import resolve
-from dapo_openrlhf.config.settings import Config, ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.settings import Config
 
 
 @pytest.fixture

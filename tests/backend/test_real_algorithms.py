@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
+from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.backend.run.workers import start_rank
 from dapo_openrlhf.backend.trainer.actor import PolicyActor
-from dapo_openrlhf.config.settings import Config, build_config, dump_config
+from dapo_openrlhf.config.loading import build_config, dump_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 pytestmark = pytest.mark.real
@@ -64,19 +67,18 @@ async def _start(config: Config, device: Device) -> tuple[RemoteTrainer, list[An
         address, port = await ranks[0].get_master_addr_port.remote()
         ranks += [rank_class.remote(size, rank, address, port) for rank in range(1, size)]
     await asyncio.gather(*(start_rank(rank, config, inputs) for rank in ranks))
-    trainer = RemoteTrainer(
-        ranks,
-        train_batch_size=config.train.batch_size,
-        max_epochs=config.train.max_epochs,
-        max_tokens=config.train.max_tokens_per_gpu,
-        overlong_filtering=config.reward.overlong_filtering_enable,
-        estimator=config.algo.advantage.estimator,
-        loss_agg_mode=config.actor.loss_agg_mode,
-        longest_response=config.rollout.max_new_tokens,
-        seed=0,
-        timeout=HANG_SECONDS,
-    )
+    trainer = RemoteTrainer(ranks, replace(plan_settings(config), seed=0), timeout=HANG_SECONDS)
     return trainer, ranks
+
+
+def _scored(ranks: list[Any], sequences: list[Any]) -> Any:
+    """Log-probs of all tokens but the first of each, by the weights as they are."""
+
+    def score(rank: Any) -> Any:
+        return rank.loaded.comparison.packed(sequences)
+
+    # Every rank must be asked: a forward pass is a collective under ZeRO-3.
+    return ray.get([rank.__ray_call__.remote(score) for rank in ranks])[0]
 
 
 def _batch(ranks: list[Any], step: int) -> TrainBatch:
@@ -88,17 +90,14 @@ def _batch(ranks: list[Any], step: int) -> TrainBatch:
         lengths = dice.integers(2, LONGEST, RESPONSES)
         offsets = np.concatenate([[0], lengths.cumsum()])
         response_ids = dice.integers(2, 90, offsets[-1]).astype(np.int32)
-        logprobs = []
-        for start, end in itertools.pairwise(offsets):
-            # Every rank must be asked: a forward pass is a collective under ZeRO-3.
-            calls = [
-                rank.score_logprobs.remote(prompt_ids.tolist(), response_ids[start:end].tolist()) for rank in ranks
-            ]
-            logprobs += ray.get(calls)[0]
+        sequences = [
+            np.concatenate([prompt_ids, response_ids[start:end]]) for start, end in itertools.pairwise(offsets)
+        ]
+        logprobs = [row[-length:] for row, length in zip(_scored(ranks, sequences), lengths, strict=True)]
         tokens = GroupTokens(
             prompt_ids=prompt_ids,
             response_ids=response_ids,
-            rollout_logprobs=np.asarray(logprobs, np.float32),
+            rollout_logprobs=np.concatenate(logprobs),
             offsets=offsets,
         )
         rollouts = tuple(

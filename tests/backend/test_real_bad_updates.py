@@ -52,7 +52,7 @@ async def stopped_by_a_gradient(trainer: Any, ranks: list[Any], batch: TrainBatc
     name = "model.layers.1.mlp.up_proj.weight"
 
     def poison(rank: Any) -> None:
-        parameter = dict(rank._engine.module.named_parameters())[name]
+        parameter = dict(rank.loaded.comparison._sharded.inner.named_parameters())[name]
         rank.hook = parameter.register_hook(lambda gradient: gradient * float("inf"))
 
     await ranks[-1].__ray_call__.remote(poison)
@@ -130,7 +130,7 @@ def test_weights_that_are_not_finite_are_neither_published_nor_saved(
 
         def poison(rank: Any) -> None:
             """One number, under ZeRO-3 on one rank alone."""
-            named = dict(rank._engine.module.named_parameters())
+            named = dict(rank.loaded.comparison._sharded.inner.named_parameters())
             parameter = named["model.layers.1.mlp.up_proj.weight"]
             held = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
             held.data.view(-1)[0] = float("inf")

@@ -326,7 +326,7 @@ def test_every_option_that_is_not_here_is_listed() -> None:
 def test_scheduler_names_are_transformers() -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-    from dapo_openrlhf.config.settings import ActorSection
+    from dapo_openrlhf.config.training import ActorSection
 
     names = ActorSection.model_fields["lr_scheduler"].annotation.__args__  # type: ignore[union-attr]
     assert set(names) <= {scheduler.value for scheduler in TYPE_TO_SCHEDULER_FUNCTION}

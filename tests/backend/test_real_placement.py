@@ -20,7 +20,7 @@ from dapo_openrlhf.backend.run import workers as run_workers
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.placement import Placement, reserve
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 
 pytestmark = pytest.mark.real
 

@@ -62,7 +62,7 @@ class Engine:
         from vllm.v1.engine.core_client import InprocClient
         from vllm.v1.executor.abstract import Executor
 
-        from dapo_openrlhf.backend.transfer import object_store as weights  # noqa: F401  registers the weight-transfer engine
+        from dapo_openrlhf.backend.transfer.receivers import object_store as weights  # noqa: F401  registers the weight-transfer engine
 
         cleanup_dist_env_and_memory()  # one engine at a time: process groups are made for the model that comes first
         config = EngineArgs(
@@ -205,7 +205,7 @@ def test_a_published_model_is_the_saved_one(family: str, tmp_path: Path, start: 
 def test_a_publication_that_lacks_or_misnames_a_tensor_is_an_error(
     family: str, tmp_path: Path, start: Callable[..., Engine]
 ) -> None:
-    from dapo_openrlhf.backend.transfer.delivery import IncompleteWeights
+    from dapo_openrlhf.backend.transfer.receivers.delivery import IncompleteWeights
 
     folder = saved(family, tmp_path / "model", seed=0)
     weights = published(folder)

@@ -20,7 +20,8 @@ from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import check_inputs
 from dapo_openrlhf.backend.run.workers import start_workers
 from dapo_openrlhf.cli.train import train
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
 from dapo_openrlhf.pipeline.resume import newest_point
 

@@ -89,7 +89,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """vLLM's packing on the host."""
     from vllm.distributed.weight_transfer import packed_tensor
 
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers import ipc, nccl
 
     shared: dict[int, Tensor] = {}
 
@@ -102,7 +102,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("torch.multiprocessing.reductions.rebuild_cuda_tensor", lambda handle, *rest: shared[handle])
     for name in ("synchronize", "ipc_collect"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
-    for engine in (weights_cuda.NCCLWeightTransferEngine, weights_cuda.IPCWeightTransferEngine):
+    for engine in (nccl.NCCLWeightTransferEngine, ipc.IPCWeightTransferEngine):
         monkeypatch.setattr(engine, "start_weight_update", lambda self: None)
     yield
     if hasattr(packed_tensor, "_get_streams"):
@@ -127,9 +127,9 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def receiver(kind: str, init: dict[str, Any]) -> Any:
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers import ipc, nccl
 
-    engine_class = {"nccl": weights_cuda.CheckedNcclEngine, "ipc": weights_cuda.CheckedIpcEngine}[kind]
+    engine_class = {"nccl": nccl.CheckedNcclEngine, "ipc": ipc.CheckedIpcEngine}[kind]
     untied = SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
     settings = SimpleNamespace(parallel_config=None, model_config=untied)
     engine = engine_class(None, settings, torch.device("cpu", 0), Model())
@@ -143,7 +143,7 @@ def receiver(kind: str, init: dict[str, Any]) -> Any:
 
 def broadcast(named: dict[str, Tensor]) -> tuple[Any, int, int]:
     """Send over a wire; returns the receiving engine, the sender's checksum, and how many broadcasts it took."""
-    from dapo_openrlhf.backend.transfer.senders import NcclSender
+    from dapo_openrlhf.backend.transfer.senders.nccl import NcclSender
 
     wire = Wire()
     sender = NcclSender.__new__(NcclSender)
@@ -176,7 +176,7 @@ def test_broadcasts_do_not_grow_with_the_number_of_parameters(no_gpu: None) -> N
 def test_a_shared_gpus_weights_are_read_from_one_copy_that_the_next_publication_replaces(
     no_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dapo_openrlhf.backend.transfer.senders import IpcSender
+    from dapo_openrlhf.backend.transfer.senders.ipc import IpcSender
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=GPU))

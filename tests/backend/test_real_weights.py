@@ -6,23 +6,27 @@ import asyncio
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import ray
 from patience import HANG_SECONDS
 from tiny_model import CHARACTERS, make_tiny_model
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.messages import Agreement, GroupTokens
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.object_store_publisher import ObjectStorePublisher
+from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
+from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
-from dapo_openrlhf.bench.agreement import batch_of_one
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.bench.gpu_check.agreement import batch_of_one
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
 
@@ -61,16 +65,18 @@ def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int) -> Confi
 async def _largest_difference(workers: Workers, generation: Generation) -> float:
     """Between the engine's log-probs of what it sampled and the trainer's of the same tokens."""
     tokens: GroupTokens = await generation.tokens  # type: ignore[misc]
-    worst = 0.0
-    for index in range(SAMPLING.n):
-        ids, rollout_logprobs = tokens.response(index)
-        scored = ray.get(
-            [rank.score_logprobs.remote(tokens.prompt_ids.tolist(), ids.tolist()) for rank in workers.ranks]
-        )[0]
-        assert len(scored) == len(rollout_logprobs) > 0
-        assert all(map(math.isfinite, [*scored, *rollout_logprobs])), "a comparison with nan would hold"
-        worst = max(worst, *(abs(a - b) for a, b in zip(scored, rollout_logprobs.tolist(), strict=True)))
-    return worst
+    assert len(tokens.offsets) == SAMPLING.n + 1
+    assert (np.diff(tokens.offsets) > 0).all()
+    # Every rank must be asked: a forward pass is a collective under ZeRO-3.
+    found: list[Agreement] = await asyncio.gather(*(_compared(rank, tokens) for rank in workers.ranks))
+    (difference,) = found[0].engines
+    assert math.isfinite(difference.largest), "a comparison with nan would hold"
+    return difference.largest
+
+
+async def _compared(rank: Any, tokens: GroupTokens) -> Agreement:
+    compared: Agreement = await rank.compare.remote([[tokens]])
+    return compared
 
 
 SERIAL = itertools.count()
@@ -81,15 +87,9 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
     workers = await start_workers(
         config, Inputs(device=device, prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
     )
-    trainer = RemoteTrainer(
-        workers.ranks,
-        train_batch_size=config.train.batch_size,
-        max_epochs=2,  # ranks deal samples anew in the second pass
-        max_tokens=config.train.max_tokens_per_gpu,
-        overlong_filtering=False,
-        seed=0,
-        timeout=HANG_SECONDS,
-    )
+    # Ranks deal samples anew in the second pass.
+    plan = replace(plan_settings(config), max_epochs=2, overlong_filtering=False, seed=0)
+    trainer = RemoteTrainer(workers.ranks, plan, timeout=HANG_SECONDS)
     publisher = ObjectStorePublisher(workers.ranks, workers.engines, timeout=HANG_SECONDS, start_timeout=HANG_SECONDS)
     engine = workers.engines[0]
     generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dapo_openrlhf.backend.messages import PACKED, WeightLayout
 from dapo_openrlhf.backend.transfer.checksum import Checksum
+from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
 
 pytestmark = pytest.mark.real
 
@@ -71,12 +73,12 @@ def receive(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, i
 
 def receiver(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> Any:
     """vLLM's engine for NCCL after a publication, which a model of ours has taken."""
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers import nccl
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(weights_cuda.NCCLWeightTransferEngine, "start_weight_update", lambda self: None)
+    monkeypatch.setattr(nccl.NCCLWeightTransferEngine, "start_weight_update", lambda self: None)
     model = Model()
-    engine = weights_cuda.CheckedNcclEngine(None, SETTINGS, torch.device("cpu"), model)
+    engine = nccl.CheckedNcclEngine(None, SETTINGS, torch.device("cpu"), model)
     engine.model_update_group = group
     engine.start_weight_update()
     engine.receive_weights(engine.parse_update_info(LAYOUT.update_info(packed=False)))
@@ -97,13 +99,11 @@ def test_what_changes_on_the_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_the_model_did_not_take_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that loads nothing into any parameter of vLLM's."""
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
-    from dapo_openrlhf.backend.transfer.delivery import IncompleteWeights
+    from dapo_openrlhf.backend.transfer.receivers import nccl
+    from dapo_openrlhf.backend.transfer.receivers.delivery import IncompleteWeights
 
     finished: list[Any] = []
-    monkeypatch.setattr(
-        weights_cuda.NCCLWeightTransferEngine, "finish_weight_update", lambda self: finished.append(self)
-    )
+    monkeypatch.setattr(nccl.NCCLWeightTransferEngine, "finish_weight_update", lambda self: finished.append(self))
     engine = receiver(Broadcast(), monkeypatch)
     with pytest.raises(IncompleteWeights, match=r"model Model:\n  up, down as published went into none"):
         engine.finish_weight_update()
@@ -111,10 +111,10 @@ def test_what_the_model_did_not_take_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_messages_are_cut_to_what_the_installed_version_knows() -> None:
-    from dapo_openrlhf.backend.transfer import cuda as weights_cuda
+    from dapo_openrlhf.backend.transfer.receivers import ipc, nccl
 
     where = {"master_address": "h", "master_port": 1, "rank_offset": 1, "world_size": 2}
-    for engine_class in (weights_cuda.CheckedNcclEngine, weights_cuda.CheckedIpcEngine):
+    for engine_class in (nccl.CheckedNcclEngine, ipc.CheckedIpcEngine):
         engine = engine_class(None, SETTINGS, torch.device("cpu"), Model())
         init = engine.parse_init_info({**where, **PACKED})
         update = engine.parse_update_info(LAYOUT.update_info(ipc_handles={"GPU": (1,)}, tensor_sizes=[64, 64]))
@@ -123,12 +123,12 @@ def test_messages_are_cut_to_what_the_installed_version_knows() -> None:
         assert getattr(init, "packed", False) or getattr(update, "packed", False)
 
 
-def test_the_extension_hides_nothing_of_vllms_worker() -> None:
+@pytest.mark.parametrize("transport", [name for name, told in RECEIVERS.items() if told.worker_extension])
+def test_the_extension_hides_nothing_of_vllms_worker(transport: str) -> None:
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from dapo_openrlhf.backend.transfer.cuda import WorkerExtension
-
-    added = {name for name in dir(WorkerExtension) if not name.startswith("__")}
+    module, _, name = str(RECEIVERS[transport].worker_extension).rpartition(".")
+    added = {name for name in dir(getattr(import_module(module), name)) if not name.startswith("__")}
     assert added == {"received_checksum"}
     assert not hasattr(WorkerBase, "received_checksum")
 
@@ -181,9 +181,10 @@ def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> N
 
 def test_a_group_that_waits_for_weights_can_be_cut() -> None:
     from dapo_openrlhf.backend.engine.loop import EngineLoop, _Group, _Response
+    from dapo_openrlhf.backend.engine.rollout_worker import WeightUpdates
     from dapo_openrlhf.pipeline.ports import Sampling
 
-    loop = EngineLoop({}, name="engine 0", stop_ids=[], weights_in_flight=False)
+    loop = EngineLoop({}, name="engine 0", stop_ids=[], updates=WeightUpdates(in_flight=False))
     loop._core = AsyncCore()  # type: ignore[assignment]
     loop._responses["busy/0"] = _Response(_Group(prompt_ids=[1], done=Future(), unfinished=1))
     loop.load_weights(1, lambda _: None)

@@ -13,7 +13,7 @@ from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import WeightAck, WeightManifest
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, all_within
-from dapo_openrlhf.backend.run.object_store_publisher import ObjectStorePublisher
+from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
 from dapo_openrlhf.backend.run.remote_engine import ObjectStoreTexts
 from dapo_openrlhf.pipeline.ports import GroupError, NotRevived
 from dapo_openrlhf.types import PolicyVersion

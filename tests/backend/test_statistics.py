@@ -10,9 +10,10 @@ from fake_actors import FakeActor
 from fakes import some_group
 
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
-from dapo_openrlhf.backend.run.step_statistics import step_statistics
-from dapo_openrlhf.backend.trainer.actor import StepReport
+from dapo_openrlhf.backend.run.step_statistics import UnknownSum, step_statistics
+from dapo_openrlhf.backend.trainer.reports import StepReport
 from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome
+from dapo_openrlhf.pipeline.batch import PlanSettings
 from dapo_openrlhf.pipeline.metrics import METRICS
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
@@ -80,6 +81,11 @@ def test_everything_shown_has_a_meaning() -> None:
     assert set(step_statistics([with_all])) <= set(METRICS)
 
 
+def test_a_sum_that_nothing_is_made_of_is_refused() -> None:
+    with pytest.raises(UnknownSum, match="trainer ranks report entropie, of which"):
+        step_statistics([report(tokens=1), report(tokens=1, entropie=1.0)])
+
+
 def test_updates_that_were_stopped_count_apart() -> None:
     bad = UpdateOutcome(not_finite={"loss": 2})
     scaled = UpdateOutcome(not_finite={"gradient norm": 1}, overflow=True)
@@ -96,9 +102,11 @@ def test_updates_that_train_no_token_are_counted() -> None:
     def empty(truncated: set[int]) -> float:
         async def main() -> float:
             rank = FakeActor(train=lambda plan, tokens: report(tokens=1))
-            trainer = RemoteTrainer(
-                [rank], train_batch_size=4, max_epochs=1, max_tokens=100, overlong_filtering=True, seed=0, timeout=9.0
-            )
+            plan = PlanSettings(
+                train_batch_size=4, max_epochs=1, max_tokens=100, overlong_filtering=True, seed=0,
+                estimator="group_norm", loss_agg_mode="token-mean", longest_response=100,
+            )  # fmt: skip
+            trainer = RemoteTrainer([rank], plan, timeout=9.0)
             groups = [some_group(index) for index in range(4)]
             groups = [
                 replace(group, rollouts=tuple(replace(r, truncated=group.id in truncated) for r in group.rollouts))

@@ -11,7 +11,9 @@ from transformers import AutoTokenizer
 
 from dapo_openrlhf.backend.run.inputs import check_context
 from dapo_openrlhf.backend.run.stop_tokens import end_of_turn, stop_tokens
-from dapo_openrlhf.config.settings import Config, ConfigError, build_config
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 
 PAD, EOS, BANG = 0, 1, CHARACTERS.index("!")
 ABSENT = object()

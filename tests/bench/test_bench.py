@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from event_files import batch_taken, group_judged, run_started, write_events
 
-from dapo_openrlhf.bench.arms import WARM_UP_STEPS, ArmRun, read_our_run
-from dapo_openrlhf.bench.compare import summarise, table, verdicts
+from dapo_openrlhf.bench.arm import WARM_UP_STEPS, Measurement
+from dapo_openrlhf.bench.comparison import table, verdicts
+from dapo_openrlhf.bench.pipeline_arm import read_run
+from dapo_openrlhf.bench.result import summarise
+from dapo_openrlhf.pipeline.events import Event, PublicationLive, StepDone, WorkerSpans
+from dapo_openrlhf.types import PolicyVersion, Span
 
 UNIX = 1000.0
 """Unix time at 0 on the log's clock."""
 
 
-def _span(worker: str, start: float, end: float) -> dict[str, Any]:
-    return {"worker": worker, "kind": "work", "start": UNIX + start, "end": UNIX + end}
+def _span(worker: str, start: float, end: float) -> Span:
+    return Span(worker=worker, kind="work", start=UNIX + start, end=UNIX + end)
 
 
 def _log(folder: Path) -> Path:
     """Warm-up steps that end at 1, 2 and 3 s, then two counted ones that end at 5 and 9 s."""
     ends = [*range(1, WARM_UP_STEPS + 1), 5.0, 9.0]
-    spans = [
+    spans = (
         _span("engine 0", 2.5, 4.5),  # 1.5 s of the first counted step
         _span("engine 0", 6.0, 7.0),  # 1 s of the second
         _span("trainer 0", 3.0, 4.0),  # 1 s of the first
         _span("trainer 0", 5.0, 11.0),  # 4 s of the second
-    ]
-    events: list[dict[str, Any]] = [{"event": "run_started", "time": 0.0, "unix_time": UNIX}]
+    )
+    events: list[tuple[float, Event]] = [(0.0, run_started(UNIX))]
     for step, end in enumerate(ends):
-        events.append({"event": "batch_taken", "time": end - 0.5, "ages": [0, 1], "response_tokens": 300 + step})
-        events.append({"event": "group_judged", "time": end - 0.4, "keep": step % 2 == 0})
-        events.append({"event": "publication_live", "time": end - 0.1, "seconds": 0.25})
-        events.append({"event": "step_done", "time": end, "step": step})
-    events.append({"event": "worker_spans", "time": 12.0, "spans": spans})
-    file = folder / "events.jsonl"
-    file.write_text("".join(json.dumps(event) + "\n" for event in events))
-    return file
+        events += [
+            (end - 0.5, batch_taken(step, ages=(0, 1), response_tokens=300 + step)),
+            (end - 0.4, group_judged(keep=step % 2 == 0)),
+            (end - 0.1, PublicationLive(version=PolicyVersion(step + 1), seconds=0.25, bytes=1, checksum=1)),
+            (end, StepDone(step=step, laps={})),
+        ]
+    events.append((12.0, WorkerSpans(spans=spans)))
+    write_events(folder / "events.jsonl", events)
+    return folder / "events.jsonl"
 
 
 def test_a_run_is_read_from_its_events_without_the_warm_up(tmp_path: Path) -> None:
-    run = read_our_run(_log(tmp_path))
+    run = read_run(_log(tmp_path))
     assert run.step_seconds == (2.0, 4.0)
     assert run.trained_tokens == 303 + 304
     assert run.generate_seconds == pytest.approx((1.5 + 1.0) / 2)
@@ -52,8 +56,8 @@ def test_a_run_is_read_from_its_events_without_the_warm_up(tmp_path: Path) -> No
     assert (run.mean_age, run.max_age, run.publish_seconds, run.pass_rate) == (0.5, 1, 0.25, 0.5)
 
 
-def _run(*, seconds: float, generate: float, train: float, busier: float, publish: float = 0.05) -> ArmRun:
-    return ArmRun(
+def _run(*, seconds: float, generate: float, train: float, busier: float, publish: float = 0.05) -> Measurement:
+    return Measurement(
         step_seconds=(seconds, seconds),
         trained_tokens=1000.0,
         generate_seconds=generate,

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_files import batch_taken, group_judged, run_started, write_events
 from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.bench import gpu_check, gpu_work
-from dapo_openrlhf.bench.gpu_check import (
-    PARTS,
-    Check,
-    compare,
-    figures,
-    judge_agreement,
-    judge_run,
-    judge_versions,
-    main,
-    table,
-)
-from dapo_openrlhf.config.settings import build_config
+from dapo_openrlhf.bench.gpu_check import __main__ as gpu_check
+from dapo_openrlhf.bench.gpu_check import process
+from dapo_openrlhf.bench.gpu_check.__main__ import main
+from dapo_openrlhf.bench.gpu_check.check import Check, table
+from dapo_openrlhf.bench.gpu_check.installation import judge_versions
+from dapo_openrlhf.bench.gpu_check.parts import PARTS, compare, judge_agreement
+from dapo_openrlhf.bench.gpu_check.settings import settings_at
+from dapo_openrlhf.bench.gpu_check.training import figures, judge_run
+from dapo_openrlhf.bench.workload.random_model import PROMPT_TOKENS, random_workload
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.pipeline.events import Event, PublicationLive, StepDone, WorkerSpans
+from dapo_openrlhf.types import PolicyVersion, Span
 
 AGREEMENT: dict[str, Any] = {
     "before": {"mean": 0.009, "largest": 0.04},
@@ -82,7 +82,7 @@ def test_parts_do_not_start_once_the_time_is_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Device, "count", lambda self: 1)
-    monkeypatch.setattr(gpu_check, "_run", lambda *arguments: pytest.fail("a part was started"))
+    monkeypatch.setattr(process, "_failure", lambda *arguments: pytest.fail("a part was started"))
     assert main(["--budget", "0"]) == 1
     assert capsys.readouterr().out.count("no time was left") == 2 * len(PARTS)
 
@@ -123,40 +123,40 @@ def test_flash_attn_may_be_absent_and_vllm_may_not() -> None:
     assert verdicts(judge_versions(found | {"packages": {"vllm": "0.29.0", "flashinfer-python": None}})) == [True]
 
 
+def _span(worker: str, kind: str, start: float, end: float) -> Span:
+    """Times on the log's clock, which begins at Unix time 1,000."""
+    return Span(worker=worker, kind=kind, start=1000 + start, end=1000 + end)
+
+
 def test_figures_come_from_the_event_log(tmp_path: Path) -> None:
     """Two updates of 2 s and 0.5 s + 0.5 s after it; 10 responses of 100 tokens and as many prompts of 64 a step."""
-    events: list[dict[str, Any]] = [{"event": "run_started", "time": 0.0, "unix_time": 1000.0}]
+    events: list[tuple[float, Event]] = [(0.0, run_started(1000.0))]
     for step in range(5):
         now = 10.0 * (step + 1)
-        spans = [
-            {
-                "worker": "trainer 0",
-                "kind": "update",
-                "start": 1000 + now - 2,
-                "end": 1000 + now - (1.5 if step else 0),
-            },
-            {"worker": "engine 0", "kind": "load_weights", "start": 1000 + now - 1, "end": 1000 + now - 0.97},
-            {"worker": "engine 0", "kind": "generate", "start": 1000 + now - 9, "end": 1000 + now - 1},
-        ]
+        spans = (
+            _span("trainer 0", "update", now - 2, now - (1.5 if step else 0)),
+            _span("engine 0", "load_weights", now - 1, now - 0.97),
+            _span("engine 0", "generate", now - 9, now - 1),
+        )
         events += [
-            {"event": "batch_taken", "time": now - 3, "ages": [0, 1], "responses": 10, "response_tokens": 1000},
-            {"event": "worker_spans", "time": now, "spans": spans},
-            {"event": "group_judged", "time": now - 4, "keep": True},
-            {"event": "publication_live", "time": now, "seconds": 0.1},
-            {"event": "step_done", "time": now},
+            (now - 4, group_judged(keep=True)),
+            (now - 3, batch_taken(step, ages=(0, 1), responses=10, response_tokens=1000)),
+            (now, WorkerSpans(spans=spans)),
+            (now, PublicationLive(version=PolicyVersion(step + 1), seconds=0.1, bytes=1, checksum=1)),
+            (now, StepDone(step=step, laps={})),
         ]
     path = tmp_path / "events.jsonl"
-    path.write_text("\n".join(map(json.dumps, events)))
+    write_events(path, events)
     found = figures(path)
     assert found["step_median"] == pytest.approx(10.0)
-    assert found["trainer_tokens_per_second"] == pytest.approx((1000 + 10 * gpu_work.PROMPT_TOKENS) / 0.5)
+    assert found["trainer_tokens_per_second"] == pytest.approx((1000 + 10 * PROMPT_TOKENS) / 0.5)
     assert found["pause_seconds"] == pytest.approx(0.03)
     assert (found["max_age"], found["publish_seconds"]) == (1, pytest.approx(0.1))
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])
 def test_its_runs_are_configurations_that_run(tmp_path: Path, max_staleness: int) -> None:
-    config = build_config(gpu_work.settings(tmp_path, max_staleness=max_staleness, steps=6), source="test")
+    config = build_config(settings_at(max_staleness, random_workload(tmp_path), steps=6), source="test")
     assert (config.devices, config.weight_transfer, config.updates_per_step) == (1, "ipc", 2)
 
 

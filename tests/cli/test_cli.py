@@ -18,7 +18,7 @@ from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run.inputs import check_inputs
 from dapo_openrlhf.cli.eval import summary_of, words
 from dapo_openrlhf.cli.submit import entrypoint
-from dapo_openrlhf.config.settings import load_config
+from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
 from dapo_openrlhf.types import Prompt
 

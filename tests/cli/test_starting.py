@@ -9,7 +9,9 @@ import pytest
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.cli.options import make_parser
 from dapo_openrlhf.cli.starting import starting_point
-from dapo_openrlhf.config.settings import Config, ConfigError, build_config, dump_config
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config, dump_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState
 from dapo_openrlhf.pipeline.resume import ResumePoint

@@ -8,16 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dapo_openrlhf.config.settings import (
-    Config,
-    ConfigError,
-    build_config,
-    build_reward,
-    dump_config,
-    load_config,
-    parse_overrides,
-    setting_names,
-)
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config, build_reward, dump_config, load_config, parse_overrides
+from dapo_openrlhf.config.settings import Config, setting_names
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 

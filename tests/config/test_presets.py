@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 
-from dapo_openrlhf.config.presets import PRESETS, PresetName
-from dapo_openrlhf.config.settings import (
-    Config,
-    ConfigError,
-    build_config,
-    dump_config,
-    load_config,
-    preset_changes,
-    setting_names,
-)
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config, dump_config, load_config, preset_changes
+from dapo_openrlhf.config.presets import PAPER, PRESETS, PresetName
+from dapo_openrlhf.config.settings import Config, setting_names
 
 LEAST = {"actor": {"model_name_or_path": "m"}, "data": {"prompt_dataset": "d"}}
 
@@ -134,20 +130,51 @@ def test_recipe_and_paper_differ_where_the_recipe_says(file: Path) -> None:
     assert {key for key in recipe if recipe[key] != paper.get(key)} == {
         "actor.lr_warmup_steps",
         "actor.adam.weight_decay",
-        "actor.max_norm",
         "actor.dual_clip",
         "reward.overlong_filtering_enable",
-        "algo.max_filtered_batches",
-        "data.max_len",
     }
+
+
+def test_the_schemas_defaults_are_the_papers_wherever_both_state_a_number(file: Path) -> None:
+    """What the run alone can know, or what costs without saying so, is otherwise by default."""
+    config = load_config(file)
+    otherwise = {dotted for dotted, value in PAPER.items() if value_of(config, dotted) != value}
+    assert otherwise == {
+        "reward.overlong_buffer_len",
+        "eval.n_samples_per_prompt",
+        "eval.top_p",
+        "algo.max_filtered_batches",
+    }
+
+
+def test_paper_and_recipe_give_up_after_the_recipes_ten_rounds_of_three_batches(file: Path) -> None:
+    for name in ("dapo-paper", "dapo-recipe"):
+        config = load_config(file, {"preset": name})
+        assert config.algo.max_filtered_batches * config.rollout.batch_size == 10 * 1536
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def keys_of(settings: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Dotted names in nested settings."""
+    keys = set()
+    for key, value in settings.items():
+        keys |= keys_of(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return keys
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_run_repeats_no_number_of_its_preset(path: Path) -> None:
+    written = yaml.safe_load(path.read_text())
+    assert keys_of(written) & set(PRESETS[written.get("preset", "dapo")].settings) == set()
 
 
 def test_the_shipped_paper_run_is_the_papers_preset() -> None:
     shipped = load_config(Path(__file__).parents[2] / "configs" / "dapo_paper_qwen2.5_32b.yaml")
     assert shipped.preset == "dapo-paper"
-    for dotted, expected in PRESETS["dapo-paper"].settings.items():
-        actual = value_of(shipped, dotted)
-        assert (list(actual) if isinstance(actual, tuple) else actual) == expected, dotted
+    for dotted, expected in PAPER.items():
+        assert value_of(shipped, dotted) == expected, dotted
 
 
 @pytest.mark.parametrize("name", PRESETS)

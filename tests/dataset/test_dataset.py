@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tiny_model import CHARACTERS, make_tiny_tokenizer
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.choices import OnBadRow
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset import cache, reading
 from dapo_openrlhf.dataset.bad_rows import BadRow
 from dapo_openrlhf.dataset.readers import Readers
@@ -288,7 +289,7 @@ def test_without_a_chat_template_there_are_no_chats(model: Path, tmp_path: Path)
 GOOD_ROWS: list[dict[str, object]] = [{"input": f"{n}+1=", "label": str(n + 1), "n": n} for n in range(600)]
 
 
-def read(path: Path, which: RowRules, *, on_bad_row: reading.OnBadRow = "refuse") -> tuple[PromptSet, list[str]]:
+def read(path: Path, which: RowRules, *, on_bad_row: OnBadRow = "refuse") -> tuple[PromptSet, list[str]]:
     said: list[str] = []
     prompts = read_prompt_set(path, which, setting="data.prompt_dataset", on_bad_row=on_bad_row, say=said.append)
     return prompts, said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.rows import BLOCK, blocks, column, column_names, read_rows
 
 ROWS: list[dict[str, object]] = [

@@ -19,7 +19,7 @@ from dapo_openrlhf.backend.run.launch import stall_timeout
 from dapo_openrlhf.backend.trainer.bad_batch import write_rank
 from dapo_openrlhf.backend.trainer.collate import collate
 from dapo_openrlhf.backend.trainer.per_sample import Known
-from dapo_openrlhf.config.settings import build_config
+from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.pipeline.bad_updates import BadUpdates, TooManyBadUpdates, UpdateOutcome
 from dapo_openrlhf.pipeline.batch import Sample, Update
 from dapo_openrlhf.pipeline.events import GroupJudged, UpdateSkipped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,16 @@ from dapo_openrlhf.algorithm.advantage import CREDITS, group_norm
 from dapo_openrlhf.algorithm.choices import EstimatorName, LossAggMode, PolicyLossType
 from dapo_openrlhf.algorithm.kl import kl_estimate
 from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio
-from dapo_openrlhf.pipeline.batch import RankPlan, Sample, Update, plan_batch, samples_of, split_mini_batch, weighted
+from dapo_openrlhf.pipeline.batch import (
+    PlanSettings,
+    RankPlan,
+    Sample,
+    Update,
+    plan_batch,
+    samples_of,
+    split_mini_batch,
+    weighted,
+)
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 P, G = 6, 4
@@ -51,11 +61,18 @@ def make_batch(seed: int, *, step: int = 0, groups: int = P, responses: int = G,
     )
 
 
-def plan(batch: TrainBatch, **changes: int | bool | str) -> tuple[RankPlan, ...]:
-    settings = {
+def plan(batch: TrainBatch, **changes: Any) -> tuple[RankPlan, ...]:
+    settings: dict[str, Any] = {
         "ranks": 2, "train_batch_size": 8, "max_epochs": 1, "max_tokens": 40, "overlong_filtering": True, "seed": 7,
-    }  # fmt: skip
-    return plan_batch(batch, **(settings | changes))  # type: ignore[arg-type]
+        "estimator": "group_norm", "loss_agg_mode": "token-mean", "longest_response": LONGEST,
+    } | changes  # fmt: skip
+    ranks = settings.pop("ranks")
+    return plan_batch(batch, PlanSettings(**settings), ranks=ranks)
+
+
+def grouped(batch: TrainBatch, **changes: Any) -> list[list[Sample]]:
+    settings: dict[str, Any] = {"overlong_filtering": True, "estimator": "group_norm", "version": batch.version}
+    return samples_of(batch.groups, **(settings | changes))
 
 
 def samples_in(updates: Iterable[Update]) -> list[Sample]:
@@ -116,7 +133,7 @@ class Policy:
         weights, _ = importance_weights(old, rollout, mask, level="token", mode="clip", threshold=(0.0, 2.0))
         advantages = torch.tensor([[sample.advantage] for sample in samples], dtype=torch.float64)
         ratio = policy_ratio(logprobs, old, mask, level=level)
-        losses, _ = clipped_surrogate(ratio, advantages, eps_low=0.2, eps_high=0.28)
+        losses, _ = clipped_surrogate(ratio, advantages, eps_low=0.2, eps_high=0.28, dual_clip=None)
         losses = losses + KL_COEF * kl_estimate(logprobs, rollout, estimator="k3")
         return aggregate(losses * weights, mask, torch.tensor([[s.weight] for s in samples], dtype=torch.float64))
 
@@ -232,7 +249,7 @@ def test_a_mini_batch_of_truncated_responses_has_no_gradient() -> None:
 
 def test_samples_carry_their_groups_advantages() -> None:
     batch = make_batch(3)
-    groups = samples_of(batch.groups, overlong_filtering=True)
+    groups = grouped(batch)
     assert [len(group) for group in groups] == [G] * P
     for position, (samples, group) in enumerate(zip(groups, batch.groups, strict=True)):
         assert [key(sample) for sample in samples] == [(position, index) for index in range(G)]
@@ -245,7 +262,7 @@ def test_samples_carry_their_groups_advantages() -> None:
 @pytest.mark.parametrize("estimator", CREDITS)
 def test_samples_carry_the_credit_of_their_estimator(estimator: EstimatorName) -> None:
     batch = make_batch(3)
-    groups = samples_of(batch.groups, overlong_filtering=True, estimator=estimator)
+    groups = grouped(batch, estimator=estimator)
     for samples, group in zip(groups, batch.groups, strict=True):
         rewards = [rollout.reward for rollout in group.rollouts]
         assert [sample.advantage for sample in samples] == CREDITS[estimator](rewards)
@@ -255,14 +272,14 @@ def test_truncated_responses_shape_the_group_even_when_they_are_masked() -> None
     # Overlong filtering masks the loss, not the reward: the others are still compared with the truncated one.
     batch = make_batch(3)
     masked, unmasked = (
-        [[sample.advantage for sample in group] for group in samples_of(batch.groups, overlong_filtering=filtering)]
+        [[sample.advantage for sample in group] for group in grouped(batch, overlong_filtering=filtering)]
         for filtering in (True, False)
     )
     assert masked == unmasked
 
 
 def test_without_overlong_filtering_everything_is_trained() -> None:
-    groups = samples_of(make_batch(3).groups, overlong_filtering=False)
+    groups = grouped(make_batch(3), overlong_filtering=False)
     assert all(sample.trained for group in groups for sample in group)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.checkpoint import STATE_FILE, Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState
 

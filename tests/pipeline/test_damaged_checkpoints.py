@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.config.settings import ConfigError, build_config, dump_config
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config, dump_config
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, STATE_FILE, Checkpoints, RunState, damage
 from dapo_openrlhf.pipeline.manifest import MANIFEST_FILE
 from dapo_openrlhf.pipeline.prompts import PromptState

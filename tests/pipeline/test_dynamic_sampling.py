@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter
-from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, Verdict
+from dapo_openrlhf.types import FilterDecision, PolicyVersion, Prompt, Rollout, RolloutGroup
 
 
 def group(correct: list[bool], rewards: list[float] | None = None) -> RolloutGroup:
@@ -28,34 +28,34 @@ def group(correct: list[bool], rewards: list[float] | None = None) -> RolloutGro
 
 
 @pytest.mark.parametrize(
-    ("right", "verdict"),
+    ("right", "decision"),
     [
-        (0, Verdict(False, "all_wrong")),
-        (1, Verdict(True, "kept")),
-        (2, Verdict(True, "kept")),
-        (3, Verdict(True, "kept")),
-        (4, Verdict(False, "all_right")),
+        (0, FilterDecision(False, "all_wrong")),
+        (1, FilterDecision(True, "kept")),
+        (2, FilterDecision(True, "kept")),
+        (3, FilterDecision(True, "kept")),
+        (4, FilterDecision(False, "all_right")),
     ],
 )
-def test_kept_iff_some_are_right_and_some_are_wrong(right: int, verdict: Verdict) -> None:
-    assert GroupFilter(enabled=True).judge(group([True] * right + [False] * (4 - right))) == verdict
+def test_kept_iff_some_are_right_and_some_are_wrong(right: int, decision: FilterDecision) -> None:
+    assert GroupFilter(enabled=True).decide(group([True] * right + [False] * (4 - right))) == decision
 
 
 def test_the_place_of_the_right_one_does_not_matter() -> None:
     for position in range(4):
-        assert GroupFilter(enabled=True).judge(group([i == position for i in range(4)])).keep
+        assert GroupFilter(enabled=True).decide(group([i == position for i in range(4)])).keep
 
 
 @pytest.mark.parametrize(("correct", "reason"), [(True, "all_right"), (False, "all_wrong")])
 def test_shaped_rewards_do_not_save_a_group(correct: bool, reason: str) -> None:
     # Length shaping makes the rewards differ although the answers are all alike: such a group teaches length only.
-    judged = GroupFilter(enabled=True).judge(group([correct] * 3, rewards=[0.9, 0.4, -0.1]))
-    assert judged == Verdict(False, reason)
+    judged = GroupFilter(enabled=True).decide(group([correct] * 3, rewards=[0.9, 0.4, -0.1]))
+    assert judged == FilterDecision(False, reason)
 
 
 def test_shaped_rewards_do_not_condemn_a_group() -> None:
     # A right answer with the full overlong punishment and a wrong one without: rewards -1 + 1 = 0 against 0.
-    assert GroupFilter(enabled=True).judge(group([True, False], rewards=[0.0, 0.0])).keep
+    assert GroupFilter(enabled=True).decide(group([True, False], rewards=[0.0, 0.0])).keep
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_shaped_rewards_do_not_condemn_a_group() -> None:
 def test_a_group_is_kept_if_its_mean_score_is_within_the_range(
     scores: list[float], score_range: tuple[float, float] | None, reason: str
 ) -> None:
-    judged = GroupFilter(enabled=True, score_range=score_range).judge(
+    judged = GroupFilter(enabled=True, score_range=score_range).decide(
         replace(
             group([False] * len(scores)),
             rollouts=tuple(
@@ -84,10 +84,10 @@ def test_a_group_is_kept_if_its_mean_score_is_within_the_range(
             ),
         )
     )
-    assert judged == Verdict(reason == "kept", reason)
+    assert judged == FilterDecision(reason == "kept", reason)
 
 
 @pytest.mark.parametrize("right", [0, 2, 4])
 def test_switched_off_everything_is_kept(right: int) -> None:
-    verdict = GroupFilter(enabled=False).judge(group([True] * right + [False] * (4 - right)))
-    assert verdict == Verdict(True, "kept")
+    decision = GroupFilter(enabled=False).decide(group([True] * right + [False] * (4 - right)))
+    assert decision == FilterDecision(True, "kept")

@@ -12,7 +12,7 @@ from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.engine_pool import SICK, EngineUnusable
-from dapo_openrlhf.pipeline.evaluation import EvaluationFailed
+from dapo_openrlhf.pipeline.evaluator import EvaluationFailed
 from dapo_openrlhf.pipeline.events import BatchTaken, EngineLost, EngineReplaced, GroupFailed
 from dapo_openrlhf.pipeline.ports import CUT_TOO_EARLY, GroupError
 
@@ -246,6 +246,6 @@ def test_a_model_is_saved_though_its_evaluation_fails() -> None:
 def test_a_group_that_no_engine_has_yet_can_be_cut_without_harm() -> None:
     async def main() -> None:
         world = two_engines()
-        world.rollouts._engines.cut("group 5")
+        world.rollouts._sampler.engines.cut("group 5")
 
     run_virtual(main())

@@ -9,8 +9,9 @@ import pytest
 from fakes import EVALUATION, HANG, FakeEngine, FakeGroup, FakeScorer, FakeTexts, all_right, problems
 from virtual_time import run_virtual
 
-from dapo_openrlhf.pipeline.engine_pool import EnginePool
-from dapo_openrlhf.pipeline.evaluation import Evaluation, EvaluationFailed, Evaluator, ProblemResult, Response
+from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
+from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
+from dapo_openrlhf.pipeline.evaluator import EvaluationFailed, Evaluator
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
 from dapo_openrlhf.types import Prompt
 
@@ -27,11 +28,13 @@ def evaluator(
 ) -> Evaluator:
     return Evaluator(
         problems=problems(count),
-        engines=EnginePool(engines),
+        sampler=Sampler(
+            engines=EnginePool(engines),
+            sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=0.7),
+            timeout=60.0,
+        ),
         scorer=scorer,
         texts=texts,
-        sampling=Sampling(n=samples, max_new_tokens=100, temperature=1.0, top_p=0.7),
-        generate_timeout=60.0,
         concurrency=concurrency,
         on_answered=on_answered,
     )

@@ -6,15 +6,18 @@ import asyncio
 import dataclasses
 import io
 import json
+import math
 import random
 from pathlib import Path
 
 import pytest
+from event_files import write_events
 from fakes import FakeEngine, FakeScorer, World, build, filtered
 from virtual_time import run_virtual
 
-from dapo_openrlhf.pipeline.event_log import EventLog
-from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained, WorkerSpans
+from dapo_openrlhf.pipeline import event_log
+from dapo_openrlhf.pipeline.event_log import KINDS, EventLog, EventLogError, Logged, read
+from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained, UpdateSkipped, WorkerSpans
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.types import Span
 
@@ -22,7 +25,10 @@ NOT_IN_THIS_RUN = {
     "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "GroupCut", "GroupSurplus", "PromptDropped",
     "UpdateSkipped",
 }  # fmt: skip
-FIELDS = {kind.__name__: {one.name for one in dataclasses.fields(kind)} for kind in Event.__subclasses__()}
+FIELDS = {
+    kind.__name__: {one.name for one in dataclasses.fields(kind)} - {"measured"} for kind in Event.__subclasses__()
+}
+"""What the log has of each event; the responses of an evaluation are for listeners only."""
 
 
 def logged_run() -> tuple[World, str]:
@@ -65,7 +71,8 @@ def test_the_log_holds_every_event_of_a_run_as_strict_json() -> None:
         assert line.pop("time") == pytest.approx(time, abs=1e-6)
         assert line.pop("event").replace("_", "") == type(event).__name__.lower()
         assert line.keys() == FIELDS[type(event).__name__]
-        assert line == json.loads(json.dumps(dataclasses.asdict(event)))
+        fields = dataclasses.asdict(event)
+        assert line == json.loads(json.dumps({name: fields[name] for name in line}))
     times = [json.loads(line)["time"] for line in text.splitlines()]
     assert times == sorted(times)
 
@@ -112,3 +119,68 @@ def test_what_workers_did_is_in_the_log() -> None:
     log.emit(WorkerSpans(spans=(Span(worker="engine 0", kind="generate", start=1.5, end=2.0),)))
     line = json.loads(file.getvalue())
     assert line["spans"] == [{"worker": "engine 0", "kind": "generate", "start": 1.5, "end": 2.0}]
+
+
+def test_what_is_read_back_is_what_happened(tmp_path: Path) -> None:
+    world, text = logged_run()
+    path = tmp_path / "events.jsonl"
+    path.write_text(text)
+    found = list(read(path))
+    assert [logged.event for logged in found] == [event for _, event in world.events]
+    assert [logged.time for logged in found] == pytest.approx([time for time, _ in world.events], abs=1e-6)
+
+
+def test_spans_counts_and_numbers_that_are_not_finite_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    spans = WorkerSpans(spans=(Span(worker="engine 0", kind="generate", start=1.5, end=2.0),))
+    skipped = UpdateSkipped(step=1, update=2, not_finite={"loss": 3}, in_a_row=1, path="there")
+    trained = StepTrained(step=1, seconds=2.0, statistics={"kl": float("nan"), "loss": 0.5})
+    write_events(path, [(0.0, spans), (1.0, skipped), (2.0, trained)])
+    first, second, third = read(path)
+    assert (first, second) == (Logged(0.0, spans), Logged(1.0, skipped))
+    assert isinstance(third.event, StepTrained)
+    assert math.isnan(third.event.statistics["kl"]) and third.event.statistics["loss"] == 0.5
+
+
+def test_every_event_can_be_read() -> None:
+    assert {kind.__name__ for kind in KINDS.values()} == FIELDS.keys()
+    for name, kind in KINDS.items():
+        assert event_log.FIELDS[name].keys() == FIELDS[kind.__name__]
+
+
+GOOD = '{"time":0.5,"event":"checkpointed","step":3,"path":"there","seconds":0.5}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"time":0.5,"event":"check', "JSONDecodeError"),
+        ("", "JSONDecodeError"),
+        ("[1, 2]", "no mapping"),
+        ('"checkpointed"', "no mapping"),
+        (GOOD.strip().replace("checkpointed", "teleported"), "teleported"),
+        (GOOD.strip().replace('"path":"there",', ""), "path"),
+        (GOOD.strip().replace('"step":3', '"step":3,"mood":1'), "mood"),
+        (GOOD.strip().replace('"step":3', '"step":"3"'), "'3' is no int"),
+        (GOOD.strip().replace('"step":3', '"step":true'), "True is no int"),
+        (GOOD.strip().replace('"time":0.5,', ""), "time"),
+        ('{"time":0.5,"event":"step_done","step":1,"laps":[]}', "no mapping"),
+        ('{"time":0.5,"event":"worker_spans","spans":[{"worker":"engine 0"}]}', "kind"),
+    ],
+)
+def test_a_line_that_is_no_event_is_named(tmp_path: Path, line: str, why: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(GOOD + line + "\n" + GOOD)
+    reader = read(path)
+    assert next(reader).event == Checkpointed(step=3, path="there", seconds=0.5)
+    with pytest.raises(EventLogError, match=r"events\.jsonl, line 2: ") as caught:
+        next(reader)
+    assert why in str(caught.value)
+
+
+def test_a_last_line_without_an_end_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(GOOD + GOOD[:20])
+    assert [logged.time for logged in read(path)] == [0.5]
+    path.write_text("")
+    assert list(read(path)) == []

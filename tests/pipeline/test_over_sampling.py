@@ -15,7 +15,7 @@ from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.dynamic_sampling import CAUTION, MOST_OVER_SAMPLING, OverSampling
 from dapo_openrlhf.pipeline.events import BatchTaken, GroupCut, GroupDispatched, GroupSurplus
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy, Waiting
-from dapo_openrlhf.types import TrainBatch, Verdict
+from dapo_openrlhf.types import FilterDecision, TrainBatch
 
 
 def run(world: World) -> tuple[Outcome, World]:
@@ -39,7 +39,7 @@ def whole_run(**settings: object) -> tuple[Outcome, World]:
 def test_a_fixed_factor_stays() -> None:
     over_sampling = OverSampling(factor=2.5, window=2)
     for _ in range(9):
-        over_sampling.observe(Verdict(True, "kept"))
+        over_sampling.observe(FilterDecision(True, "kept"))
     assert over_sampling.factor == 2.5
 
 
@@ -50,14 +50,14 @@ def test_a_fixed_factor_stays() -> None:
 def test_the_factor_is_the_inverse_of_the_pass_rate_of_a_window(kept: list[bool], factor: float) -> None:
     over_sampling = OverSampling(factor=None, window=4)
     for keep in [True, True, *kept] if len(kept) == 4 else kept:
-        over_sampling.observe(Verdict(keep, ""))
+        over_sampling.observe(FilterDecision(keep, ""))
     assert over_sampling.factor == pytest.approx(factor)
 
 
 def test_the_factor_has_a_bound() -> None:
     over_sampling = OverSampling(factor=None, window=1000)
     for _ in range(1000):
-        over_sampling.observe(Verdict(False, "all_wrong"))
+        over_sampling.observe(FilterDecision(False, "all_wrong"))
     assert over_sampling.factor == MOST_OVER_SAMPLING
 
 

@@ -29,11 +29,11 @@ from hypothesis import strategies as st
 from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.agreement import PoliciesDiffer
-from dapo_openrlhf.pipeline.batch import plan_batch
+from dapo_openrlhf.pipeline.batch import PlanSettings, plan_batch
 from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.dynamic_sampling import MOST_OVER_SAMPLING
-from dapo_openrlhf.pipeline.evaluation import EvaluationFailed
+from dapo_openrlhf.pipeline.evaluator import EvaluationFailed
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,
@@ -786,15 +786,11 @@ def calls_per_response(batch_size: int, over_sampling: float | None) -> float:
         chance = random.Random(0)
 
         def work(batch: TrainBatch) -> None:
-            plan_batch(
-                batch,
-                ranks=8,
-                train_batch_size=batch_size,
-                max_epochs=1,
-                max_tokens=32768,
-                overlong_filtering=True,
-                seed=1,
-            )
+            settings = PlanSettings(
+                train_batch_size=batch_size, max_epochs=1, max_tokens=32768, overlong_filtering=True, seed=1,
+                estimator="group_norm", loss_agg_mode="token-mean", longest_response=1,
+            )  # fmt: skip
+            plan_batch(batch, settings, ranks=8)
 
         return build(
             batch_size=batch_size,

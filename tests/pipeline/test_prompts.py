@@ -9,7 +9,7 @@ from fakes import prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.prompts import PromptStream
 
 # ---------------------------------------------------------------- order

@@ -15,7 +15,9 @@ from tiny_model import make_tiny_tokenizer
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run.inputs import read_prompts
 from dapo_openrlhf.cli.train import train
-from dapo_openrlhf.config.settings import Config, ConfigError, build_config, dump_config, load_config, settings_of
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_config, dump_config, load_config
+from dapo_openrlhf.config.settings import Config, settings_of
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, STATE_FILE, Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
 from dapo_openrlhf.pipeline.resume import CHANGEABLE, FIXED, check_resume, newest_point, resume_table
@@ -210,7 +212,7 @@ def test_a_refused_resume_shows_the_command_that_goes_on_from_the_model(tmp_path
     assert command[2:6] == [
         "--config", f"{run}/config.yaml", "--actor.model_name_or_path", f"{run}/checkpoints/step-000002",
     ]  # fmt: skip
-    from dapo_openrlhf.config.settings import parse_overrides
+    from dapo_openrlhf.config.loading import parse_overrides
 
     new = load_config(run / "config.yaml", parse_overrides(command[4:]))
     assert (new.actor.num_gpus_per_node, new.actor.adam.lr, new.actor.eps_clip_low_high) == (2, 1e-5, (0.1, 0.2))

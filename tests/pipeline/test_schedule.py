@@ -9,7 +9,9 @@ import pytest
 from fakes import FakeScorer, build, filtered
 from virtual_time import run_virtual
 
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.backend.run.train_settings import plan_settings
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.batch import plan_batch
 from dapo_openrlhf.pipeline.events import GroupGenerated
 from dapo_openrlhf.types import TrainBatch
@@ -66,15 +68,7 @@ def gradient_steps(filtered_share: float, c: Config) -> tuple[list[int], int]:
     updates: list[int] = []
 
     def count(batch: TrainBatch) -> None:
-        (plan,) = plan_batch(
-            batch,
-            ranks=1,
-            train_batch_size=c.train.batch_size,
-            max_epochs=c.train.max_epochs,
-            max_tokens=c.train.max_tokens_per_gpu,
-            overlong_filtering=c.reward.overlong_filtering_enable,
-            seed=c.train.seed,
-        )
+        (plan,) = plan_batch(batch, plan_settings(c), ranks=1)
         updates.append(len(plan.updates))
 
     async def main() -> int:

@@ -10,7 +10,7 @@ from fakes import DEADLY, FakeEngine, World, build
 from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.engine_pool import EngineUnusable
-from dapo_openrlhf.pipeline.evaluation import EvaluationFailed
+from dapo_openrlhf.pipeline.evaluator import EvaluationFailed
 from dapo_openrlhf.pipeline.events import BatchTaken, Checkpointed, EngineLost, Event, GroupFailed, PromptDropped
 from dapo_openrlhf.pipeline.ports import ENGINE_DIED, GroupError, PromptFault
 from dapo_openrlhf.pipeline.prompts import NoPromptsLeft

@@ -15,7 +15,7 @@ import pytest
 from tiny_model import add_first_token, make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.prepare.cleaning import Rules, clean
 from dapo_openrlhf.prepare.formats import read_problems
 from dapo_openrlhf.prepare.rows import Message, Problem, Source

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from dapo_openrlhf.pipeline.evaluation import ProblemResult, Response
+from dapo_openrlhf.pipeline.events import Evaluated
 from dapo_openrlhf.pipeline.metrics import METRICS
 from dapo_openrlhf.report.progress import LINES_PER_HEADER, EvaluationProgress, ProgressLine, clock_time
-from dapo_openrlhf.report.run_folder import RunFolder, write_whole
+from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import CHARTS, TensorBoardSink
-from dapo_openrlhf.types import Prompt
+from dapo_openrlhf.types import PolicyVersion, Prompt
 
 ROW = {
     "reward": -0.25,
@@ -59,7 +60,7 @@ def progress(max_steps: int, steps: Sequence[tuple[int, dict[str, float], float]
     stream = io.StringIO()
     line = ProgressLine(max_steps, stream)
     for step, row, elapsed in steps:
-        line.update(step, row, elapsed)
+        line.step(step, row, elapsed)
     return stream.getvalue().splitlines()
 
 
@@ -162,17 +163,6 @@ def test_clock_time(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "config.yaml"
-    write_whole(file, "old")
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(Path, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
-        write_whole(file, "new and longer")
-    assert file.read_text() == "old"
-    write_whole(file, "new")
-    assert file.read_text() == "new"
-
-
 @pytest.mark.parametrize("rest", ["", '{"time":7.5,"ev', "x" * 200_000])
 def test_an_unfinished_last_line_is_dropped_before_a_run_goes_on(tmp_path: Path, rest: str) -> None:
     folder = RunFolder.create(tmp_path, "run")
@@ -229,6 +219,28 @@ def test_after_a_resume_steps_that_are_done_anew_are_shown_once(tmp_path: Path) 
         sink.close()
     shown = [(e.step, e.value) for e in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")]
     assert shown == [(step, 0.5 if step <= 5 else 5.5) for step in range(1, 10)]
+
+
+def test_tensorboard_gets_an_evaluation_where_it_belongs_and_no_second_time(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = TensorBoardSink(tmp_path)
+    sink.event(
+        Evaluated(
+            step=2,
+            version=PolicyVersion(2),
+            accuracy=0.5,
+            problems=4,
+            responses=8,
+            estimates={"pass@2": 0.75},
+            seconds=1.0,
+        )
+    )
+    sink.step(2, {"loss": 1.5, "eval/accuracy": 0.5}, 9.0)
+    sink.close()
+    read = EventAccumulator(str(tmp_path)).Reload()
+    points = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    assert points == {"eval/accuracy": [(2, 0.5)], "eval/pass@2": [(2, 0.75)], "loss": [(3, 1.5)]}
 
 
 def test_the_charts_draw_metrics_that_exist(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.report.run_lock import run_lock
 
 HOLD = (

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from event_files import write_events
 
-from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.event_log import Logged
 from dapo_openrlhf.pipeline.events import (
     Event,
     GroupDispatched,
@@ -60,16 +60,11 @@ TIMELINE: list[tuple[float, Event]] = [
 ]
 
 
-def _lines() -> list[dict[str, Any]]:
-    file, now = io.StringIO(), [0.0]
-    log = EventLog(file, clock=lambda: now[0])
-    for now[0], event in TIMELINE:
-        log.emit(event)
-    return [json.loads(line) for line in file.getvalue().splitlines()]
+LOG = [Logged(time, event) for time, event in TIMELINE]
 
 
 def _events(phase: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(json.dumps(chrome_trace(_lines())))["traceEvents"]
+    found: list[dict[str, Any]] = json.loads(json.dumps(chrome_trace(LOG)))["traceEvents"]
     return [event for event in found if event["ph"] == phase]
 
 
@@ -99,13 +94,13 @@ def test_groups_are_counted_where_they_are() -> None:
 
 def test_a_log_is_read_from_its_last_start_on_and_may_be_half_written(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
-    whole = "".join(json.dumps(line) + "\n" for line in [*_lines(), *_lines()])
-    file.write_text(whole + '{"time":5.1,"ev')
-    assert read_log(file) == _lines()
+    write_events(file, TIMELINE)
+    file.write_text(2 * file.read_text() + '{"time":5.1,"ev')
+    assert read_log(file) == LOG
 
 
 def test_a_picture_of_a_step(tmp_path: Path) -> None:
-    draw_timeline(_lines(), tmp_path / "step.png", first_step=1, last_step=1)
+    draw_timeline(LOG, tmp_path / "step.png", first_step=1, last_step=1)
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="not within the log's steps"):
-        draw_timeline(_lines(), tmp_path / "none.png", first_step=5, last_step=6)
+        draw_timeline(LOG, tmp_path / "none.png", first_step=5, last_step=6)

@@ -7,7 +7,8 @@ import io
 import pytest
 
 from dapo_openrlhf.config.cautions import cautions
-from dapo_openrlhf.config.settings import Config, build_config
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.events import Event, GroupGenerated, GroupJudged, StepTrained
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.watch import Watch
@@ -78,10 +79,10 @@ def test_the_progress_line_counts_what_went_wrong_since_the_last_line() -> None:
     stream = io.StringIO()
     progress = ProgressLine(9, stream)
     row = {"truncated_share": 1.0, "updates/empty": 2.0, "prompts/dropped": 1.0, "groups/failed": 3.0}
-    progress.update(0, row, 1.0)
-    progress.update(1, row, 1.5)
-    progress.update(2, row | {"truncated_share": 0.9}, 9.0)
-    progress.update(3, {"truncated_share": 0.0}, 19.0)
+    progress.step(0, row, 1.0)
+    progress.step(1, row, 1.5)
+    progress.step(2, row | {"truncated_share": 0.9}, 9.0)
+    progress.step(3, {"truncated_share": 0.0}, 19.0)
     first, second, third = stream.getvalue().splitlines()[1:]
     assert first.endswith("  3 failed  1 prompt(s) dropped  2 update(s) without a token  1 step(s) all truncated")
     assert second.endswith("  6 failed  2 prompt(s) dropped  4 update(s) without a token  1 step(s) all truncated")

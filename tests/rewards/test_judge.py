@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patience import HANG_SECONDS, Clock
 
-from dapo_openrlhf.config.settings import ConfigError, build_reward
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_reward
 from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
 from dapo_openrlhf.rewards.replies import read_reply
 from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings

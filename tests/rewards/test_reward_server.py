@@ -17,7 +17,8 @@ from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import GroupTexts
 from dapo_openrlhf.backend.run.reward_pool import Judged, RewardActor, RewardPool, RewardTimes
-from dapo_openrlhf.config.settings import ConfigError, build_reward
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import build_reward
 from dapo_openrlhf.pipeline.outage import Outage, ServerGone
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.rewards.process import SERVER_AWAY, Judgement

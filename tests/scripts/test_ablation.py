@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from event_files import evaluated, group_judged, run_started, write_events
 from patience import HANG_SECONDS
 
 import dapo_openrlhf
-from dapo_openrlhf.config.settings import ConfigError, load_config, parse_overrides
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import load_config, parse_overrides
+from dapo_openrlhf.pipeline.events import StepDone
 from dapo_openrlhf.report.reflection import PhraseCounter
 from scripts.experiments.ablation.ladder import (
     CLIP_HIGHER,
@@ -23,8 +26,9 @@ from scripts.experiments.ablation.ladder import (
     choose_rungs,
     switched_off,
 )
+from scripts.experiments.ablation.measurement import Measurement, read_trial
 from scripts.experiments.ablation.report import write_report
-from scripts.experiments.ablation.results import RungResult, Spread, TrialResult, read_ladder, read_trial
+from scripts.experiments.ablation.result import Result, Spread, read_ladder
 from scripts.experiments.ablation.table import table_numbers, table_text
 from scripts.experiments.ablation.trials import Trial, plan_trials, run_trials
 
@@ -109,7 +113,7 @@ class FakeTrainer:
 
 
 def _write_config(run: Path, config_file: Path, overrides: dict[str, object]) -> None:
-    from dapo_openrlhf.config.settings import dump_config
+    from dapo_openrlhf.config.loading import dump_config
 
     (run / "config.yaml").write_text(dump_config(load_config(config_file, overrides)))
 
@@ -128,15 +132,15 @@ def make_run(run: Path, *, final: float, base: float = 0.25) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step, **row}) + "\n" for step in (0, 1)))
     judged = [0.5, 1.0, 0.0, 0.875]
     events = [
-        {"event": "run_started", "first_step": 0},
-        *({"event": "group_judged", "accuracy": accuracy} for accuracy in judged),
-        {"event": "evaluated", "step": 0, "accuracy": base},
-        {"event": "step_done", "step": 0},
-        *({"event": "group_judged", "accuracy": 1.0} for _ in range(2)),
-        {"event": "step_done", "step": 1},
-        {"event": "evaluated", "step": 2, "accuracy": final},
+        run_started(1000.0),
+        *(group_judged(accuracy=accuracy) for accuracy in judged),
+        evaluated(0, base),
+        StepDone(step=0, laps={}),
+        *(group_judged(accuracy=1.0) for _ in range(2)),
+        StepDone(step=1, laps={}),
+        evaluated(2, final),
     ]
-    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    write_events(run / "events.jsonl", ((0.0, event) for event in events))
     (run / "eval").mkdir(exist_ok=True)
     response = {"prompt": "1+1=", "label": "2", "response": "Wait, 2", "correct": True, "length": 3}
     for step in (0, 2):
@@ -218,23 +222,22 @@ def test_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
 def test_steps_that_a_resumed_run_does_anew_count_once(tmp_path: Path) -> None:
     trial = plan(tmp_path)[0]
     make_run(trial.run.path, final=0.5)
-    with trial.run.events.open("a") as events:
-        for event in (
-            {"event": "group_judged", "accuracy": 0.5},  # lost with the process
-            {"event": "run_started", "first_step": 1},
-            {"event": "group_judged", "accuracy": 0.5},
-            {"event": "group_judged", "accuracy": 1.0},
-            {"event": "step_done", "step": 1},
-            {"event": "evaluated", "step": 2, "accuracy": 0.75},
-        ):
-            events.write(json.dumps(event) + "\n")
+    more = [
+        group_judged(accuracy=0.5),  # lost with the process
+        run_started(2000.0),
+        group_judged(accuracy=0.5),
+        group_judged(accuracy=1.0),
+        StepDone(step=1, laps={}),
+        evaluated(2, 0.75),
+    ]
+    write_events(trial.run.events, ((0.0, event) for event in more))
     result = read_trial(trial.run, seed=1)
     assert result.all_right == {1: 0.25, 2: 0.5}
     assert result.final == 0.75
 
 
-def trial_result(seed: int, final: float) -> TrialResult:
-    return TrialResult(
+def trial_result(seed: int, final: float) -> Measurement:
+    return Measurement(
         seed=seed,
         rows=[],
         accuracies={0: 0.3, 10: 0.4, 20: final},
@@ -244,8 +247,8 @@ def trial_result(seed: int, final: float) -> TrialResult:
     )
 
 
-NAIVE_RESULT = RungResult(rung=NAIVE, trials=[trial_result(1, 0.50), trial_result(2, 0.60)])
-FILTERED_RESULT = RungResult(rung=OVERLONG_FILTERING, trials=[trial_result(1, 0.56), trial_result(2, 0.64)])
+NAIVE_RESULT = Result(rung=NAIVE, trials=[trial_result(1, 0.50), trial_result(2, 0.60)])
+FILTERED_RESULT = Result(rung=OVERLONG_FILTERING, trials=[trial_result(1, 0.56), trial_result(2, 0.64)])
 
 
 def test_gains_are_paired_by_seed() -> None:
@@ -253,7 +256,7 @@ def test_gains_are_paired_by_seed() -> None:
     gain = FILTERED_RESULT.gain_over(NAIVE_RESULT)
     assert gain is not None
     assert (gain.mean, gain.deviation, gain.count) == (pytest.approx(0.05), pytest.approx(0.01 * 2**0.5), 2)
-    assert FILTERED_RESULT.gain_over(RungResult(rung=NAIVE, trials=[trial_result(3, 0.1)])) is None
+    assert FILTERED_RESULT.gain_over(Result(rung=NAIVE, trials=[trial_result(3, 0.1)])) is None
 
 
 def test_the_table_stands_beside_the_papers() -> None:
@@ -266,7 +269,7 @@ def test_the_table_stands_beside_the_papers() -> None:
 
 
 def test_a_single_seed_has_no_spread() -> None:
-    single = RungResult(rung=NAIVE, trials=[trial_result(1, 0.5)])
+    single = Result(rung=NAIVE, trials=[trial_result(1, 0.5)])
     assert "| naive GRPO | 30 | 50.0 |  | 45.0 | 2 | 1 |" in table_text([single])
     assert table_numbers([single])[0]["final_deviation"] is None
     assert Spread.of([0.5]).count == 1

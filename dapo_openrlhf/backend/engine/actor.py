@@ -1,4 +1,4 @@
-"""The generation engine: an actor around one vLLM engine."""
+"""The rollout worker: an actor around one vLLM engine."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from dapo_openrlhf.backend.engine.rollout_worker import WeightUpdates
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, WeightAck, WeightManifest
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.pipeline.ports import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from vllm.v1.engine.core_client import InprocClient
 
 
 class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
-    """OpenRLHF's rollout actor with its own way to generate and to take weights.
+    """OpenRLHF's rollout actor with its own way to generate and to take weights. A ``RolloutWorker``.
 
     What stays OpenRLHF's: device and environment set-up, placement. What is replaced: requests (one for a whole group
     instead of one per response), outputs (arrays instead of an object per token), weights (vLLM's weight-transfer
@@ -32,29 +32,27 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     ever hands things over, so that a pause, a health check or a publication never queues behind token work.
     """
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
         self,
         *,
         name: str,
         engine_args: Mapping[str, Any],
         stop_ids: Sequence[int],
-        decode_queries: bool = False,
-        version: int = 0,
-        weights_in_flight: bool = True,
-        recompute_kv_cache: bool = False,
-        num_gpus: float = 0,
-        bundle_indices: list[int] | None = None,
+        decode_queries: bool,
+        version: int,
+        updates: WeightUpdates,
     ) -> None:
+        """``version`` is that of the weights in ``engine_args["model"]``; a response ends at any of ``stop_ids``."""
         import vllm
         from packaging import version as packaging_version
         from transformers import AutoTokenizer
 
         from dapo_openrlhf.backend.engine.loop import EngineLoop
-        from dapo_openrlhf.backend.transfer import object_store as weights  # noqa: F401  registers the weight-transfer engine
+        from dapo_openrlhf.backend.transfer.receivers import object_store as weights  # noqa: F401  registers the weight-transfer engine
 
         backend = engine_args.get("distributed_executor_backend", "uni")
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
-            self._configure_device_env(backend=backend, bundle_indices=bundle_indices, num_gpus=num_gpus)
+            self._configure_device_env(backend=backend, bundle_indices=None, num_gpus=0)
             # The base keeps one GPU only where Ray is told not to hide the others.
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, ray.get_gpu_ids()))
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
@@ -63,14 +61,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
         self._decode_queries = decode_queries
         self._phase = "loading its model"
-        self._loop = EngineLoop(
-            engine_args,
-            name=name,
-            stop_ids=stop_ids,
-            version=version,
-            weights_in_flight=weights_in_flight,
-            recompute_kv_cache=recompute_kv_cache,
-        )
+        self._loop = EngineLoop(engine_args, name=name, stop_ids=stop_ids, version=version, updates=updates)
         await asyncio.wrap_future(self._loop.start())
         self._enter(f"generating with version {version}")
 
@@ -122,8 +113,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
         """Replace the weights; see :meth:`EngineLoop.load_weights`."""
+        from dapo_openrlhf.backend.transfer.receivers.object_store import receive
+
         checksum, spans = await asyncio.wrap_future(
-            self._loop.load_weights(version, lambda core: _replace_weights(core, version, manifest, buffer))
+            self._loop.load_weights(version, lambda core: receive(core, version, manifest, buffer))
         )
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
@@ -139,7 +132,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def receive_weights(self, version: int, update_info: Mapping[str, Any]) -> WeightAck:
         """Replace the weights between two steps by those that a trainer's GPU holds; requests go on with the new ones."""
-        from dapo_openrlhf.backend.transfer.cuda import receive
+        from dapo_openrlhf.backend.transfer.receivers.checked import receive
 
         self._enter("waiting for the running step to end")
         checksum, spans = await asyncio.wrap_future(
@@ -154,11 +147,11 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         A response keeps the special tokens that may be part of an answer, as ``Answer:`` in some vocabularies.
         """
         responses = [tokens.response(index)[0] for index in range(len(tokens.offsets) - 1)]
-        heard = [response[np.isin(response, self._unheard, invert=True)] for response in responses]
+        heard: list[Any] = [response[np.isin(response, self._unheard, invert=True)] for response in responses]
         texts = self._tokenizer.batch_decode(heard, skip_special_tokens=False)
         if not self._decode_queries:
             return GroupTexts(responses=tuple(texts))
-        whole = [np.concatenate([tokens.prompt_ids, response]) for response in responses]
+        whole: list[Any] = [np.concatenate([tokens.prompt_ids, response]) for response in responses]
         queries = self._tokenizer.batch_decode(whole, skip_special_tokens=False)
         return GroupTexts(responses=tuple(texts), queries=tuple(queries))
 
@@ -170,16 +163,3 @@ def unheard_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> 
     """Tokens of a response that no rule judges: what ends it, and what the tokenizer puts around every text."""
     around = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return sorted({*stop_ids, *(token for token in around if token is not None)})
-
-
-def _replace_weights(core: InprocClient, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:
-    """Load a flat buffer through vLLM's weight-transfer calls; returns the checksum of what arrived."""
-    import xxhash
-
-    checksum: int = xxhash.xxh3_64_intdigest(buffer)
-    if checksum != manifest.checksum:
-        raise ValueError(f"weights of version {version} arrived with checksum {checksum}, not {manifest.checksum}")
-    core.collective_rpc("start_weight_update")
-    core.collective_rpc("update_weights", kwargs={"update_info": {"manifest": manifest, "buffer": buffer}})
-    core.collective_rpc("finish_weight_update")
-    return checksum

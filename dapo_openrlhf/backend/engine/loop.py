@@ -16,17 +16,17 @@ it is done here:
 | ends of a response                   | ``stop_tokens.py``: also config.json and the chat template                 |
 | default temperature, top_p, top_k,   | never taken: trainer and sampler must agree, and an evaluation is what its |
 | repetition_penalty of the model      | settings say; :class:`~dapo_openrlhf.pipeline.ports.Sampling` is all that counts    |
-| ranges of sampling parameters        | ``config.py``; ``SamplingParams`` checks its own once more                 |
+| ranges of sampling parameters        | ``config/``; ``SamplingParams`` checks its own once more                   |
 | n responses of a request             | :meth:`EngineLoop._add`: a request each, which share the prompt's cache    |
 | seed                                 | the engine's, by its number; none of a request's own                       |
 | cache_salt                           | the version of the weights                                                 |
 | log-probs                            | of the sampled token only, as arrays                                       |
-| detokenisation, stop strings         | ``engine.py`` decodes whole responses; there are no stop strings           |
+| detokenisation, stop strings         | ``actor.py`` decodes whole responses; there are no stop strings           |
 | bad words, logit bias, allowed ids,  | not offered                                                                |
 | structured output, LoRA, multi-modal |                                                                            |
 | request ids made unique              | callers give unique names                                                  |
 
-All of vLLM's internals that this project relies on are used in this file.
+vLLM's internals for generation are used in this file; those for the weight sync in ``backend/transfer/``.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor.abstract import Executor
 
 from dapo_openrlhf.backend.engine.prompt_checks import check_prompt
+from dapo_openrlhf.backend.engine.rollout_worker import IN_FLIGHT, WeightUpdates
 from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTokens
 from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Span
@@ -98,23 +99,17 @@ class EngineLoop:
         name: str,
         stop_ids: Sequence[int],
         version: int = 0,
-        weights_in_flight: bool = True,
-        recompute_kv_cache: bool = False,
+        updates: WeightUpdates = IN_FLIGHT,
     ) -> None:
         """``name`` is the worker's name in spans, ``version`` that of the weights in ``engine_args["model"]``.
 
         A response ends at any of ``stop_ids``, which stays its last token.
-
-        New weights are taken between two steps of the groups in flight, or, without ``weights_in_flight``, when all
-        of them are done; groups that come meanwhile wait. In flight, the KV cache of the tokens so far is kept, or
-        with ``recompute_kv_cache`` made anew by the new weights.
         """
         self._engine_args = engine_args
         self._name = name
         self._stop_ids = list(stop_ids)
         self._params: dict[Sampling, SamplingParams] = {}
-        self._weights_in_flight = weights_in_flight
-        self._recompute_kv_cache = recompute_kv_cache
+        self._updates = updates
         self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for weights
         self._loads: list[Callable[[], None]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -158,7 +153,7 @@ class EngineLoop:
             self._close_span()
             started = time.time()
             result = load(core)
-            if self._recompute_kv_cache:
+            if self._updates.recompute_kv_cache:
                 core.reset_prefix_cache(reset_running_requests=True)
             self._version = version
             self._spans.append(Span(worker=self._name, kind="load_weights", start=started, end=time.time()))
@@ -166,7 +161,7 @@ class EngineLoop:
             return result, spans
 
         answer = functools.partial(self._answer, future, command)
-        self._commands.put(answer if self._weights_in_flight else lambda: self._loads.append(answer))
+        self._commands.put(answer if self._updates.in_flight else lambda: self._loads.append(answer))
         return future
 
     # ------------------------------------------------------------------ on the engine's thread from here on

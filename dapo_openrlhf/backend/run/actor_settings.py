@@ -7,12 +7,11 @@ from typing import Any
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.inputs import local_model
+from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
 from dapo_openrlhf.config.settings import Config
 
 ENGINE_SEQUENCES = 512
 ENGINE_BATCHED_TOKENS = 8192
-TRANSFER_ENGINES = {"object_store": "object_store", "nccl": "checked_nccl", "ipc": "checked_ipc"}
-"""``vllm.sync_backend`` as vLLM's weight-transfer engines are registered."""
 
 
 def model_path(config: Config, checkpoint: Path | None = None) -> str:
@@ -89,9 +88,10 @@ def max_num_seqs(config: Config) -> int:
 
 def _transfer_settings(config: Config) -> dict[str, Any]:
     """vLLM's arguments for the way that weights take, and for workers that are processes of their own."""
-    settings: dict[str, Any] = {"weight_transfer_config": {"backend": TRANSFER_ENGINES[config.weight_transfer]}}
-    if config.weight_transfer != "object_store":
-        settings["worker_extension_cls"] = "dapo_openrlhf.backend.transfer.cuda.WorkerExtension"
+    receiver = RECEIVERS[config.weight_transfer]
+    settings: dict[str, Any] = {"weight_transfer_config": {"backend": receiver.backend}}
+    if receiver.worker_extension is not None:
+        settings["worker_extension_cls"] = receiver.worker_extension
     if config.vllm.tensor_parallel_size > 1:
         settings["distributed_executor_backend"] = "mp"  # all on the actor's own GPUs, so no Ray inside Ray
     return settings

@@ -55,5 +55,5 @@ async def all_within(calls: Sequence[Any], names: Sequence[str], timeout: float,
     return [task.result() for task in tasks]
 
 
-async def _result(call: ray.ObjectRef) -> Any:
+async def _result(call: ray.ObjectRef[Any]) -> Any:
     return await call

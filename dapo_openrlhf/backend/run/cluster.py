@@ -13,7 +13,8 @@ import ray
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.ray_address import resolve
 from dapo_openrlhf.backend.run.ray_folder import ray_folder
-from dapo_openrlhf.config.settings import Config, ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.stopping import reinstall
 
 PROCESSES_PER_CORE = 2

@@ -13,7 +13,8 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.cluster import check_devices
 from dapo_openrlhf.backend.run.model_files import read_model_files
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
-from dapo_openrlhf.config.settings import Config, ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
@@ -149,7 +150,7 @@ def read_sets(
     with ThreadPoolExecutor(2) as threads:
         prompts = threads.submit(read_prompts, config, say) if training else None
         problems = threads.submit(read_problems, config, say) if config.eval.dataset else None
-        return prompts and prompts.result(), problems and problems.result()
+        return prompts.result() if prompts else None, problems.result() if problems else None
 
 
 def read_prompts(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:

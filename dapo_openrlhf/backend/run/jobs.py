@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 
 AGENT_SECONDS = 60.0
 """How long a cluster that has just started may take to accept jobs."""

@@ -10,18 +10,21 @@ from collections.abc import Callable, Sequence
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, publish_once, reviver_of
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
-from dapo_openrlhf.backend.run.workers import Publisher, Workers, open_publisher, start_workers
+from dapo_openrlhf.backend.run.train_settings import plan_settings
+from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.agreement import Agreement
 from dapo_openrlhf.pipeline.bad_updates import BadUpdates
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
-from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline
+from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
-from dapo_openrlhf.pipeline.engine_pool import EnginePool
-from dapo_openrlhf.pipeline.evaluation import Evaluation, Evaluator, ProblemResult
+from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
+from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
+from dapo_openrlhf.pipeline.evaluator import Evaluator
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import WorkerSpans
 from dapo_openrlhf.pipeline.ports import Sampling
@@ -29,8 +32,10 @@ from dapo_openrlhf.pipeline.prompts import PromptStream
 from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.saving import Saver
+from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
-from dapo_openrlhf.types import Prompt
+from dapo_openrlhf.types import PolicyVersion, Prompt
 
 OVER_SAMPLING_WINDOW = 8
 """Batches' worth of judged groups that the pass rate is measured over. With 2 it swings so much that a fifth of what the
@@ -48,8 +53,6 @@ def train(
     checkpoints: Checkpoints,
     trained_model: str,
     say: Callable[[str], None],
-    on_step: Callable[[int], None],
-    on_evaluation: Callable[[int, Evaluation], None],
 ) -> Outcome:
     """Run a whole training. ``log``'s clock must be :func:`time.monotonic`."""
     build = functools.partial(
@@ -59,8 +62,6 @@ def train(
         log=log,
         checkpoints=checkpoints,
         trained_model=trained_model,
-        on_step=on_step,
-        on_evaluation=on_evaluation,
     )
     with ray_cluster(config, inputs.device, say=say):
         return asyncio.run(_train(config, inputs, log, say, build))
@@ -76,6 +77,7 @@ async def _train(
     started = time.monotonic()
     workers = await start_workers(config, inputs, say=say)
     publisher = await open_publisher(config, workers, on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)))
+    await publish_once(publisher, PolicyVersion(inputs.first_step))
     for note in workers.notes:
         say(note)
     say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
@@ -136,83 +138,89 @@ def build_pipeline(
     log: EventLog,
     checkpoints: Checkpoints,
     trained_model: str,
-    on_step: Callable[[int], None],
-    on_evaluation: Callable[[int, Evaluation], None],
 ) -> Pipeline:
     """Connect the loops to the workers."""
-    rollout, reward, timing = config.rollout, config.reward, config.async_
-    engines = EnginePool(workers.engines, reviver=publisher, max_restarts=config.vllm.max_restarts, on_event=log.emit)
-    queue = RolloutQueue(
-        policy=StalenessPolicy(
-            batch_size=rollout.batch_size, max_staleness=timing.max_staleness, version=inputs.first_step
-        ),
-        group_filter=GroupFilter(
-            enabled=config.algo.dynamic_filtering_enable, score_range=config.algo.dynamic_filtering_range
-        ),
-        over_sampling=OverSampling(
-            factor=None if timing.over_sampling == "auto" else timing.over_sampling,
-            window=OVER_SAMPLING_WINDOW * rollout.batch_size,
-        ),
-        max_filtered_batches=config.algo.max_filtered_batches,
-        stall_timeout=stall_timeout(config),
+    engines = EnginePool(
+        workers.engines, reviver=reviver_of(publisher), max_restarts=config.vllm.max_restarts, on_event=log.emit
     )
-    rollouts = RolloutLoop(
+    rollouts = _rollouts(config, inputs, engines, workers.rewards, log)
+    trainer = _trainer(config, inputs, workers, log)
+    return Pipeline(
+        engines=engines,
+        rollouts=rollouts,
+        training=Training(
+            trainer=trainer,
+            publisher=publisher,
+            agreement=Agreement(limit=config.max_rollout_kl, data_type=config.ds.param_dtype),
+        ),
+        evaluator=_evaluator(config, inputs.problems, engines, workers.rewards) if inputs.problems else None,
+        saver=Saver(trainer=trainer, rollouts=rollouts, checkpoints=checkpoints, model_path=trained_model, log=log),
+        schedule=Schedule(
+            max_steps=config.train.max_steps,
+            eval_steps=config.eval.steps,
+            save_steps=config.ckpt.save_steps,
+            first_step=inputs.first_step,
+        ),
+        log=log,
+    )
+
+
+def _rollouts(config: Config, inputs: Inputs, engines: EnginePool, rewards: RewardPool, log: EventLog) -> RolloutLoop:
+    rollout, reward, timing = config.rollout, config.reward, config.async_
+    return RolloutLoop(
         prompts=PromptStream(
             inputs.prompts,
             seed=config.train.seed,
             state=inputs.state.prompts if inputs.state else None,
             prompt_set=inputs.prompt_set,
         ),
-        engines=engines,
-        scorer=LimitedAttempts(workers.rewards, most=reward.max_attempts),
-        queue=queue,
-        sampling=Sampling(
-            n=rollout.n_samples_per_prompt,
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
+        sampler=Sampler(
+            engines=engines,
+            sampling=Sampling(
+                n=rollout.n_samples_per_prompt,
+                max_new_tokens=rollout.max_new_tokens,
+                temperature=rollout.temperature,
+                top_p=rollout.top_p,
+            ),
+            timeout=timing.generate_timeout,
         ),
+        scorer=LimitedAttempts(rewards, most=reward.max_attempts),
+        queue=_queue(config, version=inputs.first_step),
         shaping=LengthShaping(
             max_length=rollout.max_new_tokens,
             buffer_length=reward.overlong_buffer_len or 0,
             factor=reward.overlong_penalty_factor,
         ),
-        generate_timeout=timing.generate_timeout,
-        cut_late=timing.at_deadline == "cut",
+        cut_late=timing.cut_late,
         log=log,
     )
+
+
+def _queue(config: Config, *, version: int) -> RolloutQueue:
+    rollout, timing = config.rollout, config.async_
+    return RolloutQueue(
+        policy=StalenessPolicy(batch_size=rollout.batch_size, max_staleness=timing.max_staleness, version=version),
+        group_filter=GroupFilter(
+            enabled=config.algo.dynamic_filtering_enable, score_range=config.algo.dynamic_filtering_range
+        ),
+        over_sampling=OverSampling(
+            factor=timing.over_sampling_factor,
+            window=OVER_SAMPLING_WINDOW * rollout.batch_size,
+        ),
+        max_filtered_batches=config.algo.max_filtered_batches,
+        stall_timeout=stall_timeout(config),
+    )
+
+
+def _trainer(config: Config, inputs: Inputs, workers: Workers, log: EventLog) -> RemoteTrainer:
     trainer = RemoteTrainer(
         workers.ranks,
-        train_batch_size=config.train.batch_size,
-        max_epochs=config.train.max_epochs,
-        max_tokens=config.train.max_tokens_per_gpu,
-        overlong_filtering=reward.overlong_filtering_enable,
-        estimator=config.algo.advantage.estimator,
-        loss_agg_mode=config.actor.loss_agg_mode,
-        longest_response=rollout.max_new_tokens,
-        seed=config.train.seed,
-        timeout=timing.train_timeout,
+        plan_settings(config),
+        timeout=config.async_.train_timeout,
         on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
         on_outcomes=BadUpdates(str(inputs.bad_batches), most=config.train.max_bad_updates, on_event=log.emit).note,
     )
-    return Pipeline(
-        engines=engines,
-        rollouts=rollouts,
-        queue=queue,
-        trainer=trainer,
-        publisher=publisher,
-        evaluator=_evaluator(config, inputs.problems, engines, workers.rewards) if inputs.problems else None,
-        log=log,
-        max_steps=config.train.max_steps,
-        eval_steps=config.eval.steps,
-        save_steps=config.ckpt.save_steps,
-        checkpoints=checkpoints,
-        model_path=trained_model,
-        first_step=inputs.first_step,
-        agreement=Agreement(limit=config.max_rollout_kl, data_type=config.ds.param_dtype),
-        on_step=on_step,
-        on_evaluation=on_evaluation,
-    )
+    return trainer
 
 
 def stall_timeout(config: Config) -> float:
@@ -232,16 +240,18 @@ def _evaluator(
 ) -> Evaluator:
     return Evaluator(
         problems=problems,
-        engines=engines,
+        sampler=Sampler(
+            engines=engines,
+            sampling=Sampling(
+                n=config.eval.n_samples_per_prompt,
+                max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,
+                temperature=config.eval.temperature,
+                top_p=config.eval.top_p,
+            ),
+            timeout=config.async_.generate_timeout,
+        ),
         scorer=rewards,
         texts=ObjectStoreTexts(timeout=config.async_.reward_timeout),
-        sampling=Sampling(
-            n=config.eval.n_samples_per_prompt,
-            max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,
-            temperature=config.eval.temperature,
-            top_p=config.eval.top_p,
-        ),
-        generate_timeout=config.async_.generate_timeout,
         concurrency=problems_at_once(config),
         on_answered=on_answered,
     )

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 
 TIMEOUT = 600.0
 """Seconds to read them in, from the Hugging Face hub if need be."""

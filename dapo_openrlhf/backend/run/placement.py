@@ -17,7 +17,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.config.settings import Config, ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.settings import Config
 
 SHARE = 0.5
 """What Ray counts for either of two actors on one GPU."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 
 JOIN_SECONDS = 30.0
 CLIENT = "ray://"

@@ -121,7 +121,7 @@ class ObjectStoreTexts:
             raise GroupError("texts_lost", f"a group's texts are lost: {error}") from error
 
 
-def _take_note(*results: ray.ObjectRef) -> None:
+def _take_note(*results: ray.ObjectRef[Any]) -> None:
     """Ask for results that nobody will use: Ray prints a traceback for an error that was not asked for."""
     for result in results:
         result.future()

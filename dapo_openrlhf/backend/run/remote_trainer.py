@@ -7,17 +7,14 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.algorithm.choices import EstimatorName, LossAggMode
 from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.step_statistics import step_statistics
-from dapo_openrlhf.backend.trainer.actor import StepReport
+from dapo_openrlhf.backend.trainer.reports import StepReport
 from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome
-from dapo_openrlhf.pipeline.batch import plan_batch
+from dapo_openrlhf.pipeline.batch import PlanSettings, plan_batch
 from dapo_openrlhf.types import Span, TrainBatch
 
 OnSpans = Callable[[tuple[Span, ...]], None]
-
-
 OnOutcomes = Callable[[TrainBatch, Sequence[UpdateOutcome]], None]
 
 
@@ -27,47 +24,25 @@ class RemoteTrainer:
     def __init__(
         self,
         ranks: Sequence[Any],
+        plan: PlanSettings,
         *,
-        train_batch_size: int,
-        max_epochs: int,
-        max_tokens: int,
-        overlong_filtering: bool,
-        seed: int,
         timeout: float,
-        estimator: EstimatorName = "group_norm",
-        loss_agg_mode: LossAggMode = "token-mean",
-        longest_response: int = 1,
         on_spans: OnSpans = lambda spans: None,
         on_outcomes: OnOutcomes = lambda batch, outcomes: None,
     ) -> None:
-        """``on_outcomes`` is told what became of a batch's updates, and may raise to end the run."""
+        """``plan``: how batches are cut. ``timeout``: seconds for each step, and for each saving.
+
+        ``on_outcomes`` is told what became of a batch's updates, and may raise to end the run.
+        """
         self.ranks = tuple(ranks)
+        self._plan = plan
         self._on_spans = on_spans
         self._on_outcomes = on_outcomes
-        self._train_batch_size = train_batch_size
-        self._max_epochs = max_epochs
-        self._max_tokens = max_tokens
-        self._overlong_filtering = overlong_filtering
-        self._estimator = estimator
-        self._loss_agg_mode = loss_agg_mode
-        self._longest_response = longest_response
-        self._seed = seed
         self._timeout = timeout
 
     async def train(self, batch: TrainBatch) -> Mapping[str, float]:
         """Cut the batch, run every rank's share, add up the statistics."""
-        plans = plan_batch(
-            batch,
-            ranks=len(self.ranks),
-            train_batch_size=self._train_batch_size,
-            max_epochs=self._max_epochs,
-            max_tokens=self._max_tokens,
-            overlong_filtering=self._overlong_filtering,
-            seed=self._seed,
-            estimator=self._estimator,
-            loss_agg_mode=self._loss_agg_mode,
-            longest_response=self._longest_response,
-        )
+        plans = plan_batch(batch, self._plan, ranks=len(self.ranks))
         calls = [
             rank.train.remote(plan, [batch.groups[index].tokens for index in plan.groups])
             for rank, plan in zip(self.ranks, plans, strict=True)

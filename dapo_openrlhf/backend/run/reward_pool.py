@@ -95,7 +95,7 @@ class RewardPool:
     def _start(self) -> Any:
         return self._actor_class.options(num_cpus=0, max_restarts=0).remote(**self._settings)
 
-    def ready(self) -> list[ray.ObjectRef]:
+    def ready(self) -> list[ray.ObjectRef[Any]]:
         """References that resolve once the workers run."""
         return [worker.ready.remote() for worker in self._workers]
 

@@ -3,25 +3,101 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from dapo_openrlhf.backend.trainer.actor import StepReport
+from dapo_openrlhf.backend.trainer.reports import StepReport
 from dapo_openrlhf.pipeline.agreement import FRESH_KL
 
-_PER_TOKEN = {
-    "entropy": "entropy",
-    "token_probability": "token_probability",
-    "clip_fraction": "clip_fraction",
-    "ratio": "ratio",
-    "kl": "kl",
-    "is_weight": "is_weight/mean",
-    "is_outside": "is_weight/outside",
-    "rollout_kl": "rollout_kl",
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over all ranks and a step's updates."""
+
+    sums: Mapping[str, float]
+    updates: int
+    """That were done, at least 1."""
+
+    @property
+    def tokens(self) -> float:
+        """Trained tokens, at least 1."""
+        return max(self.sums["tokens"], 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistic:
+    """A metric, and what is made of ranks' sums for it."""
+
+    name: str
+    sums: tuple[str, ...]
+    """Names of all that it is made of; it is shown where ranks report them."""
+    value: Callable[[Totals], float | None]
+    """None where there is nothing to show, because nothing of its kind was trained."""
+
+
+def _per_token(name: str, shown: str | None = None) -> Statistic:
+    return Statistic(name=shown or name, sums=(name,), value=lambda totals: totals.sums[name] / totals.tokens)
+
+
+def _per_update(name: str) -> Statistic:
+    """Of a loss, each of whose sums is a share of its update's."""
+    return Statistic(name=name, sums=(name,), value=lambda totals: totals.sums[name] / totals.updates)
+
+
+def _effective_sample_size(totals: Totals) -> float:
+    """As a share of the tokens: (sum w)^2 / (n sum w^2)."""
+    return totals.sums["is_weight"] ** 2 / max(totals.sums["is_weight_squared"] * totals.tokens, 1e-12)
+
+
+def _per_fresh_token(totals: Totals) -> float | None:
+    """Over tokens of the weights that the step began with."""
+    fresh = totals.sums["fresh_tokens"]
+    return totals.sums["fresh_kl"] / fresh if fresh else None
+
+
+def _explained_variance(totals: Totals) -> float:
+    """Share of the returns' variance that the values explain: 1 - Var(return - value) / Var(return), at most 1."""
+    sums, tokens = totals.sums, totals.tokens
+    variance = sums["return_squared"] / tokens - (sums["return"] / tokens) ** 2
+    unexplained = sums["value_error_squared"] / tokens - (sums["value_error"] / tokens) ** 2
+    return 1 - unexplained / max(variance, 1e-12)
+
+
+STATISTICS = (
+    _per_token("entropy"),
+    _per_token("token_probability"),
+    _per_token("clip_fraction"),
+    _per_token("ratio"),
+    _per_token("kl"),
+    _per_token("is_weight", "is_weight/mean"),
+    _per_token("is_outside", "is_weight/outside"),
+    _per_token("rollout_kl"),
+    Statistic(name="is_weight/ess", sums=("is_weight", "is_weight_squared"), value=_effective_sample_size),
+    _per_update("loss"),
+    Statistic(name=FRESH_KL, sums=("fresh_kl", "fresh_tokens"), value=_per_fresh_token),
+    _per_update("value_loss"),
+    _per_token("value"),
+    Statistic(
+        name="explained_variance",
+        sums=("return", "return_squared", "value_error", "value_error_squared"),
+        value=_explained_variance,
+    ),
+)
+"""Everything that is made of ranks' sums. A sum that is in none of them is refused."""
+
+SUMS = frozenset({"tokens"}.union(*(statistic.sums for statistic in STATISTICS)))
+"""What ranks may report."""
+
+
+class UnknownSum(ValueError):
+    """A rank reported what nothing is made of."""
 
 
 def step_statistics(reports: Sequence[StepReport]) -> dict[str, float]:
-    """Sums over ranks as means per trained token, and what all ranks agree on; only that where no update was done."""
+    """Sums over ranks as means per trained token, and what all ranks agree on; only that where no update was done.
+
+    Raises :class:`UnknownSum` for a sum of which :data:`STATISTICS` make nothing.
+    """
     outcomes = reports[0].outcomes
     updates = sum(not outcome.not_finite for outcome in outcomes)
     skipped = {
@@ -30,25 +106,18 @@ def step_statistics(reports: Sequence[StepReport]) -> dict[str, float]:
     }
     if not updates:
         return skipped | dict(reports[0].values)
+    totals = Totals(sums=_added(reports), updates=updates)
+    measured = {one.name: one.value(totals) for one in STATISTICS if totals.sums.keys() >= set(one.sums)}
+    statistics = {name: value for name, value in measured.items() if value is not None}
+    return statistics | skipped | dict(reports[0].values)
+
+
+def _added(reports: Sequence[StepReport]) -> dict[str, float]:
     sums: defaultdict[str, float] = defaultdict(float)
     for report in reports:
         for name, value in report.sums.items():
             sums[name] += value
-    tokens = max(sums["tokens"], 1.0)
-    statistics = {shown: sums[name] / tokens for name, shown in _PER_TOKEN.items() if name in sums}
-    statistics["is_weight/ess"] = sums["is_weight"] ** 2 / max(sums["is_weight_squared"] * tokens, 1e-12)
-    statistics["loss"] = sums["loss"] / updates
-    if sums["fresh_tokens"]:
-        statistics[FRESH_KL] = sums["fresh_kl"] / sums["fresh_tokens"]
-    if "value_loss" in sums:
-        statistics["value_loss"] = sums["value_loss"] / updates
-        statistics["value"] = sums["value"] / tokens
-        statistics["explained_variance"] = _explained_variance(sums, tokens)
-    return statistics | skipped | dict(reports[0].values)
-
-
-def _explained_variance(sums: Mapping[str, float], tokens: float) -> float:
-    """Share of the returns' variance that the values explain: 1 - Var(return - value) / Var(return), at most 1."""
-    variance = sums["return_squared"] / tokens - (sums["return"] / tokens) ** 2
-    unexplained = sums["value_error_squared"] / tokens - (sums["value_error"] / tokens) ** 2
-    return 1 - unexplained / max(variance, 1e-12)
+    unknown = sorted(sums.keys() - SUMS)
+    if unknown:
+        raise UnknownSum(f"trainer ranks report {', '.join(unknown)}, of which step_statistics.STATISTICS make nothing")
+    return dict(sums)

@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dapo_openrlhf.config.settings import ConfigError
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.renderer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _ids(value: object, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
 
 def _generation_config(model: str) -> Mapping[str, Any]:
     """What generation_config.json says; nothing where there is none. Raises :class:`ConfigError`."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     path = cached_file(
         model,

@@ -8,27 +8,23 @@ from typing import Any
 
 import ray
 
-from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.backend.engine.actor import EngineActor
-from dapo_openrlhf.backend.run.actor_settings import engine_args, model_path, openrlhf_settings
+from dapo_openrlhf.backend.engine.rollout_worker import RolloutWorker, WeightUpdates
+from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_settings
 from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.object_store_publisher import ObjectStorePublisher
 from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
-from dapo_openrlhf.backend.run.publish import IpcPublisher, NcclPublisher
 from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
-from dapo_openrlhf.backend.run.remote_trainer import OnSpans
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
 from dapo_openrlhf.backend.run.start_check import check_agreement
-from dapo_openrlhf.backend.trainer.actor import PolicyActor, RankReady
-from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, GuardSettings, LossSettings
+from dapo_openrlhf.backend.run.train_settings import beginning, train_settings
+from dapo_openrlhf.backend.trainer.actor import PolicyActor
+from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.rewards.question import RULE
 from dapo_openrlhf.rewards.settings import judge_settings
 
 ENGINE_CONCURRENT_CALLS = 1 << 16
-
-Publisher = ObjectStorePublisher | NcclPublisher | IpcPublisher
 
 
 @dataclass(slots=True)
@@ -80,31 +76,6 @@ async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | A
     return [first, *(create(rank, address, port) for rank in range(1, size))]
 
 
-async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans) -> Publisher:
-    """The publisher for the way that weights take, ready for the first publication."""
-    ranks, timing = workers.ranks, config.async_
-    # An engine that finishes what it has begun answers only then.
-    timeout = timing.publish_timeout + (0 if config.train.partial_rollout_enable else timing.generate_timeout)
-    if config.weight_transfer == "object_store":
-        return ObjectStorePublisher(
-            ranks, workers.engines, timeout=timeout, start_timeout=timing.start_timeout, on_spans=on_spans
-        )
-    engines = [engine.actor for engine in workers.engines]
-    publisher = (
-        IpcPublisher(ranks, engines, timeout=timeout, on_spans=on_spans)
-        if config.weight_transfer == "ipc"
-        else NcclPublisher(
-            ranks,
-            engines,
-            workers_per_engine=config.vllm.tensor_parallel_size,
-            timeout=timeout,
-            on_spans=on_spans,
-        )
-    )
-    await publisher.open()
-    return publisher
-
-
 def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:
     wanted = config.ds.attn_implementation
     if wanted == "sdpa" or all(rank.attention == wanted for rank in ranks):
@@ -116,7 +87,11 @@ def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:
 
 
 def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[RemoteEngine]:
-    device, engine_class = inputs.device, ray.remote(EngineActor)
+    worker: type[RolloutWorker] = EngineActor
+    device, engine_class = inputs.device, ray.remote(worker)
+    updates = WeightUpdates(
+        in_flight=config.train.partial_rollout_enable, recompute_kv_cache=config.async_.recompute_kv_cache
+    )
 
     def start(index: int) -> Any:
         return engine_class.options(
@@ -129,8 +104,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
             stop_ids=inputs.stop.ids,
             decode_queries=config.reward.remote_url != (RULE,),
             version=inputs.first_step,
-            weights_in_flight=config.train.partial_rollout_enable,
-            recompute_kv_cache=config.async_.kv_cache == "recompute",
+            updates=updates,
         )
 
     return [RemoteEngine(start, index=index) for index in range(config.vllm.num_engines)]
@@ -149,49 +123,23 @@ def _create_rewards(config: Config, say: Callable[[str], None]) -> RewardPool:
     )
 
 
-def _readiness(engines: list[RemoteEngine], rewards: RewardPool | None = None) -> dict[str, ray.ObjectRef]:
+def _readiness(engines: list[RemoteEngine], rewards: RewardPool | None = None) -> dict[str, ray.ObjectRef[Any]]:
     calls = {f"engine {index}": engine.actor.ready.remote() for index, engine in enumerate(engines)}
     return calls | {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready() if rewards else [])}
 
 
-async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef]) -> dict[str, Any]:
+async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef[Any]]) -> dict[str, Any]:
     answers = await all_within(
         [*calls.values()], [*calls], config.async_.start_timeout, "starting the actors", "async.start_timeout"
     )
     return dict(zip(calls, answers, strict=True))
 
 
-def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef:
+def start_rank(rank: Any, config: Config, inputs: Inputs) -> ray.ObjectRef[Any]:
     """Load models and set up DeepSpeed on one rank; all ranks' calls end together."""
-    advantage, kl = config.algo.advantage, config.algo.kl
-    estimator = ESTIMATORS[advantage.estimator]
     return rank.start.remote(
         openrlhf_settings=openrlhf_settings(config, inputs.checkpoint),
         device=inputs.device,
-        checkpoint=None if inputs.checkpoint is None else str(inputs.checkpoint.resolve()),
-        reference=model_path(config) if kl.init_coef > 0 else None,  # also after a resume
-        loss=LossSettings(
-            eps_clip_low_high=config.actor.eps_clip_low_high,
-            dual_clip=config.actor.dual_clip,
-            policy_loss_type=config.actor.policy_loss_type,
-            kl_coef=kl.init_coef if kl.use_loss else 0.0,
-            kl_estimator=kl.estimator,
-            old_logprobs=config.async_.old_logprobs,
-            is_correction_level=advantage.is_correction_level,
-            is_correction_mode=advantage.is_correction_mode,
-            is_correction_threshold=advantage.is_correction_threshold,
-            temperature=config.rollout.temperature,
-        ),
-        advantages=AdvantageSettings(
-            critic=estimator.critic,
-            whitened=estimator.whitened,
-            gamma=advantage.gamma,
-            lambd=advantage.lambd,
-            no_std_norm=advantage.no_std_norm,
-            kl_coef=0.0 if kl.use_loss else kl.init_coef,
-            kl_estimator=kl.estimator,
-        ),
-        guard=GuardSettings(max_bad_updates=config.train.max_bad_updates, folder=str(inputs.bad_batches.resolve())),
-        total_updates=config.gradient_steps,
-        updates_done=inputs.first_step * config.updates_per_step,
+        settings=train_settings(config, inputs),
+        beginning=beginning(config, inputs),
     )

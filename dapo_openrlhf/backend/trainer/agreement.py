@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
 from dapo_openrlhf.backend.trainer.collate import Tensors, collate
 from dapo_openrlhf.backend.trainer.own_forward import instead
+from dapo_openrlhf.backend.trainer.packing import Inputs
+from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
 from dapo_openrlhf.pipeline.batch import Sample
-
-if TYPE_CHECKING:
-    from dapo_openrlhf.backend.trainer.models import Models
 
 TF32_EPS = 2.0**-10
 """Of float32 on CUDA, where kernels may multiply in TF32."""
@@ -33,16 +32,16 @@ Rows = Sequence[NDArray[np.float32]]
 
 
 class Comparison:
-    """One rank's model under DeepSpeed, scored in both ways."""
+    """One rank's language model, scored in both ways."""
 
-    def __init__(self, engine: Any, models: Models, *, temperature: float, device: torch.device) -> None:
-        self._engine = engine
-        self._model: Any = engine.module
-        self._models = models
+    def __init__(self, sharded: ShardedModel, inputs: Inputs, *, temperature: float) -> None:
+        self._sharded = sharded
+        self._model: Any = sharded.inner
+        self._inputs = inputs
         self._temperature = temperature
-        self._device = device
+        self._device = sharded.device
         kind = next(self._model.parameters()).dtype
-        self._eps = TF32_EPS if kind == torch.float32 and device.type == "cuda" else torch.finfo(kind).eps
+        self._eps = TF32_EPS if kind == torch.float32 and self._device.type == "cuda" else torch.finfo(kind).eps
 
     @torch.no_grad()
     def agreement(self, engines: Sequence[Sequence[GroupTokens]]) -> Agreement:
@@ -67,7 +66,8 @@ class Comparison:
     def packed(self, sequences: Sequence[NDArray[np.int32]]) -> Rows:
         """As the trainer scores them: all in one micro-batch."""
         batch = self._batch(sequences)
-        logprobs, _ = self._engine(**self._models.inputs(batch), targets=batch.targets, temperature=self._temperature)
+        inputs = self._inputs.inputs(batch)
+        logprobs, _ = self._sharded(**inputs, targets=batch.targets, temperature=self._temperature)
         lengths = [length - 1 for length in batch.lengths]
         by_index = {
             sample.group: row.cpu().numpy() for sample, row in zip(batch.samples, logprobs.split(lengths), strict=True)
@@ -89,7 +89,7 @@ class Comparison:
             return [self._score(torch.from_numpy(ids.astype(np.int64)).to(self._device)) for ids in sequences]
 
     def _score(self, ids: Tensor) -> NDArray[np.float32]:
-        logits = self._engine(input_ids=ids[None], use_cache=False).logits[0, :-1].float() / self._temperature
+        logits = self._sharded(input_ids=ids[None], use_cache=False).logits[0, :-1].float() / self._temperature
         scores: NDArray[np.float32] = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0].cpu().numpy()
         return scores
 

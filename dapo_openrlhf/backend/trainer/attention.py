@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from dapo_openrlhf.algorithm.choices import Attention
 from dapo_openrlhf.backend.trainer.rows import Bucket
 
 NAME = "packed_attention"
@@ -172,6 +173,17 @@ def packed(buckets: Sequence[Bucket] | None) -> Iterator[None]:
         yield
     finally:
         _packed.reset(token)
+
+
+def implementation(wanted: Attention, *, flash_attention: bool) -> str:
+    """transformers' name of the attention that is used; ``flash_attention``: whether that package is there."""
+    match wanted:
+        case "sdpa":
+            return NAME
+        case "flash_attention_2":
+            return wanted if flash_attention else NAME
+        case _:
+            assert_never(wanted)
 
 
 def register() -> None:

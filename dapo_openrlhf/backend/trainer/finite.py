@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from dapo_openrlhf.backend.trainer.peers import Peers
+from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
 
 NAMES_SHOWN = 8
 
@@ -15,47 +17,29 @@ class NotFinite(RuntimeError):
     """Weights hold NaN or infinity; the message names them."""
 
 
-def refuse_not_finite(what: str, *engines: Any) -> None:
+def refuse_not_finite(what: str, models: Sequence[ShardedModel], peers: Peers) -> None:
     """Raise :class:`NotFinite` on every rank if a parameter on any rank is not finite.
 
     Each rank looks at what it holds, a part of each parameter under ZeRO-3: one pass over the memory, one collective and
-    one synchronisation. ``what`` is not done because of it. Every rank must call it with DeepSpeed's engines.
+    one synchronisation. ``what`` is not done because of it. Every rank must call it.
     """
-    _refuse(
-        what,
-        [
-            (name, _not_finite(held(parameter)).to(engine.device))
-            for engine in engines
-            for name, parameter in engine.module.named_parameters()
-        ],
-    )
+    named = [(name, _not_finite(held).to(model.device)) for model in models for name, held in model.held()]
+    _refuse(what, named, peers)
 
 
-def refuse_moments_not_finite(what: str, *engines: Any) -> None:
+def refuse_moments_not_finite(what: str, models: Sequence[ShardedModel], peers: Peers) -> None:
     """The same for the optimizers' moments, of which a rank holds its part; before the first step there may be none."""
-    named = []
-    for engine in engines:
-        # Under ZeRO-3 the parameter groups are empty between steps; the state is not.
-        states = engine.optimizer.optimizer.state.values()
-        for name in ("exp_avg", "exp_avg_sq"):
-            moments = [state[name] for state in states if name in state]
-            named.append((f"the optimizer's {name}", _any_not_finite(moments, engine.device)))
-    _refuse(what, named)
+    named = [
+        (f"the optimizer's {name}", _any_not_finite(moments, model.device))
+        for model in models
+        for name, moments in model.held_moments()
+    ]
+    _refuse(what, named, peers)
 
 
-def held(parameter: Any) -> Tensor:
-    """What this rank holds of a parameter, flat: without the padding that ZeRO-3 leaves as it found the memory."""
-    if not hasattr(parameter, "ds_id"):
-        return parameter.detach().view(-1)
-    part: Tensor = parameter.ds_tensor.detach().view(-1)
-    begin = torch.distributed.get_rank(parameter.ds_process_group) * part.numel()
-    return part[: max(0, min(part.numel(), int(parameter.ds_numel) - begin))]
-
-
-def _refuse(what: str, named: Sequence[tuple[str, Tensor]]) -> None:
+def _refuse(what: str, named: Sequence[tuple[str, Tensor]], peers: Peers) -> None:
     """``named``: whether each tensor is not finite, as tensors on one device; as many on every rank."""
-    found = torch.stack([is_bad for _, is_bad in named]).float()
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    found = peers.largest(torch.stack([is_bad for _, is_bad in named]).float())
     bad = [name for (name, _), is_bad in zip(named, found.tolist(), strict=True) if is_bad]
     if bad:
         more = f" and {len(bad) - NAMES_SHOWN} more" if len(bad) > NAMES_SHOWN else ""

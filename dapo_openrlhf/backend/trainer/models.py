@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from openrlhf.models.model import _get_critic_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed
-from dapo_openrlhf.backend.trainer import attention, checkpointing, families, logprobs, onednn, rows, values
+from dapo_openrlhf.backend.trainer import attention, checkpointing, families, logprobs, onednn, values
 from dapo_openrlhf.backend.trainer.checkpoint_names import keep_used_conversions
+from dapo_openrlhf.backend.trainer.packing import Packing
 from dapo_openrlhf.backend.trainer.strategy import PARAM_DTYPES, Strategy
-
-if TYPE_CHECKING:
-    from dapo_openrlhf.backend.trainer.collate import Tensors
 
 
 class Models:
@@ -27,8 +25,7 @@ class Models:
         self._strategy = strategy
         self._device = device
         ds, wanted = strategy.args.ds, strategy.args.ds.attn_implementation
-        packed_sdpa = wanted == "sdpa" or (wanted == "flash_attention_2" and not flash_attention_installed())
-        self.attention_name = attention.NAME if packed_sdpa else wanted
+        self.packing = Packing(attention.implementation(wanted, flash_attention=flash_attention_installed()))
         self._options = {"dtype": PARAM_DTYPES[ds.param_dtype], "trust_remote_code": True}
 
     def language_model(self, path: str) -> Any:
@@ -76,7 +73,7 @@ class Models:
 
     def _attention_of(self, config: Any) -> str:
         by_rows = families.why_by_rows(config) is not None
-        return families.rows_attention(config) if by_rows else self.attention_name
+        return families.rows_attention(config) if by_rows else self.packing.attention_name
 
     def _prepared(self, model: Any) -> Any:
         """A model that computes what an engine's does: without dropout, also while it learns."""
@@ -88,23 +85,6 @@ class Models:
         if self._strategy.args.actor.gradient_checkpointing_enable:
             checkpointing.install(model)
         return model
-
-    def inputs(self, batch: Tensors) -> dict[str, Any]:
-        """What every model is given of a micro-batch."""
-        return {
-            "input_ids": batch.input_ids,
-            "position_ids": batch.position_ids,
-            "positions": batch.positions,
-            **self._attention(batch),
-        }
-
-    def _attention(self, batch: Tensors) -> dict[str, Any]:
-        """How the attention in use is told where sequences end."""
-        if self.attention_name == attention.NAME:
-            return {"buckets": rows.make_buckets(batch.lengths, device=self._device)}
-        ends = torch.tensor([0, *batch.lengths]).cumsum(0).to(self._device, torch.int32)
-        longest = batch.lengths[0]
-        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
     @contextmanager
     def _partitioned_loading(self) -> Iterator[None]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from dapo_openrlhf.backend.messages import WeightLayout
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Parameter
-
-    from dapo_openrlhf.backend.trainer.checkpoint_names import Unit
+from dapo_openrlhf.backend.trainer.checkpoint_names import Unit, stored_tensors, units
 
 BUCKET_BYTES = 512 << 20
 """ZeRO-3 parameters brought together at once: one collective for many, and no more memory than this on top."""
@@ -21,8 +20,6 @@ class Published:
     """What a publication of a model consists of; ``model`` is transformers' own, inside of DeepSpeed's engine."""
 
     def __init__(self, model: Any) -> None:
-        from dapo_openrlhf.backend.trainer.checkpoint_names import stored_tensors, units
-
         self._model = model
         self._stored: dict[str, Parameter] = stored_tensors(model)
         self._units = units(model)
@@ -57,8 +54,6 @@ class Published:
             yield name, tensor
 
     def _layout(self) -> WeightLayout:
-        import torch
-
         def shape_only(name: str) -> Tensor:
             tensor = self._stored[name]
             return torch.empty(whole_shape(tensor), dtype=tensor.dtype, device="meta")
@@ -81,14 +76,10 @@ class _Ready:
 
     def __init__(self, *, pending: bool) -> None:
         """``pending``: there is work on the current stream that later users must wait for."""
-        import torch
-
         self._event = torch.cuda.current_stream().record_event() if pending and torch.cuda.is_available() else None
 
     def use(self, tensor: Tensor) -> None:
         """Let the current stream wait, and keep the tensor's memory until what it does with it is done."""
-        import torch
-
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
             tensor.record_stream(torch.cuda.current_stream())

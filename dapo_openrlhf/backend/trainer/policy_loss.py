@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor
 
+from dapo_openrlhf.algorithm.choices import POLICY_LOSSES
 from dapo_openrlhf.algorithm.kl import kl_estimate
 from dapo_openrlhf.algorithm.loss import (
     Sums,
@@ -41,21 +44,24 @@ def policy_loss(
     sample; without advantages there every token has its response's.
     """
     mask = batch.mask
-    if settings.old_logprobs == "rollout":
-        old_logprobs = batch.rollout_logprobs
-    else:
-        old_logprobs = logprobs.detach() if first else recall(known.old_logprobs, batch.samples, like=mask)
+    match settings.old_logprobs:
+        case "rollout":
+            old_logprobs = batch.rollout_logprobs
+        case "recompute":
+            old_logprobs = logprobs.detach() if first else recall(known.old_logprobs, batch.samples, like=mask)
+        case _:
+            assert_never(settings.old_logprobs)
     # A response's ratio (GSPO) is corrected by its denominator, as in OpenRLHF, and then needs no weight.
-    gspo = settings.policy_loss_type == "gspo"
+    of_response = POLICY_LOSSES[settings.policy_loss_type].of_response
     weights, sums = importance_weights(
         old_logprobs,
         batch.rollout_logprobs,
         mask,
-        level="off" if gspo else settings.is_correction_level,
+        level="off" if of_response else settings.is_correction_level,
         mode=settings.is_correction_mode,
         threshold=settings.is_correction_threshold,
     )
-    sampled = gspo and settings.is_correction_level != "off"
+    sampled = of_response and settings.is_correction_level != "off"
     denominator = batch.rollout_logprobs if sampled else old_logprobs
     ratio = policy_ratio(logprobs, denominator, mask, level=settings.policy_loss_type)
     advantages = advantages_of(batch, known)

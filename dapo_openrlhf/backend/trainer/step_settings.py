@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from dapo_openrlhf.algorithm.choices import KlEstimator, PolicyLossType
+from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, KlEstimator, OldLogprobs, PolicyLossType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +17,9 @@ class LossSettings:
     kl_coef: float
     """Of the KL in the loss; 0 for none."""
     kl_estimator: KlEstimator
-    old_logprobs: Literal["recompute", "rollout"]
-    is_correction_level: Literal["off", "token", "seq"]
-    is_correction_mode: Literal["clip", "mask"]
+    old_logprobs: OldLogprobs
+    is_correction_level: CorrectionLevel
+    is_correction_mode: CorrectionMode
     is_correction_threshold: tuple[float, float]
     temperature: float
 
@@ -52,3 +51,26 @@ class AdvantageSettings:
     def by_token(self) -> bool:
         """Whether a response's tokens may differ, or the batch matters; else every token has the response's credit."""
         return self.critic or self.whitened or self.kl_coef > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """All of it."""
+
+    loss: LossSettings
+    advantages: AdvantageSettings
+    guard: GuardSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """With what a rank begins, and how far it is to go."""
+
+    total_updates: int
+    """Gradient steps of the whole run, over which the schedule goes."""
+    updates_done: int
+    """Where to enter the schedule."""
+    checkpoint: str | None
+    """Folder of a checkpoint whose moments and full-precision weights to go on with."""
+    reference: str | None
+    """The model that a KL is measured to."""

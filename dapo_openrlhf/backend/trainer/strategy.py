@@ -34,6 +34,12 @@ class Strategy(DeepspeedStrategy):
         self._device = device
         self.use_dynamic_batch = True  # DeepSpeed counts no micro-batches: the policy actor does
 
+    @property
+    def torch_device(self) -> torch.device:
+        """Where this rank's models are."""
+        cuda = self._device.kind == "cuda"
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
         """Join the ranks: as OpenRLHF's, with the device's own backend and mesh."""
         transformers.set_seed(self.seed)

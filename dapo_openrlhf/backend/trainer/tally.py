@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dapo_openrlhf.backend.trainer.peers import Peers
+
 LOOKED_AT = (
     "rewards or advantages",
     "rollout log-probs",
@@ -52,8 +54,9 @@ class Verdict:
 class Tally:
     """One update on one rank."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, peers: Peers) -> None:
         self._device = device
+        self._peers = peers
         self._sums: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
         self._not_finite = {name: torch.zeros((), dtype=torch.float64, device=device) for name in LOOKED_AT}
@@ -78,8 +81,7 @@ class Tally:
 
     def close(self) -> Verdict:
         """Add up the counts over all ranks and read everything. Every rank must call it."""
-        counts = torch.stack([self._not_finite[name] for name in LOOKED_AT])
-        torch.distributed.all_reduce(counts)
+        counts = self._peers.total(torch.stack([self._not_finite[name] for name in LOOKED_AT]))
         own = [*self._norms.values(), *self._sums.values()]
         numbers = torch.cat([counts, torch.stack(own)]).tolist() if own else counts.tolist()
         found = dict(zip(LOOKED_AT, numbers, strict=False))

@@ -7,6 +7,8 @@ or elements, and a tensor that is missing each change the sum.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import xxhash
 from torch import Tensor, arange, cat, int16, int64, stack, uint8
 from torch.nn.functional import pad
@@ -43,6 +45,13 @@ class Checksum:
         for name, total in zip(self._names, sums, strict=True):
             digest.update(f"{name}={total};".encode())
         return digest.intdigest()
+
+
+def counted(named: Iterable[tuple[str, Tensor]], checksum: Checksum) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors, each counted in as it passes."""
+    for name, tensor in named:
+        checksum.add(name, tensor)
+        yield name, tensor
 
 
 def bits_sum(tensor: Tensor) -> Tensor:

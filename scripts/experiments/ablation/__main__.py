@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dapo_openrlhf.config.settings import ConfigError, parse_overrides
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import parse_overrides
 from dapo_openrlhf.report.reflection import PHRASES, PhraseCounter
 from scripts.experiments.ablation.ladder import RUNGS, choose_rungs
 from scripts.experiments.ablation.report import write_report

@@ -23,7 +23,8 @@ from scripts.experiments.ablation.ladder import (
     TOKEN_LEVEL_LOSS,
     Rung,
 )
-from scripts.experiments.ablation.results import Points, RungResult, TrialResult
+from scripts.experiments.ablation.measurement import Measurement, Points
+from scripts.experiments.ablation.result import Result
 
 DOTS_PER_INCH = 85
 PANEL_INCHES = (5.2, 3.6)
@@ -45,7 +46,7 @@ class Panel:
 
     title: str
     unit: str
-    points: Callable[[TrialResult], Points]
+    points: Callable[[Measurement], Points]
     rungs: Sequence[Rung] = RUNGS
     scale: float = 1.0
     """From the metric's unit to the drawn one."""
@@ -55,15 +56,15 @@ class Panel:
     x_scale: float = 1.0
 
 
-def _accuracy(trial: TrialResult) -> Points:
+def _accuracy(trial: Measurement) -> Points:
     return [(float(step), accuracy) for step, accuracy in sorted(trial.accuracies.items())]
 
 
-def _all_right(trial: TrialResult) -> Points:
+def _all_right(trial: Measurement) -> Points:
     return [(float(step), share) for step, share in sorted(trial.all_right.items())]
 
 
-def _metric(name: str) -> Callable[[TrialResult], Points]:
+def _metric(name: str) -> Callable[[Measurement], Points]:
     return lambda trial: trial.curve(name)
 
 
@@ -105,7 +106,7 @@ FIGURES: dict[str, tuple[Panel, ...]] = {
         Panel(
             title="The same by what was generated",
             unit="% right",
-            points=TrialResult.accuracy_by_tokens,
+            points=Measurement.accuracy_by_tokens,
             rungs=AROUND_SAMPLING,
             scale=PERCENT,
             measured=True,
@@ -127,7 +128,7 @@ FIGURES: dict[str, tuple[Panel, ...]] = {
 """By the file's name: accuracy over steps, and the paper's figures 5, 2, 3b, 6, 4 and 7."""
 
 
-def draw_figures(results: Sequence[RungResult], folder: Path) -> list[Path]:
+def draw_figures(results: Sequence[Result], folder: Path) -> list[Path]:
     """Draw every figure that has something to show into ``folder``; returns the PNG files."""
     drawn = []
     for name, panels in FIGURES.items():
@@ -159,7 +160,7 @@ def over_seeds(curves: Iterable[Points]) -> list[tuple[float, float, float, floa
     return averaged
 
 
-def _draw(panels: Sequence[Panel], results: Sequence[RungResult], path: Path) -> None:
+def _draw(panels: Sequence[Panel], results: Sequence[Result], path: Path) -> None:
     rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
     width, height = PANEL_INCHES
     size = (columns * width + (2.2 if len(panels) == 1 else 0), rows * height)
@@ -174,7 +175,7 @@ def _draw(panels: Sequence[Panel], results: Sequence[RungResult], path: Path) ->
     save_figure(figure, path)
 
 
-def _draw_panel(axes: Axes, panel: Panel, results: Sequence[RungResult]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, results: Sequence[Result]) -> None:
     head_axes(axes, panel.title, panel.unit)
     axes.set_xlabel(panel.x, color=GREY, fontsize=9.5)
     for result in results:

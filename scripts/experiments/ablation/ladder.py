@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dapo_openrlhf.config.settings import Config, ConfigError
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.settings import Config
 
 PAPER_BENCHMARK = "AIME 2024, avg@32, Qwen2.5-32B"
 PAPER_OTHERS = (("DeepSeek-R1-Zero-Qwen-32B", 47),)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from dapo_openrlhf.report.reflection import PhraseCounter, read_kept_responses, samples_text
-from scripts.experiments.ablation.results import read_ladder
+from dapo_openrlhf.whole_file import write_whole
+from scripts.experiments.ablation.result import read_ladder
 from scripts.experiments.ablation.table import table_numbers, table_text
 from scripts.experiments.ablation.trials import Trial
 
@@ -24,9 +24,9 @@ def write_report(trials: Sequence[Trial], folder: Path, *, counter: PhraseCounte
     if not results:
         return None
     table = table_text(results)
-    _write(folder / "table.md", table)
-    _write(folder / "table.json", json.dumps(table_numbers(results), indent=2, allow_nan=False) + "\n")
-    _write(folder / "samples.md", _samples(trials, counter))
+    write_whole(folder / "table.md", table)
+    write_whole(folder / "table.json", json.dumps(table_numbers(results), indent=2, allow_nan=False) + "\n")
+    write_whole(folder / "samples.md", _samples(trials, counter))
     draw_figures(results, folder)
     return table
 
@@ -41,9 +41,3 @@ def _samples(trials: Sequence[Trial], counter: PhraseCounter) -> str:
             title = f"{trial.rung.title} (seed {trial.seed})"
             sections.append(samples_text(title, read_kept_responses(trial.run.path / "eval"), counter))
     return "\n".join(sections)
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

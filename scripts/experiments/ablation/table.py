@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 
 from scripts.experiments.ablation.ladder import PAPER_BENCHMARK, PAPER_OTHERS
-from scripts.experiments.ablation.results import RungResult, Spread
+from scripts.experiments.ablation.result import Result, Spread
 
 PERCENT = 100.0
 HEADER = "rung | paper | held-out | gain | average | generated | seeds"
 
 
-def table_text(results: Sequence[RungResult]) -> str:
+def table_text(results: Sequence[Result]) -> str:
     """Markdown: a row per rung, and below it what the columns mean."""
     lines = ["| " + HEADER + " |", "|---|--:|--:|--:|--:|--:|--:|"]
     lines += [f"| {name} | {score} | | | | | |" for name, score in PAPER_OTHERS]
-    before: RungResult | None = None
+    before: Result | None = None
     for result in results:
         gain = None if before is None else result.gain_over(before)
         average = Spread.of(trial.average for trial in result.trials)
@@ -35,7 +35,7 @@ def table_text(results: Sequence[RungResult]) -> str:
     return "\n".join([*lines, "", *_legend(results)]) + "\n"
 
 
-def _legend(results: Sequence[RungResult]) -> list[str]:
+def _legend(results: Sequence[Result]) -> list[str]:
     words = [
         f"paper: % right ({PAPER_BENCHMARK}); held-out: % right at the end of these runs; gain: over the row above, paired "
         "by seed; average: of the held-out measurements during training; generated: thousands of response tokens, those of "
@@ -47,7 +47,7 @@ def _legend(results: Sequence[RungResult]) -> list[str]:
     return words
 
 
-def table_numbers(results: Sequence[RungResult]) -> list[dict[str, object]]:
+def table_numbers(results: Sequence[Result]) -> list[dict[str, object]]:
     """For JSON: a row per rung, with every seed's figures; accuracies are 0 to 1."""
     return [
         {

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf.config.settings import Config, ConfigError, load_config, settings_of
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import load_config
+from dapo_openrlhf.config.settings import Config, settings_of
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.report.run_folder import RunFolder
 from scripts.experiments.ablation.ladder import Rung, switched_off

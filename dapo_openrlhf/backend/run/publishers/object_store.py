@@ -1,0 +1,98 @@
+"""Weight sync through Ray's object store, as the controller sees it: packed once, read by every engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from dapo_openrlhf.backend.messages import WeightAck, WeightManifest
+from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, WorkerFailed, all_within
+from dapo_openrlhf.backend.run.remote_engine import RemoteEngine, start_again
+from dapo_openrlhf.backend.run.remote_trainer import OnSpans
+from dapo_openrlhf.pipeline.ports import NotRevived, Publication
+from dapo_openrlhf.types import PolicyVersion, Span
+
+
+class ObjectStorePublisher:
+    """A ``WeightPublisher``.
+
+    Also an ``EngineReviver``: the newest weights stay in the store, and a replaced engine gets them before it counts.
+    """
+
+    def __init__(
+        self,
+        ranks: Sequence[Any],
+        engines: Sequence[RemoteEngine],
+        *,
+        timeout: float,
+        start_timeout: float,
+        on_spans: OnSpans = lambda spans: None,
+    ) -> None:
+        """``timeout``: seconds for each phase of a publication. ``start_timeout``: for a new engine's start."""
+        self._ranks = tuple(ranks)
+        self._engines = tuple(engines)
+        self._in_service = set(range(len(engines)))
+        self._timeout = timeout
+        self._start_timeout = start_timeout
+        self._on_spans = on_spans
+        self._newest: tuple[Publication, WeightManifest, ray.ObjectRef[Any]] | None = None
+
+    async def send(self, version: PolicyVersion) -> Publication:
+        """Pack the weights; the trainer is free afterwards."""
+        calls = [rank.export_weights.options(num_returns=2).remote() for rank in self._ranks]
+        names = [f"trainer rank {rank}" for rank in range(len(self._ranks))]
+        what = f"packing the weights of version {version}"
+        refs = [manifest for manifest, _ in calls]
+        manifest: WeightManifest = (await all_within(refs, names, self._timeout, what, "async.publish_timeout"))[0]
+        publication = Publication(version=version, bytes=manifest.bytes, checksum=manifest.checksum)
+        self._newest = publication, manifest, calls[0][1]
+        return publication
+
+    async def deliver(self, publication: Publication) -> None:
+        """Load them into every engine in service; one that dies or is late gets the newest when it is replaced."""
+        async with asyncio.TaskGroup() as tasks:
+            loads = [tasks.create_task(self._load_or_stop(index)) for index in sorted(self._in_service)]
+        self._on_spans(tuple(span for load in loads for span in load.result()))
+
+    async def revive(self, engine: int) -> None:
+        """Replace an engine; returns once the new one generates with the newest weights. Raises ``NotRevived``."""
+        self._in_service.discard(engine)
+        self._engines[engine].replace()
+        await start_again(self._engines[engine], f"engine {engine}", self._start_timeout)
+        try:
+            loaded = None
+            while self._newest is not loaded:  # a publication may begin while the last one is loaded
+                loaded = self._newest
+                await self._load(engine)
+        except WorkerFailed as error:
+            raise NotRevived(str(error)) from error
+        self._in_service.add(engine)
+
+    async def _load_or_stop(self, index: int) -> tuple[Span, ...]:
+        """Load, or end an engine that hangs or cannot be reached: it must not go on with older weights."""
+        actor = self._engines[index].actor
+        try:
+            return await self._load(index)
+        except (PipelineTimeout, WorkerDied) as error:
+            if self._engines[index].actor is actor:  # and no new one, which the news of this end must not hit
+                self._in_service.discard(index)
+                self._engines[index].stop(str(error))
+            return ()
+
+    async def _load(self, index: int) -> tuple[Span, ...]:
+        """Load the newest weights into one engine, and check what it acknowledges; returns what it did before."""
+        if self._newest is None:  # it began with them
+            return ()
+        publication, manifest, buffer = self._newest
+        what = f"loading the weights of version {publication.version}"
+        call = self._engines[index].actor.load_weights.remote(publication.version, manifest, buffer)
+        ack: WeightAck
+        (ack,) = await all_within([call], [f"engine {index}"], self._timeout, what, "async.publish_timeout")
+        if (ack.version, ack.checksum) != (publication.version, publication.checksum):
+            raise RuntimeError(
+                f"engine {index} acknowledged version {ack.version} with checksum {ack.checksum}, expected {publication}"
+            )
+        return ack.spans

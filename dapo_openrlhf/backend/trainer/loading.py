@@ -1,0 +1,89 @@
+"""A trainer rank with its models under DeepSpeed, loaded as OpenRLHF's settings say (runs inside the trainer's ranks)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from dapo_openrlhf.backend.trainer.agreement import Comparison
+from dapo_openrlhf.backend.trainer.critic import Critic
+from dapo_openrlhf.backend.trainer.deepspeed_model import DeepSpeedModel
+from dapo_openrlhf.backend.trainer.finite import refuse_not_finite
+from dapo_openrlhf.backend.trainer.models import Models
+from dapo_openrlhf.backend.trainer.peers import Peers
+from dapo_openrlhf.backend.trainer.policy import Policy
+from dapo_openrlhf.backend.trainer.rank import Rank
+from dapo_openrlhf.backend.trainer.reports import RankReady
+from dapo_openrlhf.backend.trainer.saving import Saving
+from dapo_openrlhf.backend.trainer.sharded_model import Forward
+from dapo_openrlhf.backend.trainer.spans import Spans
+from dapo_openrlhf.backend.trainer.step_settings import Beginning, TrainSettings
+from dapo_openrlhf.backend.trainer.strategy import Strategy
+from dapo_openrlhf.backend.trainer.weights_out import WeightsOut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRank:
+    """A rank's models, in the hands of those who work with them."""
+
+    rank: Rank
+    weights: WeightsOut
+    saving: Saving
+    comparison: Comparison
+    ready: RankReady
+
+
+def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning, *, spans: Spans) -> LoadedRank:
+    """Load the models and put them under DeepSpeed. Every rank must call it once ``strategy`` has brought them together.
+
+    Raises ``NotFinite`` for a model that is not, and ``RuntimeError`` for a checkpoint in which something is missing.
+    """
+    args, peers = strategy.args, Peers.joined()
+    models = Models(strategy, device=strategy.torch_device)
+    packing, temperature = models.packing, settings.loss.temperature
+    path = args.actor.model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    language_model = _under_deepspeed(models.language_model(path), strategy, args.actor.adam, beginning)
+    reference = None if beginning.reference is None else _reference(models, strategy, beginning.reference)
+    trained, critic = [language_model], None
+    if settings.advantages.critic:
+        model = models.critic(args.critic.model_name_or_path)
+        value_model = _under_deepspeed(model, strategy, args.critic.adam, beginning)
+        trained.append(value_model)
+        critic = Critic(value_model, packing, clip=args.critic.value_clip)
+    saving = Saving(trained, tokenizer, keep_critic=args.critic.save_value_network, peers=peers)
+    if beginning.checkpoint is not None:
+        saving.resume(beginning.checkpoint, beginning.updates_done)
+    refuse_not_finite(f"the model {path} cannot be trained", trained, peers)
+    policy = Policy(language_model, packing, temperature=temperature, reference=reference)
+    return LoadedRank(
+        rank=Rank(policy, critic, settings, peers=peers, spans=spans),
+        weights=WeightsOut(trained, peers),
+        saving=saving,
+        comparison=Comparison(language_model, packing, temperature=temperature),
+        ready=RankReady(parameters=language_model.parameter_count, attention=packing.attention_name),
+    )
+
+
+def _under_deepspeed(model: Any, strategy: Strategy, adam: SimpleNamespace, beginning: Beginning) -> DeepSpeedModel:
+    """Policy and critic have optimizers of their own, and one schedule."""
+    actor = strategy.args.actor
+    optimizer = {
+        "optim": "adam",
+        "adam": vars(adam),
+        "lr_scheduler": actor.lr_scheduler,
+        "lr_warmup_ratio": actor.lr_warmup_ratio,
+        "max_norm": actor.max_norm,
+        "scheduler_steps": beginning.total_updates,
+    }
+    return DeepSpeedModel.prepared(model, strategy, optimizer)
+
+
+def _reference(models: Models, strategy: Strategy, path: str) -> Forward:
+    engine: Any = strategy.prepare(models.language_model(path).requires_grad_(False))
+    engine.eval()
+    reference: Forward = engine
+    return reference

@@ -1,0 +1,92 @@
+"""What a rank works out before a step's first update, with the weights as they are (torch; runs inside the trainer's ranks)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.trainer.collate import Tensors, collate
+from dapo_openrlhf.backend.trainer.critic import Critic
+from dapo_openrlhf.backend.trainer.peers import Peers
+from dapo_openrlhf.backend.trainer.per_sample import Known, PerSample, key_of, remember, token_advantages
+from dapo_openrlhf.backend.trainer.policy import Policy
+from dapo_openrlhf.backend.trainer.spans import Spans
+from dapo_openrlhf.backend.trainer.step_settings import TrainSettings
+from dapo_openrlhf.pipeline.batch import RankPlan, Sample, Update
+
+
+class LookAhead:
+    """Old log-probs, reference log-probs, values, and advantages by token, each where the settings need them."""
+
+    def __init__(
+        self, policy: Policy, critic: Critic | None, settings: TrainSettings, *, peers: Peers, spans: Spans
+    ) -> None:
+        self._policy = policy
+        self._critic = critic
+        self._settings = settings
+        self._peers = peers
+        self._spans = spans
+        self._device = policy.model.device
+
+    def known(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> Known:
+        """Everything that depends on the weights at the start of the step."""
+        settings, updates = self._settings.advantages, plan.updates
+        reference: PerSample = {}
+        values: PerSample = {}
+        advantages: PerSample = {}
+        returns: PerSample = {}
+        with self._spans.span("old_logprobs"):
+            old = self._old_logprobs(updates, tokens)
+        if self._policy.has_reference:
+            with self._spans.span("ref_logprobs"):
+                reference = self._forward_all(self._policy.ref_logprobs, updates, tokens)
+        if self._critic is not None:
+            with self._spans.span("values"):
+                values = self._forward_all(self._critic.values, updates, tokens)
+        if settings.by_token:
+            advantages, returns = token_advantages(
+                [s for update in updates for samples in update.micro_batches for s in samples],
+                settings,
+                old_logprobs=old,
+                ref_logprobs=reference,
+                values=values,
+                sum_over_ranks=lambda sums: self._peers.total(sums.to(self._device)).cpu(),
+            )
+        return Known(old_logprobs=old, ref_logprobs=reference, values=values, advantages=advantages, returns=returns)
+
+    def _old_logprobs(self, updates: Sequence[Update], tokens: Mapping[int, GroupTokens]) -> PerSample:
+        kl_in_reward = self._settings.advantages.kl_coef > 0
+        if self._settings.loss.old_logprobs == "recompute":
+            # During the first update the weights still are those of the start: its own forward pass has them, also
+            # for later passes over the same samples, where no other rank will be dealt them.
+            once = updates[0].micro_batches if self._peers.alone and not kl_in_reward else ()
+            return self._forward_all(
+                self._policy.logprobs, updates if kl_in_reward else updates[1:], tokens, without=once
+            )
+        if kl_in_reward:
+            return self._forward_all(lambda batch: batch.rollout_logprobs, updates, tokens)
+        return {}
+
+    def _forward_all(
+        self,
+        forward: Callable[[Tensors], Tensor],
+        updates: Sequence[Update],
+        tokens: Mapping[int, GroupTokens],
+        without: Sequence[Sequence[Sample]] = (),
+    ) -> PerSample:
+        """[B, T] of every micro-batch, without gradient, by sample; not of those ``without`` consists of."""
+        known: PerSample = {}
+        done = {key_of(sample) for samples in without for sample in samples}
+        with torch.no_grad():
+            for update in updates:
+                for samples in update.micro_batches:
+                    # A forward pass is a collective under ZeRO-3, and ranks deal samples anew in each epoch: what one
+                    # rank knows already another may not, so only a single rank may leave a pass out.
+                    if self._peers.alone and all(key_of(s) in known or key_of(s) in done for s in samples):
+                        continue
+                    batch = collate(samples, tokens, device=self._device)
+                    remember(known, batch.samples, forward(batch))
+        return known

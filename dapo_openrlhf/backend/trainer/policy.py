@@ -1,0 +1,42 @@
+"""The policy of one trainer rank, and the reference that it is compared with (torch; runs inside the trainer's ranks)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dapo_openrlhf.backend.trainer.collate import Tensors
+from dapo_openrlhf.backend.trainer.packing import Inputs
+from dapo_openrlhf.backend.trainer.sharded_model import Forward, ShardedModel
+
+
+class Policy:
+    """A language model whose forward pass is :func:`logprobs.token_logprobs`, and perhaps another, never trained."""
+
+    def __init__(self, model: ShardedModel, inputs: Inputs, *, temperature: float, reference: Forward | None) -> None:
+        """``temperature``: of the distribution that both models' log-probs are of."""
+        self.model = model
+        self._inputs = inputs
+        self._temperature = temperature
+        self._reference = reference
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a model that a KL is measured to."""
+        return self._reference is not None
+
+    def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies [B, T] of a micro-batch's responses, 0 beyond a response."""
+        return self._scores(self.model, batch)
+
+    def logprobs(self, batch: Tensors) -> Tensor:
+        """Log-probs [B, T] alone."""
+        return self.forward(batch)[0]
+
+    def ref_logprobs(self, batch: Tensors) -> Tensor:
+        """The reference's log-probs [B, T]; there must be one."""
+        assert self._reference is not None
+        return self._scores(self._reference, batch)[0]
+
+    def _scores(self, model: Forward, batch: Tensors) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = model(**self._inputs.inputs(batch), targets=batch.targets, temperature=self._temperature)
+        return batch.unflatten(logprobs), batch.unflatten(entropies)

@@ -1,0 +1,20 @@
+"""The engines' end of the weight sync by NCCL: every worker takes part in a broadcast of trainer rank 0."""
+
+from __future__ import annotations
+
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
+from dapo_openrlhf.backend.transfer.receivers.checked import Checked, CheckedWorker
+
+
+class CheckedNcclEngine(Checked, NCCLWeightTransferEngine):
+    """vLLM's receiver of a broadcast, checked."""
+
+
+class NcclWorker(CheckedWorker):
+    """A worker that receives so."""
+
+
+WeightTransferEngineFactory.register_engine(RECEIVERS["nccl"].backend, CheckedNcclEngine)

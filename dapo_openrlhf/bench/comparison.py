@@ -1,0 +1,131 @@
+"""Arms side by side: run in turn, a row of the table for each, and what the rows say about each other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dapo_openrlhf.bench.arm import Arm, Measurement
+from dapo_openrlhf.bench.result import Result, summarise
+
+ONE_SIDED = 0.3
+"""Where the shorter of generating and training is below this share of the longer, asynchrony can gain little."""
+
+
+def run_in_turn(arms: Mapping[str, Arm], *, repeats: int, say: Callable[[str], None]) -> dict[str, Result]:
+    """Run every arm ``repeats`` times, interleaved, so that what changes on the machine meets all of them alike."""
+    runs: dict[str, list[Measurement]] = {key: [] for key in arms}
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        for repeat in range(repeats):
+            for key, arm in arms.items():
+                run = arm.run(Path(scratch) / f"{key}-{repeat}")
+                runs[key].append(run)
+                say(f"{arm.name}: {run.trained_tokens_per_second:,.0f} trained tokens/s")
+    return {key: summarise(arm.name, runs[key]) for key, arm in arms.items()}
+
+
+def table(results: Sequence[Result]) -> str:
+    """The comparison as text."""
+    head = (
+        "arm",
+        "trained tok/s",
+        "(range)",
+        "step s",
+        "(quartiles)",
+        "generate s",
+        "train s",
+        "bound s",
+        "bound/step",
+        "engine idle",
+        "trainer idle",
+        "age mean/max",
+        "publish s",
+        "pass rate",
+    )
+    rows = [head, *(_cells(arm) for arm in results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = []
+    for row in rows:
+        first, *rest = zip(row, widths, strict=True)
+        lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]))
+    return "\n".join(lines)
+
+
+def _cells(arm: Result) -> tuple[str, ...]:
+    low, high = arm.trained_tokens_per_second_range
+    first, third = arm.step_seconds_range
+    return (
+        arm.name,
+        f"{arm.trained_tokens_per_second:,.0f}",
+        f"{low:,.0f}-{high:,.0f}",
+        f"{arm.mean_step_seconds:.2f}",
+        f"{first:.2f}-{third:.2f}",
+        f"{arm.generate_seconds:.2f}",
+        f"{arm.train_seconds:.2f}",
+        f"{arm.bound:.2f}",
+        f"{arm.closeness:.0%}",
+        f"{arm.engine_idle:.0%}",
+        f"{arm.trainer_idle:.0%}",
+        "-" if arm.mean_age is None else f"{arm.mean_age:.2f}/{arm.max_age}",
+        f"{arm.publish_seconds:.3f}",
+        f"{arm.pass_rate:.0%}",
+    )
+
+
+def verdicts(results: Mapping[str, Result]) -> list[str]:
+    """Sentences about pairs of arms; keys are ``k0``, ``k1``, ..., ``stock-sync``, ``stock-async``, ..."""
+    found = []
+    best_stock = max(
+        (arm for key, arm in results.items() if key.startswith("stock-async")),
+        key=lambda arm: arm.trained_tokens_per_second,
+        default=None,
+    )
+    one, none = results.get("k1"), results.get("k0")
+    if one and best_stock:
+        ratio = one.trained_tokens_per_second / best_stock.trained_tokens_per_second
+        found.append(f"K = 1 trains {ratio:.2f} x the tokens per second of {best_stock.name}")
+    stock = results.get("stock-async")
+    if one and stock:
+        found.append(
+            f"one publication takes {one.publish_seconds / stock.publish_seconds:.1%} of {stock.name}'s broadcast"
+        )
+    if one and none:
+        found.append(f"K = 1 against K = 0: {one.trained_tokens_per_second / none.trained_tokens_per_second:.2f} x")
+    if one:
+        found.append(
+            f"a K = 1 step takes {1 / one.closeness - 1:.1%} longer than max(generate, train), and "
+            f"{one.mean_step_seconds / one.busier_seconds - 1:.1%} longer than whichever took longer in each step: the "
+            "difference is that batches differ"
+        )
+        found.append(_who_waits(one))
+    return found
+
+
+def _who_waits(arm: Result) -> str:
+    shorter = min(arm.generate_seconds, arm.train_seconds)
+    side = "generating" if arm.generate_seconds > arm.train_seconds else "training"
+    if shorter < ONE_SIDED * arm.bound:
+        return f"asynchrony helps little here: {side} alone takes {arm.bound / arm.mean_step_seconds:.0%} of a step"
+    return f"{side} is the longer side, {arm.bound:.2f} s against {shorter:.2f} s a step"
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """A bar per arm: trained tokens per second with the range over repeats."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.7 * len(results) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rates = [arm.trained_tokens_per_second for arm in results]
+    errors = [
+        [rate - arm.trained_tokens_per_second_range[0] for rate, arm in zip(rates, results, strict=True)],
+        [arm.trained_tokens_per_second_range[1] - rate for rate, arm in zip(rates, results, strict=True)],
+    ]
+    colours = ["#0072b2" if arm.name.startswith("this") else "#999999" for arm in results]
+    axes.barh([arm.name for arm in results], rates, xerr=errors, color=colours, height=0.6, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("response tokens trained per second (median of the repeats, range as whisker)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,1 @@
+"""An installation on one GPU, checked and measured part by part."""

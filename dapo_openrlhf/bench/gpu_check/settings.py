@@ -1,0 +1,32 @@
+"""The runs of the check: one GPU, which engine and trainer share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dapo_openrlhf.bench.workload.workload import Workload
+
+GROUPS, SAMPLES = 32, 8
+PACK_TOKENS = 16_384
+
+
+def settings_at(max_staleness: int, work: Workload, *, steps: int, learning_rate: float = 1e-6) -> dict[str, Any]:
+    """A run at K = ``max_staleness``: 131,072 response tokens a step, in two updates."""
+    return {
+        "device": "cuda",
+        "run": {"name": f"k{max_staleness}", "dir": str(work.folder / "runs")},
+        "actor": {"model_name_or_path": str(work.model), "adam": {"lr": learning_rate}, "lr_warmup_steps": 0},
+        "ds": {"zero_stage": 2, "param_dtype": "bf16", "attn_implementation": "flash_attention_2"},
+        "vllm": {"gpu_memory_utilization": 0.3},
+        "rollout": {"batch_size": GROUPS, "n_samples_per_prompt": SAMPLES, "max_new_tokens": work.max_new_tokens},
+        "train": {
+            "colocate_all": True,
+            "batch_size": GROUPS * SAMPLES // 2,
+            "max_steps": steps,
+            "max_tokens_per_gpu": PACK_TOKENS,
+        },
+        "async": {"max_staleness": max_staleness, "start_timeout": 300.0, "publish_timeout": 60.0},
+        "algo": {"dynamic_filtering_enable": False},
+        "reward": {"remote_url": str(work.reward), "overlong_filtering_enable": False, "num_workers": 2},
+        "data": {"prompt_dataset": str(work.prompts), "max_len": work.max_len},
+    }

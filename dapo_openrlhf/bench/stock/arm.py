@@ -1,0 +1,84 @@
+"""Stock OpenRLHF as an arm.
+
+Its command line runs unmodified in a process tree and a local Ray of its own; ``on_cpu.py`` says what a CPU needs. Numbers
+come from the TensorBoard file that it writes itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+from dapo_openrlhf.bench.arm import WARM_UP_STEPS, Arm, ArmError, ArmSettings, Measurement
+from dapo_openrlhf.bench.process_tree import last_lines, run_tree
+from dapo_openrlhf.bench.stock.command import StockMode, stock_arguments, stock_environment
+from dapo_openrlhf.bench.stock.steps import StockStep, complete_steps, read_scalars
+from dapo_openrlhf.bench.workload.workload import Workload
+
+LAST_LINES = 40
+
+STOCK_NAMES: dict[StockMode, str] = {
+    "sync": "stock OpenRLHF, synchronous",
+    "async": "stock OpenRLHF, asynchronous",
+    "async-partial": "stock OpenRLHF, asynchronous, partial rollout",
+}
+
+
+def stock_arm(mode: StockMode, workload: Workload, settings: ArmSettings) -> Arm:
+    """Stock OpenRLHF's own trainer."""
+
+    def run(folder: Path) -> Measurement:
+        return measure(run_stock(mode, workload, settings, folder), settings)
+
+    return Arm(name=STOCK_NAMES[mode], run=run)
+
+
+def run_stock(mode: StockMode, workload: Workload, settings: ArmSettings, output: Path) -> list[StockStep]:
+    """Run stock OpenRLHF, its log going to ``output``; returns its complete steps, two or more.
+
+    Blocks. Raises :class:`ArmError` when it fails, takes longer than ``settings.timeout`` or gets no two steps done; no
+    process of it is left in any case.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "stock.log"
+    with tempfile.TemporaryDirectory(prefix="stock-") as scratch:
+        folder = Path(scratch)
+        command = [sys.executable, "-m", "dapo_openrlhf.bench.stock.driver"]
+        command += stock_arguments(mode, workload, settings, folder)
+        started = time.time()  # TensorBoard's clock
+        try:
+            status = run_tree(command, stock_environment(settings, folder), log, settings.timeout)
+        except TimeoutExpired:
+            raise _error(f"stock OpenRLHF took over {settings.timeout:g} s", log) from None
+        if status:
+            raise _error(f"stock OpenRLHF ended with exit status {status}", log)
+        steps = list(complete_steps(read_scalars(folder / "tensorboard"), settings, started))
+    if len(steps) < 2:
+        raise _error(f"stock OpenRLHF ({mode}) did {len(steps)} complete steps", log)
+    return steps
+
+
+def measure(steps: Sequence[StockStep], settings: ArmSettings) -> Measurement:
+    """The steps after the warm-up."""
+    counted = steps[WARM_UP_STEPS:]
+    train = [step.make_experience + step.ppo_train for step in counted]
+    return Measurement(
+        step_seconds=tuple(later.finished - step.finished for step, later in pairwise(steps[WARM_UP_STEPS - 1 :])),
+        trained_tokens=sum(step.response_tokens for step in counted),
+        generate_seconds=sum(step.generation for step in counted) / len(counted),
+        train_seconds=sum(train) / len(counted),
+        busier_seconds=sum(max(step.generation, its) for step, its in zip(counted, train, strict=True)) / len(counted),
+        publish_seconds=sum(step.broadcast for step in counted) / len(counted),
+        mean_age=None,
+        max_age=None,
+        pass_rate=settings.batch_size * len(counted) / sum(step.generated_groups for step in counted),
+    )
+
+
+def _error(what: str, log: Path) -> ArmError:
+    return ArmError(f"{what}\n{last_lines(log, LAST_LINES)}")

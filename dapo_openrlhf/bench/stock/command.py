@@ -1,0 +1,116 @@
+"""How stock OpenRLHF is started: its modes, its command line, its environment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.bench.arm import ArmSettings
+from dapo_openrlhf.bench.stock.on_cpu import PACKED_ATTENTION, VLLM_SETTINGS
+from dapo_openrlhf.bench.workload.workload import Workload
+
+StockMode: TypeAlias = Literal["sync", "async", "async-partial"]
+"""Its synchronous trainer, its asynchronous one, and that with ``--train.partial_rollout_enable``."""
+
+MODE_FLAGS: Mapping[StockMode, tuple[str, ...]] = {
+    "sync": (),
+    "async": ("--train.async_enable",),
+    "async-partial": ("--train.async_enable", "--train.partial_rollout_enable"),
+}
+FLAGS = (
+    "--algo.dynamic_filtering_enable",
+    "--vllm.enable_prefix_caching",
+    "--vllm.enforce_eager",
+    "--ds.packing_samples",
+    "--train.dynamic_batch_enable",
+)
+SPARE_STEPS = 2
+"""Stock stops when its prompts are used up; this many steps' more are given, since the pass rate varies."""
+
+
+def stock_arguments(mode: StockMode, workload: Workload, settings: ArmSettings, folder: Path) -> list[str]:
+    """OpenRLHF's command line. ``folder`` takes what it writes."""
+    prompts = math.ceil((settings.steps + SPARE_STEPS) * settings.batch_size / workload.pass_rate)
+    if prompts > workload.prompt_count:
+        raise ValueError(f"{settings.steps} steps need {prompts} prompts, the workload has {workload.prompt_count}")
+    values: dict[str, object] = {
+        "actor.model_name_or_path": workload.model,
+        "actor.num_nodes": 1,
+        "actor.num_gpus_per_node": 1,
+        "actor.adam.lr": settings.learning_rate,
+        "actor.adam.betas": settings.adam_betas,
+        "actor.lr_scheduler": "constant_with_warmup",
+        "actor.eps_clip_low_high": settings.eps_clip_low_high,
+        "actor.loss_agg_mode": "token-mean",
+        "algo.advantage.estimator": "group_norm",
+        "algo.advantage.is_correction_level": "token",
+        "algo.advantage.is_correction_mode": settings.is_correction_mode,
+        "algo.advantage.is_correction_threshold": settings.is_correction_threshold,
+        "algo.kl.init_coef": 0,
+        "algo.dynamic_filtering_range": (0, 1),
+        "ckpt.output_dir": folder / "model",
+        "ckpt.path": folder / "checkpoints",
+        "data.prompt_dataset": workload.prompts,
+        "data.input_key": "input",
+        "data.label_key": "label",
+        "data.max_len": workload.max_len,
+        "data.max_samples": prompts,
+        "ds.attn_implementation": PACKED_ATTENTION,
+        "ds.param_dtype": settings.param_dtype,
+        "ds.zero_stage": 2,
+        "logger.tensorboard_dir": folder / "tensorboard",
+        "reward.remote_url": workload.reward,
+        "rollout.batch_size": settings.batch_size,
+        "rollout.n_samples_per_prompt": settings.n_samples_per_prompt,
+        "rollout.max_new_tokens": workload.max_new_tokens,
+        "rollout.max_tokens_per_gpu": settings.max_tokens_per_gpu,
+        "rollout.temperature": 1.0,
+        "rollout.top_p": 1.0,
+        "train.async_queue_size": settings.async_queue_size,
+        "train.batch_size": settings.train_batch_size,
+        "train.max_epochs": settings.max_epochs,
+        "train.max_tokens_per_gpu": settings.max_tokens_per_gpu,
+        "train.num_episodes": 1,
+        "train.seed": settings.seed,
+        "vllm.num_engines": 1,
+        "vllm.tensor_parallel_size": 1,
+    }
+    return [*MODE_FLAGS[mode], *FLAGS, *_written(values)]
+
+
+def stock_environment(settings: ArmSettings, folder: Path) -> dict[str, str]:
+    """Environment of its processes: what our own actors have, and what Ray and Hugging Face need."""
+    engine = {
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[settings.param_dtype],
+        "worker_extension_cls": "dapo_openrlhf.bench.stock.engine.CpuWorkerWrap",
+        "kv_cache_memory_bytes": settings.kv_cache_memory_bytes,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": 8192,
+        "disable_log_stats": True,
+    }
+    environment = os.environ | dict(Device(kind="cpu", threads=1).environment())
+    environment.pop("CUDA_VISIBLE_DEVICES")  # Ray simulates GPUs, and refuses to when this is empty
+    environment.pop("RAY_ADDRESS", None)  # a Ray of its own, wherever this runs
+    packages = str(Path(__file__).resolve().parents[3])
+    return environment | {
+        VLLM_SETTINGS: json.dumps(engine),
+        "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes have the loopback address, on Linux too
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(folder / "datasets"),
+    }
+
+
+def _written(values: Mapping[str, object]) -> Iterator[str]:
+    """Settings as command-line arguments."""
+    for name, value in values.items():
+        yield f"--{name}"
+        yield from map(str, value if isinstance(value, tuple) else (value,))

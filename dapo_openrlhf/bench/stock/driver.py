@@ -1,0 +1,55 @@
+"""``openrlhf.cli.train_ppo_ray``, unmodified, on a CPU: ``python -m dapo_openrlhf.bench.stock.driver ARGS``.
+
+Run by ``stock.py`` in a process of its own. Starts a local Ray with simulated GPUs, which ends with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+from typing import Any
+
+import ray
+
+from dapo_openrlhf.bench.stock.on_cpu import install
+
+SIMULATED_GPUS = 2
+"""One for the engine, one for the trainer: Ray only counts them."""
+PLACES = 8
+"""CPUs Ray counts; so many that its placement never waits."""
+OBJECT_STORE_BYTES = 512 << 20
+
+
+def main() -> None:
+    """Run stock OpenRLHF's command line with ``sys.argv``."""
+    install()
+    _accept_float32()
+    ray.init(
+        address="local",
+        num_cpus=PLACES,
+        num_gpus=SIMULATED_GPUS,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        runtime_env={"worker_process_setup_hook": "dapo_openrlhf.bench.stock.on_cpu.install"},
+    )
+    try:
+        runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)
+    finally:
+        ray.shutdown()
+
+
+def _accept_float32() -> None:
+    """OpenRLHF's parser knows bf16 and fp16; let it pass fp32 on."""
+    add_argument = argparse.ArgumentParser.add_argument
+
+    def with_float32(self: argparse.ArgumentParser, *names: str, **settings: Any) -> argparse.Action:
+        if "--ds.param_dtype" in names:
+            settings["choices"] = [*settings["choices"], "fp32"]
+        return add_argument(self, *names, **settings)
+
+    parser: Any = argparse.ArgumentParser
+    parser.add_argument = with_float32
+
+
+if __name__ == "__main__":
+    main()

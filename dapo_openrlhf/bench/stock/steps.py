@@ -1,0 +1,63 @@
+"""The steps of a stock run, by the metrics that OpenRLHF writes for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapo_openrlhf.bench.arm import ArmSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class StockStep:
+    """One complete step, by OpenRLHF's own metrics."""
+
+    finished: float
+    """Seconds since the start of the process."""
+    generation: float
+    """Seconds it took to generate the batch that was trained."""
+    make_experience: float
+    """Seconds for log-probs of the old policy and advantages."""
+    ppo_train: float
+    """Seconds for all gradient updates."""
+    broadcast: float
+    """Seconds for the transfer of weights, waiting for the engine included."""
+    response_tokens: float
+    """Response tokens trained."""
+    generated_groups: float
+    """Groups generated to fill the batch, the filtered ones included."""
+
+
+def read_scalars(folder: Path) -> dict[str, dict[int, tuple[float, float]]]:
+    """TensorBoard scalars under ``train/``: name -> step -> (wall-clock time in seconds, value)."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    scalars: dict[str, dict[int, tuple[float, float]]] = {}
+    for run in sorted(folder.glob("*")):
+        events = EventAccumulator(str(run), size_guidance={SCALARS: 0}).Reload()
+        for tag in events.Tags()[SCALARS]:
+            known = scalars.setdefault(tag.removeprefix("train/"), {})
+            known.update({event.step: (event.wall_time, event.value) for event in events.Scalars(tag)})
+    return scalars
+
+
+def complete_steps(
+    scalars: Mapping[str, Mapping[int, tuple[float, float]]], settings: ArmSettings, started: float
+) -> Iterator[StockStep]:
+    """Steps that trained a whole batch, in order. ``started`` is the wall-clock time of the start."""
+    wanted = settings.batch_size * settings.n_samples_per_prompt
+    for step, (finished, responses) in sorted(scalars.get("rollout/num_samples", {}).items()):
+        if responses < wanted:
+            continue
+        values = {name: series[step][1] for name, series in scalars.items() if step in series}
+        yield StockStep(
+            finished=finished - started,
+            generation=values["timing/generation"],
+            make_experience=values["timing/make_experience"],
+            ppo_train=values["timing/ppo_train"],
+            broadcast=values["timing/broadcast"],
+            response_tokens=responses * values["rollout/response_length_mean"],
+            # OpenRLHF's "pass rate" is trained responses over generated groups, in percent.
+            generated_groups=100.0 * responses / values["dynamic_filtering_pass_rate"],
+        )

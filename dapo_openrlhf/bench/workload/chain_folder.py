@@ -1,0 +1,78 @@
+"""The comparison's workload in its folder: built once, and found again by its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dapo_openrlhf.bench.workload.chain import Recipe, draw_prompts
+from dapo_openrlhf.bench.workload.workload import Workload, write_prompts
+from dapo_openrlhf.whole_file import whole_file
+
+SOURCES = ("chain.py", "chain_model.py", "workload.py")
+"""What the finished work depends on besides its recipe, beside this file."""
+
+
+def chain_workload(folder: Path, recipe: Recipe | None = None) -> Workload:
+    """Build the work into ``folder`` unless it is there already.
+
+    Raises ``FileExistsError`` rather than replace a folder that holds something else.
+    """
+    recipe = recipe or Recipe()
+    folder = folder.resolve()
+    described = _describe(recipe)
+    manifest = _read_manifest(folder)
+    if not described.items() <= manifest.items():
+        if not manifest and folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} holds something else than a benchmark's work: it stays as it is")
+        _build_and_install(recipe, folder, described)
+    return Workload(
+        folder=folder,
+        prompt_count=recipe.prompts,
+        prompt_tokens=recipe.prompt_tokens,
+        max_new_tokens=recipe.max_new_tokens,
+        pass_rate=recipe.pass_rate,
+    )
+
+
+def _describe(recipe: Recipe) -> dict[str, Any]:
+    """What finished work is recognised by: its recipe and the SHA-256 of the sources that follow it."""
+    digest = hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)).hexdigest()
+    described: dict[str, Any] = json.loads(json.dumps({"recipe": asdict(recipe), "source_sha256": digest}))
+    return described
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of finished work, or an empty one."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {}
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return manifest
+
+
+def _build(recipe: Recipe, folder: Path) -> int:
+    """Write everything into an empty folder; return the number of parameters."""
+    import torch
+
+    from dapo_openrlhf.bench.workload.chain_model import build_model, build_tokenizer
+
+    torch.manual_seed(recipe.seed)
+    tokenizer = build_tokenizer(recipe)
+    model = build_model(recipe, tokenizer)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    write_prompts(folder / "prompts.jsonl", draw_prompts(recipe))
+    return int(model.num_parameters())
+
+
+def _build_and_install(recipe: Recipe, output: Path, described: dict[str, Any]) -> None:
+    """Build beside ``output`` and rename, so that nothing half-made is left."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output) as folder:
+        folder.mkdir()
+        manifest = described | {"parameters": _build(recipe, folder)}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

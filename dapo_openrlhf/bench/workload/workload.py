@@ -1,0 +1,50 @@
+"""What every arm, and every run of a check, is given: a model, prompts and a reward in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapo_openrlhf.bench.workload import reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The work in its folder, and what an arm must know of it to be set up."""
+
+    folder: Path
+    prompt_count: int
+    prompt_tokens: int
+    """Length of every prompt."""
+    max_new_tokens: int
+    """Longest response, in tokens."""
+    pass_rate: float
+    """Expected share of groups that dynamic sampling keeps."""
+
+    @property
+    def model(self) -> Path:
+        """Folder of the model and its tokenizer."""
+        return self.folder / "model"
+
+    @property
+    def prompts(self) -> Path:
+        """JSON lines with ``input`` and ``label``."""
+        return self.folder / "prompts.jsonl"
+
+    @property
+    def reward(self) -> Path:
+        """Python file with ``reward_func``."""
+        return Path(reward.__file__)
+
+    @property
+    def max_len(self) -> int:
+        """Longest prompt and response together, in tokens."""
+        return self.prompt_tokens + self.max_new_tokens
+
+
+def write_prompts(path: Path, prompts: Iterable[tuple[str, str]]) -> None:
+    """Write pairs of prompt and label as JSON lines."""
+    rows = (json.dumps({"input": prompt, "label": label}) for prompt, label in prompts)
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -1,0 +1,47 @@
+"""Saves a run's checkpoints and its model (asyncio)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dapo_openrlhf.pipeline.checkpoint import RunState
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import Checkpointed
+from dapo_openrlhf.pipeline.ports import CheckpointStore, PolicyTrainer
+from dapo_openrlhf.pipeline.rollout import RolloutLoop
+
+
+class Saver:
+    """Has the trainer's and the controller's part of what a run has reached written down."""
+
+    def __init__(
+        self,
+        *,
+        trainer: PolicyTrainer,
+        rollouts: RolloutLoop,
+        checkpoints: CheckpointStore,
+        model_path: str,
+        log: EventLog,
+    ) -> None:
+        """``model_path``: where the trained model goes."""
+        self._trainer = trainer
+        self._rollouts = rollouts
+        self._checkpoints = checkpoints
+        self._model_path = model_path
+        self._log = log
+
+    async def checkpoint(self, step: int) -> None:
+        """What a run needs to go on after ``step`` steps."""
+        started = self._log.now()
+        unfinished = self._checkpoints.begin(step)
+        await self._trainer.save(unfinished)
+        await self._trainer.save_state(unfinished)
+        state = RunState(step=step, prompts=self._rollouts.prompt_state())
+        path = await asyncio.to_thread(self._checkpoints.finish, state)  # reads all files once more
+        self._log.emit(Checkpointed(step=step, path=path, seconds=self._log.now() - started))
+
+    async def model(self, step: int) -> None:
+        """The trained model, after ``step`` steps."""
+        started = self._log.now()
+        await self._trainer.save(self._model_path)
+        self._log.emit(Checkpointed(step=step, path=self._model_path, seconds=self._log.now() - started))

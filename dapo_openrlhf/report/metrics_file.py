@@ -1,0 +1,36 @@
+"""The run's numbers, a JSON line per rollout step (standard library only)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dapo_openrlhf.pipeline.metrics import Row
+from dapo_openrlhf.report.recorder import Sink
+from dapo_openrlhf.whole_file import write_whole
+
+
+class MetricsFile(Sink):
+    """Appends each step's row to a file at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def step(self, step: int, row: Row, elapsed: float) -> None:
+        """Write the row through."""
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing may be written afterwards."""
+        self._file.close()
+
+
+def earlier_rows(path: Path, first_step: int) -> list[Row]:
+    """Rows of the steps before ``first_step``; those of steps that are done anew are removed from the file."""
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kept = [line for line in lines if line["step"] < first_step]
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return [{name: value for name, value in line.items() if name != "step"} for line in kept]

@@ -1,0 +1,44 @@
+"""What a run says, besides its progress, of what happened (standard library only)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dapo_openrlhf.pipeline.bad_updates import words
+from dapo_openrlhf.pipeline.events import Evaluated, Event, GroupFailed, PromptDropped, UpdateSkipped
+from dapo_openrlhf.report.recorder import Sink
+from dapo_openrlhf.report.watch import Watch
+
+FAILURES_SHOWN = 5
+DROPPED_SHOWN = 20
+
+
+class Notices(Sink):
+    """Says held-out accuracies, what failed, and signs that nothing is learned."""
+
+    def __init__(self, say: Callable[[str], None], *, watch: Watch) -> None:
+        self._say = say
+        self._watch = watch
+        self._failures = self._dropped = 0
+
+    def event(self, event: Event) -> None:
+        """Say what is to be said of it."""
+        self._watch.add(event)
+        match event:
+            case Evaluated():
+                errors = f"; {event.errors} of {event.responses} responses were errors" if event.errors else ""
+                self._say(
+                    f"held-out accuracy {event.accuracy:.1%} on {event.problems} problems after {event.step} steps{errors}"
+                )
+            case UpdateSkipped():
+                self._say(
+                    f"warning: update {event.update} of step {event.step} was stopped before the optimizer saw it: not "
+                    f"finite were {words(event.not_finite)}; {event.in_a_row} in a row; "
+                    f"{event.problem or f'its batch is in {event.path}'}"
+                )
+            case PromptDropped() if self._dropped < DROPPED_SHOWN:
+                self._dropped += 1
+                self._say(f"prompt dropped ({event.reason}): {event.message}")
+            case GroupFailed() if self._failures < FAILURES_SHOWN:
+                self._failures += 1
+                self._say(f"group {event.group} failed ({event.reason}): {event.message}")

@@ -1,0 +1,49 @@
+"""Tokenizer and untrained model."""
+
+import re
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from arithmetic_model.recipe import EOS, PAD, UNKNOWN, Recipe
+
+
+def build_tokenizer(vocabulary: list[str], max_positions: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of characters and a word or two, which end in a blank; it adds nothing of its own to a text."""
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    words = "|".join(f"{re.escape(token.strip())} " for token in vocabulary if token.strip() and token.endswith(" "))
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{words}|[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        model_max_length=max_positions,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """An untrained model in float32, with untied embeddings."""
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        head_dim=recipe.head_size,
+        max_position_embeddings=recipe.max_positions,
+        initializer_range=0.05,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        dtype="float32",
+        **special,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(do_sample=True, **special)
+    return model

@@ -1,0 +1,62 @@
+"""Weights that do not fit the engine's model end a run before anything is generated."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dapo_openrlhf.backend.run import launch
+from dapo_openrlhf.pipeline.ports import Publication
+from dapo_openrlhf.types import PolicyVersion
+
+
+class Publisher:
+    """Notes what is done with it; delivering ends with ``problem``."""
+
+    def __init__(self, problem: str = "") -> None:
+        self.done: list[str] = []
+        self._problem = problem
+
+    async def send(self, version: PolicyVersion) -> Publication:
+        self.done.append(f"send {version}")
+        return Publication(version=version, bytes=0, checksum=0)
+
+    async def deliver(self, publication: Publication) -> None:
+        self.done.append(f"deliver {publication.version}")
+        if self._problem:
+            raise RuntimeError(self._problem)
+
+
+def train(publisher: Publisher, monkeypatch: pytest.MonkeyPatch, *, first_step: int = 0) -> None:
+    """A training whose pipeline only says that it runs."""
+
+    async def started(*arguments: Any, **settings: Any) -> Any:
+        return SimpleNamespace(notes=())
+
+    async def opened(*arguments: Any, **settings: Any) -> Any:
+        return publisher
+
+    async def run() -> None:
+        publisher.done.append("run")
+
+    monkeypatch.setattr(launch, "start_workers", started)
+    monkeypatch.setattr(launch, "open_publisher", opened)
+    inputs, log = SimpleNamespace(first_step=first_step), SimpleNamespace()
+    build = lambda workers, publisher: SimpleNamespace(run=run)  # noqa: E731
+    asyncio.run(launch._train(SimpleNamespace(), inputs, log, lambda line: None, build))  # type: ignore[arg-type]
+
+
+def test_what_engines_begin_with_is_published_once_before_the_pipeline_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher = Publisher()
+    train(publisher, monkeypatch, first_step=7)
+    assert publisher.done == ["send 7", "deliver 7", "run"]
+
+
+def test_weights_that_do_not_fit_end_the_run_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher = Publisher(problem="the weights as published do not fit the engine's model")
+    with pytest.raises(RuntimeError, match="do not fit"):
+        train(publisher, monkeypatch)
+    assert publisher.done == ["send 0", "deliver 0"]

@@ -1,0 +1,147 @@
+"""What the recorder makes of a run's events, and what its sinks make of that."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from fakes import World, build
+from virtual_time import run_virtual
+
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import Evaluated, Event, GroupFailed, PromptDropped, StepDone, UpdateSkipped
+from dapo_openrlhf.pipeline.metrics import Row
+from dapo_openrlhf.report.curves import Curves
+from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
+from dapo_openrlhf.report.notices import DROPPED_SHOWN, FAILURES_SHOWN, Notices
+from dapo_openrlhf.report.recorder import Recorder, Sink
+from dapo_openrlhf.report.responses import Responses, read_verdicts
+from dapo_openrlhf.report.watch import Watch
+from dapo_openrlhf.types import PolicyVersion
+
+
+class Heard(Sink):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.steps: list[tuple[int, Row, float]] = []
+        self.closed = 0
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def step(self, step: int, row: Row, elapsed: float) -> None:
+        assert isinstance(self.events[-1], StepDone)
+        self.steps.append((step, row, elapsed))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Quiet(Sink):
+    """Wants nothing."""
+
+
+def recorded(*sinks: Sink, steps: int = 3) -> tuple[World, Recorder]:
+    """A run of a second of generation and a second of training a step, with two evaluations."""
+
+    async def main() -> tuple[World, Recorder]:
+        log = EventLog(None, clock=asyncio.get_running_loop().time)
+        recorder = Recorder(log, sinks, devices=2)
+        world = build(steps=steps, max_staleness=0, problem_count=2, log=log)
+        await world.run()
+        return world, recorder
+
+    return run_virtual(main())
+
+
+def test_sinks_hear_every_event_and_every_steps_row() -> None:
+    heard, quiet = Heard(), Quiet()
+    world, recorder = recorded(quiet, heard)
+    assert heard.events == [event for _, event in world.events]
+    assert [step for step, _, _ in heard.steps] == [0, 1, 2]
+    assert [elapsed for _, _, elapsed in heard.steps] == [time for time, _ in world.of(StepDone)]
+    lengths = [sum(sum(group.lengths) for group in batch.groups) for batch in world.trainer.batches]
+    trained = [row["tokens_per_second/trained"] * row["seconds/step"] for _, row, _ in heard.steps]
+    assert trained == pytest.approx(lengths)
+    assert recorder.tokens("trained") == sum(lengths)
+
+
+def test_every_sink_is_closed_though_one_fails() -> None:
+    class Broken(Heard):
+        def close(self) -> None:
+            raise OSError("disk full")
+
+    first, last = Heard(), Heard()
+    recorder = Recorder(EventLog(None, clock=lambda: 0.0), [first, Broken(), last], devices=1)
+    with pytest.raises(OSError, match="disk full"):
+        recorder.close()
+    assert (first.closed, last.closed) == (1, 1)
+
+
+def test_rows_are_in_the_file_at_once_and_those_done_anew_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert earlier_rows(path, 5) == []
+    sink = MetricsFile(path)
+    for step in range(3):
+        sink.step(step, {"reward": float(step)}, 0.0)
+        assert json.loads(path.read_text().splitlines()[-1]) == {"step": step, "reward": step}
+    sink.close()
+    assert earlier_rows(path, 2) == [{"reward": 0.0}, {"reward": 1.0}]
+    assert path.read_text().splitlines() == ['{"step": 0, "reward": 0.0}', '{"step": 1, "reward": 1.0}']
+
+
+def test_each_evaluations_responses_have_a_file(tmp_path: Path) -> None:
+    recorded(Responses(lambda step: tmp_path / f"step-{step}.jsonl"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0.jsonl", "step-3.jsonl"]
+    assert [problem.judged for problem in read_verdicts(tmp_path / "step-3.jsonl").values()] == [2, 2]
+
+
+def test_the_curves_hold_what_was_done_before_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dapo_openrlhf.report import picture
+
+    drawn: list[tuple[object, ...]] = []
+    monkeypatch.setattr(picture, "draw_run", lambda *arguments: drawn.append(arguments))
+    sink = Curves(tmp_path / "curves.png", title="run", earlier=[{"reward": 1.0}, {"eval/accuracy": 0.25}])
+    sink.step(2, {"reward": 2.0}, 0.0)
+    sink.event(_evaluated(3, accuracy=0.5))
+    sink.close()
+    rows = [{"reward": 1.0}, {"eval/accuracy": 0.25}, {"reward": 2.0}]
+    assert drawn == [(rows, [(1, 0.25), (3, 0.5)], tmp_path / "curves.png", "run")]
+
+
+def _evaluated(step: int, *, accuracy: float, errors: int = 0) -> Evaluated:
+    return Evaluated(
+        step=step,
+        version=PolicyVersion(step),
+        accuracy=accuracy,
+        problems=4,
+        responses=8,
+        errors=errors,
+        seconds=1.0,
+    )
+
+
+def test_what_happens_is_said_and_what_happens_often_is_said_a_few_times() -> None:
+    said: list[str] = []
+    notices = Notices(said.append, watch=Watch(batch_size=2, max_new_tokens=9, say=said.append))
+    notices.event(_evaluated(0, accuracy=0.25))
+    notices.event(_evaluated(2, accuracy=0.5, errors=3))
+    notices.event(UpdateSkipped(step=1, update=0, not_finite={"loss": 2}, in_a_row=1, path="there"))
+    assert said == [
+        "held-out accuracy 25.0% on 4 problems after 0 steps",
+        "held-out accuracy 50.0% on 4 problems after 2 steps; 3 of 8 responses were errors",
+        "warning: update 0 of step 1 was stopped before the optimizer saw it: not finite were loss (2); 1 in a row; "
+        "its batch is in there",
+    ]
+    said.clear()
+    for group in range(50):
+        notices.event(GroupFailed(group=group, reason="engine_error", message="broken"))
+    assert said == [f"group {group} failed (engine_error): broken" for group in range(FAILURES_SHOWN)]
+    said.clear()
+    for prompt in range(50):
+        notices.event(PromptDropped(prompt=prompt, reason="prompt_fails", message=f"prompt {prompt} is dropped"))
+    assert said == [f"prompt dropped (prompt_fails): prompt {n} is dropped" for n in range(DROPPED_SHOWN)]

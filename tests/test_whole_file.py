@@ -1,0 +1,117 @@
+"""Files and folders appear in one piece, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dapo_openrlhf.whole_file import put_in_place, remove_whole, whole_file, write_whole
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def killed(*arguments: object) -> None:
+    raise Killed
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.yaml"
+    write_whole(file, "old ½")
+    for broken in ("rename", "write_bytes"):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os if broken == "rename" else Path, broken, killed)
+            write_whole(file, "new and longer")
+        assert file.read_text(encoding="utf-8") == "old ½"
+    write_whole(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [file], "nothing unfinished is left"
+
+
+def test_an_error_in_the_block_leaves_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "responses.jsonl"
+    file.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(file) as unfinished:
+        unfinished.write_text("half")
+        assert file.read_text() == "old"
+        raise ZeroDivisionError
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
+
+
+def test_two_may_write_the_same_file_and_the_last_ones_stays(tmp_path: Path) -> None:
+    file = tmp_path / "set"
+    with whole_file(file) as first:
+        first.write_text("first")
+        with whole_file(file) as second:
+            second.write_text("second")
+        assert file.read_text() == "second"
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("first", [file])
+
+
+def _empty(place: Path) -> None:
+    """Nothing is there."""
+
+
+def _file(place: Path) -> None:
+    place.write_text("old")
+
+
+def _folder(place: Path) -> None:
+    (place / "deep").mkdir(parents=True)
+    (place / "deep" / "old").touch()
+
+
+def _folder_and_remains(place: Path) -> None:
+    _folder(place)
+    _folder(place.with_name(f".unfinished-{place.name}"))
+
+
+@pytest.mark.parametrize("before", [_empty, _folder, _folder_and_remains])
+def test_a_folder_replaces_what_was_there(tmp_path: Path, before: Callable[[Path], None]) -> None:
+    before(tmp_path / "model")
+    with whole_file(tmp_path / "model") as folder:
+        folder.mkdir()
+        (folder / "weights").write_text("new")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["weights"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_a_link_is_replaced_and_what_it_led_to_stays(tmp_path: Path) -> None:
+    _folder(tmp_path / "run")
+    (tmp_path / "latest").symlink_to("run")
+    with whole_file(tmp_path / "latest") as link:
+        link.symlink_to("run-2")
+    assert os.readlink(tmp_path / "latest") == "run-2"
+    assert (tmp_path / "run" / "deep" / "old").exists()
+
+
+def test_killed_while_it_is_replaced_a_folder_is_whole_or_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("new", "step"):
+        _folder(tmp_path / name)
+    rename = os.rename
+    calls: list[object] = []
+
+    def second_kills(old: Path, new: Path) -> None:
+        calls.append(old)
+        rename(old, new) if len(calls) == 1 else killed()
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "rename", second_kills)
+        put_in_place(tmp_path / "new", tmp_path / "step")
+    assert (tmp_path / "new" / "deep" / "old").exists() and not (tmp_path / "step").exists()
+    put_in_place(tmp_path / "new", tmp_path / "step")
+    assert (tmp_path / "step" / "deep" / "old").exists()
+
+
+def test_a_folder_is_removed_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _folder_and_remains(tmp_path / "step")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("shutil.rmtree", killed)
+        remove_whole(tmp_path / "step")
+    assert (tmp_path / "step").exists(), "remains of before go first"
+    remove_whole(tmp_path / "step")
+    assert list(tmp_path.iterdir()) == []
