@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -29,8 +29,7 @@ class StopRequest:
         self._deadline: float | None = None
         self._asked = asyncio.Event()
         self._hurry = asyncio.Event()
-        self.save = asyncio.Event()
-        """Set where a checkpoint is wanted at the next opportunity; whoever makes it clears this."""
+        self._save = asyncio.Event()
 
     def ask(self) -> None:
         """Ask the run to end; a second time: at once."""
@@ -39,6 +38,24 @@ class StopRequest:
         else:
             self._deadline = asyncio.get_running_loop().time() + self._grace
             self._asked.set()
+
+    def ask_to_save(self) -> None:
+        """Ask for a checkpoint at the next opportunity, after which the run goes on."""
+        self._save.set()
+
+    @property
+    def save_wanted(self) -> bool:
+        """Whether a checkpoint was asked for and is not made yet."""
+        return self._save.is_set()
+
+    def saved(self) -> None:
+        """The checkpoint that was asked for is made, or there is nothing to make one of."""
+        self._save.clear()
+
+    async def save_wanted_before(self, task: asyncio.Future[Result]) -> bool:
+        """Wait for the task or for a checkpoint to be wanted; whether it is wanted. Cancelled, it takes the task along."""
+        await _first(task, self._save)
+        return self.save_wanted
 
     @property
     def asked(self) -> bool:
@@ -76,14 +93,15 @@ async def _first(task: asyncio.Future[Result], event: asyncio.Event, timeout: fl
     """Wait until the task is done, the event set, or ``timeout`` seconds are over; the task goes with its waiter."""
     waiter = asyncio.create_task(event.wait())
     try:
-        await asyncio.wait([task, waiter], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        waited: list[asyncio.Future[Any]] = [task, waiter]
+        await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
         await _cancelled(task)
         raise
     finally:
-        waiter.cancel()
+        await _cancelled(waiter)
 
 
 async def _cancelled(task: asyncio.Future[Result]) -> None:
     task.cancel()
-    await asyncio.wait([task])
+    await asyncio.gather(task, return_exceptions=True)
