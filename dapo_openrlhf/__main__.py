@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+from dapo_openrlhf import stopping
 from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
 
 check_packages(BASIC)  # whatever follows imports them
@@ -26,22 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
     options, rest = make_parser().parse_known_args(arguments)
     check_packages(OF_COMMAND.get(options.command, ()))
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return COMMANDS[options.command](options, rest)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: object) -> None:
-    """Leave as after Ctrl-C, so that whatever was started is stopped."""
-    sys.exit(128 + number)
+    with stopping.handled():
+        try:
+            return COMMANDS[options.command](options, rest)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return 2
+        except stopping.Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.status
 
 
 def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -558,7 +558,7 @@ class FakeCheckpoints:
         self._writing = f"checkpoint-{step}"
         return self._writing
 
-    def finish(self, state: RunState) -> str:
+    async def complete(self, state: RunState) -> str:
         if self._writing != f"checkpoint-{state.step}":
             raise Misuse(f"the checkpoint of step {state.step} ends while {self._writing} is written")
         self.states.append(state)

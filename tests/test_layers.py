@@ -27,6 +27,7 @@ BACKEND = {"backend", "backend/transfer", "backend/engine", "backend/trainer", "
 MAY_IMPORT: Mapping[str, set[str]] = {
     "whole_file": set(),
     "types": set(),
+    "stopping": set(),
     "algorithm": {"types"},
     "config": {"algorithm"},
     "pipeline": {"whole_file", "types", "algorithm", "config"},
@@ -36,12 +37,21 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "backend/transfer": {"types", "pipeline", "backend"},
     "backend/engine": {"types", "pipeline", "backend", "backend/transfer"},
     "backend/trainer": {"whole_file", "types", "algorithm", "pipeline", "backend", "backend/transfer"},
-    "backend/run": {*PURE, "rewards", "dataset", "backend", "backend/transfer", "backend/engine", "backend/trainer"},
+    "backend/run": {
+        *PURE,
+        "stopping",
+        "rewards",
+        "dataset",
+        "backend",
+        "backend/transfer",
+        "backend/engine",
+        "backend/trainer",
+    },
     "report": PURE,
     "prepare": {*PURE, "rewards", "dataset"},
     "bench": {*PURE, "rewards", *BACKEND, "report"},
-    "cli": {*PURE, "rewards", "backend/run", "report", "prepare", "bench"},
-    "__main__": {"config", "pipeline", "cli"},
+    "cli": {*PURE, "stopping", "rewards", "backend/run", "report", "prepare", "bench"},
+    "__main__": {"stopping", "config", "cli"},
 }
 """Folder (or file at the top), and the folders it may import besides itself. CONTRIBUTING.md draws the same table."""
 

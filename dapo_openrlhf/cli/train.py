@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from dapo_openrlhf import stopping
 from dapo_openrlhf.config.cautions import cautions
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import dump_config, preset_changes
@@ -72,15 +74,29 @@ def _train(
     for line in _opening_words(config, inputs, folder, changes):
         say(line)
     try:
-        summary = _run(config, inputs, folder, started, stream, say)
+        outcome, summary = _run(config, inputs, folder, started, stream, say)
     except ConfigError:
         raise
     except (ExceptionGroup, RuntimeError) as error:
         print(f"{first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
         return 1
+    if outcome.stopped_by is not None:
+        raise stopping.Stopped(outcome.stopped_by, _how_to_go_on(outcome, inputs, folder))
     folder.write_summary(summary.as_dict())
     say(closing_words(summary, folder))
     return 0
+
+
+def _how_to_go_on(outcome: Outcome, inputs: Inputs, folder: RunFolder) -> str:
+    """What is kept of a run that was stopped, and the command that goes on."""
+    done = f"{inputs.first_step + outcome.steps} rollout steps are done"
+    if outcome.model_saved:
+        return f"all {done}, and the model is in {folder.checkpoint}"
+    kept = Checkpoints(folder.checkpoints, max_num=1).finished()
+    if not kept:
+        return f"{done}, and no checkpoint was made"
+    go_on = f"dapo-openrlhf train --resume {shlex.quote(str(folder.path))}"
+    return f"{done}, and the newest checkpoint is {kept[-1]}; to go on: {go_on}"
 
 
 def _opening_words(config: Config, inputs: Inputs, folder: RunFolder, changes: Sequence[Change]) -> Iterator[str]:
@@ -97,7 +113,9 @@ def _opening_words(config: Config, inputs: Inputs, folder: RunFolder, changes: S
     yield from cautions(config, prompts=len(inputs.prompts))
 
 
-def _run(config: Config, inputs: Inputs, folder: RunFolder, started: float, stream: TextIO, say: Say) -> Summary:
+def _run(
+    config: Config, inputs: Inputs, folder: RunFolder, started: float, stream: TextIO, say: Say
+) -> tuple[Outcome, Summary]:
     """Train with everything recorded; whatever becomes of it, the sinks are closed."""
     from dapo_openrlhf.backend.run import launch
 
@@ -118,7 +136,7 @@ def _run(config: Config, inputs: Inputs, folder: RunFolder, started: float, stre
             )
         finally:
             recorder.close()
-    return _summary(config, outcome, recorder, head_start)
+    return outcome, _summary(config, outcome, recorder, head_start)
 
 
 def _sinks(config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first_step: int) -> list[Sink]:

@@ -103,6 +103,9 @@ class TrainSection(Section):
     and 0.1 otherwise; .inf never stops."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of the order of prompts, the cut into updates, and sampling."""
+    grace_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 25.0
+    """Seconds after SIGTERM, SIGINT or SIGHUP within which the step in training is finished and a checkpoint made; batch
+    systems allow 30."""
     check_agreement: bool = True
     """Before the first step, compare the trainer's log-probs with the model's own forward pass and with each engine's, and
     refuse to train a policy that is not the one that samples. False trains it nevertheless."""

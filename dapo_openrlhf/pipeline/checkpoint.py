@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -83,6 +84,10 @@ class Checkpoints:
         path = self._unfinished(step)
         path.mkdir(parents=True)
         return str(path.resolve())
+
+    async def complete(self, state: RunState) -> str:
+        """:meth:`finish` in a thread, since all files are read once more."""
+        return await asyncio.to_thread(self.finish, state)
 
     def finish(self, state: RunState) -> str:
         """The folder is written: complete it, give it its name, and remove the oldest. Returns its path.

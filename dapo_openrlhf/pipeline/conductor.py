@@ -18,6 +18,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -30,6 +32,7 @@ from dapo_openrlhf.pipeline.ports import PolicyTrainer, Publication, WeightPubli
 from dapo_openrlhf.pipeline.rollout import RolloutLoop
 from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
+from dapo_openrlhf.pipeline.stop import GraceOver, StopAsked, StopRequest
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 
@@ -46,6 +49,12 @@ class Outcome:
     train_seconds: float = 0.0
     """From the first dispatch to the last publication, evaluation in between included."""
     counters: dict[str, int | dict[str, int]] = field(default_factory=dict)
+    checkpoint: str | None = None
+    """The newest to resume from that this run has made."""
+    model_saved: bool = False
+    """Whether the trained model is where it should be; not so after a run that was stopped."""
+    stopped_by: signal.Signals | None = None
+    """What ended it before its end."""
 
 
 class Laps:
@@ -103,61 +112,118 @@ class Pipeline:
         self._saver = saver
         self._schedule = schedule
         self._log = log
-        self._delivery: Awaitable[None] | None = None
+        self._delivery: asyncio.Task[None] | None = None
+        self._saved: int | None = None
         self.outcome = Outcome()
 
-    async def run(self) -> Outcome:
-        """Train, save, evaluate. Raises the first error of either loop, with the other one stopped."""
-        outcome, schedule = self.outcome, self._schedule
+    async def run(self, stop: StopRequest | None = None) -> Outcome:
+        """Train, save, evaluate. Raises the first error of either loop, with the other one stopped.
+
+        Asked to end, it finishes the step in training, makes a checkpoint of it and leaves the rest undone.
+        """
+        self._stop = stop or StopRequest(grace=0.0)
+        schedule = self._schedule
         async with asyncio.TaskGroup() as tasks:
             supervision = tasks.create_task(self._engines.supervise())
             before = self._evaluation = tasks.create_task(self._evaluate(schedule.first_step, live=None))
-            started = self._log.now()
+            self._started = self._log.now()
             rollouts = tasks.create_task(self._rollouts.run())
             self._tasks, self._laps = tasks, Laps(self._log.now)
-            for step in schedule.steps:
-                await self._step(step)
-            await self._went_live()
-            outcome.train_seconds = self._log.now() - started
-            if schedule.saves:
-                await self._saver.checkpoint(schedule.max_steps)
-            outcome.counters = self._queue.counters()
-            rollouts.cancel()
-            await asyncio.wait([rollouts])
-            await self._saver.model(schedule.max_steps)
-            outcome.accuracy_after = await self._evaluate(schedule.max_steps, live=None)
-            supervision.cancel()
-        outcome.accuracy_before = before.result()
-        return outcome
+            try:
+                for step in schedule.steps:
+                    await self._step(step)
+                await self._finish(rollouts)
+            except (StopAsked, GraceOver):
+                await self._keep()
+            for task in (rollouts, before, self._evaluation, self._delivery, supervision):
+                if task is not None:
+                    task.cancel()
+        self.outcome.accuracy_before = None if before.cancelled() else before.result()
+        return self.outcome
+
+    async def _finish(self, rollouts: asyncio.Task[None]) -> None:
+        """What follows the last step."""
+        outcome, stop, steps = self.outcome, self._stop, self._schedule.max_steps
+        await stop.unless_asked(self._went_live())
+        outcome.train_seconds = self._log.now() - self._started
+        if self._schedule.saves:
+            await self._save(steps)
+        outcome.counters = self._queue.counters()
+        rollouts.cancel()
+        await asyncio.wait([rollouts])
+        await stop.within_grace(self._saver.model(steps))
+        outcome.model_saved = True
+        outcome.accuracy_after = await stop.unless_asked(self._evaluate(steps, live=None))
+
+    async def _keep(self) -> None:
+        """A checkpoint of what this run has learned, if there is time for it."""
+        outcome = self.outcome
+        outcome.train_seconds = self._log.now() - self._started
+        outcome.counters = self._queue.counters()
+        with contextlib.suppress(GraceOver):
+            if outcome.steps and not outcome.model_saved:
+                await self._save(self._schedule.first_step + outcome.steps)
 
     async def _step(self, step: int) -> None:
         laps = self._laps
-        batch = await self._queue.take(step)
+        batch = await self._next_batch(step)
         self._log.emit(self._batch_taken(batch, waited=laps.lap("wait_batch")))
         self.outcome.max_policy_age = max(self.outcome.max_policy_age, *batch.ages)
-        statistics = await self._trainer.train(batch)
+        statistics = await self._stop.within_grace(self._trainer.train(batch))
         self._queue.trained(batch)
         self._log.emit(StepTrained(step=step, seconds=laps.lap("train"), statistics=statistics))
         self._agreement.check(step, statistics)
-        await self._went_live()
-        laps.lap("wait_live")
-        await self._evaluation  # a measurement ends before the weights it measures are replaced
-        laps.lap("evaluate")
-        started = self._log.now()
-        publication = await self._publisher.send(PolicyVersion(batch.version + 1))
-        self._delivery = self._tasks.create_task(self._deliver(publication, started))
-        laps.lap("send")
         self.outcome.steps += 1
+        with contextlib.suppress(StopAsked):
+            self._stop.check()
+            await self._publish(PolicyVersion(batch.version + 1))
+            await self._between_steps(step + 1)
         if self.outcome.first_step_at is None:
             self.outcome.first_step_at = self._log.now()
-        await self._between_steps(step + 1)
         self._log.emit(StepDone(step=step, laps=laps.take()))
+        self._stop.check()
+
+    async def _next_batch(self, step: int) -> TrainBatch:
+        """Wait for the step's batch; meanwhile the trainer is idle, and can make the checkpoint that was asked for."""
+        taking = asyncio.ensure_future(self._queue.take(step))
+        try:
+            while not taking.done():
+                await self._stop.unless_asked(self._stop.save_wanted_before(taking))
+                await self._save_if_asked(step)
+            return taking.result()
+        finally:
+            taking.cancel()
+
+    async def _publish(self, version: PolicyVersion) -> None:
+        """Send the trained weights once nobody needs those before."""
+        laps, stop = self._laps, self._stop
+        await stop.unless_asked(self._went_live())
+        laps.lap("wait_live")
+        await stop.unless_asked(self._evaluation)  # a measurement ends before the weights it measures are replaced
+        laps.lap("evaluate")
+        started = self._log.now()
+        publication = await stop.within_grace(self._publisher.send(version))
+        self._delivery = self._tasks.create_task(self._deliver(publication, started))
+        laps.lap("send")
 
     async def _between_steps(self, done: int) -> None:
         if self._schedule.evaluate_after(done):
             self._evaluation = self._tasks.create_task(self._evaluate(done, live=self._delivery))
         if self._schedule.save_after(done):
-            await self._saver.checkpoint(done)
+            await self._save(done)
+        await self._save_if_asked(done)
+
+    async def _save_if_asked(self, done: int) -> None:
+        if self._stop.save_wanted:
+            if self.outcome.steps:
+                await self._save(done)
+            self._stop.saved()
+
+    async def _save(self, done: int) -> None:
+        """A checkpoint of ``done`` steps, unless there is one."""
+        if self._saved != done:
+            self.outcome.checkpoint = await self._stop.within_grace(self._saver.checkpoint(done))
+            self._saved = done
             self._laps.lap("save")
 
     async def _deliver(self, publication: Publication, started: float) -> None:

@@ -126,7 +126,7 @@ class CheckpointStore(Protocol):
         """A folder for the trainer to write into."""
         ...
 
-    def finish(self, state: RunState) -> str:
+    async def complete(self, state: RunState) -> str:
         """The folder is written: from now on it counts. Returns its path."""
         ...
 

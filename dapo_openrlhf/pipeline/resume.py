@@ -142,6 +142,7 @@ CHANGEABLE: Mapping[str, str] = {
     "rollout.top_p": f"{_GROUPS}; nothing but 1 is trained",
     "train.max_bad_updates": _AT_ONCE,
     "train.max_rollout_kl": _AT_ONCE,
+    "train.grace_seconds": _AT_ONCE,
     "train.check_agreement": "the check at the resumed run's start",
     "train.batch_size": f"{_AT_ONCE}; {_SCHEDULE}",
     "train.max_tokens_per_gpu": _AT_ONCE,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Checkpointed
@@ -30,15 +28,16 @@ class Saver:
         self._model_path = model_path
         self._log = log
 
-    async def checkpoint(self, step: int) -> None:
-        """What a run needs to go on after ``step`` steps."""
+    async def checkpoint(self, step: int) -> str:
+        """Write what a run needs to go on after ``step`` steps; returns the folder."""
         started = self._log.now()
         unfinished = self._checkpoints.begin(step)
         await self._trainer.save(unfinished)
         await self._trainer.save_state(unfinished)
         state = RunState(step=step, prompts=self._rollouts.prompt_state())
-        path = await asyncio.to_thread(self._checkpoints.finish, state)  # reads all files once more
+        path = await self._checkpoints.complete(state)
         self._log.emit(Checkpointed(step=step, path=path, seconds=self._log.now() - started))
+        return path
 
     async def model(self, step: int) -> None:
         """The trained model, after ``step`` steps."""

@@ -14,7 +14,7 @@ from patience import HANG_SECONDS
 from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 import dapo_openrlhf
-from dapo_openrlhf.__main__ import COMMANDS, main
+from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run.inputs import check_inputs
 from dapo_openrlhf.cli.eval import summary_of, words
 from dapo_openrlhf.cli.submit import entrypoint
@@ -132,19 +132,6 @@ def test_what_cannot_run_is_refused_before_anything_starts(
     assert all(word in result.stderr for word in words), result.stderr
     assert "Traceback" not in result.stderr
     assert not (folder / "runs").exists(), "a refused run leaves nothing"
-
-
-def test_an_interrupt_is_told_in_one_line_and_by_the_exit_status(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C while imports or Ray are under way showed a page of their frames, and exit status 1 from an import."""
-
-    def interrupted(options: object, rest: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(COMMANDS, "train", interrupted)
-    assert main(["train", "--config", str(folder / "config.yaml")]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_broken_prompt_is_named_by_file_and_line(folder: Path) -> None:

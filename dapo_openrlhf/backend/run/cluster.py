@@ -15,6 +15,7 @@ from dapo_openrlhf.backend.run.ray_address import resolve
 from dapo_openrlhf.backend.run.ray_folder import ray_folder
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.stopping import reinstall
 
 PROCESSES_PER_CORE = 2
 OBJECT_STORE_BYTES_ON_CPU = 512 << 20
@@ -55,6 +56,7 @@ def ray_cluster(config: Config, device: Device, *, say: Callable[[str], None] = 
             _join(address)
             resource = "CPU" if device.kind == "cpu" else "GPU"
             check_devices(config, device, ray.cluster_resources().get(resource, 0.0), "the Ray cluster")
+        reinstall()  # Ray's own handler of SIGTERM leaves in the middle of whatever runs
         yield
     finally:
         ray.shutdown()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 import time
 from collections.abc import Callable, Sequence
 
+from dapo_openrlhf import stopping
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
@@ -35,6 +37,7 @@ from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
+from dapo_openrlhf.pipeline.stop import StopAsked, StopRequest
 from dapo_openrlhf.types import PolicyVersion, Prompt
 
 OVER_SAMPLING_WINDOW = 8
@@ -75,13 +78,38 @@ async def _train(
     build: Callable[[Workers, Publisher], Pipeline],
 ) -> Outcome:
     started = time.monotonic()
+    stop, heard = StopRequest(grace=config.train.grace_seconds), list[signal.Signals]()
+    loop = asyncio.get_running_loop()
+
+    def hear(number: signal.Signals) -> None:
+        heard.append(number)
+        loop.call_soon_threadsafe(stop.ask_to_save if number == stopping.SAVING else stop.ask)
+
+    with stopping.listening(hear):
+        try:
+            workers, publisher = await stop.unless_asked(_ready(config, inputs, log, say))
+        except StopAsked:
+            raise stopping.Stopped(_ending(heard), "nothing was trained yet") from None
+        say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
+        outcome = await build(workers, publisher).run(stop)
+        if stop.asked:
+            outcome.stopped_by = _ending(heard)
+        return outcome
+
+
+def _ending(heard: Sequence[signal.Signals]) -> signal.Signals:
+    return next(number for number in heard if number != stopping.SAVING)
+
+
+async def _ready(
+    config: Config, inputs: Inputs, log: EventLog, say: Callable[[str], None]
+) -> tuple[Workers, Publisher]:
     workers = await start_workers(config, inputs, say=say)
     publisher = await open_publisher(config, workers, on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)))
     await publish_once(publisher, PolicyVersion(inputs.first_step))
     for note in workers.notes:
         say(note)
-    say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
-    return await build(workers, publisher).run()
+    return workers, publisher
 
 
 def evaluate(

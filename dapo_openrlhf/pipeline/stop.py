@@ -1,0 +1,107 @@
+"""A wish from outside that a run ends soon, with what it has learned kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class StopAsked(Exception):
+    """The run was asked to end, before what was waited for came."""
+
+
+class GraceOver(Exception):
+    """The run was asked to end, and what had to be finished took too long."""
+
+
+class StopRequest:
+    """Asked once, a run keeps what it has and ends within ``grace`` seconds; asked twice, it ends at once.
+
+    It can also be asked to save and go on. Everything here belongs to one event loop.
+    """
+
+    def __init__(self, *, grace: float) -> None:
+        """``grace``: seconds between the first request and the end."""
+        self._grace = grace
+        self._deadline: float | None = None
+        self._asked = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._save = asyncio.Event()
+
+    def ask(self) -> None:
+        """Ask the run to end; a second time: at once."""
+        if self._asked.is_set():
+            self._hurry.set()
+        else:
+            self._deadline = asyncio.get_running_loop().time() + self._grace
+            self._asked.set()
+
+    def ask_to_save(self) -> None:
+        """Ask for a checkpoint at the next opportunity, after which the run goes on."""
+        self._save.set()
+
+    @property
+    def save_wanted(self) -> bool:
+        """Whether a checkpoint was asked for and is not made yet."""
+        return self._save.is_set()
+
+    def saved(self) -> None:
+        """The checkpoint that was asked for is made, or there is nothing to make one of."""
+        self._save.clear()
+
+    async def save_wanted_before(self, task: asyncio.Future[Result]) -> bool:
+        """Wait for the task or for a checkpoint to be wanted; whether it is wanted. Cancelled, it takes the task along."""
+        await _first(task, self._save)
+        return self.save_wanted
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run is to end."""
+        return self._asked.is_set()
+
+    def check(self) -> None:
+        """Raises :class:`StopAsked` if the run is to end."""
+        if self.asked:
+            raise StopAsked
+
+    async def unless_asked(self, work: Awaitable[Result]) -> Result:
+        """What may be left undone: its result, or :class:`StopAsked` as soon as the run is to end."""
+        task = asyncio.ensure_future(work)
+        await _first(task, self._asked)
+        if not task.done():
+            await _cancelled(task)
+            raise StopAsked
+        return task.result()
+
+    async def within_grace(self, work: Awaitable[Result]) -> Result:
+        """What should be finished: its result, or :class:`GraceOver` when there is no more time for it."""
+        task = asyncio.ensure_future(work)
+        await _first(task, self._asked)
+        if not task.done():
+            assert self._deadline is not None
+            await _first(task, self._hurry, timeout=self._deadline - asyncio.get_running_loop().time())
+        if not task.done():
+            await _cancelled(task)
+            raise GraceOver
+        return task.result()
+
+
+async def _first(task: asyncio.Future[Result], event: asyncio.Event, timeout: float | None = None) -> None:
+    """Wait until the task is done, the event set, or ``timeout`` seconds are over; the task goes with its waiter."""
+    waiter = asyncio.create_task(event.wait())
+    try:
+        waited: list[asyncio.Future[Any]] = [task, waiter]
+        await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await _cancelled(task)
+        raise
+    finally:
+        await _cancelled(waiter)
+
+
+async def _cancelled(task: asyncio.Future[Result]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
