@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,34 +19,31 @@ from dapo_openrlhf.backend.trainer.step_settings import TrainSettings
 from dapo_openrlhf.pipeline.batch import RankPlan, Sample, Update
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LookAhead:
     """Old log-probs, reference log-probs, values, and advantages by token, each where the settings need them."""
 
-    def __init__(
-        self, policy: Policy, critic: Critic | None, settings: TrainSettings, *, peers: Peers, spans: Spans
-    ) -> None:
-        self._policy = policy
-        self._critic = critic
-        self._settings = settings
-        self._peers = peers
-        self._spans = spans
-        self._device = policy.model.device
+    policy: Policy
+    critic: Critic | None
+    settings: TrainSettings
+    peers: Peers
+    spans: Spans
 
     def known(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> Known:
         """Everything that depends on the weights at the start of the step."""
-        settings, updates = self._settings.advantages, plan.updates
+        settings, updates = self.settings.advantages, plan.updates
         reference: PerSample = {}
         values: PerSample = {}
         advantages: PerSample = {}
         returns: PerSample = {}
-        with self._spans.span("old_logprobs"):
+        with self.spans.span("old_logprobs"):
             old = self._old_logprobs(updates, tokens)
-        if self._policy.has_reference:
-            with self._spans.span("ref_logprobs"):
-                reference = self._forward_all(self._policy.ref_logprobs, updates, tokens)
-        if self._critic is not None:
-            with self._spans.span("values"):
-                values = self._forward_all(self._critic.values, updates, tokens)
+        if self.policy.has_reference:
+            with self.spans.span("ref_logprobs"):
+                reference = self._forward_all(self.policy.ref_logprobs, updates, tokens)
+        if self.critic is not None:
+            with self.spans.span("values"):
+                values = self._forward_all(self.critic.values, updates, tokens)
         if settings.by_token:
             advantages, returns = token_advantages(
                 [s for update in updates for samples in update.micro_batches for s in samples],
@@ -53,18 +51,18 @@ class LookAhead:
                 old_logprobs=old,
                 ref_logprobs=reference,
                 values=values,
-                sum_over_ranks=lambda sums: self._peers.total(sums.to(self._device)).cpu(),
+                sum_over_ranks=lambda sums: self.peers.total(sums.to(self.policy.model.device)).cpu(),
             )
         return Known(old_logprobs=old, ref_logprobs=reference, values=values, advantages=advantages, returns=returns)
 
     def _old_logprobs(self, updates: Sequence[Update], tokens: Mapping[int, GroupTokens]) -> PerSample:
-        kl_in_reward = self._settings.advantages.kl_coef > 0
-        if self._settings.loss.old_logprobs == "recompute":
+        kl_in_reward = self.settings.advantages.kl_coef > 0
+        if self.settings.loss.old_logprobs == "recompute":
             # During the first update the weights still are those of the start: its own forward pass has them, also
             # for later passes over the same samples, where no other rank will be dealt them.
-            once = updates[0].micro_batches if self._peers.alone and not kl_in_reward else ()
+            once = updates[0].micro_batches if self.peers.alone and not kl_in_reward else ()
             return self._forward_all(
-                self._policy.logprobs, updates if kl_in_reward else updates[1:], tokens, without=once
+                self.policy.logprobs, updates if kl_in_reward else updates[1:], tokens, without=once
             )
         if kl_in_reward:
             return self._forward_all(lambda batch: batch.rollout_logprobs, updates, tokens)
@@ -85,8 +83,8 @@ class LookAhead:
                 for samples in update.micro_batches:
                     # A forward pass is a collective under ZeRO-3, and ranks deal samples anew in each epoch: what one
                     # rank knows already another may not, so only a single rank may leave a pass out.
-                    if self._peers.alone and all(key_of(s) in known or key_of(s) in done for s in samples):
+                    if self.peers.alone and all(key_of(s) in known or key_of(s) in done for s in samples):
                         continue
-                    batch = collate(samples, tokens, device=self._device)
+                    batch = collate(samples, tokens, device=self.policy.model.device)
                     remember(known, batch.samples, forward(batch))
         return known

@@ -43,7 +43,7 @@ class Rank:
         self._peers = peers
         self._spans = spans
         self._device = policy.model.device
-        self._look_ahead = LookAhead(policy, critic, settings, peers=peers, spans=spans)
+        self._look_ahead = LookAhead(policy=policy, critic=critic, settings=settings, peers=peers, spans=spans)
         self._guard = Guard(settings.guard, rank=peers.rank, loss_scaled=policy.model.loss_scaled)
 
     def train(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> StepReport:
