@@ -184,15 +184,22 @@ class Pipeline:
         self._stop.check()
 
     async def _next_batch(self, step: int) -> TrainBatch:
-        """Wait for the step's batch; meanwhile the trainer is idle, and can make the checkpoint that was asked for."""
-        taking = asyncio.ensure_future(self._queue.take(step))
-        try:
-            while not taking.done():
+        """Wait for the step's batch; meanwhile the trainer is idle, and can make the checkpoint that was asked for.
+
+        A batch that is taken is trained: its prompts would be in no checkpoint.
+        """
+        while True:
+            taking = asyncio.ensure_future(self._queue.take(step))
+            try:
                 await self._stop.unless_asked(self._stop.save_wanted_before(taking))
-                await self._save_if_asked(step)
-            return taking.result()
-        finally:
+            except StopAsked:
+                if not taking.done() or taking.cancelled():
+                    raise
+            if taking.done():
+                return taking.result()
             taking.cancel()
+            await asyncio.wait([taking])
+            await self._save_if_asked(step)
 
     async def _publish(self, version: PolicyVersion) -> None:
         """Send the trained weights once nobody needs those before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -77,16 +78,21 @@ class StopRequest:
         return task.result()
 
     async def within_grace(self, work: Awaitable[Result]) -> Result:
-        """What should be finished: its result, or :class:`GraceOver` when there is no more time for it."""
+        """What should be finished: its result, or :class:`GraceOver` when there is no more time for it, or to begin it."""
         task = asyncio.ensure_future(work)
-        await _first(task, self._asked)
-        if not task.done():
-            assert self._deadline is not None
-            await _first(task, self._hurry, timeout=self._deadline - asyncio.get_running_loop().time())
+        if self._seconds_left() > 0:
+            await _first(task, self._asked)
+        if not task.done() and (left := self._seconds_left()) > 0:
+            await _first(task, self._hurry, timeout=left)
         if not task.done():
             await _cancelled(task)
             raise GraceOver
         return task.result()
+
+    def _seconds_left(self) -> float:
+        if self._deadline is None:
+            return math.inf
+        return 0.0 if self._hurry.is_set() else self._deadline - asyncio.get_running_loop().time()
 
 
 async def _first(task: asyncio.Future[Result], event: asyncio.Event, timeout: float | None = None) -> None:

@@ -75,7 +75,19 @@ def play(
 @pytest.mark.parametrize("evaluate", [False, True])
 @pytest.mark.parametrize("seed", range(60))
 def test_what_is_trained_is_kept_and_nothing_is_trained_twice(seed: int, evaluate: bool) -> None:
-    first = play(random.Random(seed).uniform(0.0, 25.0), seed=seed, evaluate=evaluate)
+    check(play(random.Random(seed).uniform(0.0, 25.0), seed=seed, evaluate=evaluate))
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_so_it_is_at_the_very_moment_of_any_event(evaluate: bool) -> None:
+    times = sorted({time for time, _ in play(evaluate=evaluate).world.events})
+    assert len(times) > 30
+    for time in times:
+        check(play(time, evaluate=evaluate))
+
+
+def check(first: Ended, seed: int = 1000) -> None:
+    """What a run leaves that was asked to end, and what going on makes of it."""
     done = first.outcome.steps
     assert len(first.world.trainer.batches) == done
     if not first.asked:
@@ -91,7 +103,7 @@ def test_what_is_trained_is_kept_and_nothing_is_trained_twice(seed: int, evaluat
     assert (state.step, first.outcome.checkpoint) == (done, f"checkpoint-{done}")
     if done == STEPS:
         return
-    second = play(state=state, seed=seed + 1000)
+    second = play(state=state, seed=seed)
     assert second.outcome.steps == STEPS - done
     trained = first.prompts + second.prompts
     assert len(set(trained)) == len(trained) == STEPS * BATCH

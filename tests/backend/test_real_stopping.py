@@ -1,0 +1,107 @@
+"""A training that signals end, on Ray, vLLM and DeepSpeed: in one line, with what it has learned, and with nothing left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from patience import HANG_SECONDS
+from tiny_run import make_config
+
+from dapo_openrlhf.config.loading import dump_config
+from dapo_openrlhf.pipeline.event_log import read
+from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained
+from dapo_openrlhf.pipeline.manifest import problems
+
+pytestmark = pytest.mark.real
+
+
+def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """``dapo-openrlhf train``, with a process group of its own as in a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dapo_openrlhf", "train", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> None:
+    """Read what it prints until that comes."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"it ended without {words!r}: {process.communicate()}")
+
+
+def wait_for_event(process: subprocess.Popen[str], log: Path, wanted: Callable[[Event], bool]) -> None:
+    """Follow its event log until something has happened."""
+    while process.poll() is None:
+        if log.exists() and any(wanted(logged.event) for logged in read(log)):
+            return
+        os.sched_yield()
+    raise AssertionError(f"it ended: {process.communicate()}")
+
+
+def end(process: subprocess.Popen[str], family: list[psutil.Process]) -> str:
+    """What it says in the end. Whatever it has started must end with it."""
+    _, errors = process.communicate(timeout=HANG_SECONDS)
+    _, alive = psutil.wait_procs(family, timeout=HANG_SECONDS)
+    assert not alive
+    return errors
+
+
+def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_while_ray_and_the_actors_start(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(dump_config(make_config(tmp_path)))
+    process = begin(tmp_path, "--config", "c.yaml")
+    wait_for(process, "responses end at")
+    while not any("EngineActor" in child.name() for child in family_of(process)):
+        os.sched_yield()
+    family = family_of(process)
+    process.send_signal(signal.SIGTERM)
+    assert end(process, family) == "stopped by SIGTERM: nothing was trained yet\n"
+    assert process.returncode == 143
+
+
+def test_while_it_trains_and_going_on_afterwards(tmp_path: Path) -> None:
+    """SIGUSR1, as Slurm sends it, makes a checkpoint; Ctrl-C, to the whole group, another one."""
+    (tmp_path / "c.yaml").write_text(dump_config(make_config(tmp_path, **{"train.max_steps": 1000})))
+    process = begin(tmp_path, "--config", "c.yaml", "--run.name", "sums", "--resume", "auto")
+    run = tmp_path / "runs" / "sums"
+    wait_for_event(process, run / "events.jsonl", lambda event: isinstance(event, StepTrained))
+    process.send_signal(signal.SIGUSR1)
+    wait_for_event(process, run / "events.jsonl", lambda event: isinstance(event, Checkpointed))
+    family = family_of(process)
+    os.killpg(process.pid, signal.SIGINT)
+    words = end(process, family)
+    assert process.returncode == 130, words
+    saved = sorted((run / "checkpoints").iterdir())
+    steps = int(saved[-1].name.removeprefix("step-"))
+    assert words == (
+        f"stopped by SIGINT: {steps} rollout steps are done, and the newest checkpoint is {saved[-1]}; to go on: "
+        f"dapo-openrlhf train --resume {run}\n"
+    )
+    assert len(saved) >= 2 and not any(problems(path) for path in saved)
+
+    second = begin(
+        tmp_path, "--config", "c.yaml", "--run.name", "sums", "--resume", "auto", "--train.max_steps", str(steps + 1)
+    )
+    output, errors = second.communicate(timeout=HANG_SECONDS)
+    assert second.returncode == 0, output + errors
+    assert f"resuming after {steps} rollout steps" in output
+    trained = [logged.event.step for logged in read(run / "events.jsonl") if isinstance(logged.event, StepTrained)]
+    assert trained == [*range(steps + 1)]
