@@ -39,14 +39,15 @@ def train(publisher: Publisher, monkeypatch: pytest.MonkeyPatch, *, first_step: 
     async def opened(*arguments: Any, **settings: Any) -> Any:
         return publisher
 
-    async def run() -> None:
+    async def run(stop: object) -> None:
         publisher.done.append("run")
 
     monkeypatch.setattr(launch, "start_workers", started)
     monkeypatch.setattr(launch, "open_publisher", opened)
     inputs, log = SimpleNamespace(first_step=first_step), SimpleNamespace()
     build = lambda workers, publisher: SimpleNamespace(run=run)  # noqa: E731
-    asyncio.run(launch._train(SimpleNamespace(), inputs, log, lambda line: None, build))  # type: ignore[arg-type]
+    config = SimpleNamespace(train=SimpleNamespace(grace_seconds=1.0))
+    asyncio.run(launch._train(config, inputs, log, lambda line: None, build))  # type: ignore[arg-type]
 
 
 def test_what_engines_begin_with_is_published_once_before_the_pipeline_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -14,12 +15,24 @@ import pytest
 from patience import HANG_SECONDS
 from tiny_run import make_config
 
+from dapo_openrlhf import stopping
 from dapo_openrlhf.config.loading import dump_config
 from dapo_openrlhf.pipeline.event_log import read
 from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained
 from dapo_openrlhf.pipeline.manifest import problems
 
 pytestmark = pytest.mark.real
+
+POLL_SECONDS = 0.05
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_ignored() -> Iterator[None]:
+    """nohup, and shells in the background, ignore signals for all that they start."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in stopping.ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -49,7 +62,7 @@ def wait_for_event(process: subprocess.Popen[str], log: Path, wanted: Callable[[
     while process.poll() is None:
         if log.exists() and any(wanted(logged.event) for logged in read(log)):
             return
-        os.sched_yield()
+        time.sleep(POLL_SECONDS)
     raise AssertionError(f"it ended: {process.communicate()}")
 
 
@@ -70,7 +83,7 @@ def test_while_ray_and_the_actors_start(tmp_path: Path) -> None:
     process = begin(tmp_path, "--config", "c.yaml")
     wait_for(process, "responses end at")
     while not any("EngineActor" in child.name() for child in family_of(process)):
-        os.sched_yield()
+        time.sleep(POLL_SECONDS)
     family = family_of(process)
     process.send_signal(signal.SIGTERM)
     assert end(process, family) == "stopped by SIGTERM: nothing was trained yet\n"

@@ -160,6 +160,6 @@ def test_stopped_updates_are_counted_in_the_progress_line() -> None:
     stream = io.StringIO()
     progress = ProgressLine(3, stream)
     for step, row in enumerate([{"updates/bad": 2.0}, {"updates/bad": 1.0, "updates/overflow": 1.0}, {}]):
-        progress.update(step, row, float(step))
+        progress.step(step, row, float(step))
     first, last = stream.getvalue().splitlines()[1:]
     assert first.endswith("  2 update(s) stopped") and last.endswith("  2 update(s) stopped")
