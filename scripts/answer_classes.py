@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from dapo_openrlhf.rewards.process import Judge
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.process import RewardProcess
+from dapo_openrlhf.rewards.settings import RewardSettings
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 BEGIN, END = "<!-- classes of answers: begin -->", "<!-- classes of answers: end -->"
@@ -27,11 +27,11 @@ def pairs() -> Iterator[tuple[str, str, str, bool]]:
             yield row.get("class", "mixed, without a class"), response, row["label"], row["correct"]
 
 
-def table(judge: Judge) -> str:
+def table(process: RewardProcess) -> str:
     """Markdown: pairs of each class, and how many of them are judged as a reader does."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for name, response, label, right in pairs():
-        score = judge.judge(response, label=label).score
+        score = process.score(response, label=label).score
         verdict = (
             "undecided"
             if score is None
@@ -56,8 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace the table in this file")
     options = parser.parse_args()
-    with Judge(JudgeSettings()) as judge:
-        found = table(judge)
+    with RewardProcess(RewardSettings()) as process:
+        found = table(process)
     if options.write is None:
         print(found)
         return

@@ -90,11 +90,11 @@ def test_waits_without_a_deadline_are_found(source: str, found: list[str]) -> No
 
 def test_rewards_are_asked_for_and_responses_never_read_in_the_pipeline() -> None:
     """The controller sees metadata: only reward workers import what judges, and no pipeline matches text."""
-    judges = re.compile(r"dapo_openrlhf\.rewards\.(child|sources|function|verifier|algebra|evaluate|expression)\b")
+    processes = re.compile(r"dapo_openrlhf\.rewards\.(child|sources|function|verifier|algebra|evaluate|expression)\b")
     assert not {
         module
         for module, names in IMPORTS.items()
-        if folder_of(module) in {"pipeline", "backend/run"} and any(map(judges.match, names))
+        if folder_of(module) in {"pipeline", "backend/run"} and any(map(processes.match, names))
     }
 
 

@@ -134,10 +134,10 @@ def prepare(options: argparse.Namespace) -> int:
 def _note_unreadable(cleaned: Cleaned) -> None:
     """Count the problems whose answer the rule reward cannot read, and note examples."""
     from dapo_openrlhf.rewards.golds import unreadable
-    from dapo_openrlhf.rewards.settings import JudgeSettings
+    from dapo_openrlhf.rewards.settings import RewardSettings
 
     hard = {problem.label for problem in cleaned.problems if not is_integer(problem.label)}
-    errors = unreadable(sorted(hard), JudgeSettings()) if hard else {}
+    errors = unreadable(sorted(hard), RewardSettings()) if hard else {}
     for problem in cleaned.problems:
         if problem.label in errors:
             cleaned.found["unreadable_labels"] += 1

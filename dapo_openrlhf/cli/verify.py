@@ -18,9 +18,9 @@ from dapo_openrlhf.config.loading import build_reward, load_config
 from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.rewards.gold import gold_answer
 from dapo_openrlhf.rewards.printed import Limited
-from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
+from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable, Scored
 from dapo_openrlhf.rewards.question import Question
-from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.rewards.settings import RewardSettings, reward_settings
 
 MOST_ERRORS_PRINTED = 5
 
@@ -43,7 +43,7 @@ class Case:
 
 def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
     """Judge every line of ``options.file``; returns the exit status."""
-    settings = judge_settings(reward_section(options, overrides))
+    settings = reward_settings(reward_section(options, overrides))
     cases = read_cases(
         options.file,
         response_key=options.response_key,
@@ -60,12 +60,12 @@ def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
     workers = min(options.workers, len(cases))
     started = time.monotonic()
     try:
-        judgements, seconds = judge_all(cases, settings, workers=workers)
-    except JudgeUnavailable as error:
+        scored, seconds = score_all(cases, settings, workers=workers)
+    except RewardUnavailable as error:
         raise ConfigError(f"{', '.join(source.name for source in settings.sources)}: {error}") from error
-    _print_summary(options.file, cases, judgements, seconds=seconds, loading=time.monotonic() - started - seconds)
+    _print_summary(options.file, cases, scored, seconds=seconds, loading=time.monotonic() - started - seconds)
     if options.json:
-        options.json.write_text(json.dumps(_result(judgements, seconds), indent=1) + "\n")
+        options.json.write_text(json.dumps(_result(scored, seconds), indent=1) + "\n")
     return 0
 
 
@@ -127,15 +127,15 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
     return cases
 
 
-def judge_all(cases: Sequence[Case], settings: JudgeSettings, *, workers: int) -> tuple[list[Judgement], float]:
+def score_all(cases: Sequence[Case], settings: RewardSettings, *, workers: int) -> tuple[list[Scored], float]:
     """Judgements in the order of the cases, and the seconds they took once the rewards were loaded."""
-    judgements: dict[int, Judgement] = {}
+    scored: dict[int, Scored] = {}
     todo = iter(enumerate(cases))
     printed = Limited(lambda line: print(line, file=sys.stderr, flush=True), time.monotonic)
     turn = threading.Lock()
     stopped = threading.Event()
 
-    def work(judge: Judge) -> None:
+    def work(process: RewardProcess) -> None:
         while not stopped.is_set():
             with turn:
                 index, case = next(todo, (-1, None))
@@ -148,43 +148,43 @@ def judge_all(cases: Sequence[Case], settings: JudgeSettings, *, workers: int) -
                 label=case.label,
                 columns=case.columns,
             )
-            (judgements[index],) = judge.judge_all(question)
-            for line in judge.printed():
+            (scored[index],) = process.score_all(question)
+            for line in process.printed():
                 printed(line)
 
     with contextlib.ExitStack() as stack:
-        judges = [stack.enter_context(Judge(settings)) for _ in range(workers)]
-        for judge in judges:
-            judge.wait_ready()
+        processes = [stack.enter_context(RewardProcess(settings)) for _ in range(workers)]
+        for process in processes:
+            process.wait_ready()
         started = time.monotonic()
         with ThreadPoolExecutor(workers) as threads:
             try:
-                list(threads.map(work, judges))
+                list(threads.map(work, processes))
             finally:
                 stopped.set()  # an interrupt ends it after the responses in progress
         seconds = time.monotonic() - started
-    return [judgements[index] for index in range(len(cases))], seconds
+    return [scored[index] for index in range(len(cases))], seconds
 
 
 def _print_summary(
-    file: Path, cases: Sequence[Case], judgements: Sequence[Judgement], *, seconds: float, loading: float
+    file: Path, cases: Sequence[Case], scored: Sequence[Scored], *, seconds: float, loading: float
 ) -> None:
-    counts = _counts(judgements)
+    counts = _counts(scored)
     print(
         f"{file}: {len(cases)} responses: {counts['right']} right, {counts['wrong']} wrong, {counts['errors']} errors\n"
         f"{seconds:.2f} s, {len(cases) / max(seconds, 1e-9):,.0f} verifications per second; loading took {loading:.2f} s"
     )
-    _print_agreement(cases, judgements)
-    errors = [(case.line, judged.error) for case, judged in zip(cases, judgements, strict=True) if judged.error]
+    _print_agreement(cases, scored)
+    errors = [(case.line, judged.error) for case, judged in zip(cases, scored, strict=True) if judged.error]
     for line, error in errors[:MOST_ERRORS_PRINTED]:
         print(f"  line {line}: {error}")
     if len(errors) > MOST_ERRORS_PRINTED:
         print(f"  and {len(errors) - MOST_ERRORS_PRINTED} more")
 
 
-def _print_agreement(cases: Sequence[Case], judgements: Sequence[Judgement]) -> None:
+def _print_agreement(cases: Sequence[Case], scored: Sequence[Scored]) -> None:
     """How many verdicts are those that the file gives, and which lines are not."""
-    expecting = [pair for pair in zip(cases, judgements, strict=True) if pair[0].expected is not None]
+    expecting = [pair for pair in zip(cases, scored, strict=True) if pair[0].expected is not None]
     if not expecting:
         return
     other = [
@@ -194,21 +194,21 @@ def _print_agreement(cases: Sequence[Case], judgements: Sequence[Judgement]) -> 
     print(f"as judged there: {len(expecting) - len(other)} of {len(expecting)}{lines}")
 
 
-def _counts(judgements: Sequence[Judgement]) -> dict[str, int]:
-    scores = [judgement.score for judgement in judgements if judgement.score is not None]
+def _counts(scored: Sequence[Scored]) -> dict[str, int]:
+    scores = [scored.score for scored in scored if scored.score is not None]
     right = sum(score.correct for score in scores)
-    return {"right": right, "wrong": len(scores) - right, "errors": len(judgements) - len(scores)}
+    return {"right": right, "wrong": len(scores) - right, "errors": len(scored) - len(scores)}
 
 
-def _result(judgements: Sequence[Judgement], seconds: float) -> dict[str, object]:
+def _result(scored: Sequence[Scored], seconds: float) -> dict[str, object]:
     """What ``--json`` writes; ``correct`` is null exactly where ``error`` is not."""
     verdicts = [
         {
-            "correct": judgement.score.correct if judgement.score else None,
-            "reward": judgement.score.reward if judgement.score else None,
-            "error": judgement.error,
-            "seconds": round(judgement.seconds, 6),
+            "correct": scored.score.correct if scored.score else None,
+            "reward": scored.score.reward if scored.score else None,
+            "error": scored.error,
+            "seconds": round(scored.seconds, 6),
         }
-        for judgement in judgements
+        for scored in scored
     ]
-    return {**_counts(judgements), "seconds": round(seconds, 3), "verdicts": verdicts}
+    return {**_counts(scored), "seconds": round(seconds, 3), "verdicts": verdicts}

@@ -1,4 +1,4 @@
-"""Equality of two expressions or equations, for what text and exact numbers leave open (only in a judge's process).
+"""Equality of two expressions or equations, for what text and exact numbers leave open (only in a reward process).
 
 Both sides are read into trees and their values compared: as exact rationals where they are, else to tens of digits, and to
 hundreds if they are close. A difference that shrinks with the precision is rounding; one that stays is real. With

@@ -24,7 +24,7 @@ from dapo_openrlhf.rewards import verifier
 from dapo_openrlhf.rewards.failures import ServerAway, ServerLate, SourceFailed, Undecided
 from dapo_openrlhf.rewards.question import Question, RewardSource
 from dapo_openrlhf.rewards.replies import BadReply
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.rewards.sources import WeightedReward, open_source
 from dapo_openrlhf.types import Score
 
@@ -37,7 +37,7 @@ HEADROOM = 1024
 """MiB between the limit that the parent watches and the hard one, which holds for what is faster than the parent."""
 
 
-def main(handle: int, settings: JudgeSettings) -> None:
+def main(handle: int, settings: RewardSettings) -> None:
     """Answer requests until the parent closes the socket."""
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     sys.set_int_max_str_digits(0)  # its ValueError would look like an odd expression; time is limited anyway
@@ -64,7 +64,7 @@ def main(handle: int, settings: JudgeSettings) -> None:
             _send(lines, {"request": request["request"], **answer})
 
 
-def _open(settings: JudgeSettings) -> RewardSource:
+def _open(settings: RewardSettings) -> RewardSource:
     names = [source.short_name for source in settings.sources]
     return WeightedReward(names, [open_source(source, settings) for source in settings.sources], settings.weights)
 
@@ -157,4 +157,4 @@ def _die_with(parent: int) -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    main(int(sys.argv[1]), JudgeSettings.from_json(sys.argv[2]))
+    main(int(sys.argv[1]), RewardSettings.from_json(sys.argv[2]))

@@ -51,7 +51,7 @@ class FunctionReward:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __call__(self, question: Question) -> list[Score]:
-        """Judge each response. Raises what the function raises, and ``BadReply``."""
+        """Score each response. Raises what the function raises, and ``BadReply``."""
         count = len(question)
         columns = {name: [value] * count for name, value in self._columns(question.columns).items()}
         if RESPONSES in self._wanted and RESPONSES not in columns:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dapo_openrlhf.rewards.process import Judge
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.process import RewardProcess
+from dapo_openrlhf.rewards.settings import RewardSettings
 
 PROBE = r"Answer: \frac{\sqrt{1234577}}{89}+\pi^{3}"
 """A response whose answer is no gold one, and that neither text nor exact numbers tell from an expression."""
 
 
-def unreadable(golds: Iterable[str], settings: JudgeSettings) -> Mapping[str, str]:
+def unreadable(golds: Iterable[str], settings: RewardSettings) -> Mapping[str, str]:
     """Those golds with what the rule says of them; a gold that takes longer than ``settings.timeout`` is one.
 
-    Raises ``JudgeUnavailable``.
+    Raises ``RewardUnavailable``.
     """
-    with Judge(settings) as judge:
-        judged = {gold: judge.judge(PROBE, label=gold).error for gold in golds}
+    with RewardProcess(settings) as process:
+        judged = {gold: process.score(PROBE, label=gold).error for gold in golds}
     return {gold: error for gold, error in judged.items() if error}

@@ -11,7 +11,7 @@ MOST_LINES = 20
 LONGEST_LINE = 500
 CHUNK = 1 << 16
 MOST_CHUNKS = 64
-"""Read at once when a response has been judged: a process that prints for ever must not hold its judge up."""
+"""Read at once when a response has been judged: a process that prints for ever must not hold its process up."""
 
 
 class Printed:

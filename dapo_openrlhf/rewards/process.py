@@ -1,4 +1,4 @@
-"""A judge: a child process that is asked about responses, killed when late, and replaced."""
+"""A reward process: a child that is asked about responses, killed when late, and replaced."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from typing import Self
 from dapo_openrlhf.rewards import verifier
 from dapo_openrlhf.rewards.printed import Printed
 from dapo_openrlhf.rewards.question import Question
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Score
 
 _CHILD = "dapo_openrlhf.rewards.child"
 MEMORY_CHECK_SECONDS = 0.02
 SERVER_AWAY = "reward_server"
-"""Reason of a judgement that a reward server could not be asked for."""
+"""Reason of a response whose score a reward server could not be asked for."""
 END_SECONDS = 10.0
 """How long a process that has closed its connection may take to end, before it counts as hung up."""
 MEBIBYTE = 1 << 20
@@ -35,12 +35,12 @@ class _TooMuchMemory(Exception):
     """The process has taken more than it may."""
 
 
-class JudgeUnavailable(RuntimeError):
+class RewardUnavailable(RuntimeError):
     """The rewards cannot be loaded at all: nothing can be judged with these settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class Scored:
     """What came of one response: a score, or an error that says nothing about the answer."""
 
     score: Score | None
@@ -52,11 +52,11 @@ class Judgement:
     seconds: float
 
 
-class Judge:
+class RewardProcess:
     """One process and its deadline. Blocking, for one thread at a time; close it, or use it in a ``with``."""
 
     def __init__(
-        self, settings: JudgeSettings, *, start_timeout: float = 120.0, clock: Callable[[], float] = time.monotonic
+        self, settings: RewardSettings, *, start_timeout: float = 120.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Start the process; ``start_timeout`` is for loading the rewards, in seconds of ``clock``."""
         self._settings = settings
@@ -78,11 +78,11 @@ class Judge:
 
     @property
     def pid(self) -> int:
-        """Of the process that judges now."""
+        """Of the process that scores now."""
         return self._process.pid
 
     def wait_ready(self) -> None:
-        """Return once the rewards are loaded. Raises :class:`JudgeUnavailable` with the reason."""
+        """Return once the rewards are loaded. Raises :class:`RewardUnavailable` with the reason."""
         if self._ready:
             return
         try:
@@ -95,17 +95,17 @@ class Judge:
             problem = f"the reward process {self._obituary()} while loading the reward"
         if not self._ready:
             self._replace()  # whoever asks again may have better luck
-            raise JudgeUnavailable(problem)
+            raise RewardUnavailable(problem)
         self._most_memory = self._resident() + self._settings.memory * MEBIBYTE
 
-    def judge(self, response: str, *, label: object, prompt: str = "") -> Judgement:
-        """Judge one response to ``prompt``. Takes at most the deadline, and a start where the last process was lost."""
+    def score(self, response: str, *, label: object, prompt: str = "") -> Scored:
+        """Score one response to ``prompt``. Takes at most the deadline, and a start where the last process was lost."""
         query = "" if self._tail_only else prompt + response
-        (judgement,) = self.judge_all(Question(responses=[response], queries=[query], prompt=prompt, label=label))
-        return judgement
+        (scored,) = self.score_all(Question(responses=[response], queries=[query], prompt=prompt, label=label))
+        return scored
 
-    def judge_all(self, question: Question) -> list[Judgement]:
-        """Judge responses together, up to the first error, which is the last entry then. The deadline is for each."""
+    def score_all(self, question: Question) -> list[Scored]:
+        """Score responses together, up to the first error, which is the last entry then. The deadline is for each."""
         self.wait_ready()
         started = self._clock()
         scores: list[Score] = []
@@ -130,9 +130,9 @@ class Judge:
             timed_out = bool(answer.get("timed_out"))
         self._printed.read()
         seconds = (self._clock() - started) / max(1, len(scores) + bool(error))
-        judged = [Judgement(score=score, error=None, reason="judged", seconds=seconds) for score in scores]
+        judged = [Scored(score=score, error=None, reason="judged", seconds=seconds) for score in scores]
         if error:
-            judged.append(Judgement(score=None, error=error, timed_out=timed_out, reason=reason, seconds=seconds))
+            judged.append(Scored(score=None, error=error, timed_out=timed_out, reason=reason, seconds=seconds))
         return judged
 
     def printed(self) -> list[str]:
@@ -263,13 +263,13 @@ def _scores(values: object) -> list[Score]:
     ]
 
 
-def judge_group(judge: Judge, question: Question, *, at_once: int = 1, begin: int = 0) -> Iterator[Judgement]:
-    """Judge responses to one prompt from ``begin`` on, ``at_once`` in a call, up to and including the first error."""
+def score_group(process: RewardProcess, question: Question, *, at_once: int = 1, begin: int = 0) -> Iterator[Scored]:
+    """Score responses to one prompt from ``begin`` on, ``at_once`` in a call, up to and including the first error."""
     for first in range(begin, len(question), at_once):
         part = slice(first, first + at_once)
-        for judgement in judge.judge_all(
+        for scored in process.score_all(
             replace(question, responses=question.responses[part], queries=question.queries[part])
         ):
-            yield judgement
-            if judgement.score is None:
+            yield scored
+            if scored.score is None:
                 return

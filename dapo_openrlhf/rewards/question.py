@@ -30,5 +30,5 @@ class RewardSource(Protocol):
     """One reward. Raises whatever goes wrong: an error is never a wrong answer."""
 
     def __call__(self, question: Question) -> list[Score]:
-        """Judge each response."""
+        """Score each response."""
         ...

@@ -18,7 +18,7 @@ AWAY = (429, 502, 503, 504)
 """Statuses with which a server, or what stands before it, says that it cannot answer now."""
 
 SHARE = 0.9
-"""Of the time a call may take that the server has: whoever is late must be known before the judge's process is ended."""
+"""Of the time a call may take that the server has: whoever is late must be known before the reward process is ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class ServerReward:
     timeout: float
 
     def __call__(self, question: Question) -> list[Score]:
-        """Judge each response. Raises :class:`ServerAway`, or ``BadReply`` for what the server makes of the responses."""
+        """Score each response. Raises :class:`ServerAway`, or ``BadReply`` for what the server makes of the responses."""
         count = len(question)
         content = {
             "query": list(question.queries),

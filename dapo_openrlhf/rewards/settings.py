@@ -1,4 +1,4 @@
-"""What a judge's process is started with."""
+"""What a reward process is started with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.reward_origin import PythonFile, RewardOrigin, Rule, origin_of
 
-if TYPE_CHECKING:  # a judge's process need not wait for pydantic
+if TYPE_CHECKING:  # a reward process need not wait for pydantic
     from dapo_openrlhf.config.reward import RewardSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeSettings:
+class RewardSettings:
     """One or several rewards and the limits they are computed under."""
 
     sources: tuple[RewardOrigin, ...] = (Rule(),)
@@ -35,7 +35,7 @@ class JudgeSettings:
     """MiB the process may take beyond what it holds once everything is loaded."""
 
     def to_json(self) -> str:
-        """For :meth:`from_json` in the judge's process."""
+        """For :meth:`from_json` in the reward process."""
         return json.dumps(asdict(self) | {"sources": [source.name for source in self.sources]})
 
     @classmethod
@@ -46,9 +46,9 @@ class JudgeSettings:
         return cls(sources=tuple(sources), weights=tuple(weights), **values)
 
 
-def judge_settings(reward: RewardSection) -> JudgeSettings:
-    """A judge as the configuration says. Raises ``ConfigError`` for a file that is not there."""
-    return JudgeSettings(
+def reward_settings(reward: RewardSection) -> RewardSettings:
+    """A reward process as the configuration says. Raises ``ConfigError`` for a file that is not there."""
+    return RewardSettings(
         sources=tuple(map(_found, reward.origins)),
         weights=reward.weights or (1.0,) * len(reward.origins),
         answer_form=reward.answer_form,

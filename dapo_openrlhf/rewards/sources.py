@@ -1,4 +1,4 @@
-"""Where rewards come from: the rule, a user's Python file, an HTTP server (run in a judge's process only)."""
+"""Where rewards come from: the rule, a user's Python file, an HTTP server (run in a reward process only)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dapo_openrlhf.rewards.failures import SourceFailed
 from dapo_openrlhf.rewards.gold import gold_answer
 from dapo_openrlhf.rewards.question import Question, RewardSource
 from dapo_openrlhf.rewards.replies import sensible
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Score
 
 
-def open_source(origin: RewardOrigin, settings: JudgeSettings) -> RewardSource:
+def open_source(origin: RewardOrigin, settings: RewardSettings) -> RewardSource:
     """The reward that one of ``settings.sources`` stands for. Raises what a user's file raises."""
     match origin:
         case Rule():
@@ -48,7 +48,7 @@ class RuleReward:
         self._equal = functools.lru_cache(maxsize=256)(algebra.equal)  # a group's answers repeat each other
 
     def __call__(self, question: Question) -> list[Score]:
-        """Judge each response; raises :class:`Undecided`."""
+        """Score each response; raises :class:`Undecided`."""
         return [self._judge(response, question) for response in question.responses]
 
     def _judge(self, response: str, question: Question) -> Score:
@@ -77,7 +77,7 @@ class WeightedReward:
     weights: Sequence[float]
 
     def __call__(self, question: Question) -> list[Score]:
-        """Judge each response. Raises :class:`SourceFailed`, or what is no user's fault."""
+        """Score each response. Raises :class:`SourceFailed`, or what is no user's fault."""
         asked = [self._ask(name, source, question) for name, source in zip(self.names, self.sources, strict=True)]
         return [self._weigh(scores) for scores in zip(*asked, strict=True)]
 

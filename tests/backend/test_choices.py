@@ -30,7 +30,7 @@ from dapo_openrlhf.dataset.bad_rows import BadRows
 from dapo_openrlhf.rewards.function import FunctionReward
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.server import ServerReward
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.rewards.sources import RuleReward, open_source
 
 NEW = torch.tensor([[0.5, 0.2, 0.1], [0.4, 0.3, 1.0]]).log()
@@ -253,7 +253,7 @@ def test_each_kind_of_reward_is_opened_as_one_of_its_own(tmp_path: Path) -> None
     file.write_text("def reward_func(queries, prompts, labels):\n    return [0.0] * len(queries)\n")
     origins = [origin_of(name) for name in ("rule", str(file), "https://host/get_reward")]
     assert {type(origin) for origin in origins} == set(get_args(RewardOrigin))
-    opened = [type(open_source(origin, JudgeSettings())) for origin in origins]
+    opened = [type(open_source(origin, RewardSettings())) for origin in origins]
     assert opened == [RuleReward, FunctionReward, ServerReward]
     with pytest.raises(AssertionError):
-        open_source("rule", JudgeSettings())  # type: ignore[arg-type]
+        open_source("rule", RewardSettings())  # type: ignore[arg-type]

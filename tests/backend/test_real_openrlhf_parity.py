@@ -263,7 +263,7 @@ def test_dynamic_filtering(
         ),
         oldest_version=PolicyVersion(0), newest_version=PolicyVersion(0), engine=0, tokens=None,
     )  # fmt: skip
-    assert GroupFilter(enabled=True, score_range=score_range).judge(group).keep == bool(accepted)
+    assert GroupFilter(enabled=True, score_range=score_range).decide(group).keep == bool(accepted)
 
 
 # ---------------------------------------------------------------- options

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.rewards.process import Judge
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.process import RewardProcess
+from dapo_openrlhf.rewards.settings import RewardSettings
 
 PAIRS = [
     json.loads(line)
@@ -22,10 +22,10 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
+def process() -> Iterator[RewardProcess]:
     """The rule."""
-    with Judge(JudgeSettings(timeout=30.0)) as judge:
-        yield judge
+    with RewardProcess(RewardSettings(timeout=30.0)) as process:
+        yield process
 
 
 def processor_seconds(pid: int) -> float:
@@ -39,14 +39,13 @@ def responses(pair: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("correct", [True, False])
-def test_verdicts(judge: Judge, correct: bool) -> None:
+def test_verdicts(process: RewardProcess, correct: bool) -> None:
     found = [
-        (response, pair["label"], judgement.error)
+        (response, pair["label"], scored.error)
         for pair in PAIRS
         if pair["correct"] is correct
         for response in responses(pair)
-        if (judgement := judge.judge(response, label=pair["label"])).score is None
-        or judgement.score.correct is not correct
+        if (scored := process.score(response, label=pair["label"])).score is None or scored.score.correct is not correct
     ]
     assert not found
 
@@ -61,7 +60,7 @@ def test_there_are_many_of_both_kinds_in_every_class() -> None:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_an_answer_and_its_gold_one_may_change_places(judge: Judge, right: bool) -> None:
+def test_an_answer_and_its_gold_one_may_change_places(process: RewardProcess, right: bool) -> None:
     """But for what a label does not say: which name was asked for, that a comma is a decimal one."""
     one_way = {"half-solved answers", "decimal commas", "where the answer stands"}
     swapped = [
@@ -72,12 +71,12 @@ def test_an_answer_and_its_gold_one_may_change_places(judge: Judge, right: bool)
     assert len(swapped) > 300
     asked_for = {"x+y=5", "x+y+z=10", "2,7", "A,C"}  # a sum that was asked for, a decimal comma, several choices
     found = [
-        (answer, label, judgement.error)
+        (answer, label, scored.error)
         for answer, label in swapped
         if answer not in asked_for
         and (
-            (judgement := judge.judge(f"Answer: {answer}", label=label)).score is None
-            or judgement.score.correct is not right
+            (scored := process.score(f"Answer: {answer}", label=label)).score is None
+            or scored.score.correct is not right
         )
     ]
     assert not found
@@ -87,34 +86,34 @@ def test_an_answer_and_its_gold_one_may_change_places(judge: Judge, right: bool)
     "label",
     ["E_1", r"3M_{\odot}", r"\frac{v^2}{2g}", r"x_{0}\cos(\omega t)+\dot{x}_{0}\sin(\omega t)/\omega", r"(n-2)!"],
 )
-def test_a_readable_gold_answer_decides(judge: Judge, label: str) -> None:
+def test_a_readable_gold_answer_decides(process: RewardProcess, label: str) -> None:
     for answer in ("5", "x", r"\frac{1}{2}", "(1,2)", "x=3"):
-        score = judge.judge(f"Answer: {answer}", label=label).score
+        score = process.score(f"Answer: {answer}", label=label).score
         assert score is not None and not score.correct
 
 
 def test_a_number_is_wanted_where_the_label_is_one() -> None:
-    with Judge(JudgeSettings(answer_form="number", timeout=30.0)) as judge:
+    with RewardProcess(RewardSettings(answer_form="number", timeout=30.0)) as process:
         for answer, label, correct in [
             ("17*23", "391", False),
             ("391", "391", True),
             (r"17 \times 23", "391", False),
             (r"2\sqrt{2}", r"\sqrt{8}", True),
         ]:
-            score = judge.judge(f"Answer: {answer}", label=label).score
+            score = process.score(f"Answer: {answer}", label=label).score
             assert score is not None and score.correct is correct
 
 
-def test_an_unfinished_thought_is_not_rewarded(judge: Judge) -> None:
+def test_an_unfinished_thought_is_not_rewarded(process: RewardProcess) -> None:
     thought = "so " * 900
     for response, prompt in [
         (rf"<think>{thought}\boxed{{7}}", ""),
         (rf"{thought}\boxed{{7}}", "3+4=\n<think>\n"),
         ("Answer: 7", "<think>"),
     ]:
-        score = judge.judge(response, label="7", prompt=prompt).score
+        score = process.score(response, label="7", prompt=prompt).score
         assert score is not None and not score.correct and score.answer is None
-    score = judge.judge(rf"{thought}</think>\boxed{{7}}", label="7", prompt="<think>").score
+    score = process.score(rf"{thought}</think>\boxed{{7}}", label="7", prompt="<think>").score
     assert score is not None and score.correct and score.answer == "7"
 
 
@@ -130,24 +129,24 @@ KINDS = [
 ]
 
 
-def test_500_expressions_a_second_and_core_read_for_the_first_time(judge: Judge) -> None:
+def test_500_expressions_a_second_and_core_read_for_the_first_time(process: RewardProcess) -> None:
     """Both processes' processor time, for questions of algebra that repeat neither answer nor label.
 
     The best of three batches: other work on the machine takes the caches away, and its time is not ours.
     """
-    _processor_seconds(judge, range(100, 103))
+    _processor_seconds(process, range(100, 103))
     batches = [range(first, first + 25) for first in (200, 300, 400)]
-    used = min(_processor_seconds(judge, numbers) for numbers in batches)
+    used = min(_processor_seconds(process, numbers) for numbers in batches)
     assert used < 1 / 500, f"{1 / used:.0f} a second"
 
 
-def _processor_seconds(judge: Judge, numbers: range) -> float:
+def _processor_seconds(process: RewardProcess, numbers: range) -> float:
     """Per question, of every kind for every number."""
-    own, other = time.process_time(), processor_seconds(judge.pid)
+    own, other = time.process_time(), processor_seconds(process.pid)
     for number in numbers:
         for answer, label, correct in KINDS:
             response = f"Answer: {answer.format(number, number + 1)}"
-            score = judge.judge(response, label=label.format(number, number + 1)).score
+            score = process.score(response, label=label.format(number, number + 1)).score
             assert score is not None and score.correct is correct, response
-    used = time.process_time() - own + processor_seconds(judge.pid) - other
+    used = time.process_time() - own + processor_seconds(process.pid) - other
     return used / (len(numbers) * len(KINDS))

@@ -12,10 +12,10 @@ import pytest
 from dapo_openrlhf.config.reward_origin import PythonFile
 from dapo_openrlhf.rewards.function import FunctionReward, load_function
 from dapo_openrlhf.rewards.printed import MOST_LINES, Limited
-from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable, judge_group
+from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable, Scored, score_group
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.replies import BadReply, read_reply
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Score
 
 QUESTION = Question(
@@ -37,11 +37,11 @@ def reward(source: str) -> FunctionReward:
 
 def judged(
     folder: Path, source: str, question: Question = QUESTION, **settings: object
-) -> tuple[list[Judgement], Judge]:
+) -> tuple[list[Scored], RewardProcess]:
     (folder / "mine.py").write_text(source)
     options = {"timeout": 20.0, **settings}
-    with Judge(JudgeSettings(sources=(PythonFile(str(folder / "mine.py")),), **options)) as judge:  # type: ignore[arg-type]
-        return list(judge_group(judge, question, at_once=judge._settings.batch_size or len(question))), judge
+    with RewardProcess(RewardSettings(sources=(PythonFile(str(folder / "mine.py")),), **options)) as process:  # type: ignore[arg-type]
+        return list(score_group(process, question, at_once=process._settings.batch_size or len(question))), process
 
 
 # -------------------------------------------------------------------------------------------- what it is given
@@ -55,8 +55,8 @@ def test_it_sees_rendered_texts_and_the_row_s_own_label(tmp_path: Path) -> None:
         f"    open({str(seen)!r}, 'a').write(json.dumps([queries, prompts, labels]) + '\\n')\n"
         "    return {'rewards': [float(q.endswith('5<|im_end|>')) for q in queries]}\n"
     )
-    judgements, _ = judged(tmp_path, source)
-    assert [judgement.score for judgement in judgements] == [
+    scored, _ = judged(tmp_path, source)
+    assert [scored.score for scored in scored] == [
         Score(correct=True, reward=1.0), Score(correct=False, reward=0.0),
     ]  # fmt: skip
     # One response a call, as OpenRLHF 0.11.2 does.
@@ -255,9 +255,9 @@ def labelled(label: str) -> Question:
 def test_it_is_an_error_that_names_the_reward(
     tmp_path: Path, label: str, words: str, reason: str, batch_size: int | None
 ) -> None:
-    judgements, _ = judged(tmp_path, HOSTILE, labelled(label), batch_size=batch_size)
-    assert [(judgement.score, judgement.reason) for judgement in judgements] == [(None, reason)]
-    assert str(judgements[0].error).startswith(words)
+    scored, _ = judged(tmp_path, HOSTILE, labelled(label), batch_size=batch_size)
+    assert [(scored.score, scored.reason) for scored in scored] == [(None, reason)]
+    assert str(scored[0].error).startswith(words)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, None])
@@ -268,28 +268,28 @@ def test_an_error_of_a_whole_group_is_laid_at_one_response_s_door(tmp_path: Path
 
 
 def test_a_function_for_one_response_says_so_when_it_gets_more(tmp_path: Path) -> None:
-    (judgement,) = judged(tmp_path, HOSTILE, labelled("together"), batch_size=None)[0]
-    assert "ValueError: only one" in str(judgement.error) and "reward.batch_size 1" in str(judgement.error)
+    (scored,) = judged(tmp_path, HOSTILE, labelled("together"), batch_size=None)[0]
+    assert "ValueError: only one" in str(scored.error) and "reward.batch_size 1" in str(scored.error)
 
 
 def test_what_it_prints_comes_in_lines_and_not_too_many(tmp_path: Path) -> None:
-    judgements, judge = judged(tmp_path, HOSTILE, labelled("print"))
-    assert len(judgements) == 2 and judge.printed() == ["x" * 99] * 2
-    judgements, judge = judged(tmp_path, HOSTILE, labelled("flood"))
-    *lines, last = judge.printed()
-    assert len(judgements) == 2 and len(lines) == MOST_LINES
+    scored, process = judged(tmp_path, HOSTILE, labelled("print"))
+    assert len(scored) == 2 and process.printed() == ["x" * 99] * 2
+    scored, process = judged(tmp_path, HOSTILE, labelled("flood"))
+    *lines, last = process.printed()
+    assert len(scored) == 2 and len(lines) == MOST_LINES
     assert last == f"... and {2 * 2000 - MOST_LINES} more lines"
-    judgements, judge = judged(tmp_path, HOSTILE, labelled("megabytes"))
-    assert [judgement.reason for judgement in judgements] == ["judged"] * 2
-    assert sum(map(len, judge.printed())) < 20_000
+    scored, process = judged(tmp_path, HOSTILE, labelled("megabytes"))
+    assert [scored.reason for scored in scored] == ["judged"] * 2
+    assert sum(map(len, process.printed())) < 20_000
 
 
 def test_what_it_prints_while_loading_is_heard_too(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("print('loading \\x1b[1m'); raise ValueError('no model')\n")
-    with Judge(JudgeSettings(sources=(PythonFile(str(tmp_path / "mine.py")),))) as judge:
-        with pytest.raises(JudgeUnavailable, match="no model"):
-            judge.wait_ready()
-        assert judge.printed() == ["loading \\x1b[1m"]
+    with RewardProcess(RewardSettings(sources=(PythonFile(str(tmp_path / "mine.py")),))) as process:
+        with pytest.raises(RewardUnavailable, match="no model"):
+            process.wait_ready()
+        assert process.printed() == ["loading \\x1b[1m"]
 
 
 def test_lines_are_passed_on_at_a_bounded_rate() -> None:

@@ -22,8 +22,8 @@ from dapo_openrlhf.config.loading import build_reward
 from dapo_openrlhf.config.reward_origin import Server
 from dapo_openrlhf.pipeline.outage import Outage, ServerGone
 from dapo_openrlhf.pipeline.ports import GroupError
-from dapo_openrlhf.rewards.process import SERVER_AWAY, Judgement
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.process import SERVER_AWAY, Scored
+from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Prompt, Score
 
 PROMPT = Prompt(id=4, text="<s>3+4=", label=7)
@@ -31,13 +31,13 @@ TEXTS = GroupTexts(responses=("7", "8"), queries=("<s>3+4=7</s>", "<s>3+4=8</s>"
 TIMES = RewardTimes(group=60.0, start=60.0, server=100.0)
 
 
-def judgement(reward: float | None, reason: str = "judged", error: str = "", *, timed_out: bool = False) -> Judgement:
+def scored(reward: float | None, reason: str = "judged", error: str = "", *, timed_out: bool = False) -> Scored:
     score = None if reward is None else Score(correct=reward >= 1, reward=reward)
-    return Judgement(score=score, error=error or None, timed_out=timed_out, reason=reason, seconds=0.0)
+    return Scored(score=score, error=error or None, timed_out=timed_out, reason=reason, seconds=0.0)
 
 
-AWAY = judgement(None, SERVER_AWAY, "http://judge: refused")
-LATE = judgement(None, SERVER_AWAY, "http://judge: late", timed_out=True)
+AWAY = scored(None, SERVER_AWAY, "http://judge: refused")
+LATE = scored(None, SERVER_AWAY, "http://judge: late", timed_out=True)
 
 
 # ---------------------------------------------------------------------------------- a real server on this machine
@@ -85,19 +85,19 @@ def test_a_server_goes_away_in_a_group_and_comes_back(port: int) -> None:
         return lambda request: right(request) if request["query"][0].endswith("7</s>") else (status, b"busy")
 
     worker = RewardActor(
-        settings=JudgeSettings(sources=(Server(f"http://127.0.0.1:{port}/get_reward"),), timeout=60.0),
+        settings=RewardSettings(sources=(Server(f"http://127.0.0.1:{port}/get_reward"),), timeout=60.0),
         start_timeout=60.0,
     )
     worker.ready()
-    refused = worker.score(TEXTS, PROMPT).judgements
+    refused = worker.score(TEXTS, PROMPT).scored
     assert [found.reason for found in refused] == [SERVER_AWAY] and "refused" in str(refused[0].error)
     for status, words in ((503, "HTTP 503"), (0, "closed connection"), (429, "HTTP 429")):
         with server(port, second_fails(status)):
-            first, second = worker.score(TEXTS, PROMPT).judgements
+            first, second = worker.score(TEXTS, PROMPT).scored
         assert first.score == Score(correct=True, reward=1.0)
         assert second.reason == SERVER_AWAY and words in str(second.error)
     with server(port, right):
-        (rest,) = worker.score(TEXTS, PROMPT, 1).judgements
+        (rest,) = worker.score(TEXTS, PROMPT, 1).scored
     assert rest.score == Score(correct=False, reward=0.0)
     assert asked[-1] == {"query": ["<s>3+4=8</s>"], "prompts": ["<s>3+4="], "labels": [7]}
 
@@ -118,9 +118,9 @@ def test_what_a_server_makes_of_a_response_is_an_error_of_the_reward(
     port: int, status: int, body: bytes, words: str
 ) -> None:
     address = f"http://127.0.0.1:{port}/"
-    worker = RewardActor(settings=JudgeSettings(sources=(Server(address),), timeout=60.0), start_timeout=60.0)
+    worker = RewardActor(settings=RewardSettings(sources=(Server(address),), timeout=60.0), start_timeout=60.0)
     with server(port, lambda request: (status, body)):
-        (found,) = worker.score(TEXTS, PROMPT).judgements
+        (found,) = worker.score(TEXTS, PROMPT).scored
     assert found.reason == "reward_error"
     assert address in str(found.error) and words in str(found.error)
 
@@ -130,7 +130,7 @@ def test_what_a_server_makes_of_a_response_is_an_error_of_the_reward(
 
 def pool(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any], said: list[str], workers: int = 1) -> RewardPool:
     monkeypatch.setattr(RewardPool, "_start", lambda self: FakeActor(score=answer))
-    return RewardPool(workers=workers, settings=JudgeSettings(), times=TIMES, say=said.append)
+    return RewardPool(workers=workers, settings=RewardSettings(), times=TIMES, say=said.append)
 
 
 def test_groups_wait_for_a_server_and_keep_what_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +144,8 @@ def test_groups_wait_for_a_server_and_keep_what_was_judged(monkeypatch: pytest.M
         def answer(texts: str, prompt: Prompt, begin: int) -> Judged:
             calls.append((now(), texts, begin))
             if 0 < now() < 40 or (begin == 0 and texts == "0"):
-                return Judged(judgements=(judgement(1.0), AWAY) if begin == 0 and texts == "0" else (AWAY,))
-            return Judged(judgements=(judgement(1.0), judgement(0.0))[begin:])
+                return Judged(scored=(scored(1.0), AWAY) if begin == 0 and texts == "0" else (AWAY,))
+            return Judged(scored=(scored(1.0), scored(0.0))[begin:])
 
         rewards = pool(monkeypatch, answer, said)
         first = asyncio.create_task(rewards.score("0", PROMPT))
@@ -167,7 +167,7 @@ def test_a_server_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) 
     said: list[str] = []
 
     async def main() -> None:
-        rewards = pool(monkeypatch, lambda *_: Judged(judgements=(AWAY,)), said, workers=2)
+        rewards = pool(monkeypatch, lambda *_: Judged(scored=(AWAY,)), said, workers=2)
         with pytest.raises(
             ServerGone, match=r"unreachable for 1\d\d s \(reward.server_timeout\): http://judge: refused"
         ):
@@ -184,7 +184,7 @@ def test_a_response_that_a_server_never_answers_is_an_error_while_others_are_ans
     async def main() -> None:
         rewards = pool(
             monkeypatch,
-            lambda texts, prompt, begin: Judged(judgements=(LATE if texts == "hard" else judgement(1.0),)),
+            lambda texts, prompt, begin: Judged(scored=(LATE if texts == "hard" else scored(1.0),)),
             [],
         )
         hard = asyncio.create_task(rewards.score("hard", PROMPT))
@@ -200,8 +200,8 @@ def test_a_response_that_a_server_never_answers_is_an_error_while_others_are_ans
 
 def test_a_group_that_is_given_up_while_it_waits_leaves_its_worker_free(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        answers = iter([AWAY, judgement(1.0)])
-        rewards = pool(monkeypatch, lambda *_: Judged(judgements=(next(answers),)), [])
+        answers = iter([AWAY, scored(1.0)])
+        rewards = pool(monkeypatch, lambda *_: Judged(scored=(next(answers),)), [])
         given_up = asyncio.create_task(rewards.score("a", PROMPT))
         await asyncio.sleep(0.1)
         given_up.cancel()

@@ -16,8 +16,8 @@ from dapo_openrlhf.backend.run import reward_pool as rewards
 from dapo_openrlhf.backend.run.reward_pool import Judged, RewardActor, RewardPool, RewardTimes, scores_of
 from dapo_openrlhf.config.reward_origin import PythonFile
 from dapo_openrlhf.pipeline.ports import GroupError
-from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable, Scored
+from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Prompt, Score
 
 PROMPT = Prompt(id=4, text="3+4=", label="7")
@@ -44,8 +44,8 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RewardActor:
     file.write_text(SOURCE)
     slow = Path(f"{file}.slow")
     clock.passes = slow.exists
-    monkeypatch.setattr(rewards, "Judge", functools.partial(Judge, clock=clock))
-    worker = RewardActor(settings=JudgeSettings(sources=(PythonFile(str(file)),)), start_timeout=60.0)
+    monkeypatch.setattr(rewards, "RewardProcess", functools.partial(RewardProcess, clock=clock))
+    worker = RewardActor(settings=RewardSettings(sources=(PythonFile(str(file)),)), start_timeout=60.0)
     score = worker.score
 
     def fresh(texts: GroupTexts, prompt: Prompt) -> Judged:
@@ -58,34 +58,34 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RewardActor:
 
 def test_a_group_is_scored_in_order(worker: RewardActor) -> None:
     assert worker.ready() > 0
-    scores = scores_of(worker.score(texts("7", "8", "7"), PROMPT).judgements, PROMPT)
+    scores = scores_of(worker.score(texts("7", "8", "7"), PROMPT).scored, PROMPT)
     assert scores == tuple(Score(correct=right, reward=float(right)) for right in (True, False, True))
 
 
 @pytest.mark.parametrize(("response", "reason"), [("bad", "reward_error"), ("slow", "reward_timeout")])
 def test_one_error_fails_its_group_and_ends_it(worker: RewardActor, response: str, reason: str) -> None:
-    judgements = worker.score(texts("7", response, "7"), PROMPT).judgements
-    assert len(judgements) == 2, "nothing is judged for a group that has failed"
+    scored = worker.score(texts("7", response, "7"), PROMPT).scored
+    assert len(scored) == 2, "nothing is judged for a group that has failed"
     with pytest.raises(GroupError, match="response 1 to prompt 4") as caught:
-        scores_of(judgements, PROMPT)
+        scores_of(scored, PROMPT)
     assert (caught.value.reason, caught.value.permanent) == (reason, False)
-    assert scores_of(worker.score(texts("7"), PROMPT).judgements, PROMPT)[0].correct
+    assert scores_of(worker.score(texts("7"), PROMPT).scored, PROMPT)[0].correct
 
 
 def test_a_worker_that_cannot_load_its_reward_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("import nowhere")
-    with pytest.raises(JudgeUnavailable, match="nowhere"):
+    with pytest.raises(RewardUnavailable, match="nowhere"):
         RewardActor(
-            settings=JudgeSettings(sources=(PythonFile(str(tmp_path / "reward.py")),)), start_timeout=60.0
+            settings=RewardSettings(sources=(PythonFile(str(tmp_path / "reward.py")),)), start_timeout=60.0
         ).ready()
 
 
 def test_training_and_a_file_of_responses_are_judged_alike() -> None:
     responses = ["Answer: 7", r"\boxed{\sqrt{49}}", "Answer: 8", "7"]
-    worker = RewardActor(settings=JudgeSettings(), start_timeout=60.0)
-    with Judge(JudgeSettings()) as judge:
-        alone = [judge.judge(response, label="7").score for response in responses]
-    assert list(scores_of(worker.score(texts(*responses), PROMPT).judgements, PROMPT)) == alone
+    worker = RewardActor(settings=RewardSettings(), start_timeout=60.0)
+    with RewardProcess(RewardSettings()) as process:
+        alone = [process.score(response, label="7").score for response in responses]
+    assert list(scores_of(worker.score(texts(*responses), PROMPT).scored, PROMPT)) == alone
 
 
 def test_a_worker_whose_group_was_given_up_is_free_when_it_is_done_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_a_worker_whose_group_was_given_up_is_free_when_it_is_done_with_it(monke
         async with busy:
             await asyncio.sleep(seconds)
         return Judged(
-            judgements=(Judgement(score=Score(correct=True, reward=1.0), error=None, reason="judged", seconds=seconds),)
+            scored=(Scored(score=Score(correct=True, reward=1.0), error=None, reason="judged", seconds=seconds),)
         )
 
     async def score(texts: str, prompt: Prompt, begin: int) -> Judged:
@@ -106,7 +106,7 @@ def test_a_worker_whose_group_was_given_up_is_free_when_it_is_done_with_it(monke
 
     async def main() -> float:
         monkeypatch.setattr(RewardPool, "_start", lambda self: FakeActor(score=score))
-        pool = RewardPool(workers=1, settings=JudgeSettings(), times=TIMES)
+        pool = RewardPool(workers=1, settings=RewardSettings(), times=TIMES)
         given_up = asyncio.create_task(pool.score("50", PROMPT))
         await asyncio.sleep(1.0)
         given_up.cancel()

@@ -20,8 +20,8 @@ from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
 from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.prompts import check_same_prompts
-from dapo_openrlhf.rewards.process import Judge, JudgeUnavailable
-from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable
+from dapo_openrlhf.rewards.settings import RewardSettings, reward_settings
 from dapo_openrlhf.types import Prompt
 
 
@@ -72,7 +72,7 @@ def check_inputs(
     check_model(config.actor.model_name_or_path)
     if training and config.critic.model_name_or_path is not None:
         check_model(config.critic.model_name_or_path, "critic.model_name_or_path")
-    check_rewards(judge_settings(config.reward))
+    check_rewards(reward_settings(config.reward))
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
     state = None if checkpoint is None else RunState.read(checkpoint)
@@ -100,14 +100,14 @@ def check_inputs(
     )
 
 
-def check_rewards(settings: JudgeSettings) -> None:
+def check_rewards(settings: RewardSettings) -> None:
     """Load users' files once in this process. Raises ``ConfigError`` with what they raise."""
     if any(source.loads_code for source in settings.sources):
-        with Judge(settings) as judge:
+        with RewardProcess(settings) as process:
             try:
-                judge.wait_ready()
-            except JudgeUnavailable as error:
-                printed = "".join(f"\nreward: {line}" for line in judge.printed())
+                process.wait_ready()
+            except RewardUnavailable as error:
+                printed = "".join(f"\nreward: {line}" for line in process.printed())
                 names = " ".join(source.name for source in settings.sources)
                 raise ConfigError(f"reward.remote_url: {names}: {error}{printed}") from error
 

@@ -1,4 +1,4 @@
-"""Reward workers: Ray actors that keep a judge each, so that no answer hangs a run or lies about being wrong."""
+"""Reward workers: Ray actors that keep a reward process each, so that no answer hangs a run or lies about being wrong."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dapo_openrlhf.backend.messages import GroupTexts
 from dapo_openrlhf.pipeline.outage import Outage
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.rewards.printed import Limited
-from dapo_openrlhf.rewards.process import SERVER_AWAY, Judge, Judgement, judge_group
+from dapo_openrlhf.rewards.process import SERVER_AWAY, RewardProcess, Scored, score_group
 from dapo_openrlhf.rewards.question import Question
-from dapo_openrlhf.rewards.settings import JudgeSettings
+from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Prompt, Score
 
 MOST_TIMEOUTS = 3
@@ -28,8 +28,8 @@ MOST_TIMEOUTS = 3
 class Judged:
     """A worker's answer about a group, or about the rest of it."""
 
-    judgements: tuple[Judgement, ...]
-    """The judgements in order, up to the first error, which is then the last entry."""
+    scored: tuple[Scored, ...]
+    """Each response's score or error in order, up to the first error, which is then the last entry."""
     printed: tuple[str, ...] = ()
     """What the rewards printed, some lines of it."""
 
@@ -46,19 +46,19 @@ class RewardTimes:
 
 
 class RewardActor:
-    """Scores responses against a gold answer, one group at a time. The judging is done in a process of its judge's."""
+    """Scores responses against a gold answer, one group at a time. The scoring is done in a process of its own."""
 
-    def __init__(self, *, settings: JudgeSettings, start_timeout: float) -> None:
+    def __init__(self, *, settings: RewardSettings, start_timeout: float) -> None:
         self._settings = settings
-        self._judge = Judge(settings, start_timeout=start_timeout)
+        self._process = RewardProcess(settings, start_timeout=start_timeout)
 
     def ready(self) -> int:
-        """The judge's process id, once the rewards are loaded. Raises ``JudgeUnavailable``."""
-        self._judge.wait_ready()
-        return self._judge.pid
+        """The process's id, once the rewards are loaded. Raises ``RewardUnavailable``."""
+        self._process.wait_ready()
+        return self._process.pid
 
     def score(self, texts: GroupTexts, prompt: Prompt, begin: int = 0) -> Judged:
-        """Judge a group's responses from ``begin`` on."""
+        """Score a group's responses from ``begin`` on."""
         question = Question(
             responses=texts.responses,
             queries=texts.queries or [prompt.text + response for response in texts.responses],
@@ -67,8 +67,8 @@ class RewardActor:
             columns=dict(prompt.columns),
         )
         at_once = self._settings.batch_size or len(texts.responses)
-        judgements = tuple(judge_group(self._judge, question, at_once=at_once, begin=begin))
-        return Judged(judgements=judgements, printed=tuple(self._judge.printed()))
+        scored = tuple(score_group(self._process, question, at_once=at_once, begin=begin))
+        return Judged(scored=scored, printed=tuple(self._process.printed()))
 
 
 class RewardPool:
@@ -79,7 +79,7 @@ class RewardPool:
     """
 
     def __init__(
-        self, *, workers: int, settings: JudgeSettings, times: RewardTimes, say: Callable[[str], None] = print
+        self, *, workers: int, settings: RewardSettings, times: RewardTimes, say: Callable[[str], None] = print
     ) -> None:
         """``say`` is told what rewards print, with a prefix and not too often, and when a server goes and comes."""
         self._times = times
@@ -100,18 +100,18 @@ class RewardPool:
         return [worker.ready.remote() for worker in self._workers]
 
     async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
-        """Judge the responses behind the reference ``texts``. An error is an error, never a wrong answer.
+        """Score the responses behind the reference ``texts``. An error is an error, never a wrong answer.
 
         Raises :class:`GroupError`, and ``ServerGone`` when a server stays away.
         """
-        judged: list[Judgement] = []
+        judged: list[Scored] = []
         tries = 0
         since = self._outage.answers
         while True:
             answer = await self._ask(texts, prompt, len(judged))
             for line in answer.printed:
                 self._print(line)
-            *done, last = answer.judgements
+            *done, last = answer.scored
             if done or last.reason != SERVER_AWAY:
                 self._outage.answered()
             if last.reason != SERVER_AWAY:
@@ -157,12 +157,12 @@ class RewardPool:
         return self._start()
 
 
-def scores_of(judgements: Sequence[Judgement], prompt: Prompt) -> tuple[Score, ...]:
+def scores_of(scored: Sequence[Scored], prompt: Prompt) -> tuple[Score, ...]:
     """The scores of a group; :class:`GroupError` with the first error's reason if there is one."""
     scores = []
-    for index, judgement in enumerate(judgements):
-        if judgement.score is None:
-            message = f"scoring response {index} to prompt {prompt.id}: {judgement.error}"
-            raise GroupError(judgement.reason, message)
-        scores.append(judgement.score)
+    for index, response in enumerate(scored):
+        if response.score is None:
+            message = f"scoring response {index} to prompt {prompt.id}: {response.error}"
+            raise GroupError(response.reason, message)
+        scores.append(response.score)
     return tuple(scores)

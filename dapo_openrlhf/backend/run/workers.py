@@ -21,7 +21,7 @@ from dapo_openrlhf.backend.run.train_settings import beginning, train_settings
 from dapo_openrlhf.backend.trainer.actor import PolicyActor
 from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.rewards.settings import judge_settings
+from dapo_openrlhf.rewards.settings import reward_settings
 
 ENGINE_CONCURRENT_CALLS = 1 << 16
 
@@ -112,7 +112,7 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
 def _create_rewards(config: Config, say: Callable[[str], None]) -> RewardPool:
     return RewardPool(
         workers=config.reward.num_workers,
-        settings=judge_settings(config.reward),
+        settings=reward_settings(config.reward),
         times=RewardTimes(
             group=config.async_.reward_timeout,
             start=config.async_.start_timeout,

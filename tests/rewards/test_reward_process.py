@@ -22,9 +22,9 @@ from patience import HANG_SECONDS, Clock
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_reward
 from dapo_openrlhf.config.reward_origin import PythonFile, Rule, Server
-from dapo_openrlhf.rewards.process import Judge, Judgement, JudgeUnavailable
+from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable, Scored
 from dapo_openrlhf.rewards.replies import read_reply
-from dapo_openrlhf.rewards.settings import JudgeSettings, judge_settings
+from dapo_openrlhf.rewards.settings import RewardSettings, reward_settings
 from dapo_openrlhf.rewards.verifier import TAIL
 from dapo_openrlhf.types import Score
 
@@ -33,29 +33,33 @@ HOSTILE = [json.loads(line) for line in (DATA / "hostile_answers.jsonl").read_te
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
+def process() -> Iterator[RewardProcess]:
     """The rule, with all the time it needs."""
-    with Judge(JudgeSettings(timeout=HANG_SECONDS)) as judge:
-        yield judge
+    with RewardProcess(RewardSettings(timeout=HANG_SECONDS)) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[Judge]:
+def hasty() -> Iterator[RewardProcess]:
     """The rule with 0.4 seconds, so that what takes for ever does not hold the tests up."""
-    with Judge(JudgeSettings(timeout=0.4)) as judge:
-        yield judge
+    with RewardProcess(RewardSettings(timeout=0.4)) as process:
+        yield process
 
 
-def function_judge(folder: Path, source: str, clock: Callable[[], float] = time.monotonic, **options: object) -> Judge:
+def function_judge(
+    folder: Path, source: str, clock: Callable[[], float] = time.monotonic, **options: object
+) -> RewardProcess:
     file = folder / "reward.py"
     file.write_text(source)
-    return Judge(JudgeSettings(sources=(PythonFile(str(file)),), **{"timeout": HANG_SECONDS, **options}), clock=clock)  # type: ignore[arg-type]
+    return RewardProcess(
+        RewardSettings(sources=(PythonFile(str(file)),), **{"timeout": HANG_SECONDS, **options}), clock=clock
+    )  # type: ignore[arg-type]
 
 
-def verdict(judgement: Judgement) -> bool | None:
+def verdict(scored: Scored) -> bool | None:
     """True or False, None for an error; checks that a judgement is one or the other."""
-    assert (judgement.score is None) == (judgement.error is not None) == (judgement.reason != "judged")
-    return None if judgement.score is None else judgement.score.correct
+    assert (scored.score is None) == (scored.error is not None) == (scored.reason != "judged")
+    return None if scored.score is None else scored.score.correct
 
 
 # ----------------------------------------------------------------------------------------------- algebra
@@ -77,49 +81,49 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("answer", "label"), RIGHT)
-def test_equal_by_algebra(judge: Judge, answer: str, label: str) -> None:
-    assert verdict(judge.judge(f"so\nAnswer: {answer}", label=label)) is True
-    assert verdict(judge.judge(rf"so \boxed{{{answer}}}", label=label)) is True
+def test_equal_by_algebra(process: RewardProcess, answer: str, label: str) -> None:
+    assert verdict(process.score(f"so\nAnswer: {answer}", label=label)) is True
+    assert verdict(process.score(rf"so \boxed{{{answer}}}", label=label)) is True
 
 
 @pytest.mark.parametrize(("answer", "label"), WRONG)
-def test_not_equal_by_algebra(judge: Judge, answer: str, label: str) -> None:
-    assert verdict(judge.judge(f"Answer: {answer}", label=label)) is False
+def test_not_equal_by_algebra(process: RewardProcess, answer: str, label: str) -> None:
+    assert verdict(process.score(f"Answer: {answer}", label=label)) is False
 
 
-def test_the_rule_rewards_as_eq_7_says(judge: Judge) -> None:
-    scores = [judge.judge(response, label="7").score for response in ("Answer: 7", "Answer: 8", "7")]
+def test_the_rule_rewards_as_eq_7_says(process: RewardProcess) -> None:
+    scores = [process.score(response, label="7").score for response in ("Answer: 7", "Answer: 8", "7")]
     assert scores == [
         Score(correct=right, reward=reward) for right, reward in [(True, 1.0), (False, -1.0), (False, -1.0)]
     ]
 
 
-def test_a_gold_answer_that_cannot_be_read_is_an_error(judge: Judge) -> None:
-    judgement = judge.judge("Answer: 2", label=r"\frac{1}{")
-    assert verdict(judgement) in (False, None)
-    judgement = judge.judge("Answer: x+1", label="^^x")
-    assert verdict(judgement) is None and "gold answer" in str(judgement.error)
+def test_a_gold_answer_that_cannot_be_read_is_an_error(process: RewardProcess) -> None:
+    scored = process.score("Answer: 2", label=r"\frac{1}{")
+    assert verdict(scored) in (False, None)
+    scored = process.score("Answer: x+1", label="^^x")
+    assert verdict(scored) is None and "gold answer" in str(scored.error)
 
 
-def test_integers_have_as_many_digits_as_they_like(judge: Judge) -> None:
+def test_integers_have_as_many_digits_as_they_like(process: RewardProcess) -> None:
     many = "7" * 1900
-    assert verdict(judge.judge(f"Answer: {many}", label=many)) is True
-    assert verdict(judge.judge(f"Answer: {many}", label="7" * 5000)) is False
-    assert verdict(judge.judge(r"Answer: \frac{10^{4400}}{10^{4399}} + \sqrt{1}", label="11")) is True
+    assert verdict(process.score(f"Answer: {many}", label=many)) is True
+    assert verdict(process.score(f"Answer: {many}", label="7" * 5000)) is False
+    assert verdict(process.score(r"Answer: \frac{10^{4400}}{10^{4399}} + \sqrt{1}", label="11")) is True
 
 
 # ------------------------------------------------------------------------------------------- hostile answers
 
 
 @pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case["name"].replace(" ", "-"))
-def test_hostile_answers(hasty: Judge, judge: Judge, case: dict[str, str]) -> None:
+def test_hostile_answers(hasty: RewardProcess, process: RewardProcess, case: dict[str, str]) -> None:
     hasty.wait_ready()
-    judgement = hasty.judge(case["response"], label=case["answer"])
-    if judgement.reason == "reward_timeout" and case["expect"] == "wrong":  # or this machine is slow or busy
-        judgement = judge.judge(case["response"], label=case["answer"])
-    found = "error" if verdict(judgement) is None else "right" if verdict(judgement) else "wrong"
+    scored = hasty.score(case["response"], label=case["answer"])
+    if scored.reason == "reward_timeout" and case["expect"] == "wrong":  # or this machine is slow or busy
+        scored = process.score(case["response"], label=case["answer"])
+    found = "error" if verdict(scored) is None else "right" if verdict(scored) else "wrong"
     assert found != "right"
-    assert case["expect"] in (found, "either"), judgement
+    assert case["expect"] in (found, "either"), scored
 
 
 @pytest.mark.parametrize(
@@ -127,10 +131,10 @@ def test_hostile_answers(hasty: Judge, judge: Judge, case: dict[str, str]) -> No
     ["9" * 1_000_000, "\\sqrt{" * 150_000, "\\boxed{" * 150_000, "{" * 1_000_000, "9^" * 500_000, "\x00" * 1_000_000, "Answer:" * 150_000],
     ids=["digits", "radicals", "boxes", "braces", "powers", "NUL", "answers"],
 )  # fmt: skip
-def test_megabytes(hasty: Judge, answer: str) -> None:
+def test_megabytes(hasty: RewardProcess, answer: str) -> None:
     hasty.wait_ready()
-    judgement = hasty.judge("Answer: " + answer, label="7")
-    assert not verdict(judgement)
+    scored = hasty.score("Answer: " + answer, label="7")
+    assert not verdict(scored)
 
 
 def test_the_corpus_is_one() -> None:
@@ -152,19 +156,19 @@ LATEX = st.sampled_from(
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.lists(LATEX, max_size=25).map("".join), st.text(max_size=60)))
-def test_fuzzed_answers(hasty: Judge, answer: str) -> None:
+def test_fuzzed_answers(hasty: RewardProcess, answer: str) -> None:
     hasty.wait_ready()
-    judgement = hasty.judge("Answer: " + answer, label="123456789")
-    assert not verdict(judgement)
+    scored = hasty.score("Answer: " + answer, label="123456789")
+    assert not verdict(scored)
 
 
 def test_too_little_memory_is_no_wrong_answer() -> None:
     """These are equal, and working them out takes more than the 1 MiB."""
-    with Judge(JudgeSettings(timeout=HANG_SECONDS, memory=1)) as judge:
+    with RewardProcess(RewardSettings(timeout=HANG_SECONDS, memory=1)) as process:
         monster = "+".join(f"{11 + term % 5}^{{{200_000 + term}}}" for term in range(60))
-        judgement = judge.judge(f"Answer: {monster}", label=f"{monster}+1")
-        assert (verdict(judgement), judgement.error) == (None, "took over 1 MiB (reward.memory)")
-        assert verdict(judge.judge("Answer: 7", label="7")) is True
+        scored = process.score(f"Answer: {monster}", label=f"{monster}+1")
+        assert (verdict(scored), scored.error) == (None, "took over 1 MiB (reward.memory)")
+        assert verdict(process.score("Answer: 7", label="7")) is True
 
 
 # ------------------------------------------------------------------------------------- processes and their ends
@@ -201,14 +205,14 @@ def reward_func(queries, prompts, labels):
 
 
 CLOCK = Clock()
-"""The poisoned judge's. It stands still, so that a busy machine makes nothing late."""
+"""The poisoned process's. It stands still, so that a busy machine makes nothing late."""
 
 
 @pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardProcess]:
     """A reward that does what the response says."""
-    with function_judge(tmp_path_factory.mktemp("reward"), POISON, timeout=1.0, memory=64, clock=CLOCK) as judge:
-        yield judge
+    with function_judge(tmp_path_factory.mktemp("reward"), POISON, timeout=1.0, memory=64, clock=CLOCK) as process:
+        yield process
 
 
 @pytest.mark.parametrize(
@@ -230,29 +234,29 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
     ],
 )
 def test_a_failure_is_an_error_and_the_next_response_is_judged(
-    poisoned: Judge, monkeypatch: pytest.MonkeyPatch, response: str, reason: str, words: str, replaced: bool
+    poisoned: RewardProcess, monkeypatch: pytest.MonkeyPatch, response: str, reason: str, words: str, replaced: bool
 ) -> None:
     poisoned.wait_ready()
     pid = poisoned.pid
     if reason == "reward_timeout":
         monkeypatch.setattr(CLOCK, "passes", lambda: True)
-    judgement = poisoned.judge(response, label="7", prompt="1+6=")
-    assert (verdict(judgement), judgement.reason) == (None, reason)
-    assert words in str(judgement.error)
+    scored = poisoned.score(response, label="7", prompt="1+6=")
+    assert (verdict(scored), scored.reason) == (None, reason)
+    assert words in str(scored.error)
     monkeypatch.undo()
     assert (poisoned.pid != pid) == replaced
-    assert poisoned.judge("fine", label="7").score == Score(correct=True, reward=0.5, score=1.0)
+    assert poisoned.score("fine", label="7").score == Score(correct=True, reward=0.5, score=1.0)
 
 
-def test_what_a_reward_prints_is_no_answer(poisoned: Judge) -> None:
-    assert poisoned.judge("print", label="7").score == Score(correct=True, reward=0.5, score=1.0)
+def test_what_a_reward_prints_is_no_answer(poisoned: RewardProcess) -> None:
+    assert poisoned.score("print", label="7").score == Score(correct=True, reward=0.5, score=1.0)
 
 
 @pytest.mark.parametrize("what", ["fork", "write"])
-def test_a_response_gets_the_answer_to_it_and_no_other(poisoned: Judge, what: str) -> None:
+def test_a_response_gets_the_answer_to_it_and_no_other(poisoned: RewardProcess, what: str) -> None:
     for response in (what, "print", what, "print"):
-        assert poisoned.judge(response, label="7").score == Score(correct=True, reward=0.5, score=1.0)
-    assert poisoned.judge("nan", label="7").score is None
+        assert poisoned.score(response, label="7").score == Score(correct=True, reward=0.5, score=1.0)
+    assert poisoned.score("nan", label="7").score is None
 
 
 def is_running(pid: int) -> bool:
@@ -269,11 +273,13 @@ def wait_until_ended(pid: int) -> bool:
     return not is_running(pid)
 
 
-def test_what_a_reward_started_ends_with_it(poisoned: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_reward_started_ends_with_it(
+    poisoned: RewardProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poisoned.wait_ready()
     monkeypatch.setattr(CLOCK, "passes", lambda: (tmp_path / "pid").exists())
-    judgement = poisoned.judge("child", label=str(tmp_path / "pid"))
-    assert judgement.reason == "reward_timeout"
+    scored = poisoned.score("child", label=str(tmp_path / "pid"))
+    assert scored.reason == "reward_timeout"
     assert wait_until_ended(int((tmp_path / "pid").read_text()))
 
 
@@ -282,12 +288,12 @@ def test_a_judge_without_a_parent_ends(tmp_path: Path, doing: str) -> None:
     (tmp_path / "reward.py").write_text(POISON)
     script = (
         "from dapo_openrlhf.config.reward_origin import PythonFile\n"
-        "from dapo_openrlhf.rewards.process import Judge\n"
-        "from dapo_openrlhf.rewards.settings import JudgeSettings\n"
-        f"judge = Judge(JudgeSettings(sources=(PythonFile({str(tmp_path / 'reward.py')!r}),), timeout=1e6))\n"
-        "judge.wait_ready()\n"
-        "print(judge.pid, flush=True)\n"
-        f"judge.judge({doing!r}, label='7')\n"
+        "from dapo_openrlhf.rewards.process import RewardProcess\n"
+        "from dapo_openrlhf.rewards.settings import RewardSettings\n"
+        f"process = RewardProcess(RewardSettings(sources=(PythonFile({str(tmp_path / 'reward.py')!r}),), timeout=1e6))\n"
+        "process.wait_ready()\n"
+        "print(process.pid, flush=True)\n"
+        f"process.score({doing!r}, label='7')\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
@@ -310,16 +316,19 @@ def test_a_judge_without_a_parent_ends(tmp_path: Path, doing: str) -> None:
     ],
 )
 def test_a_reward_that_does_not_load_says_why(tmp_path: Path, source: str, words: str) -> None:
-    with function_judge(tmp_path, source) as judge, pytest.raises(JudgeUnavailable) as caught:
-        judge.wait_ready()
+    with function_judge(tmp_path, source) as process, pytest.raises(RewardUnavailable) as caught:
+        process.wait_ready()
     assert words in str(caught.value)
 
 
 def test_a_reward_that_loads_for_ever_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("import time; time.sleep(1e6)")
-    reward = JudgeSettings(sources=(PythonFile(str(tmp_path / "reward.py")),))
-    with Judge(reward, start_timeout=0.5) as judge, pytest.raises(JudgeUnavailable, match=r"not load within 0\.5 s"):
-        judge.wait_ready()
+    reward = RewardSettings(sources=(PythonFile(str(tmp_path / "reward.py")),))
+    with (
+        RewardProcess(reward, start_timeout=0.5) as process,
+        pytest.raises(RewardUnavailable, match=r"not load within 0\.5 s"),
+    ):
+        process.wait_ready()
 
 
 # --------------------------------------------------------------------------------------- functions and endpoints
@@ -377,10 +386,10 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_an_endpoint_in_openrlhf_s_protocol(endpoint: str) -> None:
-    with Judge(JudgeSettings(sources=(Server(endpoint),))) as judge:
-        assert judge.judge("7", label="x", prompt="3+4=").score == Score(correct=True, reward=1.0)
-        assert judge.judge("8", label="x", prompt="3+4=").score == Score(correct=False, reward=0.0)
-        failed, garbage = judge.judge("fail", label="x"), judge.judge("html", label="x")
+    with RewardProcess(RewardSettings(sources=(Server(endpoint),))) as process:
+        assert process.score("7", label="x", prompt="3+4=").score == Score(correct=True, reward=1.0)
+        assert process.score("8", label="x", prompt="3+4=").score == Score(correct=False, reward=0.0)
+        failed, garbage = process.score("fail", label="x"), process.score("html", label="x")
     assert Endpoint.seen[0] == {"query": ["3+4=7"], "prompts": ["3+4="], "labels": ["x"]}
     assert (failed.reason, f"{endpoint}: HTTP 500" in str(failed.error)) == ("reward_error", True)
     assert (garbage.reason, "answered b'<html>', which is no JSON" in str(garbage.error)) == ("reward_error", True)
@@ -390,10 +399,12 @@ def test_several_rewards_are_weighed_and_the_first_decides(tmp_path: Path) -> No
     (tmp_path / "length.py").write_text(
         "def reward_func(queries, prompts, labels):\n    return {'rewards': len(queries[0]) - len(prompts[0])}\n"
     )
-    with Judge(JudgeSettings(sources=(Rule(), PythonFile(str(tmp_path / "length.py"))), weights=(2.0, -0.5))) as judge:
+    with RewardProcess(
+        RewardSettings(sources=(Rule(), PythonFile(str(tmp_path / "length.py"))), weights=(2.0, -0.5))
+    ) as process:
         # rule +1 and -1; both responses have 9 characters: 2 * 1 - 0.5 * 9 = -2.5 and 2 * -1 - 4.5 = -6.5
-        assert judge.judge("Answer: 7", label="7", prompt="3+4=").score == Score(correct=True, reward=-2.5)
-        assert judge.judge("Answer: 8", label="7", prompt="3+4=").score == Score(correct=False, reward=-6.5)
+        assert process.score("Answer: 7", label="7", prompt="3+4=").score == Score(correct=True, reward=-2.5)
+        assert process.score("Answer: 8", label="7", prompt="3+4=").score == Score(correct=False, reward=-6.5)
 
 
 def test_settings_from_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,29 +413,29 @@ def test_settings_from_the_configuration(tmp_path: Path, monkeypatch: pytest.Mon
     section = build_reward(
         {"remote_url": ["rule", "mine.py"], "weights": [1, 0.5], "timeout": 2.0, "memory": 64}, source="x"
     )
-    assert judge_settings(section) == JudgeSettings(
+    assert reward_settings(section) == RewardSettings(
         sources=(Rule(), PythonFile(str(tmp_path / "mine.py"))), weights=(1.0, 0.5), timeout=2.0, memory=64
     )
-    assert judge_settings(build_reward({}, source="x")) == JudgeSettings()
-    assert JudgeSettings.from_json(judge_settings(section).to_json()) == judge_settings(section)
+    assert reward_settings(build_reward({}, source="x")) == RewardSettings()
+    assert RewardSettings.from_json(reward_settings(section).to_json()) == reward_settings(section)
     with pytest.raises(ConfigError, match=r"there is no file yours\.py"):
-        judge_settings(build_reward({"remote_url": "yours.py"}, source="x"))
+        reward_settings(build_reward({"remote_url": "yours.py"}, source="x"))
 
 
 # ------------------------------------------------------------------------------------------------------- operations
 
 
-def test_a_long_response_costs_what_its_tail_costs(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_response_costs_what_its_tail_costs(process: RewardProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """What crosses to the rule's process has a bound, however long a response and its prompt are."""
     asked: list[dict[str, Any]] = []
-    ask = judge._ask
+    ask = process._ask
 
     def record(question: dict[str, Any], deadline: float) -> dict[str, object]:
         asked.append(question)
         return ask(question, deadline)
 
-    monkeypatch.setattr(judge, "_ask", record)
+    monkeypatch.setattr(process, "_ask", record)
     for length in (10, 100_000):
-        assert verdict(judge.judge("so " * length + "Answer: 7", label="7", prompt="1" * length)) is True
+        assert verdict(process.score("so " * length + "Answer: 7", label="7", prompt="1" * length)) is True
     assert [len(question["prompt"]) for question in asked] == [0, 0]
     assert [[len(response) for response in question["responses"]] for question in asked] == [[39], [TAIL]]
