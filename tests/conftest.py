@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from reserved_port import reserved_port
 
 settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -24,6 +25,13 @@ def _process_stays_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("real"):  # Ray, started in this process, leaves its handler behind
         del before[HANDLERS], after[HANDLERS]
     assert after == before, "this test left the process changed for all tests after it"
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """For processes that meet."""
+    with reserved_port() as port:
+        yield port
 
 
 HANDLERS = "handlers of signals"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG_SECONDS
+from reserved_port import reserved_port
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.real
@@ -19,13 +20,10 @@ pytestmark = pytest.mark.real
 def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Relative errors of the gradient of 30 equal micro-batches in bf16 against 30 times that of one."""
     model = make_tiny_model(tmp_path_factory.mktemp("accumulation") / "model", tied=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     script = Path(__file__).parents[1] / "accumulation.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(port), str(model)], capture_output=True, text=True, timeout=900, check=False
-    )
+    with reserved_port() as port:
+        command = [sys.executable, str(script), str(port), str(model)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"stage"')]
 

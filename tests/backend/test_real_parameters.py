@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +15,13 @@ pytestmark = pytest.mark.real
 
 
 @pytest.mark.parametrize(("stage", "family"), [(1, ""), (2, ""), (2, "Mixtral"), (3, ""), (3, "Mixtral"), (3, "GPT-2")])
-def test_two_ranks_publish_what_the_checkpoint_holds(stage: int, family: str, tmp_path: Path) -> None:
+def test_two_ranks_publish_what_the_checkpoint_holds(stage: int, family: str, tmp_path: Path, port: int) -> None:
     """Mixtral's checkpoint has a tensor for each expert; GPT-2's names look like ones that legacy renamings match."""
     model = tmp_path / "model"
     if family:
         distinct_model(family, seed=0).save_pretrained(model)
     else:
         make_tiny_model(model, tied=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     script = Path(__file__).parents[1] / "zero_ranks.py"
     command = [sys.executable, str(script)]
     ranks = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +17,13 @@ pytestmark = pytest.mark.real
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_step_under_deepspeed_is_a_step_of_plain_torch(stage: int, tmp_path: Path) -> None:
+def test_a_step_under_deepspeed_is_a_step_of_plain_torch(stage: int, tmp_path: Path, port: int) -> None:
     """Losses, gradient norms and updated weights of policy and critic; tolerances stand in the script."""
     model, critic = make_tiny_model(tmp_path / "model", tied=True), tmp_path / "critic"
     shutil.copytree(model, critic)
     weights = load_file(critic / "model.safetensors")
     head = torch.randn(1, weights["model.norm.weight"].shape[0], generator=torch.Generator().manual_seed(0)) / 10
     save_file(weights | {"score.weight": head}, critic / "model.safetensors", {"format": "pt"})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     script = Path(__file__).parents[1] / "seam_rank.py"
     done = subprocess.run(
         [sys.executable, str(script), str(port), str(model), str(critic), str(stage)],

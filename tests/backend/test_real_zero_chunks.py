@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 from tiny_model import CHARACTERS
 
 pytestmark = pytest.mark.real
@@ -33,11 +33,10 @@ def _model(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_ranks_with_other_numbers_of_chunks_do_not_wait_for_each_other(checkpointing: bool, tmp_path: Path) -> None:
+def test_ranks_with_other_numbers_of_chunks_do_not_wait_for_each_other(
+    checkpointing: bool, tmp_path: Path, port: int
+) -> None:
     model = _model(tmp_path / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, str(Path(__file__).parents[1] / "zero_chunks.py")]
     ranks = [
         subprocess.Popen(
@@ -49,7 +48,7 @@ def test_ranks_with_other_numbers_of_chunks_do_not_wait_for_each_other(checkpoin
         for rank in range(2)
     ]
     try:
-        outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=HANG_SECONDS)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
