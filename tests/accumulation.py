@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any
 
+from leaving import leave
+
 MICRO_BATCHES = 30
 TOKENS = 24
 
@@ -96,3 +98,4 @@ def gradient(engine: Any, models: Any, batches: Any, critic: bool, torch: Any) -
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave()

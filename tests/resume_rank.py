@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from leaving import leave
+
 DONE = 3
 """Gradient steps before the checkpoint."""
 BEFORE = {
@@ -98,3 +100,4 @@ def check(stage: int, dtype: str, folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave()

@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any
 
+from leaving import leave
+
 RATES = {"actor": 1e-3, "critic": 1e-2}
 EPS = 1e-4
 """Of Adam's denominator: with 1e-8 a gradient's rounding error alone may turn a step around."""
@@ -150,3 +152,4 @@ def plain_rank(model: str, critic: str) -> tuple[Any, Any]:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave()

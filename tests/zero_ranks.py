@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from leaving import leave
+
 LOADS = 3
 GATHERINGS = 20
 """Of all parameters at once: one that is read before it has arrived does not show every time."""
@@ -54,3 +56,4 @@ def main(rank: str, stage: str, port: str, folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave()
