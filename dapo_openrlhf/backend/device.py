@@ -26,7 +26,7 @@ class Device:
 
     kind: DeviceKind
     threads: int
-    """CPU threads of each trainer and engine process."""
+    """Number of CPU threads of each trainer and engine process."""
 
     @classmethod
     def of(cls, kind: DeviceKind, *, processes: int) -> Device:
@@ -71,7 +71,7 @@ class Device:
                 return common | {
                     "OMP_NUM_THREADS": str(self.threads),
                     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would bind every engine to the same cores
-                    "TORCHDYNAMO_DISABLE": "1",  # the sampler's log-prob op would compile for seconds at the first token
+                    "TORCHDYNAMO_DISABLE": "1",  # the sampler's log-probs would compile for seconds at the first token
                     "CUDA_VISIBLE_DEVICES": "",
                 }
             case _:

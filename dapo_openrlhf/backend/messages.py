@@ -28,7 +28,7 @@ class GroupTokens:
     """The tokens of one group, as flat arrays: N is the number of response tokens of all G responses."""
 
     prompt_ids: NDArray[np.int32]
-    """[prompt_length]"""
+    """[prompt_length] token ids."""
     response_ids: NDArray[np.int32]
     """[N] token ids, response after response."""
     rollout_logprobs: NDArray[np.float32]
@@ -99,11 +99,11 @@ class WeightManifest:
     offsets: tuple[int, ...]
     """Byte offsets, one more than there are names; each is a multiple of 64."""
     checksum: int
-    """XXH3-64 of the whole buffer."""
+    """XXH3-64 checksum of the whole buffer."""
 
     @property
     def bytes(self) -> int:
-        """Size of the buffer."""
+        """Size of the buffer in bytes."""
         return self.offsets[-1]
 
 

@@ -53,7 +53,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         backend = engine_args.get("distributed_executor_backend", "uni")
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
             self._configure_device_env(backend=backend, bundle_indices=None, num_gpus=0)
-            # The base class keeps a single GPU, and does so only if Ray is told not to hide the others.
+            # If Ray is told not to hide other GPUs, the base class keeps only the first of this actor's own.
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, ray.get_gpu_ids()))
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)

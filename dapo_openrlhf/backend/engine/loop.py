@@ -110,7 +110,7 @@ class EngineLoop:
         self._stop_ids = list(stop_ids)
         self._params: dict[Sampling, SamplingParams] = {}
         self._updates = updates
-        self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for weights
+        self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for new weights
         self._loads: list[Callable[[], None]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._responses: dict[str, _Response] = {}  # responses in the core, by request id

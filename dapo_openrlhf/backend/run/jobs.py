@@ -20,7 +20,7 @@ class Job:
     """A job that a cluster has accepted."""
 
     def __init__(self, address: str, entrypoint: str, *, working_dir: Path | None) -> None:
-        """Submit ``entrypoint`` to the dashboard at ``address``; ``working_dir`` is uploaded. Raises ``ConfigError``."""
+        """Submit ``entrypoint`` to the dashboard at ``address``; upload ``working_dir``. Raises ``ConfigError``."""
         try:
             self._client = JobSubmissionClient(address)
         except ConnectionError as error:

@@ -41,8 +41,8 @@ from dapo_openrlhf.pipeline.stop import StopAsked, StopRequest
 from dapo_openrlhf.types import PolicyVersion, Prompt
 
 OVER_SAMPLING_WINDOW = 8
-"""The filter's pass rate is measured over the groups of this many batches, kept or dropped. With 2 it varies so much
-that a fifth of what the engines generate is surplus."""
+"""The filter's pass rate is measured over this many batches' worth of groups, kept and dropped together. With 2 it
+varies so much that a fifth of what the engines generate is surplus."""
 
 PROGRESS_SECONDS = 10.0
 """Seconds between two progress reports of an evaluation."""
