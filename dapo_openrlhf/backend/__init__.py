@@ -1,1 +1,1 @@
-"""The edge, where Ray, vLLM, DeepSpeed and OpenRLHF are reached."""
+"""The part of the package that calls Ray, vLLM, DeepSpeed and OpenRLHF."""

@@ -1,4 +1,4 @@
-"""What processes on a CPU machine and on a CUDA machine are told differently."""
+"""Process settings that differ between a CPU machine and a CUDA machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dapo_openrlhf.config.choices import DeviceKind
 DEVICE_NODES, DRIVER_GPUS = Path("/dev"), Path("/proc/driver/nvidia/gpus")
 KV_CACHE_BYTES_ON_CPU = 256 << 20
 BLOCK_SIZE_ON_CPU = 32
-"""Tokens of a KV-cache block. vLLM's CPU attention goes over whole blocks; its default of 128 costs a fifth of the
-throughput for responses of some hundred tokens (4,030 instead of 4,830 tokens a second of processor time)."""
+"""Tokens per KV-cache block. vLLM's CPU attention processes whole blocks; its default of 128 costs a fifth of the
+throughput for responses of a few hundred tokens (4,030 instead of 4,830 tokens per second of processor time)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Device:
 
     kind: DeviceKind
     threads: int
-    """CPU threads of each trainer and engine process."""
+    """Number of CPU threads of each trainer and engine process."""
 
     @classmethod
     def of(cls, kind: DeviceKind, *, processes: int) -> Device:
@@ -65,20 +65,20 @@ class Device:
         }
         match self.kind:
             case "cuda":
-                flashinfer = importlib.util.find_spec("flashinfer") is not None  # vLLM assumes that it is there
+                flashinfer = importlib.util.find_spec("flashinfer") is not None  # vLLM assumes that it is installed
                 return common if flashinfer else common | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
             case "cpu":
                 return common | {
                     "OMP_NUM_THREADS": str(self.threads),
                     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would bind every engine to the same cores
-                    "TORCHDYNAMO_DISABLE": "1",  # the sampler's log-prob op would compile for seconds at the first token
+                    "TORCHDYNAMO_DISABLE": "1",  # the sampler's log-probs would compile for seconds at the first token
                     "CUDA_VISIBLE_DEVICES": "",
                 }
             case _:
                 assert_never(self.kind)
 
     def runtime_env(self) -> dict[str, Any]:
-        """What Ray is told about an actor's process. Ray hands the interpreter to a shell, unquoted."""
+        """The Ray runtime environment of an actor. Ray passes the interpreter's path to a shell without quoting it."""
         quoted = shlex.quote(sys.executable)
         interpreter = {} if quoted == sys.executable else {"py_executable": quoted}
         return {"env_vars": dict(self.environment()), **interpreter}
@@ -100,7 +100,7 @@ class Device:
                 assert_never(self.kind)
 
     def count(self) -> int:
-        """Devices of this kind on this machine: GPUs, or cores."""
+        """Number of devices of this kind on this machine: GPUs or CPU cores."""
         match self.kind:
             case "cpu":
                 return os.cpu_count() or 1
@@ -114,16 +114,16 @@ def _visible_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip()])
-    # A container has a device node for each GPU it was given, and may see all of the host's under /proc, or none. On a
+    # A container has a device node for each GPU it was given, while /proc may list all of the host's GPUs or none. On a
     # host the nodes may not exist before the first use.
     nodes = len(list(DEVICE_NODES.glob("nvidia[0-9]*")))
     return nodes or (len(list(DRIVER_GPUS.iterdir())) if DRIVER_GPUS.is_dir() else 0)
 
 
 def stand_in_for_cuda() -> None:
-    """Let OpenRLHF's unguarded ``torch.cuda`` calls pass in a trainer process without CUDA.
+    """Make OpenRLHF's unguarded ``torch.cuda`` calls harmless in a trainer process without CUDA.
 
-    It calls ``synchronize`` after every barrier and ``set_device`` before every set-up, whatever the backend.
+    OpenRLHF calls ``synchronize`` after every barrier and ``set_device`` before every set-up, whatever the backend.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What actors and the controller hand each other beside the pipeline's own messages (numpy and standard library)."""
+"""Messages between actors and the controller, besides the pipeline's own (numpy and standard library)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dapo_openrlhf.types import Span
 
 
 class BadPrompt(ValueError):
-    """The prompt itself is at fault, and would be in any engine; ``reason`` names the counter it adds to."""
+    """The prompt itself is at fault and would fail in any engine. ``reason`` names the counter that is increased."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)  # both, so that it survives pickling
+        super().__init__(reason, message)  # both arguments, so that the error survives pickling
         self.reason = reason
 
     def __str__(self) -> str:
@@ -28,16 +28,16 @@ class GroupTokens:
     """The tokens of one group, as flat arrays: N is the number of response tokens of all G responses."""
 
     prompt_ids: NDArray[np.int32]
-    """[prompt_length]"""
+    """[prompt_length] token ids."""
     response_ids: NDArray[np.int32]
-    """[N], response after response."""
+    """[N] token ids, response after response."""
     rollout_logprobs: NDArray[np.float32]
-    """[N], of the sampled tokens under the weights and temperature that sampled them."""
+    """[N] log-probabilities of the sampled tokens, under the weights and temperature that sampled them."""
     offsets: NDArray[np.int64]
-    """[G + 1]: response i is ``[offsets[i], offsets[i + 1])``."""
+    """[G + 1] offsets: response i is ``[offsets[i], offsets[i + 1])``."""
 
     def response(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Token ids and log-probs of one response."""
+        """Token ids and log-probabilities of one response."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.response_ids[span], self.rollout_logprobs[span]
 
@@ -49,12 +49,12 @@ class GroupTexts:
     responses: tuple[str, ...]
     """The responses without the tokens that end or pad them."""
     queries: tuple[str, ...] = ()
-    """Prompt and response together, special tokens included; empty where no reward looks at them."""
+    """Prompt and response together, special tokens included; empty if no reward reads them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """The absolute difference between two sets of log-probs of the same tokens."""
+    """The absolute difference between two sets of log-probabilities of the same tokens."""
 
     mean: float
     largest: float
@@ -62,22 +62,23 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How far a trainer's log-probs are from its model's own and from the engines'."""
+    """How far a trainer's log-probabilities are from those of its model's own forward pass and of the engines."""
 
     architecture: str
     eps: float
-    """The distance from 1 to the next larger number in the type that is computed in."""
+    """The distance from 1 to the next larger number in the data type of the computation."""
     packed: Difference
-    """Between the trainer, which packs sequences, and the model's own forward pass, one sequence at a time."""
+    """Difference between the trainer, which packs sequences, and the model's own forward pass, one sequence at a
+    time."""
     rounding: Difference
-    """Between that own forward pass and the same with one more rounding error in each linear layer."""
+    """Difference between that forward pass and the same pass with one more rounding error in each linear layer."""
     engines: tuple[Difference, ...]
-    """Between the trainer and each engine, for what that engine sampled."""
+    """Difference between the trainer and each engine, on the tokens that the engine sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationReport:
-    """An engine's answer about one group, without the tokens; fields as in ``types.Generation``."""
+    """An engine's answer about one group, without the tokens. The fields are those of ``types.Generation``."""
 
     prompt_length: int
     lengths: tuple[int, ...]
@@ -89,26 +90,26 @@ class GenerationReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightManifest:
-    """How a flat buffer of bytes is cut into named tensors."""
+    """How a flat buffer of bytes is divided into named tensors."""
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     """Names of torch dtypes, such as ``bfloat16``."""
     shapes: tuple[tuple[int, ...], ...]
     offsets: tuple[int, ...]
-    """Byte offsets, one more than names; each a multiple of 64."""
+    """Byte offsets, one more than there are names; each is a multiple of 64."""
     checksum: int
-    """XXH3-64 of the whole buffer."""
+    """XXH3-64 checksum of the whole buffer."""
 
     @property
     def bytes(self) -> int:
-        """Size of the buffer."""
+        """Size of the buffer in bytes."""
         return self.offsets[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightLayout:
-    """Which tensors a publication consists of, in the order in which they travel from GPU to GPU."""
+    """The tensors of a publication, in the order in which they travel from GPU to GPU."""
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
@@ -119,11 +120,11 @@ class WeightLayout:
 
     @property
     def bytes(self) -> int:
-        """All tensors together."""
+        """Size of all tensors together, in bytes."""
         return sum(self.sizes)
 
     def update_info(self, **more: Any) -> dict[str, Any]:
-        """What vLLM's workers are told of a transfer, under vLLM's names; they take of it what their version knows."""
+        """A transfer's description under vLLM's names; workers use the fields that their vLLM version knows."""
         return {
             "names": list(self.names),
             "dtype_names": list(self.dtypes),
@@ -134,7 +135,7 @@ class WeightLayout:
 
 
 PACKED: Mapping[str, Any] = {"packed": True, "packed_buffer_size_bytes": 256 << 20, "packed_num_buffers": 2}
-"""What both ends of a transfer between GPUs must agree on, under vLLM's names."""
+"""Parameters that both ends of a transfer between GPUs must agree on, under vLLM's names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,15 +144,15 @@ class StagedWeights:
 
     checksum: int
     handles: Mapping[str, tuple[Any, ...]]
-    """CUDA IPC handle of the memory by the GPU's UUID."""
+    """CUDA IPC handles of the memory, by the UUID of the GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightAck:
-    """An engine's answer that it generates with a version now."""
+    """An engine's acknowledgement that it now generates with a version."""
 
     version: int
     checksum: int
     """The checksum of the bytes that the engine received."""
     spans: tuple[Span, ...]
-    """What the engine did since its last acknowledgement; the last span is this loading."""
+    """The engine's spans since its last acknowledgement; the last span is this loading."""

@@ -1,8 +1,8 @@
-"""Our settings as the namespace OpenRLHF's classes read.
+"""Builds the namespace of settings that OpenRLHF's classes read.
 
-OpenRLHF's parser sits under ``if __name__ == "__main__"`` in ``openrlhf/cli/train_ppo_ray.py``. Its statements are run
-here up to ``parse_args``, so that every path its modules read exists and has OpenRLHF's own default, and what we set
-is laid over them.
+OpenRLHF's parser is defined under ``if __name__ == "__main__"`` in ``openrlhf/cli/train_ppo_ray.py``. Its statements
+are executed here up to ``parse_args``, so that every setting that OpenRLHF's modules read exists and has OpenRLHF's own
+default. Our settings then override these defaults.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def openrlhf_namespace(settings: Mapping[str, Any]) -> SimpleNamespace:
-    """OpenRLHF's defaults with ``settings`` (dotted names) laid over them. Raises ``KeyError`` for unknown names."""
+    """OpenRLHF's defaults, overridden by ``settings`` (dotted names). Raises ``KeyError`` for unknown names."""
     flat = vars(_parser().parse_args([]))
     for name, value in settings.items():
         if name not in flat:

@@ -1,9 +1,9 @@
 """OpenRLHF's actors as plain base classes.
 
-OpenRLHF decorates its actors with ``@ray.remote`` where it defines them, and Ray refuses to subclass those; the plain
-class is ``X.__ray_metadata__.modified_class``. Importing them costs 6 to 8 seconds and half a gigabyte, which only
-the process that runs an actor should pay: Ray pickles our subclasses by reference, so the controller, which merely
-needs the method names, gets ``object`` as their base.
+OpenRLHF decorates its actors with ``@ray.remote`` where it defines them, and Ray refuses to subclass decorated classes;
+the plain class is ``X.__ray_metadata__.modified_class``. Importing them takes 6 to 8 seconds and half a gigabyte, which
+only the process that runs an actor should pay. Ray pickles our subclasses by reference, so the controller, which needs
+only the method names, gets ``object`` as their base.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FLASH_ATTENTION = "flash_attn_2_cuda"
-"""flash-attn's compiled module."""
+"""Name of flash-attn's compiled module."""
 
 
 def rollout_actor() -> Any:
@@ -41,7 +41,7 @@ def import_openrlhf_lightly() -> None:
     """Make single modules of ``openrlhf.trainer.ray`` importable without the rest.
 
     The package's ``__init__`` imports vLLM, which trainer ranks do not need. flash-attn's interface, which OpenRLHF
-    imports for its padding helpers, wants a compiled module that machines without CUDA do not have.
+    imports for its padding helpers, requires a compiled module that machines without CUDA do not have.
     """
     if FLASH_ATTENTION not in sys.modules and importlib.util.find_spec(FLASH_ATTENTION) is None:
         sys.modules[FLASH_ATTENTION] = types.ModuleType(FLASH_ATTENTION)
@@ -56,6 +56,6 @@ def import_openrlhf_lightly() -> None:
 
 
 def flash_attention_installed() -> bool:
-    """Whether flash-attn's compiled module is there, and not our stand-in for it."""
+    """Whether flash-attn's compiled module is installed; our stand-in for it does not count."""
     module = sys.modules.get(FLASH_ATTENTION)
     return importlib.util.find_spec(FLASH_ATTENTION) is not None if module is None else module.__spec__ is not None

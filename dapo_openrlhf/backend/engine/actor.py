@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
-    """OpenRLHF's rollout actor with its own way to generate and to take weights. A ``RolloutWorker``.
+    """OpenRLHF's rollout actor with its own generation and weight loading. Implements ``RolloutWorker``.
 
-    What stays OpenRLHF's: device and environment set-up, placement. What is replaced: requests (one for a whole group
-    instead of one per response), outputs (arrays instead of an object per token), weights (vLLM's weight-transfer
-    API, acknowledged with version and checksum, instead of a broadcast per parameter).
+    Kept from OpenRLHF: device and environment set-up, and placement. Replaced: requests (one per group instead of one
+    per response), outputs (arrays instead of one object per token) and weight updates (vLLM's weight-transfer API,
+    acknowledged with version and checksum, instead of a broadcast per parameter).
 
-    Generation runs on the engine loop's thread, decoding on another one; this actor's event loop only
-    ever hands things over, so that a pause, a health check or a publication never queues behind token work.
+    Generation runs on the engine loop's thread and decoding on another one. This actor's event loop only passes work
+    on, so a pause, a health check or a publication never queues behind token generation.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
@@ -42,7 +42,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         version: int,
         updates: WeightUpdates,
     ) -> None:
-        """``version`` is that of the weights in ``engine_args["model"]``; a response ends at any of ``stop_ids``."""
+        """``version`` is that of the weights in ``engine_args["model"]``. A response ends at any of ``stop_ids``."""
         import vllm
         from packaging import version as packaging_version
         from transformers import AutoTokenizer
@@ -53,12 +53,12 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         backend = engine_args.get("distributed_executor_backend", "uni")
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
             self._configure_device_env(backend=backend, bundle_indices=None, num_gpus=0)
-            # The base keeps one GPU only where Ray is told not to hide the others.
+            # If Ray is told not to hide other GPUs, the base class keeps only the first of this actor's own.
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, ray.get_gpu_ids()))
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
         self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
         self._unheard = unheard_ids(self._tokenizer, stop_ids)
-        self._texts = ThreadPoolExecutor(max_workers=1)  # one, because fast tokenizers are not for several
+        self._texts = ThreadPoolExecutor(max_workers=1)  # one worker, because fast tokenizers are not thread-safe
         self._decode_queries = decode_queries
         self._phase = "loading its model"
         self._loop = EngineLoop(engine_args, name=name, stop_ids=stop_ids, version=version, updates=updates)
@@ -66,23 +66,23 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._enter(f"generating with version {version}")
 
     async def ready(self) -> int:
-        """The process id; answers once the model is loaded."""
+        """The process id. Returns once the model is loaded."""
         return os.getpid()
 
     async def phase(self) -> str:
-        """What the engine did last for a publication, for the error message of a late one; answers while it is busy."""
+        """The engine's last phase of a publication, for the error message if it is late. Answers even while busy."""
         return self._phase
 
     async def generate(
         self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling
     ) -> tuple[GenerationReport, GroupTokens, GroupTexts] | tuple[None, None, None]:
-        """Sample a group; nothing comes of one that is cut too early.
+        """Sample a group, or return (None, None, None) if it is cut before each of its responses has a token.
 
-        Raises ``messages.BadPrompt``, and ``ArithmeticError`` for log-probs that are not finite.
+        Raises ``messages.BadPrompt``, and ``ArithmeticError`` for log-probabilities that are not finite.
         """
         made = await asyncio.wrap_future(self._loop.generate(group_id, prompt_ids, sampling))
         if made is None:
-            return None, None, None  # no exception: Ray would report it where nobody waits for the group any more
+            return None, None, None  # not an exception, which Ray would report although nobody waits for the group
         report, tokens = made
         if not np.isfinite(tokens.rollout_logprobs).all():
             bad = int((~np.isfinite(tokens.rollout_logprobs)).sum())
@@ -93,7 +93,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return report, tokens, await asyncio.get_running_loop().run_in_executor(self._texts, self._decode, tokens)
 
     async def sample_random(self, lengths: Sequence[int], new_tokens: int, temperature: float) -> list[GroupTokens]:
-        """A response of at most ``new_tokens`` to a prompt of random ordinary tokens of each of the ``lengths``."""
+        """Sample at most ``new_tokens`` tokens after a prompt of random ordinary tokens of each of ``lengths``."""
         dice, ids = np.random.default_rng(0), self._ordinary_ids()
         sampling = Sampling(n=1, max_new_tokens=new_tokens, temperature=temperature, top_p=1.0)
         prompts = [dice.choice(ids, length).tolist() for length in lengths]
@@ -102,13 +102,13 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return [group[1] for group in made if group is not None]
 
     def _ordinary_ids(self) -> list[int]:
-        """Token ids that are not special and that the model has embeddings of."""
+        """Ids of tokens that are not special and have a row in the model's embedding."""
         rows = self._loop.vocabulary
         ids = {*self._tokenizer.get_vocab().values()} - {*self._tokenizer.all_special_ids}
         return sorted(token for token in ids if token < rows) or list(range(rows))
 
     async def cut(self, group_id: str) -> None:
-        """End a group with the tokens it has; see :meth:`EngineLoop.cut`."""
+        """End a group with the tokens generated so far; see :meth:`EngineLoop.cut`."""
         self._loop.cut(group_id)
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
@@ -121,7 +121,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
     async def join_transfer(self, init_info: Mapping[str, Any]) -> None:
-        """Meet the trainer for transfers between GPUs. Blocks until all engines have."""
+        """Join the trainer's group for weight transfers between GPUs. Blocks until all engines have joined."""
         self._enter("joining the trainer's transfer group")
         arguments = {"init_info": dict(init_info)}
         await asyncio.wrap_future(
@@ -131,7 +131,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         )
 
     async def receive_weights(self, version: int, update_info: Mapping[str, Any]) -> WeightAck:
-        """Replace the weights between two steps by those that a trainer's GPU holds; requests go on with the new ones."""
+        """Replace the weights between two steps by those on a trainer's GPU; running requests continue with them."""
         from dapo_openrlhf.backend.transfer.receivers.checked import receive
 
         self._enter("waiting for the running step to end")
@@ -142,9 +142,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
     def _decode(self, tokens: GroupTokens) -> GroupTexts:
-        """Texts of a group. A query is decoded as a whole, as OpenRLHF does: two decoded parts may differ from it.
+        """Decode a group's texts.
 
-        A response keeps the special tokens that may be part of an answer, as ``Answer:`` in some vocabularies.
+        A query is decoded as a whole, as in OpenRLHF: two parts decoded separately may differ. Responses keep special
+        tokens that may be part of an answer, such as ``Answer:`` in some vocabularies.
         """
         responses = [tokens.response(index)[0] for index in range(len(tokens.offsets) - 1)]
         heard: list[Any] = [response[np.isin(response, self._unheard, invert=True)] for response in responses]
@@ -160,6 +161,6 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
 
 def unheard_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> list[int]:
-    """Tokens of a response that no rule judges: what ends it, and what the tokenizer puts around every text."""
+    """Response tokens that rewards do not see: those that end it, and those that the tokenizer puts around a text."""
     around = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return sorted({*stop_ids, *(token for token in around if token is not None)})

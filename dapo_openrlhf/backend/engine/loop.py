@@ -1,32 +1,32 @@
 """vLLM's engine core, driven step by step on a thread of its own.
 
-The core runs in this process, without vLLM's frontend: no request objects per token, no detokeniser, no second
-process. What it hands out per step, token ids and an array of log-probs, is appended where the group is kept. Between
-two steps nothing is running, so that is where weights are replaced: requests stay, no token is half made, and the
+The core runs in this process, without vLLM's front end: no request objects per token, no detokeniser, no second
+process. The token ids and log-probabilities that it returns per step are appended to the group that they belong to.
+Nothing runs between two steps, so weights are replaced there: requests are kept, no token is half computed, and the
 version of every token is known exactly.
 
-What vLLM's front end does for a request (``v1/engine/input_processor.py``, ``sampling_params.py`` of 0.29), and where
-it is done here:
+This table lists what vLLM's front end does for a request (``v1/engine/input_processor.py``, ``sampling_params.py`` of
+0.29) and where it is done here:
 
 | front end                            | here                                                                       |
 |--------------------------------------|----------------------------------------------------------------------------|
 | renders and tokenises                | rows of data are tokenised before a prompt gets here                       |
 | prompt empty, too long, unknown id   | ``prompt_checks.py``, stricter: room for all of ``max_new_tokens``, and no |
 |                                      | id without a row in the embedding; fails the prompt, not the engine        |
-| ends of a response                   | ``stop_tokens.py``: also config.json and the chat template                 |
-| default temperature, top_p, top_k,   | never taken: trainer and sampler must agree, and an evaluation is what its |
-| repetition_penalty of the model      | settings say; :class:`~dapo_openrlhf.pipeline.ports.Sampling` is all that counts    |
+| tokens that end a response           | ``stop_tokens.py``: also config.json and the chat template                 |
+| default temperature, top_p, top_k,   | not used: trainer and sampler must agree, and an evaluation has settings   |
+| repetition_penalty of the model      | of its own; only :class:`~dapo_openrlhf.pipeline.ports.Sampling` counts    |
 | ranges of sampling parameters        | ``config/``; ``SamplingParams`` checks its own once more                   |
-| n responses of a request             | :meth:`EngineLoop._add`: a request each, which share the prompt's cache    |
-| seed                                 | the engine's, by its number; none of a request's own                       |
+| n responses of a request             | :meth:`EngineLoop._add`: one request each; they share the prompt's cache   |
+| seed                                 | ``train.seed`` plus the engine's index; requests have none of their own    |
 | cache_salt                           | the version of the weights                                                 |
-| log-probs                            | of the sampled token only, as arrays                                       |
-| detokenisation, stop strings         | ``actor.py`` decodes whole responses; there are no stop strings           |
+| log-probs                            | those of the sampled token only, as arrays                                 |
+| detokenisation, stop strings         | ``actor.py`` decodes whole responses; there are no stop strings            |
 | bad words, logit bias, allowed ids,  | not offered                                                                |
 | structured output, LoRA, multi-modal |                                                                            |
 | request ids made unique              | callers give unique names                                                  |
 
-vLLM's internals for generation are used in this file; those for the weight sync in ``backend/transfer/``.
+This file uses vLLM's internals for generation, and ``backend/transfer/`` those for the weight sync.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 Made: TypeAlias = "tuple[GenerationReport, GroupTokens] | None"
-"""A group as it left the engine; None if it was cut before each of its responses had a token."""
+"""A group as it leaves the engine; None if it was cut before each of its responses had a token."""
 
 
 @dataclass(slots=True)
 class _Group:
-    """A group while it is generated."""
+    """A group that is being generated."""
 
     prompt_ids: Sequence[int]
     done: Future[Made]
@@ -79,12 +79,12 @@ class _Group:
 
 @dataclass(slots=True)
 class _Response:
-    """One of a group's responses while it is generated; a few fields, because every token passes here."""
+    """One response of a group that is being generated. It has few fields because every token passes through it."""
 
     group: _Group
     ids: list[int] = field(default_factory=list)
     logprobs: list[NDArray[np.float32]] = field(default_factory=list)
-    """[new tokens, 1] of each step, as the core hands them out."""
+    """Arrays [new tokens, 1], one per step, as the core returns them."""
     truncated: bool = False
     cut: bool = False
 
@@ -101,19 +101,19 @@ class EngineLoop:
         version: int = 0,
         updates: WeightUpdates = IN_FLIGHT,
     ) -> None:
-        """``name`` is the worker's name in spans, ``version`` that of the weights in ``engine_args["model"]``.
+        """``name`` is the worker's name in spans, ``version`` the version of the weights in ``engine_args["model"]``.
 
-        A response ends at any of ``stop_ids``, which stays its last token.
+        A response ends at any of ``stop_ids``, which is kept as its last token.
         """
         self._engine_args = engine_args
         self._name = name
         self._stop_ids = list(stop_ids)
         self._params: dict[Sampling, SamplingParams] = {}
         self._updates = updates
-        self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for weights
+        self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for new weights
         self._loads: list[Callable[[], None]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._responses: dict[str, _Response] = {}  # in the core, by request id
+        self._responses: dict[str, _Response] = {}  # responses in the core, by request id
         self._version = version
         self._spans: list[Span] = []
         self._busy_since: float | None = None
@@ -126,14 +126,14 @@ class EngineLoop:
         return self._started
 
     def generate(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> Future[Made]:
-        """Sample a group; it gets the weights of each step as it goes. The future raises :class:`BadPrompt`."""
+        """Sample a group, each step with the weights current at that step. The future raises :class:`BadPrompt`."""
         done: Future[Made] = Future()
         add = functools.partial(self._add, group_id, prompt_ids, sampling, done)
         self._commands.put(lambda: self._hold_back(group_id, done, add) if self._loads else add())
         return done
 
     def cut(self, group_id: str) -> None:
-        """Stop generating a group: its future gets what there is, unfinished responses marked as truncated and cut."""
+        """Stop generating a group. Its future gets the tokens so far, unfinished responses marked truncated and cut."""
         self._commands.put(lambda: self._cut(group_id))
 
     def between_steps(self, command: Callable[[InprocClient], Result]) -> Future[Result]:
@@ -145,7 +145,7 @@ class EngineLoop:
     def load_weights(self, version: int, load: Callable[[InprocClient], Result]) -> Future[tuple[Result, list[Span]]]:
         """Replace the weights; tokens of later steps carry ``version``.
 
-        The future also has what this engine did since the last time, this loading last.
+        The future also returns this engine's spans since the previous loading; the last span is this loading.
         """
         future: Future[tuple[Result, list[Span]]] = Future()
 
@@ -187,8 +187,8 @@ class EngineLoop:
                     self._close_span()
                     self._load_when_idle()
         except BaseException:
-            # A core that failed in a step has no way back, and callers wait on futures nobody would complete.
-            # Ray tells all of them at once when the process is gone.
+            # A core that failed in a step cannot recover, and nobody would complete the futures that callers wait on.
+            # Ray notifies all callers at once when the process is gone.
             logger.exception("the engine core failed; ending its process")
             logging.shutdown()
             os._exit(1)
@@ -197,7 +197,7 @@ class EngineLoop:
         try:
             self._settle()
             future.set_result(command(self._core))
-        except Exception as error:  # the caller's to judge: it waits on the future
+        except Exception as error:  # passed on to the caller, which waits on the future
             future.set_exception(error)
 
     def _load_when_idle(self) -> None:
@@ -235,7 +235,7 @@ class EngineLoop:
                 self._core.add_request(self._request(request_id, prompt_ids, sampling))
         except BadPrompt as error:
             done.set_exception(error)
-        except Exception as error:  # what the core refuses is this group's failure, and no reason to end
+        except Exception as error:  # a refused request fails its own group; the engine continues
             logger.exception("the engine core refused %s", group_id)
             self._core.abort_requests([*begun])
             done.set_exception(error)
@@ -250,7 +250,7 @@ class EngineLoop:
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens,
                 stop_token_ids=self._stop_ids,
-                logprobs=0,  # of the sampled token only
+                logprobs=0,  # return that of the sampled token only
                 detokenize=False,
             )
         return EngineCoreRequest(
@@ -261,7 +261,7 @@ class EngineLoop:
             pooling_params=None,
             arrival_time=time.time(),
             lora_request=None,
-            cache_salt=str(self._version),  # a prefix computed by other weights is another prefix
+            cache_salt=str(self._version),  # a prefix computed with other weights must not be reused
             data_parallel_rank=None,
         )
 
@@ -281,15 +281,15 @@ class EngineLoop:
                 self._finish(output.request_id)
 
     def _settle(self) -> None:
-        """Let a step that is under way end, and start none.
+        """Wait for a step that is under way to end, and start no other.
 
-        On CUDA vLLM schedules a step while the one before still runs, which is worth keeping; so between two calls of
-        ``get_output`` one may be in flight, whose tokens are of the weights before.
+        On CUDA vLLM schedules a step while the previous one still runs, which is worth keeping. So one step may be in
+        flight between two calls of ``get_output``, and its tokens are sampled with the previous weights.
         """
         core = self._core.engine_core
         if not core.batch_queue:  # None without asynchronous scheduling
             return
-        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)  # as ``pause_generation(mode="keep")``
+        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)  # as ``pause_generation(mode="keep")`` does
         try:
             while core.batch_queue:
                 self._step()
@@ -328,7 +328,7 @@ def _result(group: _Group) -> tuple[GenerationReport, GroupTokens]:
     tokens = GroupTokens(
         prompt_ids=np.asarray(group.prompt_ids, np.int32),
         response_ids=np.concatenate([np.asarray(response.ids, np.int32) for response in responses]),
-        # The first of a step's columns is the sampled token's.
+        # The first column of a step's array belongs to the sampled token.
         rollout_logprobs=np.concatenate([np.concatenate(response.logprobs)[:, 0] for response in responses]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )

@@ -1,4 +1,4 @@
-"""What makes a prompt impossible for an engine, whatever the engine's state (standard library)."""
+"""Checks that a prompt must pass in any engine, whatever the engine's state (standard library)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dapo_openrlhf.backend.messages import BadPrompt
 
 
 def check_prompt(ids: Sequence[int], *, new_tokens: int, vocabulary: int, longest: int) -> None:
-    """Refuse a prompt that vLLM's front end would refuse, or whose responses would have no room.
+    """Refuse a prompt that vLLM's front end would refuse, or that leaves no room for its responses.
 
-    ``vocabulary``: rows of the model's embedding; ``longest``: prompt and response together, in tokens. Raises
-    :class:`BadPrompt`.
+    ``vocabulary`` is the number of rows of the model's embedding, ``longest`` the maximum length of prompt and response
+    together, in tokens. Raises :class:`BadPrompt`.
     """
     if not ids:
         raise BadPrompt("prompt_empty", "the prompt has no tokens; an engine needs at least one")

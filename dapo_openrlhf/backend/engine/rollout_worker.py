@@ -1,7 +1,8 @@
-"""What the controller asks of a rollout worker: the seam for another engine than vLLM.
+"""The interface of a rollout worker as the controller uses it; another engine than vLLM would implement it.
 
-:class:`~dapo_openrlhf.backend.engine.actor.EngineActor` is the one there is. Another one is an actor class with these methods
-in its place in ``backend/run/workers.py``, and an end of its own for the weight sync in ``backend/transfer/receivers/``.
+:class:`~dapo_openrlhf.backend.engine.actor.EngineActor` is the only implementation. Another one would be an actor class
+with these methods, used in its place in ``backend/run/workers.py``, with a weight-sync receiver of its own in
+``backend/transfer/receivers/``.
 """
 
 from __future__ import annotations
@@ -22,33 +23,35 @@ class WeightUpdates:
     """How a rollout worker takes new weights."""
 
     in_flight: bool = True
-    """Between two steps of the groups in flight; otherwise when all of them are done, and groups that come meanwhile wait."""
+    """Load weights between two steps of the groups in flight; otherwise after all of these are done, and new groups
+    wait meanwhile."""
     recompute_kv_cache: bool = False
-    """In flight, the KV cache of the tokens so far is made anew by the new weights; otherwise it is kept."""
+    """With ``in_flight``, recompute the KV cache of the tokens so far with the new weights; otherwise the cache is
+    kept."""
 
 
 IN_FLIGHT = WeightUpdates()
 
 
 class RolloutWorker(Protocol):
-    """An actor that generates with dedicated weights. All methods are called through Ray, many at once."""
+    """An actor that generates with its own copy of the weights. All methods are called through Ray, many at once."""
 
     async def ready(self) -> int:
-        """The process id; answers once the model is loaded."""
+        """The process id. Returns once the model is loaded."""
         ...
 
     async def generate(
         self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling
     ) -> tuple[GenerationReport, GroupTokens, GroupTexts] | tuple[None, None, None]:
-        """Sample a group; nothing comes of one that is cut too early. Raises ``messages.BadPrompt``."""
+        """Sample a group, or return (None, None, None) if it is cut too early. Raises ``messages.BadPrompt``."""
         ...
 
     async def cut(self, group_id: str) -> None:
-        """End a group with the tokens it has."""
+        """End a group with the tokens generated so far."""
         ...
 
     async def sample_random(self, lengths: Sequence[int], new_tokens: int, temperature: float) -> list[GroupTokens]:
-        """A response of at most ``new_tokens`` to a random prompt of each of the ``lengths``."""
+        """Sample a response of at most ``new_tokens`` tokens to a random prompt of each of ``lengths``."""
         ...
 
     async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
@@ -56,13 +59,13 @@ class RolloutWorker(Protocol):
         ...
 
     async def join_transfer(self, init_info: Mapping[str, Any]) -> None:
-        """Meet the trainer for transfers between GPUs. Blocks until all engines have."""
+        """Join the trainer's group for weight transfers between GPUs. Blocks until all engines have joined."""
         ...
 
     async def receive_weights(self, version: int, update_info: Mapping[str, Any]) -> WeightAck:
-        """Replace the weights by those that a trainer's GPU holds; tokens of later steps carry ``version``."""
+        """Replace the weights by those on a trainer's GPU; tokens of later steps carry ``version``."""
         ...
 
     async def phase(self) -> str:
-        """What it did last for a publication, for the error message of a late one; answers while it is busy."""
+        """The worker's last phase of a publication, for the error message if it is late. Answers even while busy."""
         ...

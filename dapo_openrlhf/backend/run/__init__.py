@@ -1,1 +1,1 @@
-"""A run on the real stack: inputs checked, actors placed and started, everything connected."""
+"""A run on the real stack: checks the inputs, places and starts the actors, and connects everything."""

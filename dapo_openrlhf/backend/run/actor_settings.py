@@ -1,4 +1,4 @@
-"""What the configuration becomes for vLLM and for OpenRLHF."""
+"""Translates the configuration into settings of vLLM and of OpenRLHF."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dapo_openrlhf.config.settings import Config
 ENGINE_SEQUENCES = 512
 ENGINE_BATCHED_TOKENS = 8192
 ENGINE_DTYPES: Mapping[DataType, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""``ds.param_dtype`` by vLLM's names."""
+"""vLLM's names for the values of ``ds.param_dtype``."""
 
 
 def model_path(config: Config, checkpoint: Path | None = None) -> str:
-    """The model to begin with, as every process of a cluster finds it."""
+    """The model to start from, named so that every process of a cluster finds it."""
     return local_model(config.actor.model_name_or_path if checkpoint is None else str(checkpoint))
 
 
 def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[str, Any]:
-    """What OpenRLHF's classes read, under OpenRLHF's names."""
+    """Settings that OpenRLHF's classes read, under OpenRLHF's names."""
     actor, critic = config.actor, config.critic
     return {
         "actor.model_name_or_path": model_path(config, checkpoint),
@@ -54,10 +54,10 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
 
 
 def engine_args(config: Config, device: Device, index: int, checkpoint: Path | None = None) -> dict[str, Any]:
-    """vLLM's arguments for one engine, sized from the work it will get.
+    """vLLM's arguments for one engine, sized for the work that it will get.
 
-    A run outlives the checkpoint it began with, see ``ckpt.max_num``. An engine that is started later needs a model of the
-    same shape only: it gets its weights from a publication.
+    The checkpoint that a run started from may be deleted before the run ends, see ``ckpt.max_num``. An engine that is
+    started later only needs a model of the same shape, because it gets its weights from a publication.
     """
     vllm = config.vllm
     begin = checkpoint if checkpoint is not None and checkpoint.is_dir() else None
@@ -82,7 +82,7 @@ def engine_args(config: Config, device: Device, index: int, checkpoint: Path | N
 
 
 def max_num_seqs(config: Config) -> int:
-    """Responses that one engine generates at once."""
+    """Number of responses that one engine generates at once."""
     slots = (config.async_.max_staleness + 1) * config.rollout.batch_size
     groups = slots if config.async_.over_sampling == 1 else 2 * slots
     sequences = -(-groups // config.vllm.num_engines) * config.rollout.n_samples_per_prompt
@@ -90,11 +90,11 @@ def max_num_seqs(config: Config) -> int:
 
 
 def _transfer_settings(config: Config) -> dict[str, Any]:
-    """vLLM's arguments for the way that weights take, and for workers that are processes of their own."""
+    """vLLM's arguments for the weight sync, and for workers that run in processes of their own."""
     receiver = RECEIVERS[config.weight_transfer]
     settings: dict[str, Any] = {"weight_transfer_config": {"backend": receiver.backend}}
     if receiver.worker_extension is not None:
         settings["worker_extension_cls"] = receiver.worker_extension
     if config.vllm.tensor_parallel_size > 1:
-        settings["distributed_executor_backend"] = "mp"  # all on the actor's own GPUs, so no Ray inside Ray
+        settings["distributed_executor_backend"] = "mp"  # all on the actor's own GPUs, without Ray inside Ray
     return settings

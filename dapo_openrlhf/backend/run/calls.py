@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 ECHO_SECONDS = 2.0
-"""How long after an error the other calls are listened to: when a process dies, its peers' collectives fail first."""
+"""Seconds to wait for the other calls after an error: when a process dies, its peers' collectives fail first."""
 
 
 class PipelineTimeout(RuntimeError):
@@ -18,7 +18,7 @@ class PipelineTimeout(RuntimeError):
 
 
 class WorkerFailed(RuntimeError):
-    """An actor raised; the message names it and the phase, and ends with what it raised."""
+    """An actor raised an exception; the message names the actor and the phase, and ends with that exception."""
 
 
 class WorkerDied(WorkerFailed):
@@ -28,7 +28,8 @@ class WorkerDied(WorkerFailed):
 async def all_within(calls: Sequence[Any], names: Sequence[str], timeout: float, what: str, setting: str) -> list[Any]:
     """Results of remote calls, in order.
 
-    Raises :class:`PipelineTimeout` naming who is late, :class:`WorkerDied` and :class:`WorkerFailed` naming who failed.
+    Raises :class:`PipelineTimeout` naming the late actors, :class:`WorkerDied` or :class:`WorkerFailed` naming the one
+    that failed.
     """
     tasks = {asyncio.ensure_future(_result(call)): name for call, name in zip(calls, names, strict=True)}
     try:

@@ -1,4 +1,4 @@
-"""The Ray cluster a run lives in, and whether it is large enough."""
+"""The Ray cluster of a run, and whether it is large enough."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OBJECT_STORE_BYTES_ON_CPU = 512 << 20
 
 
 def check_devices(config: Config, device: Device, available: float, where: str) -> None:
-    """Refuse a run that asks for more devices than exist. ``available``: GPUs, or CPU cores."""
+    """Refuse a run that asks for more devices than exist. ``available`` is the number of GPUs or of CPU cores."""
     wanted = config.devices
     trainer = f"actor.num_nodes {config.actor.num_nodes} x actor.num_gpus_per_node {config.actor.num_gpus_per_node} = {wanted}"
     asked = (
@@ -43,10 +43,10 @@ def check_devices(config: Config, device: Device, available: float, where: str) 
 
 @contextmanager
 def ray_cluster(config: Config, device: Device, *, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Join the cluster that ``RAY_ADDRESS`` names (a submitted job has it set), or start one of our own and stop it.
+    """Join the cluster that ``RAY_ADDRESS`` names (set in a submitted job), or start a local one and stop it later.
 
-    ``say`` is told when Ray's files go elsewhere than to TMPDIR. Raises ``ConfigError`` when nothing answers there, or the
-    joined cluster is too small.
+    ``say`` is called if Ray's files go elsewhere than to TMPDIR. Raises ``ConfigError`` if nothing answers at the
+    address or the joined cluster is too small.
     """
     address = resolve(os.environ.get("RAY_ADDRESS", ""))
     try:
@@ -56,7 +56,7 @@ def ray_cluster(config: Config, device: Device, *, say: Callable[[str], None] = 
             _join(address)
             resource = "CPU" if device.kind == "cpu" else "GPU"
             check_devices(config, device, ray.cluster_resources().get(resource, 0.0), "the Ray cluster")
-        reinstall()  # Ray's own handler of SIGTERM leaves in the middle of whatever runs
+        reinstall()  # Ray's own handler of SIGTERM exits in the middle of running work
         yield
     finally:
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""What a run needs before anything is started: read, and refused if it could not run."""
+"""Reads and checks everything that a run needs before any actor is started."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from dapo_openrlhf.types import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What a run needs before anything is started."""
+    """Everything that a run needs before any actor is started."""
 
     device: Device
     prompts: Sequence[Prompt]
     problems: Sequence[Prompt]
     """Held-out problems; empty without ``eval.dataset``."""
     stop: StopTokens
-    """What ends a response."""
+    """The tokens that end a response."""
     prompt_set: str = ""
-    """What the prompts are recognised by after a resume; see ``PromptState``."""
+    """Identity by which a resumed run recognises its prompts; see ``PromptState``."""
     checkpoint: Path | None = None
-    """The folder to resume from."""
+    """The checkpoint folder to resume from."""
     state: RunState | None = None
-    """What that folder says."""
+    """The state recorded in that folder."""
     bad_batches: Path = Path("bad_batch")
-    """Folder for the batches of updates that were stopped; made where it is needed."""
+    """Folder for the batches of updates that were stopped; created when it is needed."""
 
     @property
     def first_step(self) -> int:
-        """Rollout steps that an earlier run has done; also the version of the weights at the start."""
+        """Number of rollout steps that an earlier run has done; also the version of the weights at the start."""
         return self.state.step if self.state else 0
 
 
@@ -57,9 +57,9 @@ def check_inputs(
     checkpoint: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Inputs:
-    """Read the data and look for model and devices. Raises ``ConfigError`` for whatever would fail later.
+    """Read the data, and check model and devices. Raises ``ConfigError`` for anything that would fail later.
 
-    ``say`` gets what is worth knowing about the data, the first prompt among it.
+    ``say`` receives what is worth knowing about the data, including the first prompt.
     """
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
@@ -101,7 +101,7 @@ def check_inputs(
 
 
 def check_rewards(settings: RewardSettings) -> None:
-    """Load users' files once in this process. Raises ``ConfigError`` with what they raise."""
+    """Load users' reward files once, in a reward process. Raises ``ConfigError`` with the error that they raise."""
     if any(source.loads_code for source in settings.sources):
         with RewardProcess(settings) as process:
             try:
@@ -127,7 +127,7 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
 
 
 def check_context(config: Config, values: Mapping[str, Any]) -> None:
-    """Refuse more tokens than the model has positions. Where positions are scaled, vLLM checks this itself.
+    """Refuse more tokens than the model has positions. If positions are scaled, vLLM checks this itself.
 
     ``values`` are those of the model's config.json.
     """
@@ -146,7 +146,7 @@ def check_context(config: Config, values: Mapping[str, Any]) -> None:
 def read_sets(
     config: Config, say: Callable[[str], None], *, training: bool
 ) -> tuple[PromptSet | None, PromptSet | None]:
-    """Prompts to train on and held-out problems, side by side; None for what there is none of. Raises ``ConfigError``."""
+    """Read training prompts and held-out problems concurrently; None for an unused set. Raises ``ConfigError``."""
     with ThreadPoolExecutor(2) as threads:
         prompts = threads.submit(read_prompts, config, say) if training else None
         problems = threads.submit(read_problems, config, say) if config.eval.dataset else None
@@ -182,7 +182,7 @@ def read_problems(config: Config, say: Callable[[str], None] = lambda text: None
 
 
 def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:
-    """The rules that rows must keep. ``room`` names the setting that ``max_new_tokens`` comes from."""
+    """The rules that rows must satisfy. ``room`` names the setting that ``max_new_tokens`` comes from."""
     data = config.data
     return RowRules(
         model=local_model(config.actor.model_name_or_path),

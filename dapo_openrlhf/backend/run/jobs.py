@@ -1,4 +1,4 @@
-"""Ray's job API: one job, followed to its end."""
+"""Ray's job API: submits one job and follows it to its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from dapo_openrlhf.config.errors import ConfigError
 
 AGENT_SECONDS = 60.0
-"""How long a cluster that has just started may take to accept jobs."""
+"""Seconds that a cluster may take to accept jobs after it has started."""
 NOT_UPLOADED = [".git", ".venv", ".cache", "runs", "**/__pycache__"]
 
 
@@ -20,7 +20,7 @@ class Job:
     """A job that a cluster has accepted."""
 
     def __init__(self, address: str, entrypoint: str, *, working_dir: Path | None) -> None:
-        """Submit ``entrypoint`` to the dashboard at ``address``; ``working_dir`` is uploaded. Raises ``ConfigError``."""
+        """Submit ``entrypoint`` to the dashboard at ``address``; upload ``working_dir``. Raises ``ConfigError``."""
         try:
             self._client = JobSubmissionClient(address)
         except ConnectionError as error:
@@ -28,7 +28,7 @@ class Job:
                 f"--address: no Ray dashboard answers at {address}; start the cluster with its dashboard, or give the "
                 "address `ray start --head` prints"
             ) from error
-        except ValueError as error:  # what requests raises for an answer that is no JSON
+        except ValueError as error:  # raised by requests for an answer that is not JSON
             raise ConfigError(
                 f"--address: what answers at {address} is no Ray dashboard; give the address `ray start --head` prints"
             ) from error
@@ -36,7 +36,7 @@ class Job:
         self.id = self._submit(entrypoint, uploaded)
 
     def _submit(self, entrypoint: str, runtime_env: dict[str, Any] | None) -> str:
-        """A dashboard answers some seconds before its agent takes jobs: ask again until it does."""
+        """Submit the job, repeatedly if need be: a dashboard answers some seconds before its agent accepts jobs."""
         deadline = time.monotonic() + AGENT_SECONDS
         while True:
             try:

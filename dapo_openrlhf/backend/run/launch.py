@@ -1,4 +1,4 @@
-"""All wiring: from a checked configuration to a running pipeline."""
+"""Wires everything: from a checked configuration to a running pipeline."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from dapo_openrlhf.pipeline.stop import StopAsked, StopRequest
 from dapo_openrlhf.types import PolicyVersion, Prompt
 
 OVER_SAMPLING_WINDOW = 8
-"""Batches' worth of judged groups that the pass rate is measured over. With 2 it swings so much that a fifth of what the
-engines generate is surplus."""
+"""The filter's pass rate is measured over this many batches' worth of groups, kept and dropped together. With 2 it
+varies so much that a fifth of what the engines generate is surplus."""
 
 PROGRESS_SECONDS = 10.0
-"""Between two words of how far an evaluation is."""
+"""Seconds between two progress reports of an evaluation."""
 
 
 def train(
@@ -122,8 +122,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure ``actor.model_name_or_path`` on ``eval.dataset``, with engines and reward workers only.
 
-    ``progress`` is asked every :data:`PROGRESS_SECONDS`, with the seconds since the first problem was begun, for what to
-    ``say``.
+    Every :data:`PROGRESS_SECONDS`, ``progress`` gets the seconds since the first problem was begun, and its text goes
+    to ``say``.
     """
     with ray_cluster(config, inputs.device, say=say):
         return asyncio.run(_evaluate(config, inputs, say, on_answered, progress))
@@ -252,7 +252,7 @@ def _trainer(config: Config, inputs: Inputs, workers: Workers, log: EventLog) ->
 
 
 def stall_timeout(config: Config) -> float:
-    """Longer than anything a group may wait for, each of which has a deadline of its own that says who is late."""
+    """Seconds longer than any wait of a group: the deadline of each wait, which names who is late, expires earlier."""
     timing, reward = config.async_, config.reward
     served = any(origin.may_be_away for origin in reward.origins)
     waits = (timing.start_timeout, timing.publish_timeout, timing.generate_timeout, timing.reward_timeout)
@@ -286,6 +286,8 @@ def _evaluator(
 
 
 def problems_at_once(config: Config) -> int:
-    """Problems of an evaluation that are worked on together: each engine is full, and as much again waits, so that none
-    runs dry between two problems."""
+    """Number of problems of an evaluation that are in progress at once.
+
+    They fill each engine, and as many again wait, so that no engine runs empty between two problems.
+    """
     return max(1, 2 * config.vllm.num_engines * max_num_seqs(config) // config.eval.n_samples_per_prompt)

@@ -1,8 +1,8 @@
-"""What a model's files say that a run must know before it starts: read in a process of its own.
+"""Reads from a model's files what a run must know before it starts, in a process of its own.
 
-transformers takes two seconds to import where it finds no torch and six where it does, and the controller needs it for
-nothing else. The process (``python -m``) therefore hides torch from it, and starts again with torch for a tokenizer
-whose own code wants it.
+transformers takes two seconds to import without torch and six with it, and the controller needs it for nothing else.
+The process (``python -m``) therefore hides torch from transformers, and restarts with torch for a tokenizer whose own
+code requires it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens
 from dapo_openrlhf.config.errors import ConfigError
 
 TIMEOUT = 600.0
-"""Seconds to read them in, from the Hugging Face hub if need be."""
+"""Seconds that reading the files may take, including a download from the Hugging Face hub."""
 LAST_WORDS = 500
-"""Characters of what the process wrote before it failed."""
+"""Number of characters of a failed process's last output that the error message quotes."""
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """What was read."""
+    """The result of reading a model's files."""
 
     config: Mapping[str, Any]
     """The values of config.json."""
     stop: StopTokens
-    """What ends a response."""
+    """The tokens that end a response."""
 
 
 def read_model_files(model: str, *, chat: bool) -> ModelFiles:
-    """Read them; ``chat`` as for :func:`stop_tokens`. Raises ``ConfigError`` for what cannot be read or used."""
+    """Read a model's files; ``chat`` as for :func:`stop_tokens`. Raises ``ConfigError`` for unusable files."""
     with TemporaryDirectory() as folder:
         reply = Path(folder, "reply.json")
         command = [sys.executable, "-m", __name__, json.dumps({"model": model, "chat": chat, "reply": str(reply)})]
@@ -66,7 +66,7 @@ def read_model_files(model: str, *, chat: bool) -> ModelFiles:
 
 
 def main(question: Mapping[str, Any], *, with_torch: bool) -> None:
-    """Answer in the file that the question names."""
+    """Write the answer to the file that the question names."""
     try:
         answer = _read(question["model"], chat=question["chat"])
     except ConfigError as error:
@@ -90,5 +90,5 @@ def _read(model: str, *, chat: bool) -> dict[str, Any]:
 if __name__ == "__main__":
     TORCH = sys.argv[2:] == ["torch"]
     if not TORCH:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that there is none
+        sys.modules["torch"] = None  # type: ignore[assignment]  # Python then treats the module as missing
     main(json.loads(sys.argv[1]), with_torch=TORCH)

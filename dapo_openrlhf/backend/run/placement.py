@@ -1,9 +1,9 @@
-"""Which GPU each actor gets.
+"""Assigns GPUs to actors.
 
-A trainer "node" (``actor.num_gpus_per_node`` ranks) and an engine (``vllm.tensor_parallel_size`` workers) are one bundle
-each of one Ray placement group: a bundle never straddles machines, though a machine may hold several, and the group is
-reserved whole or not at all. Where engine and trainer share GPUs, a bundle is one GPU, half of which Ray gives to either;
-memory is shared out by ``vllm.gpu_memory_utilization``, not by Ray.
+A trainer "node" (``actor.num_gpus_per_node`` ranks) and an engine (``vllm.tensor_parallel_size`` workers) are one
+bundle each of a single Ray placement group. A bundle never spans machines, though a machine may hold several bundles,
+and the group is reserved as a whole or not at all. If engine and trainer share GPUs, a bundle is one GPU, and Ray
+assigns half of it to each of the two; memory is divided by ``vllm.gpu_memory_utilization``, not by Ray.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 
 SHARE = 0.5
-"""What Ray counts for either of two actors on one GPU."""
+"""Fraction of a GPU that Ray assigns to each of two actors that share it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Bundles, and which of them each actor lives in."""
+    """The bundles, and the bundle that each actor lives in."""
 
     bundles: tuple[int, ...]
     """The number of GPUs in each bundle."""
@@ -39,7 +39,7 @@ class Layout:
 
     @classmethod
     def of(cls, config: Config, *, training: bool = True) -> Layout:
-        """The layout that the configuration asks for; without ``training`` the trainer is left out."""
+        """The layout that the configuration asks for; without ``training`` it has no trainer."""
         nodes, per_node = (config.actor.num_nodes, config.actor.num_gpus_per_node) if training else (0, 0)
         engines, workers = config.vllm.num_engines, config.vllm.tensor_parallel_size
         if config.train.colocate_all and training:
@@ -54,13 +54,13 @@ class Layout:
         )
 
     def resources(self) -> list[dict[str, float]]:
-        """The bundles as Ray takes them, with a CPU for each actor."""
+        """The bundles in Ray's format, with one CPU per actor."""
         actors = [*self.ranks, *self.engines]
         return [{"GPU": gpus, "CPU": actors.count(index)} for index, gpus in enumerate(self.bundles)]
 
 
 def check_fit(config: Config, layout: Layout, machines: Sequence[float]) -> None:
-    """Refuse a layout that machines with so many GPUs each cannot hold. Raises ``ConfigError``."""
+    """Refuse a layout that does not fit on machines with these numbers of GPUs. Raises ``ConfigError``."""
     largest = max(machines, default=0)
     has = f"{len(machines)} machine(s) with {', '.join(f'{gpus:g}' for gpus in machines) or 'no'} GPUs"
     if config.vllm.tensor_parallel_size > largest:
@@ -74,7 +74,7 @@ def check_fit(config: Config, layout: Layout, machines: Sequence[float]) -> None
             f"has {has}; use at most {largest:g}, and more of actor.num_nodes"
         )
     free = list(machines)
-    for gpus in sorted(layout.bundles, reverse=True):  # the largest first, each where least is left over
+    for gpus in sorted(layout.bundles, reverse=True):  # largest first, each on the fullest machine that fits
         fitting = [index for index, left in enumerate(free) if left >= gpus]
         if not fitting:
             raise ConfigError(
@@ -87,7 +87,7 @@ def check_fit(config: Config, layout: Layout, machines: Sequence[float]) -> None
 
 
 def machines_of_cluster() -> list[float]:
-    """GPUs of each machine of the Ray cluster that has any."""
+    """Numbers of GPUs of those machines in the Ray cluster that have any."""
     gpus = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
     return sorted((count for count in gpus if count), reverse=True)
 
@@ -96,7 +96,7 @@ class Placement:
     """A reserved layout."""
 
     def __init__(self, layout: Layout, *, timeout: float) -> None:
-        """Reserve the layout. Raises ``ConfigError`` when other work holds the GPUs for longer than ``timeout`` seconds."""
+        """Reserve the layout. Raises ``ConfigError`` if other work holds the GPUs for over ``timeout`` seconds."""
         self._layout = layout
         self._group: PlacementGroup = placement_group(layout.resources(), strategy="PACK")
         if not self._group.wait(timeout):
@@ -120,9 +120,9 @@ class Placement:
 
 
 def together(machine_of: Mapping[int, str], sizes: Sequence[int]) -> list[int]:
-    """Bundles in an order in which neighbours of equal size are on one machine, as far as that goes.
+    """Order the bundles so that neighbours of equal size are on one machine, as far as possible.
 
-    Ray says where a bundle is only once it is reserved; of bundles of equal size any may stand for any other.
+    Ray says where a bundle is only once it is reserved; bundles of equal size are interchangeable.
     """
     machines = list(dict.fromkeys(machine_of[index] for index in range(len(sizes))))
     order = list(range(len(sizes)))
@@ -135,7 +135,7 @@ def together(machine_of: Mapping[int, str], sizes: Sequence[int]) -> list[int]:
 
 
 class Anywhere:
-    """Processes on a CPU: a core each, wherever Ray has one."""
+    """Placement on CPU machines: one core per process, wherever Ray has one."""
 
     def of_rank(self, rank: int) -> dict[str, Any]:
         """Ray options of a trainer rank's actor."""

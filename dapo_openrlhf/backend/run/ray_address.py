@@ -1,4 +1,4 @@
-"""What ``RAY_ADDRESS`` names, resolved and asked for an answer before Ray joins it: Ray itself would try for minutes."""
+"""Resolves ``RAY_ADDRESS`` and probes the cluster before Ray joins it, because Ray itself would try for minutes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ REMEDY = "correct it, start the cluster, or unset RAY_ADDRESS to use this machin
 
 
 def resolve(address: str) -> str | None:
-    """The address for Ray to join, after something there has answered as Ray does; None to start a cluster here.
+    """The address for Ray to join, after a Ray cluster has answered there; None to start a cluster on this machine.
 
-    Raises ``ConfigError`` within :data:`JOIN_SECONDS` for what is no address of a cluster, and where none answers.
+    Raises ``ConfigError`` within :data:`JOIN_SECONDS` if ``address`` is not that of a cluster, or if no cluster
+    answers.
     """
     address = address.strip()
     if address in ("", "local"):
@@ -34,7 +35,7 @@ def resolve(address: str) -> str | None:
 
 
 def _latest() -> str:
-    """Where ``auto`` leads: to a cluster that runs on this machine, else to the one that was started last."""
+    """Resolve ``auto`` to a cluster that runs on this machine, or else to the one that was started last."""
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     try:
@@ -45,7 +46,7 @@ def _latest() -> str:
 
 
 def _ask(address: str, complaint: str) -> None:
-    """Refuse ``host:port`` where nothing listens, or what listens does not speak as Ray does."""
+    """Refuse a ``host:port`` where nothing listens, or where what listens does not speak Ray's protocol."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise ConfigError(f"RAY_ADDRESS: {address} is no address of a Ray cluster; write host:port, auto, or local")

@@ -1,4 +1,7 @@
-"""The folder for Ray's sockets and logs. Paths of Unix sockets end at 107 bytes, of which Ray takes more than half."""
+"""Chooses the folder for Ray's sockets and logs.
+
+Paths of Unix sockets have at most 107 bytes, of which Ray takes more than half.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from pathlib import Path
 from dapo_openrlhf.config.errors import ConfigError
 
 SOCKET_BYTES = 107
-"""The longest path of a Unix socket on Linux, without its closing zero."""
+"""Maximum length of a Unix socket's path on Linux in bytes, without the terminating zero."""
 UNDER_IT = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99"
-"""The longest path that Ray puts below the folder, with the largest process id that Linux gives."""
+"""The longest path that Ray creates below the folder, with the largest process id of Linux."""
 LONGEST = SOCKET_BYTES - len(UNDER_IT)
-"""The length that the folder's own path may have, in bytes."""
+"""Maximum length of the folder's own path, in bytes."""
 
 
 def ray_folder(say: Callable[[str], None]) -> Path:
-    """``ray`` in ``RAY_TMPDIR``, else in ``TMPDIR``, else in a short folder of the system, which is said.
+    """``ray`` in ``RAY_TMPDIR``, else in ``TMPDIR``, else in a short system folder, which ``say`` is told.
 
-    Raises ``ConfigError`` when ``RAY_TMPDIR`` cannot hold it, or nothing can.
+    Raises ``ConfigError`` if ``RAY_TMPDIR`` cannot hold Ray's files, or if no folder can.
     """
     if asked := os.environ.get("RAY_TMPDIR"):
         if trouble := _trouble(Path(asked) / "ray"):
@@ -38,13 +41,13 @@ def ray_folder(say: Callable[[str], None]) -> Path:
 
 
 def _others() -> tuple[Path, ...]:
-    """Where else sockets and logs may go; if another user's folder is in the way, a folder of this user's own."""
+    """Alternative folders for sockets and logs; if another user's folder is in the way, a folder of this user's own."""
     mine = f"ray-{os.getuid()}"
     return Path("/tmp/ray"), Path("/tmp") / mine, Path("/var/tmp") / mine, Path("/dev/shm") / mine
 
 
 def _trouble(folder: Path) -> str:
-    """Why a folder cannot be Ray's; empty when it can."""
+    """The reason why a folder cannot hold Ray's files; empty if it can."""
     if not folder.is_absolute():
         return "it is no absolute path"
     if (length := len(os.fsencode(folder))) > LONGEST:

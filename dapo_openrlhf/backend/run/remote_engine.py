@@ -1,4 +1,4 @@
-"""What the controller sees of an engine actor (a rollout worker), and of the texts that it leaves in the object store."""
+"""The controller's view of an engine actor (a rollout worker), and of the texts that it leaves in the object store."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class RemoteEngine:
     """One engine actor. A ``GenerationEngine``."""
 
     def __init__(self, start: Callable[[int], Any], *, index: int) -> None:
-        """``start`` starts the actor of the engine with that index, with the weights the run began with."""
+        """``start`` starts the actor of the engine with that index, with the weights that the run began with."""
         self._start = start
         self._index = index
         self._cause = ""
         self.actor = start(index)
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
-        """Sample a group; tokens and texts stay in the object store."""
+        """Sample a group; its tokens and texts stay in the object store."""
         report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(
             request, prompt.token_ids, sampling
         )
@@ -64,16 +64,16 @@ class RemoteEngine:
         )
 
     def cut(self, request: str) -> None:
-        """End a group with the tokens it has."""
+        """End a group with the tokens generated so far."""
         self.actor.cut.remote(request)
 
     def stop(self, cause: str) -> None:
-        """End the actor, which may hang; its groups fail with ``cause``."""
+        """Kill the actor, which may hang; its groups fail with ``cause``."""
         self._cause = cause
         ray.kill(self.actor)
 
     def replace(self) -> None:
-        """Start a new actor in the place of this one, which may be dead, hang or fail."""
+        """Start a new actor in place of this one, which may be dead, hanging or failing."""
         self._cause = ""
         ray.kill(self.actor)
         self.actor = self._start(self._index)
@@ -94,7 +94,7 @@ class EngineRestarts:
 
 
 async def start_again(engine: RemoteEngine, name: str, timeout: float) -> None:
-    """Wait for an engine that was replaced. Raises ``NotRevived``."""
+    """Wait until an engine that was replaced is ready. Raises ``NotRevived``."""
     ready = engine.actor.ready.remote()
     try:
         await all_within([ready], [name], timeout, f"starting {name} again", "async.start_timeout")
@@ -103,7 +103,7 @@ async def start_again(engine: RemoteEngine, name: str, timeout: float) -> None:
 
 
 class ObjectStoreTexts:
-    """Responses out of the object store. A ``ResponseTexts``."""
+    """Fetches responses from the object store. A ``ResponseTexts``."""
 
     def __init__(self, *, timeout: float) -> None:
         """``timeout``: seconds for a group's texts."""
@@ -122,6 +122,6 @@ class ObjectStoreTexts:
 
 
 def _take_note(*results: ray.ObjectRef[Any]) -> None:
-    """Ask for results that nobody will use: Ray prints a traceback for an error that was not asked for."""
+    """Retrieve results that nobody uses: Ray prints a traceback for an error that was not retrieved."""
     for result in results:
         result.future()

@@ -1,4 +1,4 @@
-"""What the controller sees of the trainer's ranks."""
+"""The controller's view of the trainer's ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OnOutcomes = Callable[[TrainBatch, Sequence[UpdateOutcome]], None]
 
 
 class RemoteTrainer:
-    """All trainer ranks. A ``PolicyTrainer``: one call per rank and rollout step."""
+    """All trainer ranks together. A ``PolicyTrainer`` that makes one call per rank and rollout step."""
 
     def __init__(
         self,
@@ -30,9 +30,9 @@ class RemoteTrainer:
         on_spans: OnSpans = lambda spans: None,
         on_outcomes: OnOutcomes = lambda batch, outcomes: None,
     ) -> None:
-        """``plan``: how batches are cut. ``timeout``: seconds for each step, and for each saving.
+        """``plan``: how batches are divided. ``timeout``: seconds for each step and for each save.
 
-        ``on_outcomes`` is told what became of a batch's updates, and may raise to end the run.
+        ``on_outcomes`` receives the outcomes of a batch's updates, and may raise to end the run.
         """
         self.ranks = tuple(ranks)
         self._plan = plan
@@ -41,7 +41,7 @@ class RemoteTrainer:
         self._timeout = timeout
 
     async def train(self, batch: TrainBatch) -> Mapping[str, float]:
-        """Cut the batch, run every rank's share, add up the statistics."""
+        """Divide the batch, have every rank train its share, and combine the statistics."""
         plans = plan_batch(batch, self._plan, ranks=len(self.ranks))
         calls = [
             rank.train.remote(plan, [batch.groups[index].tokens for index in plan.groups])
@@ -50,7 +50,7 @@ class RemoteTrainer:
         reports: list[StepReport] = await self._all(calls, f"training step {batch.step}")
         self._on_spans(tuple(span for report in reports for span in report.spans))
         self._on_outcomes(batch, reports[0].outcomes)
-        empty = sum(update.total_tokens == 0 for update in plans[0].updates)  # every rank's, as far as this goes
+        empty = sum(update.total_tokens == 0 for update in plans[0].updates)  # the same on every rank
         return step_statistics(reports) | {"updates/empty": float(empty)}
 
     async def save(self, path: str) -> None:
@@ -58,7 +58,7 @@ class RemoteTrainer:
         await self._all([rank.save.remote(path) for rank in self.ranks], f"saving the model to {path}")
 
     async def save_state(self, path: str) -> None:
-        """Write DeepSpeed's checkpoint into a folder of the folder."""
+        """Write DeepSpeed's checkpoint into a folder below ``path``."""
         await self._all([rank.save_state.remote(path) for rank in self.ranks], f"saving the trainer's state to {path}")
 
     async def _all(self, calls: Sequence[ray.ObjectRef[Any]], what: str) -> list[Any]:

@@ -1,4 +1,7 @@
-"""Reward workers: Ray actors that keep a reward process each, so that no answer hangs a run or lies about being wrong."""
+"""Reward workers: Ray actors that keep a reward process each.
+
+No response can hang a run, and no error counts as a wrong answer.
+"""
 
 from __future__ import annotations
 
@@ -21,32 +24,32 @@ from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Prompt, Score
 
 MOST_TIMEOUTS = 3
-"""Of one response, after which it is the response's fault, if the server has answered others in between."""
+"""Number of timeouts after which a response itself is at fault, if the server has answered others in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A worker's answer about a group, or about the rest of it."""
+    """A worker's scores for a group, or for the rest of it."""
 
     scored: tuple[Scored, ...]
     """Each response's score or error in order, up to the first error, which is then the last entry."""
     printed: tuple[str, ...] = ()
-    """What the rewards printed, some lines of it."""
+    """Some of the lines that the rewards printed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardTimes:
-    """How long the pool waits, in seconds."""
+    """The pool's timeouts, in seconds."""
 
     group: float
     """How long a worker may take to answer."""
     start: float
     server: float
-    """How long a reward server may stay away."""
+    """How long a reward server may be unavailable."""
 
 
 class RewardActor:
-    """Scores responses against a gold answer, one group at a time. The scoring is done in a process of its own."""
+    """Scores responses against a gold answer, one group at a time, in a process of its own."""
 
     def __init__(self, *, settings: RewardSettings, start_timeout: float) -> None:
         self._settings = settings
@@ -58,7 +61,7 @@ class RewardActor:
         return self._process.pid
 
     def score(self, texts: GroupTexts, prompt: Prompt, begin: int = 0) -> Judged:
-        """Score a group's responses from ``begin`` on."""
+        """Score a group's responses, starting with the one at index ``begin``."""
         question = Question(
             responses=texts.responses,
             queries=texts.queries or [prompt.text + response for response in texts.responses],
@@ -74,14 +77,17 @@ class RewardActor:
 class RewardPool:
     """Hands groups to free workers; kills and replaces a worker that takes too long. A ``RewardScorer``.
 
-    What a reward server was away for is judged once it is back: groups wait, with all that was generated, and let
-    others have their worker meanwhile.
+    Groups whose reward server is unavailable keep what was generated, are scored once the server is back, and leave
+    their worker to other groups meanwhile.
     """
 
     def __init__(
         self, *, workers: int, settings: RewardSettings, times: RewardTimes, say: Callable[[str], None] = print
     ) -> None:
-        """``say`` is told what rewards print, with a prefix and not too often, and when a server goes and comes."""
+        """``say`` receives what rewards print, prefixed and limited in rate.
+
+        It is also told when a reward server becomes unavailable, and when it is back.
+        """
         self._times = times
         self._settings = {"settings": settings, "start_timeout": times.start}
         self._outage = Outage(timeout=times.server, say=say)
@@ -96,13 +102,13 @@ class RewardPool:
         return self._actor_class.options(num_cpus=0, max_restarts=0).remote(**self._settings)
 
     def ready(self) -> list[ray.ObjectRef[Any]]:
-        """References that resolve once the workers run."""
+        """References that resolve once the workers are ready."""
         return [worker.ready.remote() for worker in self._workers]
 
     async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
-        """Score the responses behind the reference ``texts``. An error is an error, never a wrong answer.
+        """Score the responses behind the reference ``texts``. An error never counts as a wrong answer.
 
-        Raises :class:`GroupError`, and ``ServerGone`` when a server stays away.
+        Raises :class:`GroupError`, and ``ServerGone`` if a server stays unavailable.
         """
         judged: list[Scored] = []
         tries = 0
@@ -127,12 +133,12 @@ class RewardPool:
 
     async def _ask(self, texts: object, prompt: Prompt, begin: int) -> Judged:
         worker = await self._free.get()
-        # A worker cannot be interrupted: when the group is given up, it is free only after that.
+        # A worker cannot be interrupted: if its group is abandoned, the worker is free only once it has answered.
         asking = asyncio.ensure_future(self._ask_worker(worker, texts, prompt, begin))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            asking.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieves the error
             raise
 
     async def _ask_worker(self, worker: Any, texts: object, prompt: Prompt, begin: int) -> Judged:
@@ -158,7 +164,7 @@ class RewardPool:
 
 
 def scores_of(scored: Sequence[Scored], prompt: Prompt) -> tuple[Score, ...]:
-    """The scores of a group; :class:`GroupError` with the first error's reason if there is one."""
+    """The scores of a group. Raises :class:`GroupError` with the reason of the first error, if there is one."""
     scores = []
     for index, response in enumerate(scored):
         if response.score is None:

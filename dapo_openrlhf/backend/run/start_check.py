@@ -1,7 +1,7 @@
-"""Before the first step: the policy that learns must be the policy that samples (runs in the controller).
+"""Checks before the first step that the trainer and the engines compute the same policy (runs in the controller).
 
-Each engine samples after a few short random prompts of unequal length. The trainer scores what came of it packed, as it
-will train, and as the model's own forward pass does in transformers, see :mod:`agreement`.
+Each engine samples responses to a few short random prompts of unequal length. The trainer scores them packed, as in
+training, and also with the model's own forward pass in transformers; see :mod:`agreement`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.config.settings import Config
 
 PROMPT_LENGTHS = (40, 23, 11, 4)
-"""Tokens; less where ``data.max_len`` is short."""
+"""Number of tokens of each prompt; smaller where ``data.max_len`` is short."""
 
 NEW_TOKENS = 12
-"""Of each response, at most."""
+"""Maximum number of tokens of each response."""
 
 ROUNDINGS = 8.0
-"""A difference may be this many times what one more rounding error in each linear layer makes of the log-probs."""
+"""A difference may be this many times what one more rounding error in each linear layer changes in the
+log-probabilities."""
 
 LARGEST_TO_MEAN = 16.0
-"""How much larger than the mean difference a single one may be."""
+"""How many times the tolerated mean difference a single difference may be."""
 
 
 class PoliciesDiffer(RuntimeError):
-    """What the trainer computes is not what the model or an engine does; the message says which and from where on."""
+    """The trainer's policy is not the model's or an engine's; the message says which differs, and where that begins."""
 
 
 async def check_agreement(config: Config, engines: Sequence[RemoteEngine], ranks: Sequence[Any]) -> str:
-    """Compare, and return what to tell the user. Raises :class:`PoliciesDiffer`."""
+    """Compare the policies, and return a message for the user. Raises :class:`PoliciesDiffer`."""
     started = time.monotonic()
     new_tokens = max(1, min(NEW_TOKENS, config.data.max_len // 2))
     lengths = [max(1, min(length, config.data.max_len - new_tokens)) for length in PROMPT_LENGTHS]
@@ -66,10 +67,10 @@ async def _answers(config: Config, calls: Sequence[Any], names: Sequence[str]) -
 
 
 def tolerance(found: Agreement) -> Difference:
-    """What the data type explains.
+    """The differences that the data type explains.
 
-    Measured as :data:`ROUNDINGS` times the effect of one more rounding error in each linear layer, so that a model that
-    magnifies errors is not blamed for it; but at least half of the type's digits: 3e-4 in float32, 0.09 in bfloat16.
+    They are :data:`ROUNDINGS` times the effect of one more rounding error in each linear layer, so that a model that
+    magnifies errors is not blamed for it, but at least half of the type's digits: 3e-4 in float32, 0.09 in bfloat16.
     """
     half = math.sqrt(found.eps)
     return Difference(
@@ -81,11 +82,11 @@ def tolerance(found: Agreement) -> Difference:
 def tolerable(found: Agreement, difference: Difference) -> bool:
     """Whether the data type explains a difference."""
     limit = tolerance(found)
-    return difference.mean <= limit.mean and difference.largest <= limit.largest  # false for what is no number
+    return difference.mean <= limit.mean and difference.largest <= limit.largest  # false for NaN
 
 
 def refusal_of_packed(found: Agreement, where: str) -> str:
-    """The trainer is at fault."""
+    """The error message if the trainer's packed forward pass is at fault."""
     return (
         f"{found.architecture}: the trainer's packed forward pass is not the model's own: log-probs differ by "
         f"{_words(found.packed)}, of which the data type explains {_words(tolerance(found))}; {where}. This family cannot "
@@ -95,7 +96,7 @@ def refusal_of_packed(found: Agreement, where: str) -> str:
 
 
 def refusal_of_engine(found: Agreement, name: str, difference: Difference) -> str:
-    """The trainer computes as transformers does, vLLM otherwise."""
+    """The error message if the trainer computes what transformers does, and vLLM does not."""
     return (
         f"{found.architecture}: {name} differs from the trainer: the log-probs of what it sampled differ by "
         f"{_words(difference)}, of which the data type explains {_words(tolerance(found))}, while the trainer's are those "

@@ -1,4 +1,4 @@
-"""What all ranks report of a rollout step, as the metrics of that step."""
+"""Combines the reports of all ranks on a rollout step into the metrics of that step."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from dapo_openrlhf.pipeline.agreement import FRESH_KL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Sums over all ranks and a step's updates."""
+    """Sums over all ranks and over a step's updates."""
 
     sums: Mapping[str, float]
     updates: int
-    """That were done, at least 1."""
+    """Number of updates that were done, at least 1."""
 
     @property
     def tokens(self) -> float:
-        """Trained tokens, at least 1."""
+        """Number of trained tokens, at least 1."""
         return max(self.sums["tokens"], 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistic:
-    """A metric, and what is made of ranks' sums for it."""
+    """A metric, and how it is computed from the ranks' sums."""
 
     name: str
     sums: tuple[str, ...]
-    """Names of all that it is made of; it is shown where ranks report them."""
+    """Names of all sums that it is computed from; the metric is shown if ranks report them."""
     value: Callable[[Totals], float | None]
-    """None where there is nothing to show, because nothing of its kind was trained."""
+    """Computes the metric; None if there is nothing to show because nothing of its kind was trained."""
 
 
 def _per_token(name: str, shown: str | None = None) -> Statistic:
@@ -40,17 +40,17 @@ def _per_token(name: str, shown: str | None = None) -> Statistic:
 
 
 def _per_update(name: str) -> Statistic:
-    """Of a loss, each of whose sums is a share of its update's."""
+    """The mean of a loss over updates: the ranks' sums together are the sum of the losses of all updates."""
     return Statistic(name=name, sums=(name,), value=lambda totals: totals.sums[name] / totals.updates)
 
 
 def _effective_sample_size(totals: Totals) -> float:
-    """As a share of the tokens: (sum w)^2 / (n sum w^2)."""
+    """Effective sample size as a share of the tokens: (sum w)^2 / (n sum w^2)."""
     return totals.sums["is_weight"] ** 2 / max(totals.sums["is_weight_squared"] * totals.tokens, 1e-12)
 
 
 def _per_fresh_token(totals: Totals) -> float | None:
-    """Over tokens of the weights that the step began with."""
+    """Mean KL over tokens that were sampled with the weights that the step began with."""
     fresh = totals.sums["fresh_tokens"]
     return totals.sums["fresh_kl"] / fresh if fresh else None
 
@@ -83,20 +83,21 @@ STATISTICS = (
         value=_explained_variance,
     ),
 )
-"""Everything that is made of ranks' sums. A sum that is in none of them is refused."""
+"""All metrics that are computed from ranks' sums. A sum that none of them uses is refused."""
 
 SUMS = frozenset({"tokens"}.union(*(statistic.sums for statistic in STATISTICS)))
-"""What ranks may report."""
+"""Names of the sums that ranks may report."""
 
 
 class UnknownSum(ValueError):
-    """A rank reported what nothing is made of."""
+    """A rank reported a sum that no metric uses."""
 
 
 def step_statistics(reports: Sequence[StepReport]) -> dict[str, float]:
-    """Sums over ranks as means per trained token, and what all ranks agree on; only that where no update was done.
+    """Sums over ranks as means per trained token, and the values on which all ranks agree.
 
-    Raises :class:`UnknownSum` for a sum of which :data:`STATISTICS` make nothing.
+    If no update was done, there are no means. Raises :class:`UnknownSum` for a sum that nothing in :data:`STATISTICS`
+    uses.
     """
     outcomes = reports[0].outcomes
     updates = sum(not outcome.not_finite for outcome in outcomes)

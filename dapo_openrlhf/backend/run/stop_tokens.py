@@ -1,4 +1,4 @@
-"""Which tokens end a response: what every file of a model says of it, taken together."""
+"""Collects the tokens that end a response from all files of a model that name them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "decoder")
-"""Where config.json of a model with several parts keeps the part that writes text."""
+"""Keys under which config.json of a model with several parts keeps the part that generates text."""
 
 PROBE = "quite so 7351"
 """An answer that no chat template contains."""
@@ -24,20 +24,20 @@ PROBE = "quite so 7351"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopTokens:
-    """What ends a response, whoever generates: training and evaluation alike."""
+    """The tokens that end a response, in training and in evaluation alike."""
 
     ids: tuple[int, ...]
     """At least one id, in ascending order, each with a row in the model's embedding."""
     notes: tuple[str, ...]
-    """What the user is told: which tokens these are and who says so, then what was left out."""
+    """Messages for the user: which tokens these are and which files name them, then what was left out."""
 
 
 def stop_tokens(model: str, *, chat: bool) -> StopTokens:
-    """The union of what generation_config.json, config.json and the tokenizer call the end of a text.
+    """The union of the tokens that generation_config.json, config.json and the tokenizer name as the end of a text.
 
-    With ``chat`` also what ends an answer in the tokenizer's chat template, such as ``<|im_end|>``. Left out is an id
-    without a row in the embedding, and a file all of whose ids are ordinary text where another names a special token.
-    Raises :class:`ConfigError` if nothing is left: no response would ever end.
+    With ``chat`` also the token that ends an answer in the tokenizer's chat template, such as ``<|im_end|>``. Left out
+    are ids without a row in the embedding, and the ids of a file that are all ordinary text while another file names a
+    special token. Raises :class:`ConfigError` if nothing is left, because no response would ever end.
     """
     from transformers import PretrainedConfig
 
@@ -70,10 +70,10 @@ def stop_tokens(model: str, *, chat: bool) -> StopTokens:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that ends an answer in the tokenizer's chat template; None without one.
+    """The special token that ends an answer in the tokenizer's chat template; None if there is none.
 
-    It is the first special token behind an answer, unless answers begin with it, as in templates that open the next
-    turn at once.
+    It is the first special token after an answer, unless answers begin with it, as in templates that open the next turn
+    immediately.
     """
     from jinja2 import TemplateError
 
@@ -90,7 +90,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         [token for token in tokenizer(part, add_special_tokens=False)["input_ids"] if token in special]
         for part in (asked, prompt, rest if found else "")
     )
-    # What begins an answer: that by which the prompts differ, or the last if they never do.
+    # The special tokens that begin an answer: those by which the prompts differ, or the last one if they do not.
     common = len([*takewhile(lambda pair: pair[0] == pair[1], zip(before, opened, strict=False))])
     opening = opened[-1:] if asked == prompt else opened[common:]
     return next((token for token in behind if token not in opening), None)
@@ -99,7 +99,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def _agree(
     sources: Mapping[str, list[int]], *, rows: int, special: set[int]
 ) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    """The ids of each source that count, and why others do not."""
+    """The ids of each source that count, and notes that say why others do not."""
     notes = []
     kept = {source: [token for token in ids if 0 <= token < rows] for source, ids in sources.items()}
     for source, ids in sources.items():
@@ -119,12 +119,12 @@ def _agree(
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Special tokens, which no text is made of."""
+    """Ids of special tokens, which do not occur in ordinary text."""
     return {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
 
 
 def text_parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A model's config.json, and the parts of it that are about text."""
+    """A model's config.json and, recursively, those of its parts that are about text."""
     yield config
     for name in TEXT_CONFIGS:
         if isinstance(part := config.get(name), Mapping):
@@ -132,7 +132,7 @@ def text_parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _ids(value: object, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
-    """Ids as files give them: a number, a list, a token's text; nothing for null and negative numbers, which say none."""
+    """Ids in the forms that files use: a number, a list, or a token's text; null and negative numbers mean none."""
     match value:
         case bool() | None:
             return
@@ -149,7 +149,7 @@ def _ids(value: object, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
 
 
 def _generation_config(model: str) -> Mapping[str, Any]:
-    """What generation_config.json says; nothing where there is none. Raises :class:`ConfigError`."""
+    """The values of generation_config.json; empty if there is no such file. Raises :class:`ConfigError`."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(

@@ -1,4 +1,4 @@
-"""What the configuration becomes for a trainer rank's step, and for the cutting of batches."""
+"""Translates the configuration into the settings of a trainer rank's step and of how batches are divided."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dapo_openrlhf.pipeline.batch import PlanSettings
 
 
 def train_settings(config: Config, inputs: Inputs) -> TrainSettings:
-    """What a rank's step depends on."""
+    """The settings of a rank's training step."""
     advantage, kl = config.algo.advantage, config.algo.kl
     estimator = ESTIMATORS[advantage.estimator]
     return TrainSettings(
@@ -47,7 +47,7 @@ def train_settings(config: Config, inputs: Inputs) -> TrainSettings:
 
 
 def beginning(config: Config, inputs: Inputs) -> Beginning:
-    """With what ranks begin."""
+    """What ranks start from."""
     return Beginning(
         total_updates=config.gradient_steps,
         updates_done=inputs.first_step * config.updates_per_step,
@@ -57,7 +57,7 @@ def beginning(config: Config, inputs: Inputs) -> Beginning:
 
 
 def plan_settings(config: Config) -> PlanSettings:
-    """How each batch is cut."""
+    """How each batch is divided."""
     return PlanSettings(
         train_batch_size=config.train.batch_size,
         max_epochs=config.train.max_epochs,

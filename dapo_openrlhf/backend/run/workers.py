@@ -1,4 +1,4 @@
-"""The run's actors: placed, started, ready."""
+"""Places and starts the run's actors, and waits until they are ready."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Workers:
     ranks: list[Any]
     rewards: RewardPool
     notes: tuple[str, ...] = ()
-    """What the user should know about how they run."""
+    """Messages for the user about how the actors run."""
 
 
 async def start_workers(
@@ -47,7 +47,7 @@ async def start_workers(
     placement = reserve(config, inputs.device, training=training)
     engines = _create_engines(config, inputs, placement)
     if config.train.colocate_all and training:
-        # While vLLM measures what memory there is, nothing else may take or give back any on the same GPU.
+        # While vLLM measures the free memory of a GPU, nothing else may allocate or free memory on it.
         await _all_ready(config, _readiness(engines))
     rewards = _create_rewards(config, say)
     ranks = await _create_ranks(config, inputs, placement) if training else []

@@ -1,1 +1,1 @@
-"""One rank of the trainer: models, packed forward passes, losses, updates, weights out."""
+"""One rank of the trainer: models, packed forward passes, losses, updates, and the export of weights."""

@@ -1,9 +1,9 @@
-"""In which data type gradients add up over an update's micro-batches (runs in every trainer rank).
+"""The data type in which gradients are accumulated over an update's micro-batches (runs in every trainer rank).
 
-Each of thirty micro-batches contributes a thirtieth: in bfloat16, with 8 bits of mantissa, the last ones are lost in
-rounding. DeepSpeed (0.19.6) has ``data_types.grad_accum_dtype``. ZeRO-3 obeys it. ZeRO-2 hands it to
-``get_all_grad_tensors``, which ignores it. ZeRO-1 with bfloat16 takes another optimizer for it, whose gradients and norm
-are not to be had; the configuration refuses that.
+Each of thirty micro-batches contributes a thirtieth of the gradient; in bfloat16, with 8 bits of mantissa, the last
+contributions are lost in rounding. DeepSpeed (0.19.6) has ``data_types.grad_accum_dtype`` for this. ZeRO-3 obeys it.
+ZeRO-2 passes it to ``get_all_grad_tensors``, which ignores it. ZeRO-1 with bfloat16 then uses another optimizer, whose
+gradients and gradient norm are not accessible; the configuration refuses that combination.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def obey_accumulation_type(optimizer: Any) -> None:
-    """Let a ZeRO-2 optimizer sum in the data type it was given; others already do."""
+    """Make a ZeRO-2 optimizer accumulate in the data type that it was given; other optimizers already do."""
     if not hasattr(optimizer, "get_all_grad_tensors") or not optimizer.partition_gradients:
         return
     gradients_of = optimizer.get_all_grad_tensors

@@ -1,4 +1,7 @@
-"""One rank of the trainer as Ray and OpenRLHF know it: it meets the others, fetches tokens, and has the rest done."""
+"""One rank of the trainer as an actor of Ray and OpenRLHF.
+
+It meets the other ranks, fetches tokens, and delegates everything else.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,13 @@ if TYPE_CHECKING:
 
 
 class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
-    """OpenRLHF's policy actor with a step of its own.
+    """OpenRLHF's policy actor with a training step of its own.
 
-    What stays OpenRLHF's: rendezvous, DeepSpeed set-up, optimizer and schedule, checkpoint writing. What is replaced: the
-    replay buffer and the training loop. A rollout step is one call per rank, which fetches the tokens it needs from the
-    object store itself. What a rank does with its models is in ``rank.py``, which knows nothing of Ray. The controller
-    imports this file for the methods' names, so torch and all that needs it comes with :meth:`start`.
+    Kept from OpenRLHF: rendezvous, DeepSpeed set-up, optimizer and schedule, and the writing of checkpoints. Replaced:
+    the replay buffer and the training loop. A rollout step is one call per rank, and each rank fetches the tokens that
+    it needs from the object store itself. What a rank does with its models is in ``rank.py``, which does not depend on
+    Ray. The controller imports this file for the names of the methods, so torch and everything that needs it is
+    imported only in :meth:`start`.
     """
 
     def __init__(self, world_size: int, rank: int, master_addr: str | None, master_port: int | None) -> None:
@@ -37,12 +41,12 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     @property
     def loaded(self) -> LoadedRank:
-        """The rank's models and what works with them, after :meth:`start`."""
+        """The rank's models and the objects that work with them; available after :meth:`start`."""
         assert self._loaded is not None, "start has not been called"
         return self._loaded
 
     def get_master_addr_port(self) -> tuple[str, int]:
-        """Where the ranks meet, chosen by rank 0."""
+        """The address and port where the ranks meet, chosen by rank 0."""
         address: tuple[str, int] = super().get_master_addr_port()
         return address
 
@@ -54,7 +58,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         settings: TrainSettings,
         beginning: Beginning,
     ) -> RankReady:
-        """Load the models and set up DeepSpeed. Blocks until all ranks have."""
+        """Load the models and set up DeepSpeed. Blocks until all ranks have done so."""
         stand_in_for_cuda()
         import torch
 
@@ -69,49 +73,52 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return self._loaded.ready
 
     def train(self, plan: RankPlan, tokens: Sequence[ray.ObjectRef[GroupTokens]]) -> StepReport:
-        """All updates of one rollout step. ``tokens`` are this rank's groups, in the order of ``plan.groups``."""
+        """Run all updates of one rollout step.
+
+        ``tokens`` are those of this rank's groups, in the order of ``plan.groups``.
+        """
         with self._spans.span("fetch"):
             fetched: dict[int, GroupTokens] = dict(zip(plan.groups, ray.get(list(tokens)), strict=True))
         return self.loaded.rank.train(plan, fetched)
 
     def compare(self, engines: Sequence[Sequence[GroupTokens]]) -> Agreement:
-        """How far the log-probs are from the model's own and the engines'. Every rank must be asked."""
+        """How far the log-probabilities are from the model's own and from the engines'. Every rank must call it."""
         return self.loaded.comparison.agreement(engines)
 
     def where_packed_differs(self, groups: Sequence[GroupTokens]) -> str:
-        """From where on packed sequences come out otherwise. Every rank must be asked."""
+        """The layers from which on packed sequences give different results. Every rank must call it."""
         return self.loaded.comparison.where_packed_differs(groups)
 
     def save(self, path: str) -> None:
-        """Write a Hugging Face checkpoint, with the critic's in its folder ``critic`` if that is to be kept.
+        """Write a Hugging Face checkpoint, with the critic's in its subfolder ``critic`` if that is to be kept.
 
-        ``path`` appears only once it is whole. Every rank must call it.
+        ``path`` appears only once it is complete. Every rank must call it.
         """
         with self._spans.span("save"):
             self.loaded.saving.save(path)
 
     def save_state(self, path: str) -> None:
-        """Write DeepSpeed's checkpoints beside a saved model. Every rank must call it."""
+        """Write DeepSpeed's checkpoints next to a saved model. Every rank must call it."""
         with self._spans.span("save"):
             self.loaded.saving.save_state(path)
 
     # ------------------------------------------------------------------ weights out
 
     def export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
-        """All parameters in one flat buffer of bytes. Every rank must call it; rank 0 returns something."""
+        """All parameters in one flat buffer of bytes. Every rank must call it; only rank 0 returns them."""
         with self._spans.span("export_weights"):
             return self.loaded.weights.export()
 
     def weight_layout(self) -> WeightLayout:
-        """Which tensors a publication consists of, as the model's checkpoint has them."""
+        """The tensors that a publication consists of, in the form that they have in the model's checkpoint."""
         return self.loaded.weights.layout
 
     def transfer_address(self) -> tuple[str, int]:
-        """A free port of this rank's machine, for engines to meet it."""
+        """This rank's address and a free port, for engines to meet it."""
         return self._master_addr, self._get_free_port()
 
     def open_nccl(self, address: str, port: int, world_size: int) -> None:
-        """Meet the engines' workers, on rank 0. Blocks until all have joined."""
+        """Form the transfer group with the engines' workers, on rank 0. Blocks until all have joined."""
         self.loaded.weights.open_nccl(address, port, world_size)
 
     def open_gloo(self, address: str, port: int, world_size: int) -> None:
@@ -119,7 +126,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self.loaded.weights.open_gloo(address, port, world_size)
 
     def open_ipc(self) -> None:
-        """Get ready to show the weights to the engine on this rank's GPU."""
+        """Prepare to share the weights with the engine on this rank's GPU."""
         self.loaded.weights.open_ipc()
 
     def broadcast_weights(self) -> int | None:

@@ -1,8 +1,9 @@
-"""Is the policy that learns the policy that samples? (runs inside the trainer's ranks)
+"""Compares the policy that is trained with the policy that samples (runs inside the trainer's ranks).
 
-Sequences that engines sampled are scored three times: packed, as the trainer does it; one at a time by the model's own
-forward pass with transformers' plainest attention; and so again, with a rounding error more in each linear layer, which
-shows what differences the data type explains. Every rank must be asked, since a forward pass is a collective under ZeRO-3.
+Sequences that engines sampled are scored three times: packed, as in training; one at a time by the model's own forward
+pass with transformers' plainest attention; and once more in that way, with an additional rounding error in each linear
+layer, which shows what differences the data type explains. Every rank must call the methods, since a forward pass is a
+collective under ZeRO-3.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
 from dapo_openrlhf.pipeline.batch import Sample
 
 TF32_EPS = 2.0**-10
-"""Of float32 on CUDA, where kernels may multiply in TF32."""
+"""Relative precision of float32 on CUDA, where kernels may multiply in TF32."""
 
 Rows = Sequence[NDArray[np.float32]]
-"""Log-probs of all tokens but the first of each sequence."""
+"""For each sequence, the log-probabilities of all tokens but the first."""
 
 
 class Comparison:
-    """One rank's language model, scored in both ways."""
+    """Scores sequences with one rank's language model, both packed and with the model's own forward pass."""
 
     def __init__(self, sharded: ShardedModel, inputs: Inputs, *, temperature: float) -> None:
         self._sharded = sharded
@@ -45,7 +46,10 @@ class Comparison:
 
     @torch.no_grad()
     def agreement(self, engines: Sequence[Sequence[GroupTokens]]) -> Agreement:
-        """Of this trainer, its model's own forward pass, and each engine, of which ``engines`` holds what it sampled."""
+        """Compare this trainer with its model's own forward pass, and with each engine.
+
+        ``engines`` holds, for each engine, the groups that it sampled.
+        """
         responses = [list(_responses(groups)) for groups in engines]
         flat = [response for of_engine in responses for response in of_engine]
         sequences = [ids for ids, _ in flat]
@@ -64,7 +68,7 @@ class Comparison:
 
     @torch.no_grad()
     def packed(self, sequences: Sequence[NDArray[np.int32]]) -> Rows:
-        """As the trainer scores them: all in one micro-batch."""
+        """Log-probabilities as the trainer computes them, with all sequences in one micro-batch."""
         batch = self._batch(sequences)
         inputs = self._inputs.inputs(batch)
         logprobs, _ = self._sharded(**inputs, targets=batch.targets, temperature=self._temperature)
@@ -85,7 +89,7 @@ class Comparison:
 
     @torch.no_grad()
     def own(self, sequences: Sequence[NDArray[np.int32]]) -> Rows:
-        """As transformers' forward pass scores them, one at a time."""
+        """Log-probabilities that transformers' forward pass computes, one sequence at a time."""
         with self._own_forward():
             return [self._score(torch.from_numpy(ids.astype(np.int64)).to(self._device)) for ids in sequences]
 
@@ -96,7 +100,7 @@ class Comparison:
 
     @contextmanager
     def _own_forward(self) -> Iterator[None]:
-        """Let the model be as transformers made it, in evaluation mode, with the attention that it writes out."""
+        """Run the model as transformers made it, in evaluation mode and with transformers' eager attention."""
         model = self._model
         with ExitStack() as stack:
             for module in model.modules():
@@ -111,7 +115,7 @@ class Comparison:
 
     @contextmanager
     def _rounding(self) -> Iterator[None]:
-        """Let each linear layer's output be off by as much as its data type rounds."""
+        """Perturb each linear layer's output by as much as its data type rounds."""
         dice = torch.Generator(self._device).manual_seed(0)
 
         def round_off(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -128,7 +132,7 @@ class Comparison:
 
     @torch.no_grad()
     def where_packed_differs(self, groups: Sequence[GroupTokens]) -> str:
-        """The kind of layer from which on packed sequences come out other than by the model's own forward pass."""
+        """The kind of layer from which on packed sequences give other results than the model's own forward pass."""
         sequences = [ids for ids, _ in _responses(groups)]
         batch = self._batch(sequences)
         ordered = [sequences[sample.group] for sample in batch.samples]
@@ -161,7 +165,7 @@ class Comparison:
 
     @contextmanager
     def _layer_outputs(self) -> Iterator[list[list[Tensor]]]:
-        """[layers][calls] hidden states that each layer returns."""
+        """Hidden states that each layer returns: [layers][calls]."""
         found: list[list[Tensor]] = [[] for _ in self._layers()]
 
         def remember(kept: list[Tensor]) -> Callable[..., None]:
@@ -176,7 +180,7 @@ class Comparison:
 
 
 def _responses(groups: Sequence[GroupTokens]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-    """Prompt and response in one, and the log-probs that the engine gave the response's tokens."""
+    """Each response with its prompt, and the log-probabilities that the engine gave to the response's tokens."""
     for group in groups:
         for index in range(len(group.offsets) - 1):
             ids, sampled = group.response(index)
@@ -184,7 +188,7 @@ def _responses(groups: Sequence[GroupTokens]) -> Iterator[tuple[NDArray[np.int32
 
 
 def _as_group(ids: NDArray[np.int32]) -> GroupTokens:
-    """A sequence whose first token is its prompt."""
+    """A sequence as a group whose prompt is the sequence's first token."""
     return GroupTokens(
         prompt_ids=ids[:1],
         response_ids=ids[1:],

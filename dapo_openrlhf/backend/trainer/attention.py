@@ -1,9 +1,11 @@
 """Causal attention over packed sequences with torch's own kernel (torch; runs inside the trainer's ranks).
 
-Sequences lie one after the other, without padding, through the whole model. Only here, where sequences must not see
-each other, those of like length are put side by side. flash-attn does without; this is for machines that lack it.
+Sequences pass through the whole model one after the other, without padding. Only in the attention, where sequences must
+not see each other, those of similar length are put side by side. flash-attn does not need this; this attention is for
+machines that lack it.
 
-Where sequences end reaches the attention as its mask, which every model hands down; other arguments some layers drop.
+The ends of the sequences reach the attention as its mask, which every model passes on; some layers drop other
+arguments.
 
 Legend: N tokens of all sequences, H query heads, K key and value heads, D head size; b sequences of at most L tokens.
 """
@@ -25,10 +27,11 @@ from dapo_openrlhf.algorithm.choices import Attention
 from dapo_openrlhf.backend.trainer.rows import Bucket
 
 NAME = "packed_attention"
-"""Under which transformers knows this attention."""
+"""The name of this attention in transformers."""
 
 QUERIES = 256
-"""Tokens whose scores are made at once where torch's kernel for plain causal attention will not do."""
+"""Number of query tokens whose scores are computed at once where torch's kernel for plain causal attention cannot be
+used."""
 
 
 _packed: ContextVar[Sequence[Bucket]] = ContextVar("packed sequences of the running forward pass")
@@ -36,31 +39,31 @@ _packed: ContextVar[Sequence[Bucket]] = ContextVar("packed sequences of the runn
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """Which tokens a token sees: this attention's mask."""
+    """The tokens that each token sees; this is the mask of this attention."""
 
     buckets: Sequence[Bucket]
-    """Of the packed sequences; none sees another."""
+    """Buckets of the packed sequences. No sequence sees another."""
     allowed: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None
-    """transformers' mask function: of indices of batch, head, query and key, which broadcast. None if a token sees itself
-    and all before it in its sequence."""
+    """transformers' mask function of the indices of batch, head, query and key, which broadcast. None if a token sees
+    itself and all earlier tokens of its sequence."""
     reach: int | None
-    """A token sees none that many before it; None if it may see all."""
+    """A token sees no token that is this many or more positions before it; None if there is no such limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What becomes of the products of queries and keys."""
+    """How scores are computed from the products of queries and keys."""
 
     scaling: float | None
-    """Factor; None for D to the power of -1/2."""
+    """Factor of the products; None for D to the power of -1/2."""
     softcap: float | None
-    """c in c tanh(score / c) (Gemma 2, arXiv 2408.00118, section 2)."""
+    """Soft cap, c in c tanh(score / c) (Gemma 2, arXiv 2408.00118, section 2)."""
     sinks: Tensor | None
-    """[H] score of a token that is always seen and has no value (gpt-oss, arXiv 2508.10925, section 2.2)."""
+    """[H] scores of a token that is always seen and has no value (gpt-oss, arXiv 2508.10925, section 2.2)."""
 
     @property
     def plain(self) -> bool:
-        """Whether torch's kernel computes them."""
+        """Whether torch's kernel can compute these scores."""
         return self.softcap is None and self.sinks is None
 
 
@@ -78,7 +81,7 @@ def packed_sdpa(
 ) -> tuple[Tensor, None]:
     """Attention for transformers' interface: query [1, H, N, D], key and value [1, K, N, D]; returns [1, N, H, D].
 
-    ``attention_mask`` is what :func:`visible` made. Dropout is none of a policy's.
+    ``attention_mask`` is the result of :func:`visible`. Dropout is ignored, because a policy is trained without it.
     """
     if not isinstance(attention_mask, Visible):
         raise NotImplementedError(f"{type(module).__name__} gets no mask by which it could keep packed sequences apart")
@@ -97,14 +100,14 @@ def packed_sdpa(
 
 
 def _side_by_side(packed: Tensor, bucket: Bucket) -> Tensor:
-    """[H, tokens, D] as [b, H, L, D]."""
+    """Rearrange [H, tokens, D] as [b, H, L, D]."""
     if bucket.index is None:
         return torch.unflatten(packed, 1, (-1, bucket.longest)).transpose(0, 1)
     return packed[:, bucket.index].transpose(0, 1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
-    """[b, H, L, D] of query [b, H, L, D], key and value [b, K, L, D]."""
+    """Attention output [b, H, L, D] for query [b, H, L, D], key and value [b, K, L, D]."""
     length, repeats = query.shape[2], query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -128,18 +131,18 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores:
 
 
 def _mask(start: int, first: int, end: int, visible: Visible, device: torch.device) -> Tensor:
-    """[end - start, end - first] bool, which of the tokens [first, end) those of [start, end) see."""
+    """Which of the tokens [first, end) the tokens [start, end) see: [end - start, end - first] bool."""
     queries = torch.arange(start, end, device=device)[:, None]
     keys = torch.arange(first, end, device=device)[None]
     if visible.allowed is None:
         return keys <= queries
-    # Longest sequences come first, so these indices all are of the first one, should the function ask for sequences.
+    # Sequences come longest first, so all these indices lie in the first one, in case the function looks up sequences.
     zero = torch.zeros((), dtype=torch.int64, device=device)
     return visible.allowed(zero, zero, queries, keys).expand(end - start, end - first)
 
 
 def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
-    """Attention with scores of any kind, the softmax in float32."""
+    """Attention with scores of any kind; the softmax is computed in float32."""
     scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
     products = query @ key.transpose(2, 3) * scaling
     if scores.softcap is not None:
@@ -155,7 +158,7 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Sc
 def visible(
     *arguments: Any, mask_function: Any, local_size: int | None = None, use_vmap: bool = False, **settings: Any
 ) -> Visible:
-    """What transformers' masks are under this attention: a function of positions in place of a tensor."""
+    """The mask that transformers makes for this attention: a function of positions instead of a tensor."""
     if "allow_is_bidirectional_skip" in settings:
         raise NotImplementedError("a model in which tokens see later ones is no policy that could be trained here")
     plain = local_size is None and not use_vmap
@@ -164,7 +167,7 @@ def visible(
 
 @contextmanager
 def packed(buckets: Sequence[Bucket] | None) -> Iterator[None]:
-    """Say where the sequences of forward passes in this block end; None for models that are told otherwise."""
+    """Set where the sequences of forward passes in this block end; None for models that are told in another way."""
     if buckets is None:
         yield
         return
@@ -176,7 +179,7 @@ def packed(buckets: Sequence[Bucket] | None) -> Iterator[None]:
 
 
 def implementation(wanted: Attention, *, flash_attention: bool) -> str:
-    """transformers' name of the attention that is used; ``flash_attention``: whether that package is there."""
+    """transformers' name of the attention to use. ``flash_attention`` says whether that package is installed."""
     match wanted:
         case "sdpa":
             return NAME
@@ -187,7 +190,7 @@ def implementation(wanted: Attention, *, flash_attention: bool) -> str:
 
 
 def register() -> None:
-    """Make this attention and its masks known to transformers."""
+    """Register this attention and its masks with transformers."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

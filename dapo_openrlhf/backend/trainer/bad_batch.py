@@ -1,4 +1,4 @@
-"""An update that was stopped, as files to look into: one rank's arrays (numpy; runs inside the trainer's ranks)."""
+"""Writes one rank's arrays of an update that was stopped, for inspection (numpy; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from dapo_openrlhf.pipeline.batch import Sample, Update
 
 
 def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, GroupTokens], known: Known) -> None:
-    """Write ``rank-N.npz``: the rank's samples of the update, read by ``numpy.load`` without pickle.
+    """Write ``rank-N.npz``: the rank's samples of the update, readable by ``numpy.load`` without pickle.
 
-    Per sample (S of them): ``group`` (index in the batch, as in ``batch.json``), ``response`` (index in the group),
-    ``trained``, ``advantage``, ``weight``. Flat over all samples: ``prompt_ids``, cut by ``prompt_offsets`` [S + 1];
-    ``response_ids`` and ``rollout_logprobs``, cut by ``response_offsets`` [S + 1]; of the same length, as far as they were
-    known, ``logprobs`` (of the weights as they were and are), ``old_logprobs``, ``ref_logprobs``, ``values``,
-    ``advantages``, ``returns``, NaN where they were not.
+    Arrays with one entry per sample (S of them): ``group`` (index in the batch, as in ``batch.json``), ``response``
+    (index in the group), ``trained``, ``advantage``, ``weight``. Flat arrays over all samples: ``prompt_ids``, divided
+    by ``prompt_offsets`` [S + 1]; ``response_ids`` and ``rollout_logprobs``, divided by ``response_offsets`` [S + 1].
+    Arrays of the same length as ``response_ids``, as far as they were known, with NaN where they were not: ``logprobs``
+    (of the weights, which the stopped update did not change), ``old_logprobs``, ``ref_logprobs``, ``values``,
+    ``advantages``, ``returns``.
     """
     samples = [sample for micro_batch in update.micro_batches for sample in micro_batch]
     responses = [tokens[sample.group].response(sample.index) for sample in samples]

@@ -1,10 +1,10 @@
-"""What a model's tensors are called and how they are cut in its checkpoint (runs in every trainer rank).
+"""Names and shapes of a model's tensors in its checkpoint (runs in every trainer rank).
 
-transformers keeps some models otherwise than their checkpoints: Mixtral's modules hold all experts of a layer in one
-``mlp.experts.gate_up_proj``, its checkpoints two matrices for each under ``block_sparse_moe.experts.0.w1`` and ``.w3``.
-Loading converts, ``save_pretrained`` reverts, and engines know the checkpoint's form only. The reversal is transformers'
-own (``core_model_loading.revert_weight_conversion``, 5.15), cut into units so that a model which no machine holds whole
-can pass in a stream.
+transformers keeps some models in another form than their checkpoints: Mixtral's modules hold all experts of a layer in
+one ``mlp.experts.gate_up_proj``, its checkpoints two matrices per expert under ``block_sparse_moe.experts.0.w1`` and
+``.w3``. Loading converts, ``save_pretrained`` reverts, and engines know only the checkpoint's form. The reversal is
+transformers' own (``core_model_loading.revert_weight_conversion``, 5.15), divided into units so that a model too large
+for any machine to hold as a whole can be streamed.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ from transformers.core_model_loading import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """Tensors of a model that become tensors of its checkpoint together; most are alone and keep at most their name."""
+    """Tensors of a model that together become tensors of its checkpoint.
+
+    Most units are a single tensor, of which at most the name changes.
+    """
 
     sources: tuple[str, ...]
-    """Names in the model."""
+    """Names of the tensors in the model."""
     name: str
-    """In the checkpoint; with a ``conversion`` the first of several, as transformers writes it."""
+    """Name in the checkpoint; with a ``conversion``, the first of several names, as transformers writes it."""
     conversion: WeightConverter | None = None
     patterns: tuple[str, ...] = ()
-    """Under which the conversion knows each source."""
+    """The patterns under which the conversion knows the sources, one for each."""
 
     def convert(self, tensors: Mapping[str, Tensor], model: Any) -> list[tuple[str, Tensor]]:
-        """Names and tensors in the checkpoint, of the whole ``tensors`` by their names in the model."""
+        """Names and tensors in the checkpoint, from the whole ``tensors`` by their names in the model."""
         if self.conversion is None:
             return [(self.name, tensors[self.sources[0]])]
         conversion = deepcopy(self.conversion)
@@ -50,34 +53,34 @@ class Unit:
 
 
 def keep_used_conversions(model: Any) -> None:
-    """Forget conversions that loading did not need, or saving would do more than revert.
+    """Drop the conversions that loading did not need, since saving would otherwise do more than revert.
 
-    transformers does so itself, but not where it loads for ZeRO-3, which then saves under names that nobody loads.
+    transformers does so itself, except when it loads for ZeRO-3: it then saves under names that nobody can load.
     """
     if hasattr(model, "_weight_conversions"):
         model._weight_conversions = [transform for transform in model._weight_conversions if transform.was_used()]
 
 
 def stored_tensors(model: Any) -> dict[str, Any]:
-    """Parameters and buffers that belong into a checkpoint, in the model's order; one name for what several share."""
+    """Parameters and buffers that belong in a checkpoint, in the model's order; a shared tensor has only one name."""
     left_out = set(model._keys_to_ignore_on_save or ())
     tied_to = model.all_tied_weights_keys
     first: dict[int, str] = {}
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in left_out}
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[0] in tied_to):  # the one that others are tied to
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[0] in tied_to):  # tied names last
         first.setdefault(id(tensor), name)
     return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}
 
 
 def units(model: Any) -> tuple[Unit, ...]:
-    """How the tensors of ``model`` become its checkpoint's, in the model's order. The same on every rank."""
+    """The units that turn ``model``'s tensors into its checkpoint's, in the model's order; the same on every rank."""
     reverse = [transform.reverse_transform() for transform in reversed(_conversions(model))]
     renamings = [transform for transform in reverse if isinstance(transform, WeightRenaming)]
     conversions = [transform for transform in reverse if isinstance(transform, WeightConverter)]
     by_pattern = {pattern: conversion for conversion in conversions for pattern in conversion.source_patterns}
     names = list(stored_tensors(model))
     found: dict[str, list[tuple[str, str | None]]] = {}
-    for name in sorted(names, key=dot_natural_key):  # some renamings depend on what came before
+    for name in sorted(names, key=dot_natural_key):  # some renamings depend on earlier ones
         stored, pattern = rename_source_key(name, renamings, conversions, reverse=True)
         found.setdefault(stored, []).append((name, pattern))
     made = [_unit(stored, sources, by_pattern) for stored, sources in found.items()]
@@ -95,9 +98,9 @@ def _unit(stored: str, sources: list[tuple[str, str | None]], by_pattern: Mappin
 
 
 def _conversions(model: Any) -> list[WeightTransform]:
-    """Those by which the model was loaded, or else those of its class.
+    """The conversions by which the model was loaded, or else those of its class.
 
-    Some drop a part of names that not every checkpoint has; only loading knows whether this one had.
+    Some conversions drop a part of names that not every checkpoint has; only loading knows whether this one had it.
     """
     if hasattr(model, "_weight_conversions"):
         conversions: list[WeightTransform] = model._weight_conversions

@@ -1,6 +1,6 @@
 """Gradient checkpointing of a model that is in evaluation mode (torch; runs inside the trainer's ranks).
 
-transformers checkpoints its layers in training mode only, in which dropout and routers' noise are on as well.
+transformers checkpoints layers only in training mode, in which dropout and the noise of routers are on as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dapo_openrlhf.backend.trainer.families import UnfitModel
 
 
 def install(model: Any) -> None:
-    """Let each decoder layer be computed anew in the backward pass instead of kept. Raises :class:`UnfitModel`."""
+    """Recompute decoder layers in the backward pass instead of keeping activations. Raises :class:`UnfitModel`."""
     inside: set[torch.nn.Module] = set()
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer) and layer not in inside:

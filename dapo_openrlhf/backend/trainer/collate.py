@@ -1,7 +1,7 @@
-"""Micro-batches as packed tensors (torch; runs inside the trainer's ranks).
+"""Turns micro-batches into packed tensors (torch; runs inside the trainer's ranks).
 
-Legend: B responses, N tokens of prompts and responses together, T longest response, R response tokens together.
-Sequences are packed longest first, without padding; what the loss sees is [B, T], right-padded.
+Legend: B responses, N tokens of prompts and responses together, T tokens of the longest response, R tokens of all
+responses. Sequences are packed longest first, without padding; the loss uses right-padded arrays [B, T].
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from dapo_openrlhf.pipeline.batch import MicroBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
-    """One micro-batch on the device; rows in the order of :attr:`samples`."""
+    """One micro-batch on the device; rows are in the order of :attr:`samples`."""
 
     samples: MicroBatch
-    """Longest sequence first."""
+    """The samples, longest sequence first."""
     lengths: tuple[int, ...]
-    """[B] tokens of each sequence."""
+    """[B] number of tokens of each sequence."""
     input_ids: Tensor
-    """[1, N] int64"""
+    """[1, N] int64 token ids."""
     position_ids: Tensor
-    """[1, N] int64, from 0 in each sequence."""
+    """[1, N] int64 position of each token in its sequence, from 0."""
     positions: Tensor
-    """[R] index into the N tokens of the one that predicts each response token."""
+    """[R] for each response token, the index among the N tokens of the token that predicts it."""
     targets: Tensor
-    """[R] int64, the response tokens."""
+    """[R] int64 ids of the response tokens."""
     present: Tensor
-    """[B, T] bool, where a response has a token; R are true."""
+    """[B, T] bool, true where a response has a token; R entries are true."""
     mask: Tensor
     """[B, T] float32, 1 on trained tokens."""
     advantages: Tensor
-    """[B, 1] float32"""
+    """[B, 1] float32 advantage of each response."""
     weights: Tensor
-    """[B, 1] float32, what each of a response's tokens weighs in the policy loss of the update."""
+    """[B, 1] float32 weight of each of a response's tokens in the policy loss of the update."""
     fresh: Tensor
-    """[B, 1] float32, 1 for responses of the weights that the step begins with."""
+    """[B, 1] float32, 1 for responses that were sampled with the weights that the step begins with."""
     rollout_logprobs: Tensor
-    """[B, T] float32, 0 beyond a response."""
+    """[B, T] float32 log-probabilities of the sampling policy, 0 beyond a response."""
 
     def unflatten(self, values: Tensor) -> Tensor:
         """[R] values of response tokens as [B, T], 0 beyond a response; differentiable."""
@@ -69,7 +69,7 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
     present = torch.arange(int(response_lengths.max())) < response_lengths[:, None]
     trained = torch.tensor([sample.trained for sample in samples])
     padded_logprobs = torch.zeros(present.shape).masked_scatter(present, torch.from_numpy(np.concatenate(logprobs)))
-    # What carries no gradient must not spoil sums either: 0 times infinity is no number.
+    # Values without a gradient must not spoil sums either: 0 times infinity is NaN.
     padded_logprobs = padded_logprobs.where(trained[:, None] | padded_logprobs.isfinite(), 0.0)
     return Tensors(
         samples=samples,

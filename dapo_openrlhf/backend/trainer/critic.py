@@ -25,10 +25,11 @@ class Critic:
         return batch.unflatten(self.model(**self._inputs.inputs(batch)))
 
     def learn(self, batch: Tensors, *, old_values: Tensor, returns: Tensor, total_tokens: int, last: bool) -> Sums:
-        """Backward pass of one micro-batch, of which ``last`` is an update's last; the step is the caller's.
+        """Run the backward pass of one micro-batch; the caller steps the optimizer.
 
-        Returns sums over trained tokens, from which the share of the returns' variance that the old values explain
-        follows; ``value_loss`` is a share of the update's.
+        ``last`` marks the last micro-batch of an update. Returns sums over trained tokens, from which the share of the
+        returns' variance that the old values explain can be computed; ``value_loss`` is this micro-batch's share of the
+        update's value loss.
         """
         losses = value_loss(self.values(batch), old_values, returns, clip=self._clip)
         loss = aggregate(losses, batch.mask, torch.tensor(1 / max(total_tokens, 1)))

@@ -1,8 +1,8 @@
-"""A model under DeepSpeed, ZeRO 1 to 3 (runs inside the trainer's ranks). Nothing else touches DeepSpeed's engines.
+"""A model under DeepSpeed, ZeRO 1 to 3 (runs inside the trainer's ranks); the only file that uses DeepSpeed's engines.
 
-DeepSpeed (0.19.6) looks for gradients that are not finite by itself with bf16 and ZeRO 1 and 2, with fp16 always, and never
-with fp32 or with bf16 and ZeRO-3. Its optimizers have all that leaving an update out takes, though: gradients are
-dropped, schedule and step counts stay, ``skipped_steps`` counts. Here the decision is made outside and handed to them.
+DeepSpeed (0.19.6) itself checks for gradients that are not finite with bf16 and ZeRO 1 and 2, and always with fp16, but
+never with fp32 or with bf16 and ZeRO-3. All its optimizers can nevertheless skip an update: gradients are dropped,
+schedule and step counts stay, and ``skipped_steps`` is increased. Here the decision is made outside and passed to them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONFIGURED = ("lr", "initial_lr", "betas", "eps", "weight_decay")
-"""Of an optimizer's parameter groups: what DeepSpeed restores with the moments though it is configuration."""
+"""Entries of an optimizer's parameter groups that DeepSpeed restores with the moments although they are
+configuration."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -34,51 +35,55 @@ class DeepSpeedModel:
         self._engine = engine
         self._strategy = strategy
         self._optimizer = engine.optimizer
-        # The optimizer's own look, where it takes one, would undo the decision that is handed to it in ``overflow``.
+        # The optimizer's own check, where it has one, would overwrite the decision that is passed to it in
+        # ``overflow``.
         self._optimizer.check_overflow = lambda *_, **__: None
 
     @classmethod
     def prepared(cls, model: torch.nn.Module, strategy: Strategy, optimizer: Mapping[str, Any]) -> Self:
-        """Put a model under DeepSpeed. ``optimizer``: optimizer and schedule, as OpenRLHF's ``prepare`` wants them."""
+        """Put a model under DeepSpeed.
+
+        ``optimizer`` describes optimizer and schedule in the form that OpenRLHF's ``prepare`` takes.
+        """
         engine, *_ = strategy.prepare((model, dict(optimizer)))
-        engine.eval()  # no dropout: the policy that learns is the one that sampled
+        engine.eval()  # without dropout, the trained policy is the one that sampled
         return cls(engine, strategy)
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go and outputs come from."""
+        """The device of inputs and outputs."""
         return torch.device(self._engine.device)
 
     @property
     def inner(self) -> Any:
-        """transformers' module; under ZeRO-3 its parameters are empty between passes."""
+        """The module of transformers; under ZeRO-3 its parameters are empty between passes."""
         return self._engine.module
 
     @property
     def parameter_count(self) -> int:
-        """Elements of the whole model's parameters."""
+        """Number of parameters of the whole model."""
         return sum(map(whole_numel, self.inner.parameters()))
 
     def __call__(self, **inputs: Any) -> Any:
-        """One forward pass."""
+        """Run one forward pass."""
         return self._engine(**inputs)
 
     def backward(self, share: Tensor, *, last: bool) -> None:
-        """Add a micro-batch's gradient to the update's, see :class:`ShardedModel`."""
-        # DeepSpeed steps once an update, however many micro-batches it took, and averages over the ranks.
+        """Add a micro-batch's gradient to the update's gradient, see :class:`ShardedModel`."""
+        # DeepSpeed steps once per update, however many micro-batches it has, and averages over the ranks.
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(share * self._strategy.world_size)
 
     def gradient_norm(self) -> Tensor:
-        """Norm of the gradients of all ranks, before clipping; after the update's last backward pass."""
+        """Gradient norm over all ranks before clipping; available after the update's last backward pass."""
         scaled = torch.stack(self._group_norms())
-        # DeepSpeed writes -1 for a group's norm that is not finite, and would clip by what it makes of that.
+        # DeepSpeed writes -1 for a group's norm that is not finite, and would clip by a norm computed from that.
         norm: Tensor = torch.linalg.vector_norm(torch.where(scaled < 0, torch.nan, scaled))
         unscaled: Tensor = norm / self._optimizer.loss_scale
         return unscaled
 
     def _group_norms(self) -> list[Tensor]:
-        """Of each of the optimizer's groups of parameters, over all ranks and with the loss scale."""
+        """Norm of each of the optimizer's parameter groups, over all ranks and with the loss scale."""
         optimizer = self._optimizer
         if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
             norms: list[Tensor] = optimizer._get_norm_groups()
@@ -91,27 +96,30 @@ class DeepSpeedModel:
         ]
 
     def step(self, *, sound: bool) -> None:
-        """Let the gradients through, or drop them: weights, moments and schedule stay as they were."""
+        """Apply the gradients if they are ``sound``, otherwise drop them.
+
+        Dropping them leaves weights, moments and schedule as they were.
+        """
         self._optimizer.overflow = not sound
         self._engine.step()
 
     @property
     def learning_rate(self) -> float:
-        """Which the next step takes."""
+        """The learning rate that the next step uses."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     @property
     def loss_scaled(self) -> bool:
-        """Whether it is fp16."""
+        """Whether losses are scaled, as with fp16."""
         return bool(self._engine.fp16_enabled())
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
-        """Names of all parameters, and what this rank holds of each, flat."""
+        """Names of all parameters, and this rank's part of each, flattened."""
         for name, parameter in self.inner.named_parameters():
             yield name, _part(parameter)
 
     def held_moments(self) -> Iterator[tuple[str, Sequence[Tensor]]]:
-        """Names of the optimizer's moments, and what this rank holds of each."""
+        """Names of the optimizer's moments, and this rank's part of each."""
         # Under ZeRO-3 the parameter groups are empty between steps; the state is not.
         states = self._optimizer.optimizer.state.values()
         for name in MOMENTS:
@@ -128,7 +136,7 @@ class DeepSpeedModel:
     def load_state(self, folder: str, tag: str, *, updates_done: int) -> bool:
         """Load full-precision weights and moments; False if ``folder`` holds none under ``tag``.
 
-        Learning rate, decays, gradient clipping and schedule stay the configuration's. The schedule is entered after
+        Learning rate, decays, gradient clipping and schedule stay as configured. The schedule continues after
         ``updates_done`` gradient steps of the new configuration: DeepSpeed's own counter counts those of the old one,
         whose updates may have had another size.
         """
@@ -151,7 +159,7 @@ class DeepSpeedModel:
 
 
 def _part(parameter: Any) -> Tensor:
-    """What this rank holds of a parameter, flat: without the padding that ZeRO-3 leaves as it found the memory."""
+    """This rank's part of a parameter, flattened, without the padding of ZeRO-3, which is uninitialised memory."""
     if not hasattr(parameter, "ds_id"):
         whole: Tensor = parameter.detach().view(-1)
         return whole
@@ -161,9 +169,10 @@ def _part(parameter: Any) -> Tensor:
 
 
 def _enter_schedule(schedule: Any, groups: list[dict[str, Any]], updates_done: int) -> None:
-    """Put a ``torch.optim.lr_scheduler.LambdaLR``, and the learning rate of ``groups``, where it is after so many steps.
+    """Set a ``torch.optim.lr_scheduler.LambdaLR`` and the learning rates of ``groups`` to ``updates_done`` steps.
 
-    Its ``step`` with a number is deprecated, and stepping there one by one takes as long as there are steps.
+    Calling its ``step`` with a number is deprecated, and stepping there one by one takes time in proportion to the
+    steps.
     """
     schedule.last_epoch = updates_done
     rates = [peak * share(updates_done) for peak, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]

@@ -1,4 +1,4 @@
-"""What a family of models needs of a trainer, read from its configuration and class (runs inside the trainer's ranks)."""
+"""What a family of models requires of a trainer, from its configuration and class (runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ PACKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class UnfitModel(ValueError):
-    """The model cannot be trained as the configuration says; the message names its architecture and what is in the way."""
+    """The model cannot be trained as configured; the message names its architecture and the reason."""
 
 
 def architecture(config: Any) -> str:
-    """The name of a configuration's model."""
+    """The name of the model's architecture in its configuration."""
     return next(iter(config.architectures or ()), type(config).__name__)
 
 
 def rows_attention(config: Any) -> str:
-    """transformers' attention for a family that reads sequences in rows."""
+    """transformers' attention for a family that reads sequences as rows."""
     return "sdpa" if _model_class(config)._supports_sdpa else "eager"
 
 
 def why_by_rows(config: Any) -> str | None:
-    """Why the family cannot read packed sequences, or None if it can. Raises :class:`UnfitModel` for no language model."""
+    """The reason why the family cannot read packed sequences, or None if it can.
+
+    Raises :class:`UnfitModel` for a model that is not a causal language model.
+    """
     others = sorted(set(config.get_text_config().to_dict().get("layer_types") or ()) - PACKED_LAYERS)
     if others:
         return f"layers of kind {', '.join(others)} run on past the end of a packed sequence"
@@ -42,7 +45,7 @@ def why_by_rows(config: Any) -> str | None:
 
 
 def _model_class(config: Any) -> Any:
-    """The class of a configuration's causal language model, also where its code came with the model."""
+    """The class of a configuration's causal language model, including classes whose code comes with the model."""
     name = "AutoModelForCausalLM"
     remote = config.to_dict().get("auto_map") or {}
     if name in remote:

@@ -1,4 +1,4 @@
-"""Weights that are not finite are neither published nor saved (torch; runs inside the trainer's ranks)."""
+"""Refuses to publish or save weights that are not finite (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ class NotFinite(RuntimeError):
 def refuse_not_finite(what: str, models: Sequence[ShardedModel], peers: Peers) -> None:
     """Raise :class:`NotFinite` on every rank if a parameter on any rank is not finite.
 
-    Each rank looks at what it holds, a part of each parameter under ZeRO-3: one pass over the memory, one collective and
-    one synchronisation. ``what`` is not done because of it. Every rank must call it.
+    Each rank checks what it holds, which under ZeRO-3 is a part of each parameter, with one pass over the memory, one
+    collective and one synchronisation. ``what`` begins the message and says what is not done. Every rank must call it.
     """
     named = [(name, _not_finite(held).to(model.device)) for model in models for name, held in model.held()]
     _refuse(what, named, peers)
 
 
 def refuse_moments_not_finite(what: str, models: Sequence[ShardedModel], peers: Peers) -> None:
-    """The same for the optimizers' moments, of which a rank holds its part; before the first step there may be none."""
+    """Do the same for the optimizers' moments, of which a rank holds a part.
+
+    Before the first step there may be none.
+    """
     named = [
         (f"the optimizer's {name}", _any_not_finite(moments, model.device))
         for model in models
@@ -38,7 +41,11 @@ def refuse_moments_not_finite(what: str, models: Sequence[ShardedModel], peers: 
 
 
 def _refuse(what: str, named: Sequence[tuple[str, Tensor]], peers: Peers) -> None:
-    """``named``: whether each tensor is not finite, as tensors on one device; as many on every rank."""
+    """Raise :class:`NotFinite` if any of these flags is set on any rank.
+
+    ``named`` holds, for each tensor, its name and a flag that says whether it is not finite. All flags are on one
+    device, and there are as many on every rank.
+    """
     found = peers.largest(torch.stack([is_bad for _, is_bad in named]).float())
     bad = [name for (name, _), is_bad in zip(named, found.tolist(), strict=True) if is_bad]
     if bad:
@@ -49,13 +56,16 @@ def _refuse(what: str, named: Sequence[tuple[str, Tensor]], peers: Peers) -> Non
 
 
 def _any_not_finite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Whether one of these is not finite, on ``device``; they may lie in host memory."""
+    """Whether any of these tensors is not finite, as a tensor on ``device``; they may be in host memory."""
     flags = [_not_finite(tensor).to(device) for tensor in tensors]
     return torch.stack(flags).any() if flags else torch.zeros((), dtype=torch.bool, device=device)
 
 
 def _not_finite(tensor: Tensor) -> Tensor:
-    """Whether a tensor holds a number that is not finite, as a tensor; its extremes do then, without a copy of it."""
+    """Whether a tensor holds a number that is not finite, as a tensor.
+
+    If so, its minimum or maximum is not finite either, so the check needs no copy of the tensor.
+    """
     if not tensor.numel():
         return torch.zeros((), dtype=torch.bool, device=tensor.device)
     low, high = torch.aminmax(tensor)

@@ -1,4 +1,4 @@
-"""What becomes of a rank's updates with numbers that are not finite (torch; runs inside the trainer's ranks)."""
+"""Handles a rank's updates with numbers that are not finite (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome, folder_of
 from dapo_openrlhf.pipeline.batch import RankPlan
 
 MOST_WRITTEN = 20
-"""Updates that were stopped whose batches a rank writes down."""
+"""Maximum number of stopped updates whose batches a rank writes to files."""
 
 
 class Guard:
-    """Counts updates that were stopped, and writes their batches down."""
+    """Counts updates that were stopped, and writes their batches to files."""
 
     def __init__(self, settings: GuardSettings, *, rank: int, loss_scaled: bool) -> None:
-        """``loss_scaled``: gradients overflow now and then, and nothing is wrong."""
+        """``loss_scaled``: gradients overflow now and then without anything being wrong."""
         self._settings = settings
         self._rank = rank
         self._loss_scaled = loss_scaled
@@ -34,7 +34,10 @@ class Guard:
     def outcome(
         self, verdict: Verdict, plan: RankPlan, position: int, tokens: Mapping[int, GroupTokens], known: Known
     ) -> UpdateOutcome:
-        """What became of the plan's update at ``position``, of whose samples ``tokens`` and what is ``known`` are kept."""
+        """The outcome of the plan's update at ``position``.
+
+        If it was stopped, its samples, with their ``tokens`` and what is ``known`` of them, are written to a file.
+        """
         if verdict.overflow and self._loss_scaled:
             return UpdateOutcome(not_finite=verdict.not_finite, overflow=True)
         if verdict.sound:

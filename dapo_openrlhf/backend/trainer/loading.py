@@ -1,4 +1,4 @@
-"""A trainer rank with its models under DeepSpeed, loaded as OpenRLHF's settings say (runs inside the trainer's ranks)."""
+"""Loads a trainer rank's models under DeepSpeed, as OpenRLHF's settings say (runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dapo_openrlhf.backend.trainer.weights_out import WeightsOut
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRank:
-    """A rank's models, in the hands of those who work with them."""
+    """A rank's models, held by the objects that work with them."""
 
     rank: Rank
     weights: WeightsOut
@@ -37,9 +37,10 @@ class LoadedRank:
 
 
 def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning, *, spans: Spans) -> LoadedRank:
-    """Load the models and put them under DeepSpeed. Every rank must call it once ``strategy`` has brought them together.
+    """Load the models and put them under DeepSpeed. Every rank must call it once ``strategy`` has joined the ranks.
 
-    Raises ``NotFinite`` for a model that is not, and ``RuntimeError`` for a checkpoint in which something is missing.
+    Raises ``NotFinite`` for a model that is not finite, and ``RuntimeError`` for a checkpoint in which something is
+    missing.
     """
     args, peers = strategy.args, Peers.joined()
     models = Models(strategy, device=strategy.torch_device)
@@ -69,7 +70,7 @@ def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning,
 
 
 def _under_deepspeed(model: Any, strategy: Strategy, adam: SimpleNamespace, beginning: Beginning) -> DeepSpeedModel:
-    """Policy and critic have optimizers of their own, and one schedule."""
+    """Put a model under DeepSpeed with its own optimizer; policy and critic share the schedule."""
     actor = strategy.args.actor
     optimizer = {
         "optim": "adam",

@@ -1,8 +1,8 @@
-"""Log-probs and entropies of given tokens without all logits at once (torch; runs inside the trainer's ranks).
+"""Log-probabilities and entropies of given tokens without all logits at once (torch; runs inside the trainer's ranks).
 
 A causal language model's ``forward`` is replaced by :func:`token_logprobs`, so that DeepSpeed's hooks see one call per
-micro-batch and [tokens x vocabulary] in float32 never exists: the output layer runs on chunks of positions, and is
-run again in the backward pass. The chunks are made inside one call of the output layer, see :mod:`own_forward`.
+micro-batch and [tokens x vocabulary] in float32 never exists: the output layer runs on chunks of positions, and runs
+again in the backward pass. The chunks are processed inside one call of the output layer, see :mod:`own_forward`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dapo_openrlhf.backend.trainer import attention, rows
 from dapo_openrlhf.backend.trainer.own_forward import OwnForward, Tail
 
 LOGITS_PER_CHUNK = 1 << 27
-"""Logits held at once: 512 MB in float32."""
+"""Number of logits held at once: 512 MB in float32."""
 
 
 def install(model: Any, *, by_rows: bool = False) -> None:
-    """Let ``model(...)`` compute :func:`token_logprobs` from now on; the module and its parameters stay the same.
+    """Make ``model(...)`` compute :func:`token_logprobs` from now on; the module and its parameters stay the same.
 
     ``by_rows``: the model reads sequences side by side, see :mod:`rows`. Raises ``UnknownHead``.
     """
@@ -40,10 +40,10 @@ def token_logprobs(
     buckets: Sequence[rows.Bucket] | None = None,
     **inputs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob and entropy of each target token.
+    """Log-probability and entropy of each target token.
 
-    ``input_ids`` [1, N] are packed sequences; ``positions`` [R] are indices into the N tokens whose next token is
-    ``targets`` [R]. ``buckets`` or ``inputs`` tell the attention in use where sequences end. Returns float32
+    ``input_ids`` [1, N] are packed sequences; ``positions`` [R] are indices of those of the N tokens whose next tokens
+    are ``targets`` [R]. ``buckets`` or ``inputs`` tell the attention in use where sequences end. Returns float32
     (logprobs [R], entropies [R]) of the distribution at ``temperature``; entropies carry no gradient.
     """
     chunk_rows = max(1, LOGITS_PER_CHUNK // model.vocabulary)
@@ -73,7 +73,7 @@ def token_logprobs_by_rows(
     position_ids: Tensor,
     **_packed: Any,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`token_logprobs`, packed sequences of like length side by side."""
+    """The same as :func:`token_logprobs`, with packed sequences of similar length side by side."""
     parts = [
         token_logprobs(
             model,

@@ -1,4 +1,4 @@
-"""What a rank works out before a step's first update, with the weights as they are (torch; runs inside the trainer's ranks)."""
+"""What a rank computes before a step's first update, with the initial weights (torch; runs inside trainer ranks)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dapo_openrlhf.pipeline.batch import RankPlan, Sample, Update
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookAhead:
-    """Old log-probs, reference log-probs, values, and advantages by token, each where the settings need them."""
+    """Computes old and reference log-probabilities, values, and advantages per token, as the settings need them."""
 
     policy: Policy
     critic: Critic | None
@@ -30,7 +30,7 @@ class LookAhead:
     spans: Spans
 
     def known(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> Known:
-        """Everything that depends on the weights at the start of the step."""
+        """Compute everything that depends on the weights at the start of the step."""
         settings, updates = self.settings.advantages, plan.updates
         reference: PerSample = {}
         values: PerSample = {}
@@ -58,8 +58,8 @@ class LookAhead:
     def _old_logprobs(self, updates: Sequence[Update], tokens: Mapping[int, GroupTokens]) -> PerSample:
         kl_in_reward = self.settings.advantages.kl_coef > 0
         if self.settings.loss.old_logprobs == "recompute":
-            # During the first update the weights still are those of the start: its own forward pass has them, also
-            # for later passes over the same samples, where no other rank will be dealt them.
+            # During the first update the weights are still those of the start, so its own forward pass computes the old
+            # log-probabilities, also for later passes over the same samples if no other rank may be dealt them.
             once = updates[0].micro_batches if self.peers.alone and not kl_in_reward else ()
             return self._forward_all(
                 self.policy.logprobs, updates if kl_in_reward else updates[1:], tokens, without=once
@@ -75,14 +75,17 @@ class LookAhead:
         tokens: Mapping[int, GroupTokens],
         without: Sequence[Sequence[Sample]] = (),
     ) -> PerSample:
-        """[B, T] of every micro-batch, without gradient, by sample; not of those ``without`` consists of."""
+        """Run ``forward`` without gradient on every micro-batch, and return its rows by sample.
+
+        A single rank leaves out micro-batches whose samples are all known already or in ``without``.
+        """
         known: PerSample = {}
         done = {key_of(sample) for samples in without for sample in samples}
         with torch.no_grad():
             for update in updates:
                 for samples in update.micro_batches:
-                    # A forward pass is a collective under ZeRO-3, and ranks deal samples anew in each epoch: what one
-                    # rank knows already another may not, so only a single rank may leave a pass out.
+                    # A forward pass is a collective under ZeRO-3, and samples are dealt to the ranks anew in each
+                    # epoch: what one rank knows already another may not, so only a single rank may leave a pass out.
                     if self.peers.alone and all(key_of(s) in known or key_of(s) in done for s in samples):
                         continue
                     batch = collate(samples, tokens, device=self.policy.model.device)

@@ -1,4 +1,4 @@
-"""The models of a trainer rank: loading them, and running them over packed micro-batches."""
+"""The models of a trainer rank: loads them, and prepares them to run over packed micro-batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dapo_openrlhf.backend.trainer.strategy import PARAM_DTYPES, Strategy
 
 
 class Models:
-    """Loads models as the strategy's settings say. All read packed sequences."""
+    """Loads models as the strategy's settings say. All of them read packed sequences."""
 
     def __init__(self, strategy: Strategy, *, device: torch.device) -> None:
         attention.register()
@@ -40,9 +40,9 @@ class Models:
         return self._prepared(model)
 
     def critic(self, path: str) -> Any:
-        """OpenRLHF's critic that computes :func:`values.token_values`; a value head that ``path`` lacks is new.
+        """OpenRLHF's critic, computing :func:`values.token_values`; a value head that ``path`` lacks is initialised.
 
-        The class is OpenRLHF's; its loader is not used, because it knows no float32.
+        Only the class is OpenRLHF's; its loader is not used, because it does not support float32.
         """
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
         config.normalize_reward = False
@@ -62,7 +62,7 @@ class Models:
         return self._prepared(model)
 
     def _by_rows(self, config: Any) -> bool:
-        """Whether a family reads sequences side by side. Raises ``UnfitModel`` where that cannot be."""
+        """Whether a family reads sequences side by side. Raises ``UnfitModel`` if ZeRO-3 rules that out."""
         reason = families.why_by_rows(config)
         if reason is not None and self._strategy.stage == 3:
             raise families.UnfitModel(
@@ -76,7 +76,7 @@ class Models:
         return families.rows_attention(config) if by_rows else self.packing.attention_name
 
     def _prepared(self, model: Any) -> Any:
-        """A model that computes what an engine's does: without dropout, also while it learns."""
+        """Prepare a model so that it computes what an engine's does: without dropout, even while it is trained."""
         model.config.use_cache = False
         model.eval()
         keep_used_conversions(model)
@@ -88,9 +88,9 @@ class Models:
 
     @contextmanager
     def _partitioned_loading(self) -> Iterator[None]:
-        """Load a ZeRO-3 model already partitioned, as transformers does while such a configuration is alive.
+        """Load a ZeRO-3 model already partitioned, as transformers does while such a configuration object exists.
 
-        For models that a rank cannot hold whole.
+        This is for models that a rank cannot hold as a whole.
         """
         if self._strategy.stage != 3:
             yield

@@ -1,8 +1,8 @@
 """Linear layers in float32 through oneDNN on a CPU (torch; runs inside the trainer's ranks).
 
-torch gives products in float32 to MKL, which keeps to AVX2 on other processors than Intel's; oneDNN takes what the
-processor has. On an AMD EPYC with AVX-512 a forward pass and its input gradient are 2.2 times as fast, the weight
-gradient 1.5 to 2 times. In bfloat16 torch takes oneDNN by itself.
+torch computes products in float32 with MKL, which uses only AVX2 on processors other than Intel's, while oneDNN uses
+what the processor has. On an AMD EPYC with AVX-512 a forward pass and its input gradient are 2.2 times as fast, the
+weight gradient 1.5 to 2 times. In bfloat16 torch uses oneDNN by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def install(model: nn.Module) -> None:
-    """Let the model's linear layers in float32 compute through oneDNN; modules and parameters stay the same."""
+    """Make the model's linear layers in float32 compute through oneDNN; modules and parameters stay the same."""
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():
@@ -29,7 +29,7 @@ def _forward(module: nn.Linear, inputs: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """``inputs @ weight.T + bias`` for inputs [..., in], weight [out, in]."""
+    """Computes ``inputs @ weight.T + bias`` for inputs [..., in], weight [out, in]."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,12 +1,12 @@
-"""A causal language model's own forward pass, whose logits are made chunk by chunk (runs inside the trainer's ranks).
+"""A causal language model's own forward pass, with logits computed chunk by chunk (runs inside the trainer's ranks).
 
-What a family does between decoder and logits (scales, soft caps, a cut to the vocabulary) stands in its ``forward`` and
-nowhere else. So that is what runs here, with two of its modules stood in for: the output layer, which answers with what
-is made of its logits instead of with them, and the decoder, whose output is remembered. To learn what becomes of a chunk
-of the output layer's logits, the same ``forward`` runs again with the decoder's output as remembered and with that chunk
-in the output layer's place, which costs no module's computation.
+What a family does between decoder and logits (scales, soft caps, a cut to the vocabulary) is written only in its
+``forward``. So that method runs here, with stand-ins for two of its modules: the output layer, which returns what is
+computed from its logits instead of the logits, and the decoder, whose output is remembered. To find out what becomes of
+a chunk of the output layer's logits, the same ``forward`` runs again with the remembered output of the decoder and with
+that chunk as the output of the output layer, which costs no module's computation.
 
-Each module is called once a pass, however many chunks there are: under ZeRO-3 a call is a collective, and ranks have
+Each module is called once per pass, whatever the number of chunks: under ZeRO-3 a call is a collective, and ranks have
 different numbers of tokens.
 """
 
@@ -20,18 +20,19 @@ import torch
 from torch import Tensor, nn
 
 Tail: TypeAlias = Callable[[Tensor], Tensor]
-"""What the model makes of its output layer's logits [rows, vocabulary]."""
+"""What the model computes from its output layer's logits [rows, vocabulary]."""
 
 Read: TypeAlias = "Callable[[Callable[[Tensor], Tensor], Tail, Tensor], tuple[Tensor, ...]]"
-"""Gets output layer, tail and hidden states [R, hidden size], and returns what is wanted of their logits."""
+"""Gets the output layer, the tail and hidden states [R, hidden size], and returns results computed from their
+logits."""
 
 
 class UnknownHead(ValueError):
-    """The model's output layer is not where its logits can be caught."""
+    """The model's output layer is not where its logits can be intercepted."""
 
 
 class OwnForward:
-    """The forward pass of ``type(model)``, read at its output layer."""
+    """The forward pass of ``type(model)``, intercepted at its output layer."""
 
     def __init__(self, model: Any) -> None:
         """Raise :class:`UnknownHead` if the model has no output layer of its own behind a decoder."""
@@ -46,10 +47,10 @@ class OwnForward:
         owner, _, self._head_name = owners[0].rpartition(".")
         self._head_owner = model.get_submodule(owner)
         self.vocabulary: int = model.config.get_text_config().vocab_size
-        """Logits of a token."""
+        """Number of logits of a token."""
 
     def __call__(self, read: Read, positions: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """What ``read`` returns of the hidden states before the output layer at ``positions`` [R] of all tokens."""
+        """The result of ``read`` for the hidden states before the output layer at ``positions`` [R] of all tokens."""
         outputs: dict[nn.Module, Any] = {}
         found: list[tuple[Tensor, ...]] = []
 
@@ -88,7 +89,10 @@ class OwnForward:
 
 
 class _StandIn:
-    """A module whose calls, and whose children's, go to ``call`` with the module itself; else it is that module."""
+    """A stand-in for a module, equal to it in everything but calls.
+
+    Calls of the module and of its children go to ``call``, with the called module as the first argument.
+    """
 
     def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
         self._module = module
@@ -104,7 +108,7 @@ class _StandIn:
 
 @contextmanager
 def instead(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let ``owner.name`` be ``value`` for a while; a module's child of that name stays registered, but hidden."""
+    """Set ``owner.name`` to ``value`` in this block; a module's child of that name stays registered, but hidden."""
     attributes = owner.__dict__
     missing = object()
     before = attributes.get(name, missing)

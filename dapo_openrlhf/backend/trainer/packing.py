@@ -1,4 +1,4 @@
-"""What every model is given of a packed micro-batch (torch; runs inside the trainer's ranks)."""
+"""The arguments that a model gets for a packed micro-batch (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dapo_openrlhf.backend.trainer.collate import Tensors
 
 
 class Inputs(Protocol):
-    """Makes a model's arguments of a micro-batch."""
+    """Makes a model's arguments from a micro-batch."""
 
     def inputs(self, batch: Tensors) -> dict[str, Any]:
         """Keyword arguments of a forward pass."""
@@ -19,14 +19,14 @@ class Inputs(Protocol):
 
 
 class Packing:
-    """For models that read packed sequences with one attention."""
+    """Makes the arguments of models that read packed sequences with one kind of attention."""
 
     def __init__(self, attention_name: str) -> None:
-        """``attention_name``: as transformers knows it."""
+        """``attention_name``: the attention's name in transformers."""
         self.attention_name = attention_name
 
     def inputs(self, batch: Tensors) -> dict[str, Any]:
-        """Tokens, their places, which of them predict a response's, and where sequences end."""
+        """Tokens, their positions, which of them predict response tokens, and where sequences end."""
         return {
             "input_ids": batch.input_ids,
             "position_ids": batch.position_ids,
@@ -35,7 +35,7 @@ class Packing:
         }
 
     def _attention(self, batch: Tensors) -> dict[str, Any]:
-        """How the attention in use is told where sequences end."""
+        """The arguments that tell the attention in use where sequences end."""
         device = batch.input_ids.device
         if self.attention_name == attention.NAME:
             return {"buckets": rows.make_buckets(batch.lengths, device=device)}

@@ -1,4 +1,4 @@
-"""A trainer's whole tensors under their checkpoint's names, however DeepSpeed keeps them (runs in every trainer rank)."""
+"""A trainer's whole tensors under their checkpoint's names, under any ZeRO stage (runs in every trainer rank)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from dapo_openrlhf.backend.messages import WeightLayout
 from dapo_openrlhf.backend.trainer.checkpoint_names import Unit, stored_tensors, units
 
 BUCKET_BYTES = 512 << 20
-"""ZeRO-3 parameters brought together at once: one collective for many, and no more memory than this on top."""
+"""Bytes of ZeRO-3 parameters that are gathered at once: one collective for many, and at most this much additional
+memory."""
 
 
 class Published:
-    """What a publication of a model consists of; ``model`` is transformers' own, inside of DeepSpeed's engine."""
+    """The tensors of a publication. ``model`` is the module of transformers inside DeepSpeed's engine."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -28,9 +29,9 @@ class Published:
     def tensors(self, *, bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
         """Yield names and whole tensors, in the order of the layout.
 
-        Under ZeRO-3 every rank must exhaust this, since gathering is a collective; a tensor's memory stays for as long
-        as somebody holds the tensor. Each tensor is ready on the CUDA stream that is current when it is asked for. Under
-        ZeRO-1 and 2 most tensors are the parameters themselves.
+        Under ZeRO-3 every rank must exhaust this iterator, since gathering is a collective; a tensor's memory is kept
+        as long as the tensor is referenced. Each tensor is ready on the CUDA stream that is current when the tensor is
+        requested. Under ZeRO-1 and 2 most tensors are the parameters themselves.
         """
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
@@ -72,27 +73,27 @@ class Published:
 
 
 class _Ready:
-    """When work queued so far is done, for streams that did not queue it: vLLM packs on several in turn."""
+    """Makes streams wait for the work that another stream has queued so far; vLLM packs on several streams in turn."""
 
     def __init__(self, *, pending: bool) -> None:
-        """``pending``: there is work on the current stream that later users must wait for."""
+        """``pending``: whether there is work on the current stream that later users must wait for."""
         self._event = torch.cuda.current_stream().record_event() if pending and torch.cuda.is_available() else None
 
     def use(self, tensor: Tensor) -> None:
-        """Let the current stream wait, and keep the tensor's memory until what it does with it is done."""
+        """Make the current stream wait, and keep the tensor's memory until the stream's work with it is done."""
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
             tensor.record_stream(torch.cuda.current_stream())
 
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:
-    """Shape of a parameter, of which ZeRO-3 may keep a part only."""
+    """Shape of a whole parameter, of which ZeRO-3 may keep only a part."""
     shape: Sequence[int] = parameter.ds_shape if hasattr(parameter, "ds_id") else parameter.shape
     return tuple(shape)
 
 
 def whole_numel(parameter: Any) -> int:
-    """Elements of a parameter, of which ZeRO-3 may keep a part only."""
+    """Number of elements of a whole parameter, of which ZeRO-3 may keep only a part."""
     return int(parameter.ds_numel if hasattr(parameter, "ds_id") else parameter.numel())
 
 
@@ -101,7 +102,7 @@ def _bytes(parameter: Parameter) -> int:
 
 
 def buckets(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Cut a sequence of sizes into runs [first, last) of at most ``limit`` in all; a larger one is a run by itself."""
+    """Divide sizes into runs [first, last) of at most ``limit`` in total; a larger size is a run by itself."""
     first, total = 0, 0
     for index, size in enumerate(sizes):
         if index > first and total + size > limit:

@@ -1,4 +1,4 @@
-"""The ranks that train together: how many they are, which one this is, and what they add up (torch)."""
+"""The ranks that train together: their number, this rank's number, and reductions over all of them (torch)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peers:
-    """One rank's view of all of them. Alone it needs no process group."""
+    """All ranks, as seen from one of them. A single rank needs no process group."""
 
     count: int = 1
     rank: int = 0
-    """This one's number, from 0."""
+    """The number of this rank, from 0."""
 
     @classmethod
     def joined(cls) -> Self:
-        """Those of torch's default process group, which must have been formed."""
+        """The ranks of torch's default process group, which must have been formed."""
         return cls(count=torch.distributed.get_world_size(), rank=torch.distributed.get_rank())
 
     @property
@@ -28,13 +28,13 @@ class Peers:
         return self.count == 1
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in the tensor itself. Every rank must call it."""
+        """Sum a tensor over all ranks, in place. Every rank must call it."""
         if not self.alone:
             torch.distributed.all_reduce(tensor)
         return tensor
 
     def largest(self, tensor: Tensor) -> Tensor:
-        """The largest of all ranks, in the tensor itself, element by element. Every rank must call it."""
+        """Take the maximum over all ranks, in place and element by element. Every rank must call it."""
         if not self.alone:
             torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
         return tensor

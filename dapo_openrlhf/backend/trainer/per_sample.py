@@ -1,4 +1,4 @@
-"""What a rank works out about each response before a step's first update (torch; runs inside the trainer's ranks)."""
+"""What a rank computes for each response before a step's first update (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings
 from dapo_openrlhf.pipeline.batch import Sample
 
 SampleKey = tuple[int, int]
-"""(group, response) of a sample in the batch."""
+"""The indices (group, response) of a sample in the batch."""
 
 PerSample = dict[SampleKey, Tensor]
-"""[length] of each response, without gradient."""
+"""For each response, a tensor [length] without gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """All of it; empty where it is not needed."""
+    """Everything that is known per sample; a mapping is empty if it is not needed."""
 
     old_logprobs: PerSample = field(default_factory=dict)
     ref_logprobs: PerSample = field(default_factory=dict)
     values: PerSample = field(default_factory=dict)
-    """Before the step."""
+    """Values before the step."""
     advantages: PerSample = field(default_factory=dict)
     returns: PerSample = field(default_factory=dict)
     logprobs: PerSample = field(default_factory=dict)
-    """Of the weights being trained, of the newest update: what is written down if that is stopped."""
+    """Log-probabilities from the newest update, under the weights being trained; written to a file if it is stopped."""
 
 
 def key_of(sample: Sample) -> SampleKey:
-    """Under which a sample is known, whichever update it is in."""
+    """The key of a sample, which is the same in every update."""
     return sample.group, sample.index
 
 
 def remember(known: PerSample, samples: Sequence[Sample], rows: Tensor) -> None:
-    """Note the rows [B, T] of a micro-batch."""
+    """Store the rows [B, T] of a micro-batch."""
     for row, sample in enumerate(samples):
         known[key_of(sample)] = rows[row, : sample.length].detach()
 
 
 def recall(known: Mapping[SampleKey, Tensor], samples: Sequence[Sample], *, like: Tensor) -> Tensor:
-    """Rows [B, T] of a micro-batch, 0 beyond a response; shape and device as ``like``."""
+    """Rows [B, T] of a micro-batch, 0 beyond a response; shape and device are those of ``like``."""
     rows = torch.zeros_like(like, requires_grad=False)
     for row, sample in enumerate(samples):
         rows[row, : sample.length] = known[key_of(sample)]
@@ -64,11 +64,11 @@ def token_advantages(
     values: Mapping[SampleKey, Tensor],
     sum_over_ranks: Callable[[Tensor], Tensor],
 ) -> tuple[PerSample, PerSample]:
-    """Advantages and returns of a rank's samples, which come as often as they are trained.
+    """Advantages and returns of a rank's samples, in which a sample occurs as often as it is trained.
 
     ``old_logprobs`` and ``ref_logprobs`` are needed for a KL in the reward, ``values`` for a critic. ``sum_over_ranks``
-    adds up a float64 tensor: every rank calls this, also with nothing but masked samples.
-    On the CPU, because the recursion along a response is many small operations.
+    adds up a float64 tensor: every rank must call this, even if all its samples are masked. The computation runs on the
+    CPU, because the recursion along a response is many small operations.
     """
     times = Counter(map(key_of, samples))
     unique = list({key_of(sample): sample for sample in samples}.values())

@@ -1,4 +1,4 @@
-"""The policy of one trainer rank, and the reference that it is compared with (torch; runs inside the trainer's ranks)."""
+"""The policy of one trainer rank, and its reference model (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from dapo_openrlhf.backend.trainer.sharded_model import Forward, ShardedModel
 
 
 class Policy:
-    """A language model whose forward pass is :func:`logprobs.token_logprobs`, and perhaps another, never trained."""
+    """A language model whose forward pass is :func:`logprobs.token_logprobs`, and optionally a reference model.
+
+    The reference model is never trained.
+    """
 
     def __init__(self, model: ShardedModel, inputs: Inputs, *, temperature: float, reference: Forward | None) -> None:
-        """``temperature``: of the distribution that both models' log-probs are of."""
+        """``temperature``: of the distribution whose log-probabilities both models compute."""
         self.model = model
         self._inputs = inputs
         self._temperature = temperature
@@ -21,19 +24,19 @@ class Policy:
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is a model that a KL is measured to."""
+        """Whether there is a reference model, to which a KL is measured."""
         return self._reference is not None
 
     def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [B, T] of a micro-batch's responses, 0 beyond a response."""
+        """Log-probabilities and entropies [B, T] of a micro-batch's responses, 0 beyond a response."""
         return self._scores(self.model, batch)
 
     def logprobs(self, batch: Tensors) -> Tensor:
-        """Log-probs [B, T] alone."""
+        """Log-probabilities [B, T], without the entropies."""
         return self.forward(batch)[0]
 
     def ref_logprobs(self, batch: Tensors) -> Tensor:
-        """The reference's log-probs [B, T]; there must be one."""
+        """The reference model's log-probabilities [B, T]; there must be a reference model."""
         assert self._reference is not None
         return self._scores(self._reference, batch)[0]
 

@@ -1,4 +1,4 @@
-"""The policy's loss of one micro-batch, from its parts (torch; runs inside the trainer's ranks)."""
+"""The policy loss of one micro-batch, put together from its parts (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dapo_openrlhf.backend.trainer.step_settings import LossSettings
 
 
 def advantages_of(batch: Tensors, known: Known) -> Tensor:
-    """[B, T] of each token where they were worked out, else [B, 1] of each response."""
+    """Advantages [B, T] of each token if these were computed, otherwise [B, 1] of each response."""
     return recall(known.advantages, batch.samples, like=batch.mask) if known.advantages else batch.advantages
 
 
@@ -39,9 +39,9 @@ def policy_loss(
 ) -> tuple[Tensor, Sums]:
     """A micro-batch's share of its update's loss, and sums over its trained tokens.
 
-    ``logprobs``, ``entropies`` [B, T] are of the weights being trained; in the ``first`` update of a step those still
-    are the step's. ``total_tokens`` are the whole update's. Advantages, old and reference log-probs are ``known`` by
-    sample; without advantages there every token has its response's.
+    ``logprobs`` and ``entropies`` [B, T] belong to the weights being trained; in a step's ``first`` update these are
+    the initial ones. ``total_tokens`` counts the whole update's. Advantages, old and reference log-probabilities are in
+    ``known`` by sample; if there are no advantages, every token has its response's.
     """
     mask = batch.mask
     match settings.old_logprobs:
@@ -51,7 +51,7 @@ def policy_loss(
             old_logprobs = logprobs.detach() if first else recall(known.old_logprobs, batch.samples, like=mask)
         case _:
             assert_never(settings.old_logprobs)
-    # A response's ratio (GSPO) is corrected by its denominator, as in OpenRLHF, and then needs no weight.
+    # A response's ratio (GSPO) is corrected in its denominator, as in OpenRLHF, and then needs no weight.
     of_response = POLICY_LOSSES[settings.policy_loss_type].of_response
     weights, sums = importance_weights(
         old_logprobs,
@@ -74,9 +74,9 @@ def policy_loss(
         reference = recall(known.ref_logprobs, batch.samples, like=mask)
         kl = kl_estimate(logprobs, reference, estimator=settings.kl_estimator)
         sums["kl"] = (kl.detach() * mask).sum()
-        # OpenRLHF's: a mean over the update's tokens, without importance weights, however the rest is aggregated.
+        # As in OpenRLHF: a mean over the update's tokens without importance weights, however the rest is aggregated.
         loss = loss + settings.kl_coef * aggregate(kl, mask, torch.tensor(1 / max(total_tokens, 1)))
-    if first or settings.old_logprobs == "recompute":  # elsewhere nothing knows what the step's first weights say
+    if first or settings.old_logprobs == "recompute":  # else the first weights' log-probs are unknown
         begun = logprobs.detach() if first else old_logprobs
         sums |= disagreement(begun, batch.rollout_logprobs, mask * batch.fresh)
     return loss, sums | {

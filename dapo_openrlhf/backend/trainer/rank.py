@@ -1,4 +1,4 @@
-"""One rank of the trainer: a rollout step of policy and critic (torch; runs inside the trainer's ranks)."""
+"""One rank of the trainer: trains policy and critic in a rollout step (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome
 from dapo_openrlhf.pipeline.batch import RankPlan, Update
 
 NORMS = {"gradient norm": "grad_norm", "critic gradient norm": "critic_grad_norm"}
-"""Names of a tally's norms as metrics."""
+"""Metric names of the norms in a tally."""
 
 
 class Rank:
-    """Trains the models that it is given, whoever keeps them: what it needs of them is a ``ShardedModel``."""
+    """Trains the models that it is given, and uses them only as ``ShardedModel``."""
 
     def __init__(
         self, policy: Policy, critic: Critic | None, settings: TrainSettings, *, peers: Peers, spans: Spans
     ) -> None:
-        """``critic``, and the policy's reference: there exactly where the settings ask for them.
+        """``critic``, and the policy's reference, are present exactly if the settings need them.
 
-        ``spans``: what is reported with each step.
+        ``spans`` collects the spans that are reported with each step.
         """
         assert (critic is not None) == settings.advantages.critic
         assert policy.has_reference == (max(settings.loss.kl_coef, settings.advantages.kl_coef) > 0)
@@ -47,7 +47,7 @@ class Rank:
         self._guard = Guard(settings.guard, rank=peers.rank, loss_scaled=policy.model.loss_scaled)
 
     def train(self, plan: RankPlan, tokens: Mapping[int, GroupTokens]) -> StepReport:
-        """All updates of one rollout step. ``tokens``: of each of ``plan.groups``. Every rank must call it."""
+        """Run all updates of one rollout step; ``tokens`` are those of ``plan.groups``. Every rank must call it."""
         known = self._look_ahead.known(plan, tokens)
         verdicts: list[Verdict] = []
         outcomes: list[UpdateOutcome] = []
@@ -69,7 +69,7 @@ class Rank:
         )
 
     def _update(self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, *, first: bool) -> Verdict:
-        """One update of policy and critic, or of neither: all gradients are known before either steps."""
+        """Update both policy and critic, or neither: all gradients are computed before either of them steps."""
         tally = Tally(self._device, self._peers)
         with self._spans.span("update"):
             self._policy_gradient(update, tokens, known, tally, first=first)

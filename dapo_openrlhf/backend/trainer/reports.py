@@ -1,4 +1,4 @@
-"""What a trainer rank answers the controller (standard library)."""
+"""What a trainer rank reports to the controller (standard library)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from dapo_openrlhf.types import Span
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankReady:
-    """A rank can train now."""
+    """A rank's report that it can train now."""
 
     parameters: int
-    """Of the whole model."""
+    """Number of parameters of the whole model."""
     attention: str
-    """As transformers knows it; ``packed_attention`` also where flash-attn was asked for and is not installed."""
+    """Name of the attention in transformers; ``packed_attention`` also if flash-attn was asked for but is not
+    installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """One rank's share of a rollout step."""
+    """One rank's report on its share of a rollout step."""
 
     sums: Mapping[str, float]
-    """Sums over this rank's trained tokens of the updates that were done; ``tokens`` counts them (each epoch anew)."""
+    """Sums over this rank's trained tokens in the updates that were done; ``tokens`` is their number (each epoch
+    anew)."""
     values: Mapping[str, float]
-    """Numbers that are the same on every rank; gradient norms are missing where no update was done."""
+    """Numbers that are the same on every rank; gradient norms are missing if no update was done."""
     outcomes: tuple[UpdateOutcome, ...]
-    """Of each update, up to the one with which the rank gave up; the same on every rank."""
+    """The outcome of each update, up to the one at which the rank gave up; the same on every rank."""
     spans: tuple[Span, ...]
-    """What the rank did since its last report."""
+    """The rank's spans since its last report."""

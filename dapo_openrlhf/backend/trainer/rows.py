@@ -1,8 +1,9 @@
-"""Packed sequences side by side (torch; runs inside the trainer's ranks).
+"""Puts packed sequences side by side, as rows (torch; runs inside the trainer's ranks).
 
-For models whose layers cannot be told where a packed sequence ends: short convolutions, state spaces, linear attention,
-attention of their own. In rows no sequence touches another, and what pads a row comes after its tokens, which a causal
-model does not see. Sequences of like length share a pass; passes differ in number from rank to rank.
+This is for models whose layers cannot be told where a packed sequence ends: short convolutions, state spaces, linear
+attention, attention of their own. As rows, sequences do not touch each other, and padding comes after a row's tokens,
+where a causal model does not see it. Sequences of similar length share a pass; the number of passes differs from rank
+to rank.
 """
 
 from __future__ import annotations
@@ -15,37 +16,38 @@ import torch
 from torch import Tensor
 
 MOST_PADDING = 0.25
-"""Share of padding that sequences put side by side may have; more and they are split into two buckets."""
+"""Maximum share of padding in sequences put side by side; with more, they are divided into two buckets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Neighbouring sequences of like length."""
+    """Neighbouring sequences of similar length."""
 
     tokens: int
-    """Of all its sequences."""
+    """Number of tokens of all its sequences."""
     longest: int
-    """L"""
+    """L, the number of tokens of its longest sequence."""
     index: Tensor | None
-    """[b, L] positions among the bucket's tokens, beyond a sequence's end its last one; None without padding."""
+    """[b, L] indices into the bucket's tokens; beyond a sequence's end, that of its last token. None without
+    padding."""
     valid: Tensor | None
-    """[b, L] bool, false beyond a sequence's end; None without padding."""
+    """[b, L] bool, false beyond a sequence's end. None without padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One bucket of a micro-batch."""
+    """One bucket of a micro-batch, as rows."""
 
     input_ids: Tensor
-    """[b, L] int64"""
+    """[b, L] int64 token ids."""
     positions: Tensor
-    """Of its share of the micro-batch's positions, index into the b x L tokens."""
+    """The bucket's share of the micro-batch's positions, as indices into the b x L tokens."""
     of: Tensor
-    """Where that share stands among the micro-batch's positions."""
+    """The indices of that share among the micro-batch's positions."""
 
 
 def make_buckets(lengths: Sequence[int], *, device: torch.device) -> list[Bucket]:
-    """Cut packed sequences, given longest first, into runs of like length."""
+    """Divide packed sequences, given longest first, into runs of similar length."""
     if list(lengths) != sorted(lengths, reverse=True):
         raise ValueError("packed sequences must come longest first")
     buckets, first = [], 0
@@ -69,9 +71,9 @@ def _bucket(lengths: Sequence[int], device: torch.device) -> Bucket:
 
 
 def parts(input_ids: Tensor, position_ids: Tensor, positions: Tensor) -> Iterator[Part]:
-    """Cut packed sequences and ``positions`` [R] among their tokens into buckets, each in rows.
+    """Divide packed sequences, and ``positions`` [R] among their tokens, into buckets of rows.
 
-    ``input_ids`` [1, N]; ``position_ids`` [1, N] begin with 0 in each sequence.
+    ``input_ids`` have shape [1, N]; ``position_ids`` [1, N] begin with 0 in each sequence.
     """
     starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
     lengths = [end - start for start, end in itertools.pairwise([*starts, position_ids.shape[1]])]

@@ -1,4 +1,4 @@
-"""Where a rank's models are written to and gone on from (torch; runs inside the trainer's ranks)."""
+"""Saves a rank's models, and resumes them from a checkpoint (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATE_TAG, CRITIC_TAG = "state", "critic"
 
 
 class Saving:
-    """Folders of policy and critic. Every rank must call every method."""
+    """Saves and resumes policy and critic. Every rank must call every method."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Saving:
         keep_critic: bool,
         peers: Peers,
     ) -> None:
-        """``models``: the policy, and the critic where there is one. ``keep_critic``: whether that is saved with it."""
+        """``models``: the policy, and the critic if there is one. ``keep_critic``: whether the critic is saved too."""
         self._models = models
         self._policy, self._critic = models[0], models[1] if len(models) > 1 else None
         self._tokenizer = tokenizer
@@ -38,9 +38,9 @@ class Saving:
         self._peers = peers
 
     def save(self, path: str) -> None:
-        """Write a Hugging Face folder, with the critic's in its folder ``critic`` if that is to be kept.
+        """Write a Hugging Face folder, with the critic's in its subfolder ``critic`` if that is to be kept.
 
-        ``path`` appears only once it is whole.
+        ``path`` appears only once it is complete.
         """
         unfinished = path + ".unfinished"
         refuse_not_finite(f"the model is not saved to {path}", self._models, self._peers)
@@ -52,7 +52,7 @@ class Saving:
             os.rename(unfinished, path)
 
     def save_state(self, path: str) -> None:
-        """Write what training goes on from, beside a saved model."""
+        """Write the state that training resumes from, next to a saved model."""
         what = f"no checkpoint is made in {path}"
         refuse_not_finite(what, self._models, self._peers)
         refuse_moments_not_finite(what, self._models, self._peers)
@@ -61,7 +61,10 @@ class Saving:
             self._critic.save_state(os.path.join(path, TRAINER_FOLDER), CRITIC_TAG)
 
     def resume(self, checkpoint: str, updates_done: int) -> None:
-        """Go on from a checkpoint, after so many gradient steps. Raises ``RuntimeError`` if something is missing."""
+        """Resume from a checkpoint after ``updates_done`` gradient steps.
+
+        Raises ``RuntimeError`` if something is missing.
+        """
         folder = os.path.join(checkpoint, TRAINER_FOLDER)
         if not self._policy.load_state(folder, STATE_TAG, updates_done=updates_done):
             raise RuntimeError(f"{folder} holds no state of the optimizer: it cannot be gone on from")

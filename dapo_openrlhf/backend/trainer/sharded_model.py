@@ -1,8 +1,9 @@
-"""The seam between a rank's step and whatever keeps its models.
+"""The interface between a rank's training step and the framework that holds its models.
 
-A step, its loss and the guard against numbers that are not finite know a model as a :class:`ShardedModel` only. DeepSpeed
-stands behind it today (``deepspeed_model.py``); FSDP2, or another trainer, would be a second class with these methods, and
-a second way to build it in ``loading.py``. ``tests/plain_model.py`` is the smallest one: a module of torch and AdamW.
+A step, its loss and the guard against numbers that are not finite use a model only as a :class:`ShardedModel`.
+DeepSpeed implements it today (``deepspeed_model.py``); FSDP2, or another trainer, would be a second class with these
+methods, and a second way to build it in ``loading.py``. ``tests/plain_model.py`` is the smallest implementation: a
+torch module and AdamW.
 """
 
 from __future__ import annotations
@@ -20,83 +21,86 @@ if TYPE_CHECKING:
 
 
 class Forward(Protocol):
-    """A model that is run and never trained, as the reference of a KL is."""
+    """A model that is run and never trained, such as the reference of a KL."""
 
     def __call__(self, **inputs: Any) -> Any:
-        """One forward pass. It may be a collective, so every rank makes as many calls as the others."""
+        """Run one forward pass. It may be a collective, so every rank must make as many calls as the others."""
         ...
 
 
 class WholeTensors(Protocol):
-    """A model's tensors as its checkpoint has them, brought together from all ranks."""
+    """A model's tensors in the form that they have in its checkpoint, gathered from all ranks."""
 
     layout: WeightLayout
     """Names, types and shapes, in the order of :meth:`tensors`; the same on every rank."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and whole tensors. Every rank must exhaust it."""
+        """Yield names and whole tensors. Every rank must exhaust it."""
         ...
 
 
 class ShardedModel(Protocol):
-    """A model that learns, of which each rank may hold a part, with its optimizer and schedule.
+    """A model that is trained, of which each rank may hold a part, with its optimizer and schedule.
 
     Unless a method says otherwise, every rank must call it, in the same order as the others.
     """
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go and outputs come from; no collective."""
+        """The device of inputs and outputs. Not a collective call."""
         ...
 
     @property
     def inner(self) -> Any:
-        """The module that computes, for those who look inside of it; its parameters may be parts. No collective."""
+        """The module that computes, for code that inspects it; its parameters may be parts. Not a collective call."""
         ...
 
     @property
     def parameter_count(self) -> int:
-        """Elements of the whole model's parameters; no collective."""
+        """Number of parameters of the whole model. Not a collective call."""
         ...
 
     def __call__(self, **inputs: Any) -> Any:
-        """One forward pass, with gradient where torch's gradients are on."""
+        """Run one forward pass, with gradient if torch's gradients are enabled."""
         ...
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradient to the update's; ``last`` says that no other follows before the step.
 
-        ``share`` is this rank's part of the update's loss, whose parts over ranks and micro-batches add up.
+        ``share`` is this rank's part of the update's loss; the parts of all ranks and micro-batches add up to the loss.
         """
         ...
 
     def gradient_norm(self) -> Tensor:
         """Norm of the whole gradient before clipping, after the last :meth:`backward`; the same on every rank.
 
-        It is not finite if any gradient is not, or if they are so large that their squares overflow.
+        It is not finite if any gradient is not finite, or if gradients are so large that their squares overflow.
         """
         ...
 
     def step(self, *, sound: bool) -> None:
-        """Clip, step optimizer and schedule, and forget the gradient; if it is not ``sound``, only forget it."""
+        """Clip, step optimizer and schedule, and clear the gradient. If it is not ``sound``, only clear it."""
         ...
 
     @property
     def learning_rate(self) -> float:
-        """Which the next step takes; no collective."""
+        """The learning rate that the next step uses. Not a collective call."""
         ...
 
     @property
     def loss_scaled(self) -> bool:
-        """Whether losses are scaled, so that gradients overflow now and then until the scale fits; no collective."""
+        """Whether losses are scaled, so that gradients may overflow until the scale fits. Not a collective call."""
         ...
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
-        """Names of all parameters, and what this rank holds of each, flat; no collective."""
+        """Names of all parameters, and this rank's part of each, flattened. Not a collective call."""
         ...
 
     def held_moments(self) -> Iterator[tuple[str, Sequence[Tensor]]]:
-        """Names of the optimizer's moments, and what this rank holds of each; none before a first step. No collective."""
+        """Names of the optimizer's moments, and this rank's part of each.
+
+        There may be none before the first step. Not a collective call.
+        """
         ...
 
     def whole(self) -> WholeTensors:
@@ -104,13 +108,13 @@ class ShardedModel(Protocol):
         ...
 
     def save_state(self, folder: str, tag: str) -> None:
-        """Write full-precision weights and the optimizer's state into a folder, under a name of their own."""
+        """Write full-precision weights and the optimizer's state into ``folder``, under the name ``tag``."""
         ...
 
     def load_state(self, folder: str, tag: str, *, updates_done: int) -> bool:
-        """Take them from there; False if there is nothing of that name.
+        """Load what :meth:`save_state` wrote; False if there is nothing under that name.
 
-        Learning rate, decays, clipping and schedule stay as this model was made with; the schedule is entered after
+        Learning rate, decays, clipping and schedule stay as this model was made with; the schedule continues after
         ``updates_done`` steps.
         """
         ...

@@ -1,4 +1,4 @@
-"""What a trainer rank did and when (standard library)."""
+"""Records what a trainer rank did and when (standard library)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Spans:
 
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:
-        """Note how long the block takes, unless it raises."""
+        """Record how long the block takes, unless it raises."""
         started = time.time()
         yield
         self._spans.append(Span(worker=self._worker, kind=kind, start=started, end=time.time()))
 
     def take(self) -> tuple[Span, ...]:
-        """All since the last call."""
+        """All spans since the last call."""
         spans, self._spans = tuple(self._spans), []
         return spans

@@ -1,4 +1,4 @@
-"""What a trainer rank's step depends on, as the controller hands it over (standard library)."""
+"""Settings of a trainer rank's step, as the controller passes them on (standard library)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, KlE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSettings:
-    """What the loss depends on; names and values as in the configuration."""
+    """Settings of the loss; names and values are those of the configuration."""
 
     eps_clip_low_high: tuple[float, float]
     dual_clip: float | None
     policy_loss_type: PolicyLossType
     kl_coef: float
-    """Of the KL in the loss; 0 for none."""
+    """Coefficient of the KL in the loss; 0 for none."""
     kl_estimator: KlEstimator
     old_logprobs: OldLogprobs
     is_correction_level: CorrectionLevel
@@ -26,17 +26,17 @@ class LossSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """What happens to updates with numbers that are not finite."""
+    """How updates with numbers that are not finite are handled."""
 
     max_bad_updates: int
-    """So many in a row are the last ones."""
+    """Training is given up after this many such updates in a row."""
     folder: str
-    """Absolute; where their batches are written down."""
+    """Absolute path of the folder that their batches are written to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageSettings:
-    """How responses' credits become tokens' advantages; names and values as in the configuration."""
+    """How responses' credits become tokens' advantages; names and values are those of the configuration."""
 
     critic: bool
     whitened: bool
@@ -44,18 +44,18 @@ class AdvantageSettings:
     lambd: float
     no_std_norm: bool
     kl_coef: float
-    """Of the KL in the reward; 0 for none."""
+    """Coefficient of the KL in the reward; 0 for none."""
     kl_estimator: KlEstimator
 
     @property
     def by_token(self) -> bool:
-        """Whether a response's tokens may differ, or the batch matters; else every token has the response's credit."""
+        """Whether advantages differ within a response or depend on the batch; else every token has the response's credit."""
         return self.critic or self.whitened or self.kl_coef > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """All of it."""
+    """All settings of a trainer rank's step."""
 
     loss: LossSettings
     advantages: AdvantageSettings
@@ -64,13 +64,13 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """With what a rank begins, and how far it is to go."""
+    """What a rank starts from, and how far it is to go."""
 
     total_updates: int
-    """Gradient steps of the whole run, over which the schedule goes."""
+    """Gradient steps of the whole run, which the schedule covers."""
     updates_done: int
-    """Where to enter the schedule."""
+    """Gradient steps done before, after which the schedule continues."""
     checkpoint: str | None
-    """Folder of a checkpoint whose moments and full-precision weights to go on with."""
+    """Folder of a checkpoint whose moments and full-precision weights are resumed."""
     reference: str | None
-    """The model that a KL is measured to."""
+    """The reference model, to which a KL is measured."""

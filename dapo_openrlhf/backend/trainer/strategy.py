@@ -1,4 +1,4 @@
-"""OpenRLHF's DeepSpeed strategy on either kind of machine (runs inside the trainer's ranks)."""
+"""OpenRLHF's DeepSpeed strategy for CPU machines and CUDA machines (runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
             args=args,
         )
         self._device = device
-        self.use_dynamic_batch = True  # DeepSpeed counts no micro-batches: the policy actor does
+        self.use_dynamic_batch = True  # the policy actor counts micro-batches, DeepSpeed does not
 
     @property
     def torch_device(self) -> torch.device:
-        """Where this rank's models are."""
+        """The device of this rank's models."""
         cuda = self._device.kind == "cuda"
         return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
-        """Join the ranks: as OpenRLHF's, with the device's own backend and mesh."""
+        """Join the ranks as OpenRLHF does, but with the device's own backend and mesh."""
         transformers.set_seed(self.seed)
         if self._device.kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -57,9 +57,9 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
         self.accumulated_gradient = 1
 
     def get_ds_train_config(self, optim_dict: dict[str, Any] | None = None, *, max_norm: float | None = None) -> Any:
-        """OpenRLHF's configuration with torch's own Adam where it can be: DeepSpeed's wants a compiler at the first start.
+        """OpenRLHF's configuration, with torch's own Adam if possible: DeepSpeed's needs a compiler at the first start.
 
-        On CUDA torch's is fused as well. With the optimizer's states in host memory only DeepSpeed's will do.
+        On CUDA torch's is fused as well. With the optimizer's states in host memory only DeepSpeed's can be used.
         """
         config = self._on_device(super().get_ds_train_config(optim_dict, max_norm=max_norm))
         if self._device.kind == "cpu":
@@ -81,8 +81,8 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
     def _on_device(self, config: Any) -> Any:
         """Gather ZeRO-3 parameters one by one on a CPU.
 
-        Of several at once DeepSpeed (0.19.6) waits for the last one only. NCCL ends them in order; gloo does not, and
-        parameters would be read that have not arrived.
+        DeepSpeed (0.19.6) waits for only the last one when it gathers several at once. NCCL completes them in order;
+        gloo does not, and parameters would be read before they have arrived.
         """
         if self._device.kind == "cpu":
             config["zero_optimization"]["stage3_allgather_sequential"] = True

@@ -1,7 +1,8 @@
-"""What one update adds up, and whether all its numbers are finite (torch; runs inside the trainer's ranks).
+"""Sums of one update, and whether all its numbers are finite (torch; runs inside the trainer's ranks).
 
-Everything stays on the device until the update's last backward pass; then ranks add up their counts and each reads all of
-it at once: one synchronisation and one collective of a few numbers an update, however many micro-batches it took.
+Everything stays on the device until the update's last backward pass. Then the ranks add up their counts and each reads
+everything at once: one synchronisation and one collective of a few numbers per update, whatever the number of
+micro-batches.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ LOOKED_AT = (
     "critic loss",
     "critic gradient norm",
 )
-"""What is looked at; the same on every rank, whatever it has of it."""
+"""Names of the quantities that are checked; the same on every rank, whichever of them the rank has."""
 
 SUFFIX = "gradient norm"
-"""How the names of gradient norms end."""
+"""The ending of the names of gradient norms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of an update's numbers; :attr:`not_finite` is the same on every rank."""
+    """The numbers of one update; :attr:`not_finite` is the same on every rank."""
 
     not_finite: Mapping[str, int]
-    """How many numbers over all ranks were not finite, by name; empty for an update that may be stepped."""
+    """How many numbers over all ranks were not finite, by name; empty for an update that may be applied."""
     sums: Mapping[str, float]
     """This rank's sums over trained tokens."""
     norms: Mapping[str, float]
@@ -42,17 +43,17 @@ class Verdict:
 
     @property
     def sound(self) -> bool:
-        """Whether the optimizers may have it."""
+        """Whether the optimizers may apply the update."""
         return not self.not_finite
 
     @property
     def overflow(self) -> bool:
-        """Whether nothing but gradients is not finite: with a loss scale that may be the scale's fault."""
+        """Whether only gradients are not finite, which with a loss scale may be due to the scale."""
         return bool(self.not_finite) and all(name.endswith(SUFFIX) for name in self.not_finite)
 
 
 class Tally:
-    """One update on one rank."""
+    """Collects the numbers of one update on one rank."""
 
     def __init__(self, device: torch.device, peers: Peers) -> None:
         self._device = device
@@ -68,14 +69,14 @@ class Tally:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def look(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
-        """Count the values that are not finite; only ``where`` it is not 0."""
+        """Count the values that are not finite, only where ``where`` is not 0 if it is given."""
         bad = ~torch.isfinite(values.detach())
         if where is not None:
             bad = bad & where.bool()
         self._not_finite[name] = self._not_finite[name] + bad.sum()
 
     def norm(self, name: str, value: Tensor) -> None:
-        """Note a gradient norm, which is the same on every rank, and look at it."""
+        """Record a gradient norm, which is the same on every rank, and check it."""
         self._norms[name] = value.detach().to(self._device).double()
         self.look(name, self._norms[name])
 

@@ -14,9 +14,9 @@ from dapo_openrlhf.backend.trainer import attention, rows
 
 
 def install(model: Any, *, new_head: bool, by_rows: bool = False) -> None:
-    """Let OpenRLHF's critic ``model(...)`` compute :func:`token_values` from now on.
+    """Make OpenRLHF's critic ``model(...)`` compute :func:`token_values` from now on.
 
-    A new head starts at random with standard deviation 1 / (hidden size + 1), as OpenRLHF's: values near 0.
+    A new head is initialised at random with standard deviation 1 / (hidden size + 1), as in OpenRLHF: values near 0.
     ``by_rows``: the model reads sequences side by side, see :mod:`rows`.
     """
     model.forward = types.MethodType(token_values_by_rows if by_rows else token_values, model)
@@ -29,7 +29,7 @@ def install(model: Any, *, new_head: bool, by_rows: bool = False) -> None:
 def token_values(
     model: Any, *, input_ids: Tensor, positions: Tensor, buckets: Sequence[rows.Bucket] | None = None, **inputs: Any
 ) -> Tensor:
-    """Value [R], float32, of each state before a response token; arguments as in :func:`logprobs.token_logprobs`."""
+    """Value [R], float32, of each state before a response token; arguments as for :func:`logprobs.token_logprobs`."""
     with attention.packed(buckets):
         hidden = model.base_model(input_ids=input_ids, use_cache=False, **inputs)[0]
     head = model.get_submodule(model.value_head_prefix)
@@ -40,6 +40,6 @@ def token_values(
 def token_values_by_rows(
     model: Any, *, input_ids: Tensor, position_ids: Tensor, positions: Tensor, **_packed: Any
 ) -> Tensor:
-    """As :func:`token_values`, packed sequences of like length side by side."""
+    """The same as :func:`token_values`, with packed sequences of similar length side by side."""
     parts = rows.parts(input_ids, position_ids, positions)
     return torch.cat([token_values(model, input_ids=part.input_ids, positions=part.positions) for part in parts])

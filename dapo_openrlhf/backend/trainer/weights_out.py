@@ -1,4 +1,4 @@
-"""A rank's weights on their way to the engines (torch; runs inside the trainer's ranks)."""
+"""Sends a rank's weights to the engines (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NOT_PUBLISHED = "these weights are not published"
 
 
 class WeightsOut:
-    """The policy's whole tensors, by each of the ways that they may take. Weights that are not finite take none."""
+    """Sends the policy's whole tensors by any of the transports. Refuses weights that are not finite."""
 
     def __init__(self, models: Sequence[ShardedModel], peers: Peers) -> None:
-        """``models``: the policy, which is published, and any other that must be finite for that."""
+        """``models``: the policy, which is published, and any other model that must be finite for that."""
         self._models = models
         self._peers = peers
         self._whole = models[0].whole()
@@ -33,15 +33,15 @@ class WeightsOut:
 
     @property
     def layout(self) -> WeightLayout:
-        """Which tensors a publication consists of, as the model's checkpoint has them."""
+        """The tensors that a publication consists of, in the form that they have in the model's checkpoint."""
         return self._whole.layout
 
     def export(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
-        """All tensors in one flat buffer of bytes. Every rank must call it; rank 0 returns something."""
+        """All tensors in one flat buffer of bytes. Every rank must call it; only rank 0 returns them."""
         self._refuse_not_finite()
         tensors = self._whole.tensors()
         if self._peers.rank > 0:
-            for _ in tensors:  # gathering takes every rank
+            for _ in tensors:  # every rank must take part in gathering
                 pass
             return None, None
         if self._object_store is None:
@@ -49,7 +49,7 @@ class WeightsOut:
         return self._object_store.pack(tensors)
 
     def open_nccl(self, address: str, port: int, world_size: int) -> None:
-        """Meet the engines' workers, on rank 0. Blocks until all have joined."""
+        """Form the transfer group with the engines' workers, on rank 0. Blocks until all have joined."""
         self._nccl = NcclSender(address=address, port=port, world_size=world_size)
 
     def open_gloo(self, address: str, port: int, world_size: int) -> None:
@@ -57,7 +57,7 @@ class WeightsOut:
         self._nccl = GlooSender(address=address, port=port, world_size=world_size)
 
     def open_ipc(self) -> None:
-        """Get ready to show the weights to the engine on this rank's GPU."""
+        """Prepare to share the weights with the engine on this rank's GPU."""
         self._ipc = IpcSender()
 
     def broadcast(self) -> int | None:
@@ -67,7 +67,7 @@ class WeightsOut:
         if self._peers.rank == 0:
             assert self._nccl is not None
             return self._nccl.send(tensors)
-        for _ in tensors:  # gathering takes every rank
+        for _ in tensors:  # every rank must take part in gathering
             pass
         return None
 

@@ -1,4 +1,4 @@
-"""Weight sync by gloo, as the controller sees it: NCCL's, with another communicator."""
+"""Weight sync by gloo, seen from the controller: the same as by NCCL, with another communicator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dapo_openrlhf.backend.run.publishers.nccl import NcclPublisher
 
 
 class GlooPublisher(NcclPublisher):
-    """A ``WeightPublisher`` on a CPU."""
+    """A ``WeightPublisher`` for CPU machines."""
 
     @staticmethod
     def _meet(rank: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Weight sync on shared GPUs, as the controller sees it: each engine reads the memory of the trainer rank on its GPU."""
+"""Weight sync on shared GPUs, seen from the controller: each engine reads the memory of the trainer rank on its GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dapo_openrlhf.types import PolicyVersion
 
 
 class IpcPublisher:
-    """A ``WeightPublisher``."""
+    """A ``WeightPublisher`` for engines that share their GPUs with trainer ranks."""
 
     def __init__(self, parties: Parties, layout: WeightLayout, *, on_spans: OnSpans) -> None:
         """Both sides must have been prepared; see :meth:`open`."""
@@ -32,7 +32,7 @@ class IpcPublisher:
         return cls(parties, layout, on_spans=on_spans)
 
     async def send(self, version: PolicyVersion) -> Publication:
-        """Copy the weights aside on every GPU; the trainer is free afterwards."""
+        """Have every rank copy its weights aside on its GPU; the trainer is free afterwards."""
         calls = {name: rank.stage_weights.remote() for name, rank in self._parties.ranks.items()}
         what = f"copying the weights of version {version} aside"
         staged: Mapping[str, StagedWeights] = await self._parties.of_ranks(calls, what)
@@ -44,7 +44,7 @@ class IpcPublisher:
         return Publication(version=version, bytes=self._layout.bytes, checksum=checksum)
 
     async def deliver(self, publication: Publication) -> None:
-        """Have every engine load the copy on its GPU, and check what each acknowledges."""
+        """Have every engine load the copy on its GPU, and check every acknowledgement."""
         info = self._layout.update_info(ipc_handles=self._handles, tensor_sizes=list(self._layout.sizes))
         engines = self._parties.engines
         calls = {name: engine.receive_weights.remote(publication.version, info) for name, engine in engines.items()}

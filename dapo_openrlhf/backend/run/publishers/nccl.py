@@ -1,4 +1,4 @@
-"""Weight sync by NCCL, as the controller sees it: one broadcast from trainer rank 0 to the workers of all engines."""
+"""Weight sync by NCCL, seen from the controller: one broadcast from trainer rank 0 to the workers of all engines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dapo_openrlhf.types import PolicyVersion
 
 
 class NcclPublisher:
-    """A ``WeightPublisher``. Its group is formed once, so that no engine can be replaced."""
+    """A ``WeightPublisher`` between GPUs. Its group is formed once, so no engine can be replaced."""
 
     def __init__(self, parties: Parties, layout: WeightLayout, *, on_spans: OnSpans) -> None:
         """The group must have been formed; see :meth:`open`."""
@@ -23,7 +23,7 @@ class NcclPublisher:
 
     @classmethod
     async def open(cls, parties: Parties, *, workers_per_engine: int, on_spans: OnSpans) -> Self:
-        """Form the group: rank 0 is its first member, engine i's workers follow in order.
+        """Form the group: trainer rank 0 is its first member, and the engines' workers follow in order.
 
         ``workers_per_engine`` is the engines' tensor-parallel size.
         """
@@ -45,7 +45,7 @@ class NcclPublisher:
         return rank.open_nccl
 
     async def send(self, version: PolicyVersion) -> Publication:
-        """Broadcast; both sides take part, so all are called at once."""
+        """Broadcast the weights. Both sides take part, so all are called at once."""
         info, parties = self._layout.update_info(), self._parties
         calls = {name: engine.receive_weights.remote(version, info) for name, engine in parties.engines.items()}
         calls |= {name: rank.broadcast_weights.remote() for name, rank in parties.ranks.items()}
@@ -54,6 +54,6 @@ class NcclPublisher:
         return Publication(version=version, bytes=self._layout.bytes, checksum=results[FIRST])
 
     async def deliver(self, publication: Publication) -> None:
-        """Check what the engines acknowledged."""
+        """Check the engines' acknowledgements."""
         confirm(publication, self._acks)
         self._on_spans(tuple(span for ack in self._acks.values() for span in ack.spans))

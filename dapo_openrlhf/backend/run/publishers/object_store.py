@@ -1,4 +1,4 @@
-"""Weight sync through Ray's object store, as the controller sees it: packed once, read by every engine."""
+"""Weight sync through Ray's object store, seen from the controller: packed once, read by every engine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from dapo_openrlhf.types import PolicyVersion, Span
 
 
 class ObjectStorePublisher:
-    """A ``WeightPublisher``.
+    """A ``WeightPublisher`` through the object store.
 
-    Also an ``EngineReviver``: the newest weights stay in the store, and a replaced engine gets them before it counts.
+    It is also an ``EngineReviver``: the newest weights stay in the object store, and a replaced engine loads them
+    before it is in service.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class ObjectStorePublisher:
         start_timeout: float,
         on_spans: OnSpans = lambda spans: None,
     ) -> None:
-        """``timeout``: seconds for each phase of a publication. ``start_timeout``: for a new engine's start."""
+        """``timeout``: seconds for each phase of a publication. ``start_timeout``: seconds for a new engine's start."""
         self._ranks = tuple(ranks)
         self._engines = tuple(engines)
         self._in_service = set(range(len(engines)))
@@ -52,7 +53,10 @@ class ObjectStorePublisher:
         return publication
 
     async def deliver(self, publication: Publication) -> None:
-        """Load them into every engine in service; one that dies or is late gets the newest when it is replaced."""
+        """Load the weights into every engine in service.
+
+        An engine that dies or is late gets the newest weights when it is replaced.
+        """
         async with asyncio.TaskGroup() as tasks:
             loads = [tasks.create_task(self._load_or_stop(index)) for index in sorted(self._in_service)]
         self._on_spans(tuple(span for load in loads for span in load.result()))
@@ -72,19 +76,19 @@ class ObjectStorePublisher:
         self._in_service.add(engine)
 
     async def _load_or_stop(self, index: int) -> tuple[Span, ...]:
-        """Load, or end an engine that hangs or cannot be reached: it must not go on with older weights."""
+        """Load the weights, or stop an engine that hangs or is unreachable: it must not continue with older weights."""
         actor = self._engines[index].actor
         try:
             return await self._load(index)
         except (PipelineTimeout, WorkerDied) as error:
-            if self._engines[index].actor is actor:  # and no new one, which the news of this end must not hit
+            if self._engines[index].actor is actor:  # otherwise a new engine has replaced it
                 self._in_service.discard(index)
                 self._engines[index].stop(str(error))
             return ()
 
     async def _load(self, index: int) -> tuple[Span, ...]:
-        """Load the newest weights into one engine, and check what it acknowledges; returns what it did before."""
-        if self._newest is None:  # it began with them
+        """Load the newest weights into one engine and check its acknowledgement; returns the spans that it reports."""
+        if self._newest is None:  # the engine started with the newest weights
             return ()
         publication, manifest, buffer = self._newest
         what = f"loading the weights of version {publication.version}"

@@ -1,4 +1,4 @@
-"""Opens the publisher of a run's transport, and says who replaces engines then."""
+"""Opens the publisher of a run's transport, and determines who replaces lost engines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Publisher: TypeAlias = ObjectStorePublisher | NcclPublisher | IpcPublisher
 async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans) -> Publisher:
     """The publisher of the run's transport, ready for the first publication."""
     timing = config.async_
-    # An engine that finishes what it has begun answers only then.
+    # An engine that first finishes its running groups answers only after that.
     timeout = timing.publish_timeout + (0 if config.train.partial_rollout_enable else timing.generate_timeout)
     parties = Parties(workers.ranks, [engine.actor for engine in workers.engines], timeout=timeout)
     match config.weight_transfer:
@@ -47,24 +47,24 @@ async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans)
 
 
 async def publish_once(publisher: WeightPublisher, version: PolicyVersion) -> None:
-    """Publish the weights that the engines have begun with, which is ``version``.
+    """Publish the weights that the engines have started with, as ``version``.
 
-    A parameter of the engine's model that would get none, or a shape that does not fit, fails here: before anything is
-    generated, and not after the first step.
+    A parameter of the engine's model that would get no weights, or a shape that does not fit, causes an error here:
+    before anything is generated, and not after the first step.
     """
     await publisher.deliver(await publisher.send(version))
 
 
 def reviver_of(publisher: Publisher) -> EngineReviver:
-    """The publisher itself where its transport can reach a new engine; else one that ends the run."""
+    """The publisher itself if its transport can reach a new engine; otherwise a reviver that ends the run."""
     return publisher if isinstance(publisher, ObjectStorePublisher) else Irreplaceable()
 
 
 class Irreplaceable:
-    """An ``EngineReviver`` for transports that reach only the engines which were there from the beginning."""
+    """An ``EngineReviver`` for transports that reach only the engines that were there from the start."""
 
     async def revive(self, engine: int) -> None:
-        """End the run. Raises ``RuntimeError`` with the ways to go on."""
+        """End the run. Raises ``RuntimeError`` with the ways to continue."""
         others = " or ".join(name for name, transport in TRANSPORTS.items() if transport.revives)
         raise RuntimeError(
             f"engine {engine} is lost, and on this way of the weights (vllm.sync_backend) engines are not replaced one by "

@@ -1,4 +1,4 @@
-"""Who takes part in a weight sync between GPUs: named, called with a deadline, asked what they do when one is late."""
+"""Participants of a weight sync between GPUs: named, called with deadlines, and asked what they do if one is late."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dapo_openrlhf.backend.run.calls import PipelineTimeout, all_within
 from dapo_openrlhf.pipeline.ports import Publication
 
 ASKING_SECONDS = 10.0
-"""How long a late engine is given to say what it is doing."""
+"""Seconds that a late engine has to say what it is doing."""
 
 SETTING = "async.publish_timeout"
 
@@ -36,21 +36,24 @@ class Parties:
         return self.ranks[FIRST]
 
     async def layout(self) -> WeightLayout:
-        """Which tensors a publication consists of."""
+        """The tensors that a publication consists of."""
         layout: WeightLayout = await self.of_first(self.first.weight_layout.remote(), "listing the model's parameters")
         return layout
 
     async def of_first(self, call: ray.ObjectRef[Any], what: str) -> Any:
-        """What trainer rank 0 answers. Raises as :func:`~dapo_openrlhf.backend.run.calls.all_within` does."""
+        """The answer of trainer rank 0. Raises as :func:`~dapo_openrlhf.backend.run.calls.all_within` does."""
         return (await self.of_ranks({FIRST: call}, what))[FIRST]
 
     async def of_ranks(self, calls: Mapping[str, ray.ObjectRef[Any]], what: str) -> dict[str, Any]:
-        """Results of calls that no engine takes part in, by name."""
+        """Results by name, of calls in which no engine takes part."""
         results = await all_within([*calls.values()], [*calls], self._timeout, what, SETTING)
         return dict(zip(calls, results, strict=True))
 
     async def of_all(self, calls: Mapping[str, ray.ObjectRef[Any]], what: str) -> dict[str, Any]:
-        """Results by name. Raises :class:`PipelineTimeout` naming who is late and what each engine says it is doing."""
+        """Results by name.
+
+        Raises :class:`PipelineTimeout` naming the late actors and what each engine says it is doing.
+        """
         try:
             return await self.of_ranks(calls, what)
         except PipelineTimeout as error:
@@ -77,7 +80,7 @@ async def _phase(engine: Any) -> str:
 
 
 def confirm(publication: Publication, acks: Mapping[str, WeightAck]) -> None:
-    """Raise unless every engine has exactly what was sent."""
+    """Raise ``RuntimeError`` unless every engine has received exactly the weights that were sent."""
     for name, ack in acks.items():
         if (ack.version, ack.checksum) != (publication.version, publication.checksum):
             raise RuntimeError(

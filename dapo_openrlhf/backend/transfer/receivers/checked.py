@@ -1,8 +1,8 @@
-"""What receivers on GPUs share (imported in vLLM's workers only, also those that are processes of their own).
+"""What receivers on GPUs share (imported in vLLM's workers only, including those in processes of their own).
 
-To vLLM's engine is added a checksum of what arrived, taken where it is handed to the model, a look at whether the model took
-all of it, and tolerance: vLLM 0.26 wants the packing parameters with every update, 0.29 once, and neither accepts more than
-it knows.
+It adds to vLLM's engine a checksum of what arrived, computed where it is passed to the model, a check that the model
+took all of it, and tolerance: vLLM 0.26 expects the packing parameters with every update, 0.29 once, and neither
+accepts parameters that it does not know.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dapo_openrlhf.backend.transfer.receivers.delivery import Delivery
 
 
 class _WatchedModel:
-    """Stands where a weight-transfer engine expects its model, counts in what passes and watches what becomes of it."""
+    """Stands in for a weight-transfer engine's model, to checksum the tensors and to track their delivery."""
 
     def __init__(self, checksum: Checksum, delivery: Delivery) -> None:
         self._checksum = checksum
@@ -33,7 +33,7 @@ class _WatchedModel:
 
 
 class Checked(WeightTransferEngine[Any, Any]):
-    """Adds checksum and completeness to one of vLLM's engines, which comes after it among a class's bases."""
+    """Adds checksum and completeness check to one of vLLM's engines, which comes after it among a class's bases."""
 
     _checksum: Checksum
     _delivery: Delivery
@@ -46,31 +46,34 @@ class Checked(WeightTransferEngine[Any, Any]):
 
     def start_weight_update(self) -> None:
         self._checksum = Checksum()
-        super().start_weight_update()  # type: ignore[safe-super]  # of the base that comes after this one
+        super().start_weight_update()  # type: ignore[safe-super]  # calls the base that comes after this one
         self._delivery = Delivery(self.model, tied_head=self.model_config.hf_text_config.tie_word_embeddings)
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
-        self.model = _WatchedModel(self._checksum, self._delivery)  # type: ignore[assignment]  # as far as it is used
+        self.model = _WatchedModel(self._checksum, self._delivery)  # type: ignore[assignment]  # has the method needed
         try:
-            super().receive_weights(update_info)  # type: ignore[safe-super]  # of the same base
+            super().receive_weights(update_info)  # type: ignore[safe-super]  # calls the same base
         finally:
             self.model = model
 
     def finish_weight_update(self) -> None:
-        """Process what was received. Raises :class:`delivery.IncompleteWeights`."""
+        """Process the received weights. Raises :class:`delivery.IncompleteWeights`."""
         problem = self._delivery.problem()
-        super().finish_weight_update()  # type: ignore[safe-super]  # of the same base
+        super().finish_weight_update()  # type: ignore[safe-super]  # calls the same base
         if problem is not None:
             raise problem
 
     def received_checksum(self) -> int:
-        """Of everything since ``start_weight_update``; the update must be finished."""
+        """Checksum of everything received since ``start_weight_update``; the update must be finished."""
         return self._checksum.value()
 
 
 class CheckedWorker:
-    """Mixed into vLLM's worker by the name of a subclass, whose module then registers its engine in the worker's process."""
+    """A mixin for vLLM's worker.
+
+    vLLM gets the name of a subclass, whose module then registers its engine in the worker's process.
+    """
 
     weight_transfer_engine: Checked
 
@@ -85,9 +88,10 @@ def _known(message: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def receive(core: Any, update_info: Mapping[str, Any], entering: Callable[[str], None]) -> int:
-    """Have an engine core's workers take one publication; returns the checksum they agree on.
+    """Have an engine core's workers take one publication; returns the checksum on which they agree.
 
-    ``entering`` is told each phase before it begins. Three calls and one question, whatever the number of parameters.
+    ``entering`` is told each phase before it begins. There are three calls and one query, whatever the number of
+    parameters.
     """
     entering("preparing its layers")
     core.collective_rpc("start_weight_update")

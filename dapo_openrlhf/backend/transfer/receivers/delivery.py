@@ -1,9 +1,10 @@
-"""What became of a publication in an engine's model (imported in vLLM's workers only).
+"""Tracks what became of a publication in an engine's model (imported in vLLM's workers only).
 
-vLLM's models take named tensors one by one. A name that a model does not know may be skipped in silence, and a layer that
-receives nothing keeps its old weights with a warning: the engine would sample from a policy that nobody trains. What counts
-here is neither names nor what ``load_weights`` returns (some models return nothing) but the elements that reached each
-parameter, as vLLM's own layerwise reload counts them (``model_executor/model_loader/reload/layerwise.py``, 0.29).
+vLLM's models take named tensors one by one. A name that a model does not know may be skipped silently, and a layer that
+receives nothing keeps its old weights with a warning: the engine would sample from a policy that nobody trains. What
+counts here is neither names nor what ``load_weights`` returns (some models return nothing) but the number of elements
+that reached each parameter, as vLLM's own layerwise reload counts them
+(``model_executor/model_loader/reload/layerwise.py``, 0.29).
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS, get_
 from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 
 SHOWN = 8
-"""Names that an error spells out."""
+"""Number of names that an error message lists."""
 
 
 class IncompleteWeights(RuntimeError):
-    """A publication did not replace all of an engine's weights, or part of it went nowhere."""
+    """A publication did not replace all of an engine's weights, or part of it was not loaded anywhere."""
 
 
 class Delivery:
-    """Watches one publication, between vLLM's ``initialize_layerwise_reload`` and ``finalize_layerwise_reload``."""
+    """Tracks one publication, between vLLM's ``initialize_layerwise_reload`` and ``finalize_layerwise_reload``."""
 
     def __init__(self, model: Any, *, tied_head: bool) -> None:
-        """``tied_head``: the output layer shares the embedding's weights, so that nothing is published for it."""
+        """``tied_head``: the output layer shares the embedding's weights, so nothing is published for it."""
         self._model = model
         self._tied_head = tied_head
         self._loads = 0
         self._ignored: list[str] = []
-        # vLLM loads these past its own accounting; what is known of them is how large they are.
+        # vLLM does not count the loads of these tensors; only their sizes are known.
         self._uncounted = {
             tensor.numel()
             for layer in model.modules()
@@ -47,19 +48,19 @@ class Delivery:
         }
 
     def load(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Hand tensors to the model's own ``load_weights``; called as often as the publication has pieces."""
+        """Pass tensors to the model's own ``load_weights``; called once for each piece of the publication."""
         ignored: list[str] = []
         ends: list[int] = []
         with self._counting():
             self._model.load_weights(self._watched(named, ignored, ends))
         collects_first = bool(ends) and self._loads > ends[0]
-        if not collects_first:  # of a model that does, nothing can be said about single tensors
+        if not collects_first:  # for a model that does, single tensors cannot be tracked
             self._ignored += ignored
 
     def _watched(
         self, named: Iterable[tuple[str, Tensor]], ignored: list[str], ends: list[int]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The same tensors, with those noted that were not loaded into anything before the next was asked for."""
+        """Yield the same tensors, and note those that were not loaded anywhere before the next one was requested."""
         for name, tensor in named:
             before = self._loads
             yield name, tensor
@@ -69,8 +70,8 @@ class Delivery:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Every load into a parameter passes through this function of vLLM's."""
-        module: Any = layerwise  # which calls the function by a name of its own
+        """Count the loads into parameters, which all pass through this function of vLLM's."""
+        module: Any = layerwise  # the module calls the function by its own name for it
         original = module.get_numel_loaded
 
         def counted(*arguments: Any) -> Any:
@@ -84,7 +85,7 @@ class Delivery:
             module.get_numel_loaded = original
 
     def problem(self) -> IncompleteWeights | None:
-        """What is wrong once everything has been loaded, or None; to be asked before the reload is finalized."""
+        """The error, or None, once everything has been loaded; must be called before the reload is finalized."""
         missing = list(self._missing())
         if not missing and not self._ignored:
             return None
@@ -101,7 +102,7 @@ class Delivery:
         return IncompleteWeights("\n".join(lines))
 
     def _missing(self) -> Iterator[str]:
-        """Parameters of the model that the publication did not fill, with how much they received."""
+        """Parameters of the model that the publication did not fill, with the number of elements that they received."""
         received: set[int] = set()
         lacking: list[tuple[str, Module, int]] = []
         for prefix, layer in self._model.named_modules():
@@ -120,9 +121,9 @@ class Delivery:
 
 
 def _elements(layer: Module, name: str, info: LayerReloadingInfo) -> tuple[int, Any]:
-    """How many elements a parameter received, and the tensor that the engine goes on with."""
+    """Number of elements that a parameter received, and the tensor that the engine continues with."""
     parameter = getattr(layer, name)
-    if not info.can_load():  # all that belongs to this layer has come, and has been processed
+    if not info.can_load():  # everything for this layer has arrived and has been processed
         return parameter.numel(), parameter
     kept = parameter if info.kernel_tensors is None else info.kernel_tensors[0].get(name, parameter)
     loader = layerwise._get_original_loader(parameter)
@@ -130,11 +131,11 @@ def _elements(layer: Module, name: str, info: LayerReloadingInfo) -> tuple[int, 
 
 
 def _expected(layer: Module, parameter: Tensor) -> int:
-    """Elements that a checkpoint has for a parameter: all but those by which vLLM pads vocabularies and experts."""
+    """Number of elements that a checkpoint has for a parameter: all but vLLM's padding of vocabularies and experts."""
     if isinstance(layer, VocabParallelEmbedding):
         return parameter.numel() // parameter.shape[0] * layer.shard_indices.num_org_elements
     if isinstance(layer, RoutedExperts):
-        sizes: Any = layer.moe_config  # vLLM has filled in what may be None before
+        sizes: Any = layer.moe_config  # vLLM has already filled in what may be None
         inner, own_inner = sizes.intermediate_size_per_partition, sizes.intermediate_size_per_partition_unpadded
         own: dict[int, int] = {sizes.hidden_dim: sizes.hidden_dim_unpadded, inner: own_inner, 2 * inner: 2 * own_inner}
         return parameter.shape[0] * math.prod(own.get(size, size) for size in parameter.shape[1:])

@@ -1,4 +1,4 @@
-"""The engines' end of the weight sync by gloo, on a CPU: NCCL's, with another communicator."""
+"""The engines' end of the weight sync by gloo, on a CPU: the same as by NCCL, with another communicator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dapo_openrlhf.backend.transfer.receivers.repacking import repack
 
 
 class CheckedGlooEngine(Checked, NCCLWeightTransferEngine):
-    """vLLM's receiver of a broadcast, checked."""
+    """vLLM's receiver of a broadcast, with the checks of :class:`Checked`."""
 
     def init_transfer_engine(self, init_info: Any) -> None:
         """Join the group, and agree on how weights are packed."""
@@ -34,7 +34,7 @@ class CheckedGlooEngine(Checked, NCCLWeightTransferEngine):
         self.receive_weights(self.parse_update_info(update_info))
 
     def finish_weight_update(self) -> None:
-        """Process what was received. Raises :class:`delivery.IncompleteWeights`."""
+        """Process the received weights. Raises :class:`delivery.IncompleteWeights`."""
         try:
             super().finish_weight_update()
         finally:
@@ -42,7 +42,7 @@ class CheckedGlooEngine(Checked, NCCLWeightTransferEngine):
 
 
 class GlooWorker(CheckedWorker):
-    """A worker that receives so."""
+    """A vLLM worker that receives weights by gloo."""
 
 
 WeightTransferEngineFactory.register_engine(RECEIVERS["gloo"].backend, CheckedGlooEngine)

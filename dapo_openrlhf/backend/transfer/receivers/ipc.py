@@ -10,11 +10,11 @@ from dapo_openrlhf.backend.transfer.receivers.checked import Checked, CheckedWor
 
 
 class CheckedIpcEngine(Checked, IPCWeightTransferEngine):
-    """vLLM's reader of another process's GPU memory, checked."""
+    """vLLM's reader of another process's GPU memory, with the checks of :class:`Checked`."""
 
 
 class IpcWorker(CheckedWorker):
-    """A worker that receives so."""
+    """A vLLM worker that reads weights from another process's GPU memory."""
 
 
 WeightTransferEngineFactory.register_engine(RECEIVERS["ipc"].backend, CheckedIpcEngine)

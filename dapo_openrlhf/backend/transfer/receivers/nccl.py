@@ -1,4 +1,4 @@
-"""The engines' end of the weight sync by NCCL: every worker takes part in a broadcast of trainer rank 0."""
+"""The engines' end of the weight sync by NCCL: every worker takes part in a broadcast from trainer rank 0."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dapo_openrlhf.backend.transfer.receivers.checked import Checked, CheckedWor
 
 
 class CheckedNcclEngine(Checked, NCCLWeightTransferEngine):
-    """vLLM's receiver of a broadcast, checked."""
+    """vLLM's receiver of a broadcast, with the checks of :class:`Checked`."""
 
 
 class NcclWorker(CheckedWorker):
-    """A worker that receives so."""
+    """A vLLM worker that receives weights by NCCL."""
 
 
 WeightTransferEngineFactory.register_engine(RECEIVERS["nccl"].backend, CheckedNcclEngine)

@@ -1,7 +1,7 @@
 """The engines' end of the weight sync through the object store: vLLM's weight-transfer API on machines without CUDA.
 
 The trainer packs all parameters into one flat buffer, once per publication; every engine on a node reads the same
-shared memory. One call per engine, whatever the number of parameters. Imported in engine processes only.
+shared memory. There is one call per engine, whatever the number of parameters. Imported in engine processes only.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from dapo_openrlhf.backend.transfer.receivers.repacking import repack
 
 @dataclass
 class ObjectStoreInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on beforehand."""
+    """Empty, because nothing has to be agreed on beforehand."""
 
 
 @dataclass
 class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
-    """All weights at once."""
+    """All weights of a publication."""
 
     manifest: WeightManifest
     buffer: NDArray[np.uint8]
@@ -48,10 +48,10 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
     update_info_cls = ObjectStoreUpdateInfo
 
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
-        """No rendezvous."""
+        """Do nothing, because there is no rendezvous."""
 
     def start_weight_update(self) -> None:
-        """Give every layer its checkpoint-format parameters back: a CPU build packs and drops them at load."""
+        """Restore every layer's parameters in checkpoint format, which a CPU build packs and drops at load."""
         initialize_layerwise_reload(self.model)
         self._delivery = Delivery(self.model, tied_head=self.model_config.hf_text_config.tie_word_embeddings)
 
@@ -73,7 +73,7 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
             raise problem
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Do nothing, because no resources are held."""
 
 
 def tensors(manifest: WeightManifest, buffer: NDArray[np.uint8]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -87,7 +87,7 @@ def tensors(manifest: WeightManifest, buffer: NDArray[np.uint8]) -> Iterator[tup
 
 
 def receive(core: Any, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> int:
-    """Have an engine core load a flat buffer; returns the checksum of what arrived, which is the manifest's."""
+    """Have an engine core load a flat buffer; returns the checksum of what arrived, which equals the manifest's."""
     checksum: int = xxhash.xxh3_64_intdigest(buffer.data)
     if checksum != manifest.checksum:
         raise ValueError(f"weights of version {version} arrived with checksum {checksum}, not {manifest.checksum}")

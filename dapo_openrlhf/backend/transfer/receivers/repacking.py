@@ -1,4 +1,4 @@
-"""What vLLM's reload (0.29) leaves out on a CPU, where layers compute with packed copies of their weights."""
+"""Does what vLLM's reload (0.29) leaves out on a CPU, where layers compute with packed copies of their weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 
 def repack(model: Module, model_config: Any) -> None:
-    """Pack anew what nothing else does, once a publication has been processed."""
+    """Repack the weights that nothing else repacks, once a publication has been processed."""
     tied = model_config.hf_text_config.tie_word_embeddings
     for layer in model.modules():
         match layer:
-            case RoutedExperts():  # packed at the first load only: later ones were read as if they were
+            case RoutedExperts():  # vLLM packs at the first load only, and takes later weights for packed
                 kernel: Any = layer.quant_method.moe_kernel
                 kernel.fused_experts.process_weights_after_loading(layer)
-            case ParallelLMHead() if tied:  # without a parameter of its own, so nothing repacked it
+            case ParallelLMHead() if tied:  # has no parameter of its own, so nothing repacked it
                 layer.quant_method.process_weights_after_loading(layer)

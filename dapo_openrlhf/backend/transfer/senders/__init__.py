@@ -1,1 +1,1 @@
-"""The trainer's ends of the weight sync, a file per transport (runs in trainer ranks)."""
+"""The trainer's end of the weight sync, with one file per transport (runs in trainer ranks)."""

@@ -1,4 +1,4 @@
-"""The trainer's end of the weight sync by gloo (runs on trainer rank 0, on a CPU): NCCL's, with another communicator."""
+"""The trainer's end of the weight sync by gloo, NCCL's with another communicator (runs on trainer rank 0, on a CPU)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dapo_openrlhf.backend.transfer.senders.nccl import NcclSender
 
 
 class GlooSender(NcclSender):
-    """Rank 0's end of a group of itself and all engines' workers."""
+    """Rank 0's end of the group that it forms with all engines' workers."""
 
     def __init__(self, *, address: str, port: int, world_size: int) -> None:
-        """Blocks until every worker has joined."""
+        """Join the group. Blocks until every worker has joined."""
         self._group = GlooGroup(address=address, port=port, rank=0, world_size=world_size)

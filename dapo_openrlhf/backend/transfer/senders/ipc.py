@@ -1,6 +1,6 @@
 """The trainer's end of the weight sync on shared GPUs (runs in trainer ranks, CUDA only).
 
-It feeds vLLM's own packed producer: tensors are packed into few large buffers, whatever their number.
+It uses vLLM's own packed producer, which packs any number of tensors into a few large buffers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class IpcSender:
-    """A rank's weights, copied aside for the engine on the same GPU.
+    """Copies a rank's weights aside for the engine on the same GPU.
 
-    The copy costs a millisecond per gigabyte and as much memory as the parameters, and lets the trainer go on at once:
-    the engine reads the copy, which stays as it is until the next publication.
+    The copy costs a millisecond per gigabyte and as much memory as the parameters, and lets the trainer continue at
+    once: the engine reads the copy, which stays unchanged until the next publication.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class IpcSender:
         self._staged: Generator[Any] | None = None
 
     def stage(self, parameters: Iterable[tuple[str, Tensor]], *, size: int) -> StagedWeights:
-        """Copy all tensors, ``size`` bytes; every engine must be done with the previous copy."""
+        """Copy all tensors, ``size`` bytes in total; every engine must be done with the previous copy."""
         from vllm.distributed.weight_transfer.packed_tensor import packed_ipc_producer
 
         if self._staged is not None:
@@ -45,7 +45,7 @@ class IpcSender:
             post_iter_func=itemgetter(1),
             buffer_size_bytes=size,
         )
-        self._staged = cast("Generator[Any]", chunks)  # so it is; vLLM's annotation says less
+        self._staged = cast("Generator[Any]", chunks)  # vLLM's annotation is less specific
         # The buffer holds everything, so there is one chunk. The producer keeps the buffer until it is closed.
         chunk = next(self._staged)
         return StagedWeights(checksum=checksum.value(), handles=chunk.ipc_handle)

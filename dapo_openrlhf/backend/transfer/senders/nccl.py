@@ -1,6 +1,6 @@
 """The trainer's end of the weight sync by NCCL (runs on trainer rank 0, CUDA only).
 
-It feeds vLLM's own packed producer: tensors are packed into few large buffers, whatever their number.
+It uses vLLM's own packed producer, which packs any number of tensors into a few large buffers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class NcclSender:
-    """Rank 0's end of a group of itself and all engines' workers."""
+    """Rank 0's end of the group that it forms with all engines' workers."""
 
     _group: Any
 
     def __init__(self, *, address: str, port: int, world_size: int) -> None:
-        """Blocks until every worker has joined."""
+        """Join the group. Blocks until every worker has joined."""
         import vllm.distributed.device_communicators.pynccl  # noqa: F401  it replaces torch.cuda.set_stream
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
-        # Otherwise vLLM would give this thread a stream of its own, which DeepSpeed does not know of.
+        # Otherwise vLLM would give this thread a stream that DeepSpeed does not know of.
         torch.cuda.set_stream(torch.cuda.current_stream())
         self._group = trainer_init({"master_address": address, "master_port": port, "world_size": world_size})
 

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALIGNMENT = 64
-"""Bytes: each tensor in the flat buffer begins on a multiple."""
+"""Alignment in bytes: each tensor in the flat buffer begins at a multiple of this."""
 
 
 class ObjectStoreSender:
     """Packs all weights into one flat buffer in host memory, which Ray copies into its object store."""
 
     def __init__(self, layout: WeightLayout) -> None:
-        """Takes as much host memory as the weights, once for all publications."""
+        """Allocate as much host memory as the weights take, once for all publications."""
         self._layout = layout
         self._offsets = _offsets(layout.sizes)
         self._buffer = torch.empty(self._offsets[-1], dtype=torch.uint8)
 
     def pack(self, parameters: Iterable[tuple[str, Tensor]]) -> tuple[WeightManifest, NDArray[np.uint8]]:
-        """Copy all tensors, in the layout's order; the buffer stays as it is until the next call."""
+        """Copy all tensors, in the layout's order; the buffer stays unchanged until the next call."""
         for start, (_, tensor) in zip(self._offsets, parameters, strict=False):
             flat = tensor.contiguous().view(-1).view(torch.uint8)
             self._buffer[start : start + flat.numel()].copy_(flat)
@@ -45,7 +45,7 @@ class ObjectStoreSender:
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:
-    """Where tensors of these sizes (bytes) begin in the flat buffer, and its end."""
+    """Offsets in bytes at which tensors of these sizes begin in the flat buffer, and the offset of its end."""
     offsets = [0]
     for size in sizes:
         offsets.append(offsets[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
