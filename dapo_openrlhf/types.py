@@ -121,8 +121,7 @@ class RolloutGroup:
 
     @property
     def mean_score(self) -> float:
-        """Mean of the scores that dynamic sampling uses; the accuracy, unless a user's reward gives scores of its
-        own."""
+        """Mean of the scores that dynamic sampling uses; the accuracy, unless a user's reward gives other scores."""
         scores = [rollout.correct if rollout.score is None else rollout.score for rollout in self.rollouts]
         return sum(scores) / len(scores)
 

@@ -9,8 +9,7 @@ FRESH_KL = "rollout_kl/age_0"
 
 
 class PoliciesDiffer(RuntimeError):
-    """Engines sample from another distribution than the trainer trains; further updates would increase the
-    difference."""
+    """Engines sample from another distribution than the trainer trains; further updates would make it worse."""
 
 
 class Agreement:
@@ -22,8 +21,7 @@ class Agreement:
         self._data_type = data_type
 
     def check(self, step: int, statistics: Mapping[str, float]) -> None:
-        """Raise :class:`PoliciesDiffer` beyond the limit or at NaN; do nothing if all responses are of older
-        weights."""
+        """Raise :class:`PoliciesDiffer` beyond the limit or at NaN; does nothing without responses of these weights."""
         kl = statistics.get(FRESH_KL)
         if kl is None or kl <= self._limit:
             return

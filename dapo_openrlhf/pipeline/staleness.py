@@ -149,8 +149,7 @@ class StalenessPolicy:
         self._ready.discard(group_id)
 
     def surplus(self) -> tuple[int, ...]:
-        """Groups in flight or ready that can never be trained in time, since enough ready ones precede them. Changes
-        nothing."""
+        """Groups in flight or ready that can never be trained in time: enough ready ones precede them. Pure."""
         earliest = next(iter(self._deadlines.values()), None)
         if earliest is None or self.ready < self._capacity(earliest):
             return ()  # capacities only grow with deadlines
@@ -163,7 +162,7 @@ class StalenessPolicy:
         return tuple(surplus)
 
     def select(self) -> tuple[int, ...] | Waiting:
-        """The P groups of the next batch, earliest deadline first, or why none can be taken yet. Changes nothing."""
+        """The P groups of the next batch, earliest deadline first, or why none can be taken yet. Pure."""
         if self.ready < self.batch_size:
             return Waiting(f"{self.ready} of {self.batch_size} groups ready")
         positions = {group_id: position for position, group_id in enumerate(self._deadlines)}

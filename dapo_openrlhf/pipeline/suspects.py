@@ -74,8 +74,7 @@ class Suspects:
             self._convict(prompt, fault)
 
     def killed(self, prompt: Prompt, error: GroupError) -> tuple[list[int], PromptFault]:
-        """Convict a prompt that killed an engine with nothing else in it; returns the engines killed before, and the
-        error."""
+        """Convict a prompt that killed an engine alone; returns the engines that it killed before, and the error."""
         engines = self._deaths.pop(prompt, [])
         fault = PromptFault(
             KILLS_ENGINES,

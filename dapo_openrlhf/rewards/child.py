@@ -72,8 +72,7 @@ def _open(settings: RewardSettings) -> RewardSource:
 
 
 def _answer(reward: RewardSource, question: Question) -> dict[str, object]:
-    """The scores of all responses; with an error, the scores of the responses before the one that the error is
-    about."""
+    """The scores of all responses; with an error, those of the responses before the one that the error is about."""
     try:
         scores = reward(question)
         responses = zip(scores, question.responses, strict=True)
@@ -145,8 +144,7 @@ def _limit_memory(more: int) -> None:
 
 
 def _limit_cpu(timeout: float) -> None:
-    """End this process when it has computed for longer than any response may take, in case its parent is gone by
-    then."""
+    """End this process when it has computed for longer than any response may take, in case its parent is gone."""
     times = os.times()
     most = math.ceil(times.user + times.system + (timeout + 1) * (os.cpu_count() or 1))
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))

@@ -22,8 +22,7 @@ RewardFunction = Callable[..., Any]
 
 
 def load_function(file: str) -> RewardFunction:
-    """Load ``reward_func`` from a Python file. Raises what the file raises, and ``ImportError`` without a fitting
-    function."""
+    """Load ``reward_func`` from a Python file. Raises what the file raises, and ``ImportError`` if none fits."""
     spec = importlib.util.spec_from_file_location("reward_function", file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} cannot be loaded as Python")

@@ -54,8 +54,7 @@ class Scored:
 
 
 class RewardProcess:
-    """One reward process and its deadline. Calls block; use it from one thread at a time, and close it or use
-    ``with``."""
+    """One reward process and its deadline. Calls block. Use it from one thread at a time; close it or use ``with``."""
 
     def __init__(
         self, settings: RewardSettings, *, start_timeout: float = 120.0, clock: Callable[[], float] = time.monotonic
@@ -101,15 +100,13 @@ class RewardProcess:
         self._most_memory = self._resident() + self._settings.memory * MEBIBYTE
 
     def score(self, response: str, *, label: object, prompt: str = "") -> Scored:
-        """Score one response to ``prompt``. Takes at most the deadline, plus a start where the last process was
-        lost."""
+        """Score one response to ``prompt``, within the deadline plus a start where the last process was lost."""
         query = "" if self._tail_only else prompt + response
         (scored,) = self.score_all(Question(responses=[response], queries=[query], prompt=prompt, label=label))
         return scored
 
     def score_all(self, question: Question) -> list[Scored]:
-        """Score responses together up to the first error, which is then the last entry. The deadline is per
-        response."""
+        """Score responses together up to the first error, which is then last. The deadline holds for each response."""
         self.wait_ready()
         started = self._clock()
         scores: list[Score] = []
@@ -144,8 +141,7 @@ class RewardProcess:
         return self._printed.take()
 
     def _sent(self, question: Question) -> dict[str, object]:
-        """The part of a question that the rewards need: for the rule just the end of a response, so no more is
-        copied."""
+        """The part of a question that the rewards need: for the rule only the end of a response, to copy less."""
         if self._tail_only:
             tails = [verifier.final_part(response, question.prompt) for response in question.responses]
             question = Question(responses=tails, queries=[""] * len(tails), prompt="", label=question.label)
@@ -234,7 +230,7 @@ class RewardProcess:
         return line
 
     def _wait_for_words(self, seconds: float) -> set[int]:
-        """Wait until the socket or the pipe of printed lines has data or has ended; returns which of them."""
+        """Wait up to ``seconds`` until the socket or the pipe of printed lines has data or has ended; returns which."""
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         if self._printed.open_ended:

@@ -47,8 +47,7 @@ class RewardSettings:
 
 
 def reward_settings(reward: RewardSection) -> RewardSettings:
-    """The settings of a reward process from the configuration. Raises ``ConfigError`` for a file that does not
-    exist."""
+    """The settings of a reward process by the configuration. Raises ``ConfigError`` for a file that does not exist."""
     return RewardSettings(
         sources=tuple(map(_found, reward.origins)),
         weights=reward.weights or (1.0,) * len(reward.origins),

@@ -40,8 +40,7 @@ class RuleReward:
     """DAPO eq. 7: +1 for an answer equivalent to the gold one, else -1."""
 
     def __init__(self, *, answer_form: AnswerForm) -> None:
-        """``answer_form``: whether any expression of the value is accepted where the label is a number, or only a
-        number."""
+        """``answer_form``: whether any expression of its value, or only a number, is an answer to a number."""
         from dapo_openrlhf.rewards import algebra  # imports mpmath, which nothing else needs
 
         algebra.prepare()

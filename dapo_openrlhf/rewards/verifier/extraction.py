@@ -76,8 +76,7 @@ def extract_answer(response: str, prompt: str = "") -> str | None:
 
 
 def _line(text: str) -> str:
-    """The answer after ``Answer:``: the rest of the line, or the next line that is not empty, or a displayed
-    formula."""
+    """The answer after ``Answer:``: the rest of the line, the next line that is not empty, or a displayed formula."""
     text = text.lstrip()
     text = text[min(len(text) - len(text.lstrip("*_}")), 4) :].lstrip()
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
@@ -101,8 +100,7 @@ def _of_minerva(line: str) -> str:
 
 
 def _boxed(text: str, start: int) -> str | None:
-    r"""The content of the box whose command ends at ``start``: that of its braces, or, as in ``\boxed 2``, one
-    token."""
+    r"""The content of the box whose command ends at ``start``: that of braces, or one token as in ``\boxed 2``."""
     space = len(text) - start - len(text[start:].lstrip(" \t"))
     start += space
     if text[start : start + 1] == "{":

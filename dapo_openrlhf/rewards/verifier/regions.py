@@ -70,8 +70,7 @@ def joined(values: list[Value], *, union: bool) -> Value:
 
 
 def listed(values: list[Value]) -> Value:
-    """Bounds separated by commas or ``and``: their intersection, or the union of two that exclude each other: ``x<0,
-    x>5``."""
+    """Bounds separated by commas or ``and``: their intersection, or the union of two disjoint ones: ``x<0, x>5``."""
     both = joined(values, union=False)
     is_empty = isinstance(both, Region) and not both.pieces
     return joined(values, union=True) if is_empty and len(values) == 2 else both
