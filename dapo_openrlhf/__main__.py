@@ -1,4 +1,4 @@
-"""``dapo-openrlhf COMMAND``: parse, validate, then import the rest."""
+"""The entry point ``dapo-openrlhf COMMAND``: parses and validates, then imports the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dapo_openrlhf import stopping
 from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
 
-check_packages(BASIC)  # whatever follows imports them
+check_packages(BASIC)  # the imports below need them
 
 from dapo_openrlhf.cli.options import make_parser  # noqa: E402
 from dapo_openrlhf.config.errors import ConfigError  # noqa: E402
@@ -19,7 +19,7 @@ from dapo_openrlhf.config.loading import load_config, parse_overrides  # noqa: E
 STARTED = time.monotonic()
 
 Command = Callable[[argparse.Namespace, Sequence[str]], int]
-"""Options and what is left of the command line; returns the exit status."""
+"""A function of the options and the rest of the command line that returns the exit status."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from dapo_openrlhf.cli.starting import starting_point
 
-    starting_point(options, parse_overrides(rest), say=_warn)  # refused here rather than on the cluster
+    starting_point(options, parse_overrides(rest), say=_warn)  # so that errors appear here and not on the cluster
     from dapo_openrlhf.cli.submit import submit
 
     return submit(options, rest)

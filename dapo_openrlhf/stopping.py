@@ -1,7 +1,7 @@
 """How signals end a command: one handler for all of them, in force from the first line to the last.
 
-``with handled():`` surrounds a command. A signal then raises :class:`Stopped` where the command is, or is handed to whoever
-listens at that time. Libraries that install handlers of their own are overruled with :func:`reinstall`.
+``with handled():`` surrounds a command. A signal then raises :class:`Stopped` in the command, or is passed to the
+listener, if there is one at that time. :func:`reinstall` overrules libraries that install handlers of their own.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What ends a command; exit status 128 and the signal's number."""
+"""Signals that end a command, with exit status 128 plus the signal's number."""
 SAVING = signal.SIGUSR1
-"""What a batch system sends some time before it ends a job; see :func:`listening`."""
+"""The signal that a batch system sends some time before it ends a job; see :func:`listening`."""
 
 Listener = Callable[[signal.Signals], None]
 
@@ -23,17 +23,17 @@ _active: list[signal.Signals] = []
 
 
 class Stopped(BaseException):
-    """A signal asked the command to end; like ``KeyboardInterrupt`` no handler of errors should catch it."""
+    """A signal asked the command to end. Like ``KeyboardInterrupt``, handlers of errors should not catch it."""
 
     def __init__(self, number: signal.Signals, words: str = "") -> None:
-        """``words``: what is kept and how to go on, for the user."""
+        """``words``: tells the user what is kept and how to resume."""
         super().__init__(words)
         self.number = number
         self.words = words
 
     @property
     def status(self) -> int:
-        """The exit status by which shells and batch systems know it."""
+        """The exit status by which shells and batch systems recognise the signal."""
         return 128 + self.number
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle signals; those that are ignored, as under nohup, stay ignored. Puts the old handlers back."""
+    """Handle signals, except those that are ignored, as under nohup. Restores the old handlers at the end."""
     before = {number: signal.getsignal(number) for number in (*ENDING, SAVING)}
     _active[:] = [number for number, handler in before.items() if handler != signal.SIG_IGN]
     reinstall()
@@ -55,16 +55,17 @@ def handled() -> Iterator[None]:
 
 
 def reinstall() -> None:
-    """Put the handler back that a library has replaced; nothing outside of :func:`handled`."""
+    """Restore the handler that a library has replaced; does nothing outside of :func:`handled`."""
     for number in _active:
         signal.signal(number, _handle)
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Hand signals to ``listener``, in the main thread between any two instructions, in place of raising :class:`Stopped`.
+    """Pass signals to ``listener``, in the main thread between any two instructions, instead of raising
+    :class:`Stopped`.
 
-    :data:`SAVING` does nothing where nobody listens, so that it never kills a command.
+    Without a listener :data:`SAVING` does nothing, so that it never kills a command.
     """
     _listeners.append(listener)
     try:

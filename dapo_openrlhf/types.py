@@ -26,40 +26,41 @@ class Prompt:
     id: int
     """Position in the prompt set, from 0; the same row keeps its id over episodes."""
     text: str
-    """As the model sees it: rendered, special tokens included."""
+    """The prompt as the model sees it: rendered, special tokens included."""
     token_ids: tuple[int, ...] = ()
-    """Of ``text``, at least one on its way to an engine, each with a row in the model's embedding."""
+    """Token ids of ``text``, each with a row in the model's embedding; at least one in a prompt for an engine."""
     label: object = field(default=None, hash=False)
-    """The row's own value: what JSON can hold; None where the row need not have one."""
+    """The label of the row, a value that JSON can hold; None where the row needs none."""
     columns: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """The row's other columns, for rewards that want them."""
+    """The row's other columns, for rewards that ask for them."""
     source: str = ""
-    """File and line, or row, for messages."""
+    """File and line, or row, as messages name them."""
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The name that messages use for the prompt."""
         return f"prompt {self.id} ({self.source})" if self.source else f"prompt {self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What an engine returns for one prompt: G responses, described; the tokens stay behind handles."""
+    """What an engine returns for one prompt: the metadata of G responses; their tokens stay behind handles."""
 
     prompt_length: int
-    """Tokens in the prompt, at least 1."""
+    """Number of tokens in the prompt, at least 1."""
     lengths: tuple[int, ...]
-    """Tokens of each response, the end-of-sequence token included; G entries, each at least 1."""
+    """Number of tokens in each response, the end-of-sequence token included; G entries, each at least 1."""
     truncated: tuple[bool, ...]
-    """Whether each response was stopped by a limit or cut, and not by itself."""
+    """Whether each response was stopped by a limit or was cut, and did not end by itself."""
     cut: tuple[bool, ...]
-    """Whether each response was cut because its group held up a batch; those are truncated too."""
+    """Whether each response was cut because its group held up a batch; such responses count as truncated too."""
     oldest_version: PolicyVersion
-    """Weights that sampled the group's first token."""
+    """Version of the weights that sampled the group's first token."""
     newest_version: PolicyVersion
-    """Weights that sampled the group's last token; larger than ``oldest_version`` after an update in flight."""
+    """Version of the weights that sampled the group's last token; larger than ``oldest_version`` when new weights
+    arrived during generation."""
     engine: int
-    """Index of the engine that generated it."""
+    """Index of the engine that generated the group."""
     tokens: object
     """Handle to the group's ``GroupTokens``."""
     texts: object
@@ -68,19 +69,20 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What a reward gives one response."""
+    """The result of a reward for one response."""
 
     correct: bool
-    """``is_equivalent(answer, response)`` of the paper: what accuracy looks at."""
+    """Whether the response is right, from which accuracy is computed: ``is_equivalent(answer, response)`` of the
+    paper."""
     reward: float
     """Reward before any length shaping; +1 or -1 under the rule of eq. 7."""
     score: float | None = None
-    """What a user's reward calls the response's score, for dynamic sampling; None: 1 if it is right, else 0."""
+    """The score by a user's reward, for dynamic sampling; None stands for 1 if the response is right, otherwise 0."""
     logs: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """What a reward of the user's wants logged (``extra_logs``)."""
+    """Values that a user's reward wants logged (``extra_logs``)."""
     answer: str | None = field(default=None, compare=False)
-    """The answer found in the response, evened out: equal for answers that are the same text or number. None: there is
-    none. Two scores are equal without it."""
+    """The answer found in the response, normalised: equal for answers that are the same text or number. None if there
+    is no answer. It is left out when scores are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +92,12 @@ class Rollout:
     length: int
     truncated: bool
     cut: bool
-    """Never trained."""
+    """Whether the response was cut, because its group held up a batch; such a response is never trained."""
     correct: bool
     reward: float
     """Reward after length shaping."""
     score: float | None = None
-    """As in :class:`Score`."""
+    """The same as in :class:`Score`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,7 @@ class RolloutGroup:
 
     @property
     def mean_score(self) -> float:
-        """Of what dynamic sampling looks at; the accuracy, unless a user's reward gives scores of its own."""
+        """Mean of the scores that dynamic sampling uses; the accuracy, unless a user's reward gives other scores."""
         scores = [rollout.correct if rollout.score is None else rollout.score for rollout in self.rollouts]
         return sum(scores) / len(scores)
 
@@ -130,13 +132,13 @@ class RolloutGroup:
 
     @property
     def response_tokens(self) -> int:
-        """Tokens of all responses together."""
+        """Number of tokens in all responses together."""
         return sum(rollout.length for rollout in self.rollouts)
 
 
 @dataclass(frozen=True, slots=True)
 class FilterDecision:
-    """What the dynamic-sampling filter says of a group; ``reason`` is also the name of the counter it adds to."""
+    """The decision of the dynamic-sampling filter on a group; ``reason`` is also the name of the counter it adds to."""
 
     keep: bool
     reason: str
@@ -154,7 +156,7 @@ class TrainBatch:
 
     @property
     def ages(self) -> tuple[int, ...]:
-        """Policy age of each group: trainer's version minus the group's oldest version."""
+        """Policy age of each group: the trainer's version minus the group's oldest version."""
         return tuple(self.version - group.oldest_version for group in self.groups)
 
 
@@ -163,15 +165,15 @@ class Span:
     """Something a worker did, on the clock that all machines share."""
 
     worker: str
-    """``engine 0``, ``trainer 0``, ..."""
+    """Name of the worker: ``engine 0``, ``trainer 0``, ..."""
     kind: str
-    """``generate``, ``load_weights``; ``fetch``, ``old_logprobs``, ``ref_logprobs``, ``values``, ``update``,
-    ``update_critic``, ``export_weights``, ``save``."""
+    """What was done: ``generate``, ``load_weights``; ``fetch``, ``old_logprobs``, ``ref_logprobs``, ``values``,
+    ``update``, ``update_critic``, ``export_weights``, ``save``."""
     start: float
-    """Unix time, seconds."""
+    """Start of the span, Unix time in seconds."""
     end: float
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration of the span in seconds."""
         return self.end - self.start

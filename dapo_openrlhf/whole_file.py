@@ -1,6 +1,6 @@
-"""Files and folders that appear in one piece: written under another name, then renamed (standard library only).
+"""Writes files and folders atomically: under another name first, then renamed (standard library only).
 
-A reader, and a process that is killed meanwhile, see what was there before or what is there now, and nothing in between.
+A reader sees either the old or the new content and nothing in between, even if the writing process is killed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"
-"""What the names begin with of what is being written or removed; after a kill such a name may be left, and is in no use."""
+"""Prefix of the names of files and folders that are being written or removed; those left after a kill are not in
+use."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Lend a free path beside ``path``. What the block writes there, a file, a folder or a link, is then put in its place.
+    """Lend a free path beside ``path``. What the block writes there (file, folder or link) then takes the place of
+    ``path``.
 
-    If the block raises, ``path`` stays as it is, and what was written is removed. Several may write the same file at
-    once: the last one's stays.
+    If the block raises, ``path`` stays as it is, and what was written is removed. Several processes may write the same
+    file at once; the last one's stays.
     """
     unfinished = path.with_name(f"{UNFINISHED}{path.name}.{secrets.token_hex(4)}")
     try:
@@ -33,15 +35,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file in one piece; text as UTF-8."""
+    """Write a file atomically; text as UTF-8."""
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def put_in_place(finished: Path, path: Path) -> None:
-    """Rename what is written to ``path``, in the same file system.
+    """Rename a finished file or folder to ``path``, in the same file system.
 
-    A folder replaces a folder. Raises ``OSError`` where one of the two is a folder and the other is none.
+    A folder replaces a folder. Raises ``OSError`` where only one of the two is a folder.
     """
     if not _is_folder(finished):
         os.rename(finished, path)
@@ -55,7 +57,7 @@ def put_in_place(finished: Path, path: Path) -> None:
 
 
 def remove_whole(path: Path) -> None:
-    """Remove a folder, of which half would otherwise count as a whole: its name goes first."""
+    """Remove a folder, renaming it first, so that a half-removed folder never counts as complete."""
     doomed = path.with_name(f"{UNFINISHED}{path.name}")
     _remove(doomed)
     os.rename(path, doomed)

@@ -1,4 +1,4 @@
-"""What each response of a group is credited with (pure Python: a group is a handful of numbers).
+"""Advantages of the responses of a group (pure Python: a group is a handful of numbers).
 
 Legend: ``rewards`` are the G shaped rewards of one prompt's responses.
 """
@@ -44,7 +44,7 @@ def leave_one_out(rewards: Sequence[float]) -> list[float]:
 
 
 def plain(rewards: Sequence[float]) -> list[float]:
-    """The rewards as they are: what trainer ranks turn into advantages with a critic, or by whitening."""
+    """The rewards unchanged: trainer ranks turn them into advantages with a critic, or by whitening."""
     return list(rewards)
 
 
@@ -56,4 +56,4 @@ CREDITS: Mapping[EstimatorName, Callable[[Sequence[float]], list[float]]] = {
     "reinforce": plain,
     "gae": plain,
 }
-"""By estimator, the credit of each response of a group."""
+"""For each estimator the function that turns a group's rewards into one credit per response."""

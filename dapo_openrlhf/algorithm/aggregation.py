@@ -1,4 +1,4 @@
-"""What each token weighs in an update's loss (pure Python: it sees lengths only).
+"""The weight of each token in an update's loss (pure Python: it sees lengths only).
 
 Every aggregation is a weighted sum of token losses. The weights depend on the whole update and are fixed before it is
 cut, so the loss and its gradient do not depend on how it is cut into ranks and micro-batches.

@@ -1,4 +1,5 @@
-"""What an algorithm, and the forward pass below it, may be made of, by OpenRLHF's names where it has one (standard library only).
+"""The closed choices of the algorithm and of its forward pass, by OpenRLHF's names where it has them (standard
+library).
 
 Every choice is independent of the others; :mod:`dapo_openrlhf.config.presets` gives the usual combinations.
 """
@@ -10,39 +11,39 @@ from dataclasses import dataclass
 from typing import Literal
 
 EstimatorName = Literal["group_norm", "dr_grpo", "rloo", "reinforce_baseline", "reinforce", "gae"]
-"""``algo.advantage.estimator``"""
+"""Values of ``algo.advantage.estimator``."""
 
 PolicyLossType = Literal["ppo", "gspo"]
-"""``actor.policy_loss_type``: the ratio of each token, or of the response (GSPO)."""
+"""Values of ``actor.policy_loss_type``: the ratio of each token, or of the response (GSPO)."""
 
 LossAggMode = Literal["token-mean", "seq-mean-token-mean", "prompt-mean-token-mean", "seq-mean-token-sum-norm"]
-"""``actor.loss_agg_mode``: what each token weighs in an update's loss."""
+"""Values of ``actor.loss_agg_mode``: the weight of each token in an update's loss."""
 
 KlEstimator = Literal["k1", "k2", "k3"]
-"""``algo.kl.estimator``"""
+"""Values of ``algo.kl.estimator``."""
 
 OldLogprobs = Literal["recompute", "rollout"]
-"""``async.old_logprobs``: whose log-probs are the ratio's denominator, the trainer's or the engine's."""
+"""Values of ``async.old_logprobs``: whose log-probs are the ratio's denominator, the trainer's or the engine's."""
 
 CorrectionLevel = Literal["off", "token", "seq"]
-"""``algo.advantage.is_correction_level``: what an importance weight is bounded by."""
+"""Values of ``algo.advantage.is_correction_level``: whether importance weights are bounded by token or by response."""
 
 CorrectionMode = Literal["clip", "mask"]
-"""``algo.advantage.is_correction_mode``: what becomes of importance weights out of bounds."""
+"""Values of ``algo.advantage.is_correction_mode``: what happens to importance weights outside the bounds."""
 
 DataType = Literal["bf16", "fp16", "fp32"]
-"""``ds.param_dtype`` and ``ds.grad_accum_dtype``"""
+"""Values of ``ds.param_dtype`` and ``ds.grad_accum_dtype``."""
 
 Attention = Literal["flash_attention_2", "sdpa"]
-"""``ds.attn_implementation``"""
+"""Values of ``ds.attn_implementation``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLoss:
-    """What a kind of policy loss is besides its ratio."""
+    """Properties of a kind of policy loss besides its ratio."""
 
     of_response: bool
-    """A response has one ratio, whose denominator corrects for off-policy samples in place of weights."""
+    """Whether a response has a single ratio, whose denominator corrects for off-policy samples in place of weights."""
 
 
 POLICY_LOSSES: Mapping[PolicyLossType, PolicyLoss] = {
@@ -53,16 +54,16 @@ POLICY_LOSSES: Mapping[PolicyLossType, PolicyLoss] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimator:
-    """What an advantage estimator needs and does besides its formula."""
+    """Properties of an advantage estimator besides its formula."""
 
     critic: bool = False
-    """A value model is trained along."""
+    """Whether a value model is trained as well."""
     whitened: bool = False
-    """Advantages are centred and scaled over all trained tokens of the batch."""
+    """Whether advantages are centred and scaled over all trained tokens of the batch."""
     discounted: bool = False
-    """``algo.advantage.gamma`` may be below 1."""
+    """Whether ``algo.advantage.gamma`` may be below 1."""
     smallest_group: int = 2
-    """Fewest responses per prompt that leave something to compare with."""
+    """Fewest responses per prompt that the estimator needs."""
 
 
 ESTIMATORS: Mapping[EstimatorName, Estimator] = {

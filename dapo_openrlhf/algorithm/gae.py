@@ -1,4 +1,4 @@
-"""Advantages of single tokens: rewards along a response, values, whitening (torch only).
+"""Advantages of individual tokens: rewards along a response, values, whitening (torch only).
 
 Legend: B responses, T response positions (right-padded); ``present`` [B, T] is 1 where a response has a token.
 """
@@ -40,7 +40,7 @@ def gae(rewards: Tensor, values: Tensor, present: Tensor, *, gamma: float, lambd
 
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:
-    """[3] float64: number, sum and sum of squares where ``mask`` is 1. Those of several parts add up."""
+    """[3] float64: number, sum and sum of squares where ``mask`` is 1. The moments of several parts can be added."""
     values, mask = values.double(), mask.double()
     return torch.stack([mask.sum(), (values * mask).sum(), (values.square() * mask).sum()])
 

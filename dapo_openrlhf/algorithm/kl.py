@@ -10,7 +10,7 @@ from torch import Tensor
 from dapo_openrlhf.algorithm.choices import KlEstimator
 
 LARGEST = 10.0
-"""Nats per token beyond which an estimate is cut, and with it its gradient: ``exp`` would let one token decide."""
+"""Nats per token beyond which an estimate and its gradient are cut, as ``exp`` would let a single token dominate."""
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KlEstimator) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, PolicyLossType
 
 LARGEST_LOG_RATIO = 20.0
-"""Beyond it, far outside every clip range, a ratio is cut, so that none is infinite."""
+"""Bound of a log ratio, far outside every clip range, at which ratios are cut so that none is infinite."""
 
 Sums = dict[str, Tensor]
 """Metrics as sums over trained tokens, so that micro-batches and ranks add up; divide by ``tokens``."""
@@ -84,7 +84,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: flo
 def aggregate(token_losses: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Sum a micro-batch's token losses [B, T] to its share of the update's loss.
 
-    ``weights`` [B, 1] is what each of a response's tokens weighs in the whole update, see :mod:`aggregation`; so
+    ``weights`` [B, 1] is the weight of each of a response's tokens in the whole update, see :mod:`aggregation`; so
     shares add up to the same loss however the update is cut. An update without trained tokens has loss 0.
     """
     return (token_losses * mask * weights).sum()
@@ -108,14 +108,15 @@ def importance_weights(
     mode: CorrectionMode,
     threshold: tuple[float, float],
 ) -> tuple[Tensor, Sums]:
-    """Weights [B, T] ``old / rollout`` that correct for what sampled not being what trains; no gradient.
+    """Weights [B, T] ``old / rollout`` that correct for sampling from another policy than the one that trains; no
+    gradient.
 
     The cause is staleness (rollouts by an older version) and engines that compute otherwise than the trainer. As in
     OpenRLHF (``models/loss.py``, with ``is_correction_gating ratio``): weights are each token's own ratio. ``mode`` clip
     truncates them to ``threshold`` = (low, high) (truncated importance sampling), mask zeroes what is outside: tokens, or
     with ``level`` seq whole responses whose geometric mean ratio is. ``off`` gives ones, with the statistics all the same.
     Sums: ``is_weight``, ``is_weight_squared`` (for the effective sample size), ``is_outside``, and ``rollout_kl``, the k3
-    estimate of KL(rollout || old), >= 0. Raises ``ValueError`` for seq with clip, as nothing of a response is truncated.
+    estimate of KL(rollout || old), >= 0. Raises ``ValueError`` for seq with clip, as whole responses are not truncated.
     """
     if level == "seq" and mode == "clip":
         raise ValueError("level seq keeps or drops whole responses: there is nothing to clip")

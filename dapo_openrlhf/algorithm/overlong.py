@@ -1,4 +1,4 @@
-"""What happens to responses that are too long (DAPO section 3.4; pure Python)."""
+"""The punishment of responses that are too long (DAPO section 3.4; pure Python)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arms: whoever does a run of a workload, and what a run is measured by."""
+"""Arms, which do a run of a workload, and the measurement of a run."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from dapo_openrlhf.algorithm.choices import CorrectionMode
 from dapo_openrlhf.backend.device import KV_CACHE_BYTES_ON_CPU
 
 WARM_UP_STEPS = 3
-"""First steps of a run that are not counted."""
+"""Number of steps at the beginning of a run that are not counted."""
 
 
 class ArmError(RuntimeError):
-    """An arm's run failed or took too long; the message ends with what it printed last."""
+    """An arm's run failed or took too long; the message ends with the last lines that it printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSettings:
-    """What is equal for all arms of a comparison, in OpenRLHF's terms, and how long to wait for a run."""
+    """The settings that all arms of a comparison share, in OpenRLHF's terms, and how long to wait for a run."""
 
     batch_size: int = 16
-    """P, the groups of one step."""
+    """P, the number of groups in one step."""
     n_samples_per_prompt: int = 8
-    """G, the responses of one group."""
+    """G, the number of responses in one group."""
     train_batch_size: int = 64
-    """Responses of one gradient update."""
+    """Number of responses in one gradient update."""
     max_epochs: int = 1
-    """Passes over each step's batch."""
+    """Number of passes over each step's batch."""
     steps: int = 12
-    """Complete steps that are wanted; there may be a few more."""
+    """Number of complete steps that are wanted; there may be a few more."""
     learning_rate: float = 1e-8
-    """It is so small that the model stays as it is."""
+    """Learning rate, so small that the model practically does not change."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     eps_clip_low_high: tuple[float, float] = (0.2, 0.28)
     is_correction_mode: CorrectionMode = "clip"
     is_correction_threshold: tuple[float, float] = (0.0, 2.0)
     param_dtype: Literal["fp32", "bf16"] = "fp32"
-    """The type of the parameters, in the trainer and in the engine."""
+    """Data type of the parameters, in the trainer and in the engine."""
     max_tokens_per_gpu: int = 4096
-    """Tokens of one micro-batch; samples are packed, as OpenRLHF recommends."""
+    """Most tokens of one micro-batch; samples are packed, as OpenRLHF recommends."""
     async_queue_size: int = 1
-    """Batches that stock's asynchronous trainer queues; 1 is its default."""
+    """Number of batches that stock's asynchronous trainer queues; 1 is its default."""
     max_num_seqs: int = 512
-    """Responses the engine generates at once, at most."""
+    """Most responses that the engine generates at once."""
     kv_cache_memory_bytes: int = KV_CACHE_BYTES_ON_CPU
     seed: int = 42
     timeout: float = 1800.0
@@ -54,20 +54,20 @@ class ArmSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run's counted steps. Times are in seconds."""
+    """The measurement of one run's counted steps. Times are in seconds."""
 
     step_seconds: tuple[float, ...]
     trained_tokens: float
-    """Response tokens trained in these steps."""
+    """Number of response tokens trained in these steps."""
     generate_seconds: float
-    """How long the engine was at work, per step."""
+    """Time that the engine was busy, per step."""
     train_seconds: float
-    """How long the trainer was at work, per step."""
+    """Time that the trainer was busy, per step."""
     busier_seconds: float
-    """How long whichever of the two worked longer in a step was at work, per step. This is at least the longer of the two
-    means, and exceeds it the more, the more steps differ."""
+    """Time that the busier of the two in each step was busy, per step. It is at least the longer of the two means, and
+    exceeds it the more, the more steps differ."""
     publish_seconds: float
-    """How long a publication takes, from reading the trainer's weights to the engine using them; stock's
+    """Duration of a publication, from reading the trainer's weights until the engine uses them; stock's
     ``timing/broadcast``."""
     mean_age: float | None
     """Mean policy age of the trained groups; None where the arm does not know."""
@@ -87,8 +87,8 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One competitor."""
+    """One of the systems that are compared."""
 
     name: str
     run: Callable[[Path], Measurement]
-    """Does one run, with a folder for what it leaves. Raises :class:`ArmError`."""
+    """Does one run and writes its files into a folder. Raises :class:`ArmError`."""

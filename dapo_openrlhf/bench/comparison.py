@@ -1,4 +1,4 @@
-"""Arms side by side: run in turn, a row of the table for each, and what the rows say about each other."""
+"""Compares arms: runs them in turn, and makes a table with a row for each and sentences about pairs of rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dapo_openrlhf.bench.arm import Arm, Measurement
 from dapo_openrlhf.bench.result import Result, summarise
 
 ONE_SIDED = 0.3
-"""Where the shorter of generating and training is below this share of the longer, asynchrony can gain little."""
+"""Ratio of the shorter to the longer of generating and training, below which asynchrony can gain little."""
 
 
 def run_in_turn(arms: Mapping[str, Arm], *, repeats: int, say: Callable[[str], None]) -> dict[str, Result]:
-    """Run every arm ``repeats`` times, interleaved, so that what changes on the machine meets all of them alike."""
+    """Run every arm ``repeats`` times, interleaved, so that changes on the machine affect all of them alike."""
     runs: dict[str, list[Measurement]] = {key: [] for key in arms}
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         for repeat in range(repeats):

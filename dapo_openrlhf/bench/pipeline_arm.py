@@ -33,7 +33,7 @@ def pipeline_arm(max_staleness: int, workload: Workload, settings: ArmSettings) 
 
 
 def pipeline_settings(max_staleness: int, workload: Workload, settings: ArmSettings, folder: Path) -> dict[str, Any]:
-    """Our configuration of the work that all arms are given."""
+    """This pipeline's configuration for the work that all arms are given."""
     return {
         "device": "cpu",
         "run": {"name": "run", "dir": str(folder)},
@@ -73,7 +73,7 @@ def read_run(events_file: Path) -> Measurement:
     spans = [span for logged in log if isinstance(logged.event, WorkerSpans) for span in logged.event.spans]
 
     def busy(worker: str) -> list[float]:
-        """Seconds a worker worked in each counted step."""
+        """Seconds that a worker was busy in each counted step."""
         mine = [(span.start - offset, span.end - offset) for span in spans if span.worker == worker]
         return [
             sum(max(0.0, min(stop, after) - max(start, before)) for start, stop in mine)

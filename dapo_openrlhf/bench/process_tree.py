@@ -1,4 +1,4 @@
-"""A command with all its descendants: run with its output in a file and a limit, and ended whole."""
+"""Runs a command with a time limit and its output in a file, and ends it together with all its descendants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import psutil
 def run_tree(command: Sequence[str], environment: Mapping[str, str], log: Path, timeout: float) -> int:
     """Run a command with all its output in ``log``; returns its exit status.
 
-    Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds. When it is late or interrupted, its whole tree is ended.
+    Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds. When it is late or interrupted, its whole tree is
+    killed.
     """
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -26,7 +27,7 @@ def run_tree(command: Sequence[str], environment: Mapping[str, str], log: Path, 
 
 
 def last_lines(log: Path, count: int) -> str:
-    """The end of a log, as text; empty where there is none."""
+    """The last lines of a log as text; empty where there is no log."""
     if not log.exists():
         return ""
     with log.open(encoding="utf-8", errors="replace") as lines:
@@ -34,7 +35,7 @@ def last_lines(log: Path, count: int) -> str:
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that still runs, with all its descendants."""
+    """Kill a process, if it still runs, with all its descendants."""
     if process.poll() is not None:
         return
     root = psutil.Process(process.pid)

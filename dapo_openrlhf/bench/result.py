@@ -1,4 +1,4 @@
-"""What the repeats of one arm come to."""
+"""The result of the repeats of one arm."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ class Result:
     step_seconds: float
     """Median over all counted steps of all repeats."""
     step_seconds_range: tuple[float, float]
-    """Quartiles over these steps."""
+    """First and third quartile over these steps."""
     mean_step_seconds: float
     engine_idle: float
-    """Share of the time, 0 to 1."""
+    """Share of the time for which the engine is idle, 0 to 1."""
     trainer_idle: float
     mean_age: float | None
     max_age: int | None
     generate_seconds: float
     train_seconds: float
     busier_seconds: float
-    """Mean over steps of the longer of generating and training in each."""
+    """Mean over steps of the longer of generating and training in each step."""
     publish_seconds: float
     pass_rate: float
 
     @property
     def bound(self) -> float:
-        """max(generate, train): what a step cannot be shorter than with these two workers."""
+        """max(generate, train), the lower bound of a step's duration with these two workers."""
         return max(self.generate_seconds, self.train_seconds)
 
     @property
     def closeness(self) -> float:
-        """The bound over the mean step, 1 at best."""
+        """The bound divided by the duration of the mean step, 1 at best."""
         return self.bound / self.mean_step_seconds
 
     def as_dict(self) -> dict[str, object]:
@@ -50,7 +50,7 @@ class Result:
 
 
 def summarise(name: str, runs: Sequence[Measurement]) -> Result:
-    """Take the medians over an arm's repeats."""
+    """Compute the medians over an arm's repeats."""
     rates = [run.trained_tokens_per_second for run in runs]
     steps = sorted(seconds for run in runs for seconds in run.step_seconds)
     means = [run.seconds / len(run.step_seconds) for run in runs]

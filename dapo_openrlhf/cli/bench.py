@@ -1,4 +1,4 @@
-"""``dapo-openrlhf bench``: this pipeline against itself and against stock OpenRLHF, on the same work."""
+"""The command ``dapo-openrlhf bench``: compares this pipeline at several K and stock OpenRLHF on the same work."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Preset:
 
     arms: tuple[str, ...]
     steps: int
-    """Rollout steps of each run, the warm-up included."""
+    """Number of rollout steps of each run, the warm-up included."""
     repeats: int
     max_epochs: int
-    """Passes over each batch: two make generating and training about equally long on this work."""
+    """Number of passes over each batch; with two, generating and training take about equally long on this work."""
 
 
 PRESETS = {
@@ -68,7 +68,7 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace, preset: Preset) -> ArmSettings:
-    """The preset with what the options change. Raises :class:`ConfigError`."""
+    """The preset's settings with the changes by the options. Raises :class:`ConfigError`."""
     from dapo_openrlhf.bench.arm import WARM_UP_STEPS, ArmSettings
 
     settings = ArmSettings(steps=options.steps or preset.steps, max_epochs=options.max_epochs or preset.max_epochs)

@@ -1,4 +1,4 @@
-"""``dapo-openrlhf checkpoint RUN``: a run's checkpoints, and whether their files are as they were written."""
+"""The command ``dapo-openrlhf checkpoint RUN``: lists a run's checkpoints and verifies their files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dapo_openrlhf.pipeline.manifest import size
 
 
 def checkpoint(options: argparse.Namespace) -> int:
-    """List and verify; 1 if any is damaged."""
+    """List and verify the checkpoints; returns the exit status, 1 if any is damaged."""
     run: Path = options.run
     found = Checkpoints(run / "checkpoints", max_num=1).finished()
     if not found:

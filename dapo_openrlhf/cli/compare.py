@@ -1,4 +1,4 @@
-"""``dapo-openrlhf compare``: two evaluations, problem by problem."""
+"""The command ``dapo-openrlhf compare``: compares two evaluations, problem by problem."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dapo_openrlhf.report.responses import ResponsesError, read_verdicts
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Print the comparison, write it as JSON if asked; returns the exit status."""
+    """Print the comparison, and write it as JSON if asked; returns the exit status."""
     try:
         comparison = compare_verdicts(read_verdicts(options.first), read_verdicts(options.second))
     except ResponsesError as error:

@@ -1,4 +1,4 @@
-"""``dapo-openrlhf eval``: a model's held-out accuracy, with the engines and the reward that training uses."""
+"""The command ``dapo-openrlhf eval``: measures held-out accuracy with the engines and the reward of training."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
 
 
 def summary_of(config: Config, measured: Evaluation) -> dict[str, object]:
-    """What ``--json`` writes: settings, every estimate with its 95 % interval, errors, lengths, speed."""
+    """The contents of ``--json``: settings, every estimate with its 95 % interval, errors, lengths, speed."""
     settings, responses = config.eval, measured.responses
     tokens = sum(response.length for response in responses)
     return {
@@ -86,7 +86,7 @@ def summary_of(config: Config, measured: Evaluation) -> dict[str, object]:
 
 
 def words(config: Config, measured: Evaluation) -> str:
-    """The same for the eye."""
+    """The same as text for the terminal."""
     settings, responses = config.eval, measured.responses
     sampling = f"T {settings.temperature:g}, top-p {settings.top_p:g}"
     first = "the first " if len(measured.results) == settings.max_samples else ""
@@ -108,5 +108,5 @@ def words(config: Config, measured: Evaluation) -> str:
 
 
 def _covered(problems: int, of: int) -> str:
-    """The problems that a row is about: those with as many judged responses as it takes."""
+    """The number of problems that a row covers, those with enough judged responses, in words."""
     return f"{problems} problems" if problems == of else f"the {problems} of {of} problems with enough judged responses"

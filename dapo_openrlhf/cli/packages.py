@@ -1,4 +1,4 @@
-"""Whether what a command imports is installed, asked before it is imported (standard library only)."""
+"""Checks that the packages of a command are installed before they are imported (standard library only)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping
 
 BASIC = ("pydantic", "yaml")
-"""What every command reads its settings with."""
+"""Packages with which every command reads its settings."""
 STACK = ("deepspeed", "openrlhf", "ray", "torch", "transformers", "vllm")
 OF_COMMAND: Mapping[str, Iterable[str]] = {"train": STACK, "eval": STACK, "bench": STACK, "submit": ("ray",)}
-"""What else a command imports, where pip alone cannot install it as it is needed here."""
+"""Further packages of a command that pip alone cannot install as they are needed here."""
 
 ADVICE = """\
 These packages are missing: {names}.

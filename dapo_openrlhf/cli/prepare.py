@@ -1,4 +1,4 @@
-"""``dapo-openrlhf prepare``: a public data set as a prompt file with a manifest."""
+"""The command ``dapo-openrlhf prepare``: converts a public data set to a prompt file with a manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES_SHOWN = 3
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """What ``prepare`` understands."""
+    """Add the options of ``prepare``."""
     command.description = "Writes one {input, label} per line, and beside it a manifest with counts and hashes."
     command.add_argument(
         "source",
@@ -83,7 +83,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def prepare(options: argparse.Namespace) -> int:
-    """Read, clean, write; returns the exit status. Raises ``ConfigError``."""
+    """Read, clean and write the problems; returns the exit status. Raises ``ConfigError``."""
     _check(options)
     wrap = wrapper(options.template)
     few_shot = file_source(options.few_shot) if options.few_shot else None
@@ -178,7 +178,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _recorded(options: argparse.Namespace, few_shot: Source | None) -> dict[str, object]:
-    """The options that shape the output; a file of examples by name and hash."""
+    """The options that determine the output; a file of examples is given by name and hash."""
     left_out = {"command", "source", "output"}
     if not options.source.startswith("reasoning-gym:"):
         left_out |= {"size", "seed", "task_setting", "task_label"}

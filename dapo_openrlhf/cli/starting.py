@@ -1,4 +1,4 @@
-"""Where a training starts: from its configuration, or from a checkpoint of an earlier run."""
+"""Decides where training starts: from its configuration, or from a checkpoint of an earlier run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dapo_openrlhf.pipeline.resume import check_resume
 from dapo_openrlhf.pipeline.resume_point import ResumePoint, newest_point, point_of_name, settings_file
 
 AUTO = "auto"
-"""The value of ``--resume`` that goes on with the run of the configuration's name if there is one."""
+"""The value of ``--resume`` that resumes the run of the configuration's name if there is one."""
 
 
 def starting_point(
     options: argparse.Namespace, overrides: Mapping[str, Any], *, say: Callable[[str], None]
 ) -> tuple[Config, ResumePoint | None]:
-    """The configuration, and the checkpoint to go on from, of ``--config`` and ``--resume``.
+    """The configuration and the checkpoint to resume from, by ``--config`` and ``--resume``.
 
-    ``say`` is told what was passed over. Raises ``ConfigError`` for options that do not go together, a run without a
-    good checkpoint, and settings that the run cannot go on with.
+    ``say`` gets messages about what was skipped. Raises ``ConfigError`` for options that do not go together, a run
+    without a good checkpoint, and settings that the run cannot be resumed with.
     """
     match options.config, options.resume:
         case None, None:

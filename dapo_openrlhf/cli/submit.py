@@ -1,4 +1,4 @@
-"""``dapo-openrlhf submit``: the same run on a Ray cluster, through Ray's job API."""
+"""The command ``dapo-openrlhf submit``: does the same run on a Ray cluster, through Ray's job API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def submit(options: argparse.Namespace, settings: Sequence[str]) -> int:
-    """Submit ``train`` with the same configuration and settings; follow its log; 0 if the job succeeded."""
+    """Submit ``train`` with the same configuration and settings and follow its log; returns 0 if the job succeeded."""
     from dapo_openrlhf.backend.run.jobs import Job
 
     source = [] if options.config is None else ["--config", str(options.config)]
@@ -27,10 +27,10 @@ def submit(options: argparse.Namespace, settings: Sequence[str]) -> int:
 
 
 def entrypoint(arguments: Sequence[str], *, uploaded: bool) -> str:
-    """The shell command the cluster runs: ``train`` with the same arguments.
+    """The shell command that the cluster runs: ``train`` with the same arguments.
 
-    With an uploaded working directory it runs there with the cluster's own Python; without one in the path of the
-    current folder, which every node must see, with this Python.
+    With an uploaded working directory, it runs there with the cluster's own Python; without one, it runs in the path of
+    the current folder, which every node must see, with this Python.
     """
     python = "python" if uploaded else sys.executable
     command = shlex.join([python, "-u", "-m", "dapo_openrlhf", "train", *arguments])

@@ -1,4 +1,4 @@
-"""``dapo-openrlhf trace``: a run's timeline."""
+"""The command ``dapo-openrlhf trace``: writes a run's timeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dapo_openrlhf.pipeline.event_log import EventLogError
 
 
 def trace(options: argparse.Namespace) -> int:
-    """Write the trace of a run, and a picture of some steps if asked."""
+    """Write the trace of a run, and a picture of some steps if asked; returns the exit status."""
     from dapo_openrlhf.report.trace import chrome_trace, draw_timeline, read_log
 
     events = options.run / "events.jsonl"

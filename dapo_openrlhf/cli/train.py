@@ -1,4 +1,4 @@
-"""``dapo-openrlhf train``: one run and the folder it leaves."""
+"""The command ``dapo-openrlhf train``: does one run and leaves its folder."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _train(
 
 
 def _how_to_go_on(outcome: Outcome, inputs: Inputs, folder: RunFolder) -> str:
-    """What is kept of a run that was stopped, and the command that goes on."""
+    """What is kept of a run that was stopped, and the command that resumes it."""
     done = f"{inputs.first_step + outcome.steps} rollout steps are done"
     if outcome.model_saved:
         return f"all {done}, and the model is in {folder.checkpoint}"
@@ -116,7 +116,7 @@ def _opening_words(config: Config, inputs: Inputs, folder: RunFolder, changes: S
 def _run(
     config: Config, inputs: Inputs, folder: RunFolder, started: float, stream: TextIO, say: Say
 ) -> tuple[Outcome, Summary]:
-    """Train with everything recorded; whatever becomes of it, the sinks are closed."""
+    """Train and record everything; the sinks are closed in any case."""
     from dapo_openrlhf.backend.run import launch
 
     with folder.events.open("a") as events:
@@ -140,7 +140,7 @@ def _run(
 
 
 def _sinks(config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first_step: int) -> list[Sink]:
-    """Where the run is reported to; another place is a file in ``report/`` and a line here."""
+    """The sinks that the run is reported to; another one takes a file in ``report/`` and a line here."""
     earlier = earlier_rows(folder.metrics, first_step)
     watch = Watch(batch_size=config.rollout.batch_size, max_new_tokens=config.rollout.max_new_tokens, say=say)
     return [
@@ -182,7 +182,7 @@ def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: f
 
 
 def first_words(error: BaseException) -> str:
-    """The first error that is no group, as its user should read it."""
+    """The first error that is not an exception group, in words for the user."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""``dapo-openrlhf verify``: the very reward of a training, over a file of responses and gold answers, without Ray."""
+"""The command ``dapo-openrlhf verify``: scores a file of responses with the reward of training, without Ray."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Case:
     label: object
     """The gold answer; the rule takes text or a number."""
     prompt: str
-    """The prompt, empty where the file has none; the rule looks whether a thought is opened at its end."""
+    """The prompt, empty where the file has none; the rule checks whether a thought is opened at its end."""
     columns: Mapping[str, object]
     """The row's other columns, for reward functions that ask for them."""
     expected: bool | None = None
@@ -42,7 +42,7 @@ class Case:
 
 
 def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
-    """Judge every line of ``options.file``; returns the exit status."""
+    """Score every line of ``options.file``; returns the exit status."""
     settings = reward_settings(reward_section(options, overrides))
     cases = read_cases(
         options.file,
@@ -70,7 +70,7 @@ def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
 
 
 def reward_section(options: argparse.Namespace, overrides: Mapping[str, object]) -> RewardSection:
-    """The reward settings of ``--config``, ``--reward``, ``--weights`` and ``--reward.key VALUE``, the last wins."""
+    """The reward settings by ``--config``, ``--reward``, ``--weights``, ``--reward.key VALUE``; the last one wins."""
     given = {"reward.remote_url": options.reward, "reward.weights": options.weights}
     settings = {name: value for name, value in given.items() if value} | dict(overrides)
     if options.config:
@@ -82,9 +82,9 @@ def reward_section(options: argparse.Namespace, overrides: Mapping[str, object])
 
 
 def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: str, by_rule: bool = True) -> list[Case]:
-    """All lines of a JSON Lines file. Raises ``ConfigError`` that names file and line of a broken one.
+    """All lines of a JSON Lines file. Raises ``ConfigError`` that names file and line of an invalid one.
 
-    ``by_rule``: gold answers must be such as the rule can compare with.
+    ``by_rule``: whether gold answers must be comparable by the rule.
     """
     if file.suffix == ".parquet":
         raise ConfigError(f"{file}: responses are read from JSON Lines, not from parquet")
@@ -128,7 +128,7 @@ def read_cases(file: Path, *, response_key: str, answer_key: str, prompt_key: st
 
 
 def score_all(cases: Sequence[Case], settings: RewardSettings, *, workers: int) -> tuple[list[Scored], float]:
-    """Judgements in the order of the cases, and the seconds they took once the rewards were loaded."""
+    """The scores in the order of the cases, and the seconds they took once the rewards were loaded."""
     scored: dict[int, Scored] = {}
     todo = iter(enumerate(cases))
     printed = Limited(lambda line: print(line, file=sys.stderr, flush=True), time.monotonic)
@@ -183,7 +183,7 @@ def _print_summary(
 
 
 def _print_agreement(cases: Sequence[Case], scored: Sequence[Scored]) -> None:
-    """How many verdicts are those that the file gives, and which lines are not."""
+    """Print how many verdicts agree with those in the file, and which lines do not."""
     expecting = [pair for pair in zip(cases, scored, strict=True) if pair[0].expected is not None]
     if not expecting:
         return
@@ -201,7 +201,7 @@ def _counts(scored: Sequence[Scored]) -> dict[str, int]:
 
 
 def _result(scored: Sequence[Scored], seconds: float) -> dict[str, object]:
-    """What ``--json`` writes; ``correct`` is null exactly where ``error`` is not."""
+    """The contents of ``--json``; ``correct`` is null exactly where ``error`` is not."""
     verdicts = [
         {
             "correct": scored.score.correct if scored.score else None,

@@ -1,4 +1,4 @@
-"""Settings that run, but hardly as they are meant (standard library)."""
+"""Warnings about settings that are valid but probably not intended (standard library)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dapo_openrlhf.config.settings import Config
 
 
 def cautions(config: Config, *, prompts: int) -> Iterator[str]:
-    """Sentences to say at the start of a training; ``prompts``: size of the prompt set, at least 1."""
+    """Yield the warnings to print when training starts; ``prompts``: size of the prompt set, at least 1."""
     actor, steps, rollout = config.actor, config.train.max_steps, config.rollout
     if actor.lr_warmup_steps >= steps:
         yield (

@@ -1,7 +1,7 @@
-"""What a run around the algorithm may be made of (standard library).
+"""The closed choices among the settings outside the algorithm (standard library).
 
-Those of the algorithm are in :mod:`dapo_openrlhf.algorithm.choices`. Whoever acts on a choice has a case for each of its
-values, or a mapping with all of them; ``tests/backend/test_choices.py`` tries every one.
+Those of the algorithm are in :mod:`dapo_openrlhf.algorithm.choices`. Code that depends on a choice has a case for each
+of its values, or a mapping with all of them; ``tests/backend/test_choices.py`` tries every one.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from typing import Literal
 
 DeviceKind = Literal["cpu", "cuda"]
-"""``device``"""
+"""Values of ``device``."""
 
 LrScheduler = Literal["constant_with_warmup", "linear", "cosine"]
-"""``actor.lr_scheduler``, by transformers' names."""
+"""Values of ``actor.lr_scheduler``, by transformers' names."""
 
 ZeroStage = Literal[1, 2, 3]
-"""``ds.zero_stage``"""
+"""Values of ``ds.zero_stage``."""
 
 AtDeadline = Literal["wait", "cut"]
-"""``async.at_deadline``"""
+"""Values of ``async.at_deadline``."""
 
 KvCache = Literal["keep", "recompute"]
-"""``async.kv_cache``"""
+"""Values of ``async.kv_cache``."""
 
 AnswerForm = Literal["any", "number"]
-"""``reward.answer_form``"""
+"""Values of ``reward.answer_form``."""
 
 OnBadRow = Literal["refuse", "skip"]
-"""``data.on_bad_row``"""
+"""Values of ``data.on_bad_row``."""

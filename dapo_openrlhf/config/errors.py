@@ -1,4 +1,4 @@
-"""What a configuration or its data can be refused with (standard library)."""
+"""The errors with which a configuration or its data is refused (standard library)."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class ConfigError(ValueError):
 
 
 class SettingsUnreadable(ConfigError):
-    """A file of settings is missing or broken as a file, whatever it was meant to say."""
+    """A file of settings is missing, or cannot be read as a file of its format."""

@@ -1,4 +1,4 @@
-"""Settings of what is generated: engines, responses, and how far both run ahead of training (pydantic)."""
+"""Settings of generation: engines, responses, and how far both run ahead of training (pydantic)."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from dapo_openrlhf.config.transports import TransportName
 
 class VllmSection(Section):
     num_engines: PositiveInt = 1
-    """Dedicated engines."""
+    """Number of dedicated engines."""
     tensor_parallel_size: PositiveInt = 1
-    """GPUs per engine."""
+    """Number of GPUs per engine."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of each engine GPU's memory (``device: cuda``)."""
+    """Share of the memory of each of its GPUs that an engine may use (``device: cuda``)."""
     kv_cache_memory_bytes: PositiveInt | None = None
     """KV cache size in bytes; null takes what ``gpu_memory_utilization`` leaves, or 256 MiB on a CPU."""
     enable_prefix_caching: bool = True
-    """Share the prompt's KV cache among a group's responses; never with groups that begin with other weights."""
+    """Share the prompt's KV cache among a group's responses; groups that begin with other weights never share it."""
     enforce_eager: bool = False
-    """No CUDA graphs."""
+    """Run the engines without CUDA graphs."""
     max_num_seqs: PositiveInt | None = None
-    """Responses an engine generates at once; null sizes it for all slots' responses, at most 512 per engine."""
+    """Most responses that an engine generates at once; null makes room for the responses of all slots, at most 512 per
+    engine."""
     max_num_batched_tokens: PositiveInt | None = None
-    """Tokens an engine processes in one step; null takes 8192."""
+    """Most tokens that an engine processes in one step; null takes 8192."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often each engine that dies, hangs, or only fails is replaced before the run ends."""
+    """How often each engine that dies, hangs, or fails one group after the other is replaced before the run ends."""
     sync_backend: Literal["auto", TransportName] = "auto"
     """How weights reach the engines: ``nccl`` between GPUs, ``ipc`` on a GPU that engine and trainer share, or through
-    Ray's object store and host memory; ``gloo`` rehearses ``nccl`` on a CPU. ``auto`` takes the first of these that the
-    placement allows."""
+    Ray's object store and host memory; ``gloo`` takes the place of ``nccl`` on a CPU. ``auto`` takes the first of these
+    that the placement allows."""
 
 
 class RolloutSection(Section):
     batch_size: PositiveInt = PAPER["rollout.batch_size"]
-    """P: prompts (groups) of one rollout step."""
+    """P: number of prompts (groups) in one rollout step."""
     n_samples_per_prompt: PositiveInt = PAPER["rollout.n_samples_per_prompt"]
-    """G: responses of one prompt."""
+    """G: number of responses to each prompt."""
     max_new_tokens: PositiveInt = PAPER["rollout.max_new_tokens"]
     """L_max: longest response, in tokens; a longer one is truncated."""
     temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = PAPER["rollout.temperature"]
@@ -53,19 +54,23 @@ class RolloutSection(Section):
 
 class AsyncSection(Section):
     max_staleness: Annotated[int, Field(ge=0)] = 1
-    """K: largest policy age that is trained; 0 is synchronous, 1 off by one."""
+    """K: largest policy age of a group that is trained; 0 is synchronous training, 1 is one version off-policy."""
     at_deadline: AtDeadline = "wait"
-    """What happens to groups in flight that alone hold up a batch: ``wait`` for them, or ``cut`` them, which truncates
-    their responses (never trained), keeps the time of a step short and favours short responses: see ``cut_share``."""
+    """What happens to groups in flight when a batch waits for nothing else: ``wait`` waits for them; ``cut`` truncates
+    their responses, which are then never trained. It keeps steps short and favours short responses: see
+    the metric ``cut_share``."""
     over_sampling: Annotated[float, Field(ge=1)] | Literal["auto"] = "auto"
-    """Groups in flight for each one that is to be kept; ``auto`` follows the filter's pass rate, 1 is none. Groups made
-    in vain are counted as surplus."""
+    """Number of groups in flight for each one that is to be kept; ``auto`` follows the filter's pass rate, 1 switches
+    over-sampling off. Groups that turn out not to be needed are counted as surplus."""
     kv_cache: KvCache = "keep"
-    """Of the tokens so far, when new weights come in flight: kept, or made anew by the new weights."""
+    """What happens to the KV cache of the tokens so far when new weights arrive during generation: ``keep`` keeps it,
+    ``recompute`` computes it again with the new weights."""
     old_logprobs: OldLogprobs = "recompute"
-    """Denominator of the ratio: the trainer's own log-probs, or the engine's (saves one forward pass)."""
+    """Whose log-probs are the denominator of the ratio: the trainer's own (``recompute``), or the engine's
+    (``rollout``, which saves one forward pass)."""
     generate_timeout: PositiveFloat = 3600.0
-    """Seconds one group may take in an engine. One on which no group at all is done in that time hangs, and is replaced."""
+    """Seconds one group may take in an engine. An engine that finishes no group at all in that time is considered hung,
+    and is replaced."""
     reward_timeout: PositiveFloat = 60.0
     """Seconds the scoring of one group may take before its worker is replaced."""
     train_timeout: PositiveFloat = 7200.0
@@ -77,7 +82,7 @@ class AsyncSection(Section):
 
     @property
     def cut_late(self) -> bool:
-        """Whether groups that alone hold up a batch are cut."""
+        """Whether groups in flight are cut when a batch waits for nothing else."""
         match self.at_deadline:
             case "wait":
                 return False
@@ -88,7 +93,7 @@ class AsyncSection(Section):
 
     @property
     def recompute_kv_cache(self) -> bool:
-        """Whether new weights make the KV cache of the tokens so far anew."""
+        """Whether the KV cache of the tokens so far is computed again when new weights arrive."""
         match self.kv_cache:
             case "keep":
                 return False
@@ -99,5 +104,5 @@ class AsyncSection(Section):
 
     @property
     def over_sampling_factor(self) -> float | None:
-        """Groups in flight for each one that is to be kept; None follows the filter's pass rate."""
+        """Number of groups in flight for each one that is to be kept; None follows the filter's pass rate."""
         return None if self.over_sampling == "auto" else self.over_sampling

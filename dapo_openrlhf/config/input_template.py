@@ -1,4 +1,4 @@
-"""``data.input_template``: text around each prompt (standard library only)."""
+"""The setting ``data.input_template``: text around each prompt (standard library only)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 
 def input_template(template: str) -> Callable[[str], str]:
-    """What puts a prompt where ``{}`` stands.
+    """Return a function that puts a prompt in the place of ``{}``.
 
-    A template that ``str.format`` takes means what it means to OpenRLHF, which formats it: ``{{`` and ``}}`` are braces.
-    Other braces than one ``{}``, which make it raise, stand for themselves here. Raises ``ValueError`` for a template
-    without a place for the prompt, or with several.
+    A template that ``str.format`` accepts means the same as in OpenRLHF, which formats it: ``{{`` and ``}}`` are
+    braces. In a template for which ``str.format`` raises, all braces other than one ``{}`` stand for themselves. Raises
+    ``ValueError`` for a template without a place for the prompt, or with several.
     """
     try:
         fields = [name + (conversion or "") + (form or "") for _, name, form, conversion in _parse(template)]

@@ -78,7 +78,7 @@ def _refusal(source: str, problems: Iterable[str]) -> ConfigError:
 def _over_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     layered: dict[str, Any] = {}
     name = settings.get("preset", Config.model_fields["preset"].default)
-    if name in list(PRESETS):  # another is refused with everything else
+    if name in list(PRESETS):  # an unknown name is refused with everything else
         for dotted, value in PRESETS[name].settings.items():
             _assign(layered, dotted, value)
     _overlay(layered, settings)
@@ -134,7 +134,7 @@ def dump_config(config: Config) -> str:
 
 
 def preset_changes(config: Config) -> Iterator[tuple[str, Any, Any]]:
-    """Settings of the configuration's preset that the run has otherwise: name, the run's value, the preset's."""
+    """Settings in which the run differs from the configuration's preset: name, the run's value, the preset's."""
     values = config.model_dump(mode="json", by_alias=True)
     for dotted, expected in PRESETS[config.preset].settings.items():
         value: Any = values

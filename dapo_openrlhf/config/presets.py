@@ -1,8 +1,8 @@
-"""Algorithms as settings: what ``preset: NAME`` puts below a run's own file and command line.
+"""Presets: the settings of an algorithm, which ``preset: NAME`` puts below a run's own file and command line.
 
-A preset sets what makes the algorithm; the run's file says the rest, and may change any of it. All of them run
+A preset sets what defines the algorithm; the run's file sets the rest, and may change any of it. All presets run
 asynchronously with a bound on staleness, so all keep ``async.max_staleness 1`` and the importance weights that correct
-for it, where the papers' runs are synchronous; for those set ``async.max_staleness 0`` and
+for it. The papers' runs are synchronous; to do the same, set ``async.max_staleness 0`` and
 ``algo.advantage.is_correction_level off``.
 """
 
@@ -17,12 +17,12 @@ PresetName = Literal["dapo", "dapo-paper", "dapo-recipe", "grpo", "ppo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One algorithm."""
+    """The settings of one algorithm."""
 
     summary: str
-    """What it is, and where it differs from its source, in one sentence or two."""
+    """What the algorithm is, and where it differs from its source, in one or two sentences."""
     settings: Mapping[str, Any]
-    """Values by dotted name."""
+    """Values of settings by their dotted names."""
 
 
 PAPER: Mapping[str, Any] = {
@@ -54,7 +54,7 @@ PAPER: Mapping[str, Any] = {
     "eval.temperature": 1.0,  # section 4.1
     "eval.top_p": 0.7,  # section 4.1
 }
-"""The main run of arXiv 2503.14476, by dotted name. The schema's defaults that are the paper's are taken from here."""
+"""Settings of the main run of arXiv 2503.14476, by dotted name. Defaults that are the paper's are taken from here."""
 
 PRESETS: Mapping[PresetName, Preset] = {
     "dapo": Preset(
@@ -100,7 +100,7 @@ PRESETS: Mapping[PresetName, Preset] = {
         "after the last of many tokens, and in one pass over the batch.",
         settings={
             "algo.advantage.estimator": "gae",  # eqs. 11 and 12
-            "algo.advantage.gamma": 1.0,  # nobody prefers an answer for being short; OpenRLHF's
+            "algo.advantage.gamma": 1.0,  # short answers are not preferred; OpenRLHF's
             "algo.advantage.lambd": 1.0,  # see the summary; OpenRLHF's
             "algo.kl.use_loss": False,  # arXiv 1909.08593, eq. 2: in the reward
             "algo.kl.estimator": "k1",  # the same

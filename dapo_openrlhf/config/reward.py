@@ -15,7 +15,7 @@ from dapo_openrlhf.config.section import PositiveFloat, PositiveInt, Section, li
 
 
 def _rewards(value: object) -> object:
-    """As a list, in which null stands for the rule."""
+    """The rewards as a list; null stands for the rule."""
     return listed(Rule().name if value is None else value)
 
 
@@ -26,36 +26,37 @@ class RewardSection(Section):
     """One or several of: ``rule`` (eq. 7); a Python file with ``reward_func(queries, prompts, labels)`` as OpenRLHF takes
     it; an http(s) address that speaks OpenRLHF's remote reward protocol. The first decides which answers are right."""
     weights: Annotated[tuple[FiniteFloat, ...], BeforeValidator(listed), Field(strict=False)] | None = None
-    """One for each reward: their weighted sum is trained; null weighs each with 1."""
+    """One weight for each reward: the weighted sum of the rewards is trained; null gives each the weight 1."""
     answer_form: AnswerForm = "any"
-    """What the rule takes for an answer to a label that is a number: ``any`` expression of that value, or a ``number``
-    only, so that ``17*23`` and ``782/2`` are no answers to 391."""
+    """What the rule accepts as an answer where the label is a number: ``any`` expression of that value, or only a
+    ``number``, so that ``17*23`` and ``782/2`` are not accepted for 391."""
     correct_from: FiniteFloat = 1.0
-    """A file's or an endpoint's score (its reward, if it gives no ``scores``) of at least this counts as a right answer."""
+    """Lowest score by a file or an endpoint (its reward, if it gives no ``scores``) that counts as a right answer."""
     num_workers: PositiveInt = 1
-    """Reward worker processes."""
+    """Number of reward worker processes."""
     timeout: PositiveFloat = 5.0
-    """Seconds the judging of one response may take before its process is killed and replaced."""
+    """Seconds the scoring of one response may take before its process is killed and replaced."""
     batch_size: PositiveInt | None = 1
-    """Responses of a group that a file or a server is given in one call, which has ``timeout`` for each of them. OpenRLHF
-    gives 1; null gives the whole group. A function that only ever looks at ``queries[0]`` needs 1."""
+    """Number of a group's responses that a file or a server is given in one call, which may take ``timeout`` for each
+    of them. OpenRLHF gives 1; null gives the whole group. A function that looks only at ``queries[0]`` needs 1."""
     server_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
-    """Seconds that a reward server may be away (refused or broken connections, HTTP 429, 502, 503, 504, no answer within
-    ``timeout``) before the run ends. It is asked again with growing pauses; what was generated waits."""
+    """Seconds that a reward server may be unavailable (refused or broken connections, HTTP 429, 502, 503, 504, no
+    answer within ``timeout``) before the run ends. It is asked again with growing pauses; generated responses wait
+    meanwhile."""
     memory: PositiveInt = 1024
-    """MiB that judging may take in one process, beyond what it has once the rewards are loaded."""
+    """MiB of memory that scoring may take in one process, beyond what the process has once the rewards are loaded."""
     max_attempts: PositiveInt = 3
     """A prompt whose groups could not be scored this many times in a row is dropped instead of tried again."""
     overlong_buffer_len: Annotated[int, Field(ge=0)] | None = None
     """L_cache of the soft overlong punishment (eq. 13), in tokens; null or 0 switches it off."""
     overlong_penalty_factor: PositiveFloat = PAPER["reward.overlong_penalty_factor"]
-    """Scales the soft overlong punishment."""
+    """Factor of the soft overlong punishment."""
     overlong_filtering_enable: bool = PAPER["reward.overlong_filtering_enable"]
-    """Overlong filtering: truncated responses carry no loss."""
+    """Overlong filtering: truncated responses are excluded from the loss."""
 
     @property
     def origins(self) -> tuple[RewardOrigin, ...]:
-        """``remote_url`` as what it stands for."""
+        """The rewards that ``remote_url`` names."""
         return tuple(map(origin_of, self.remote_url))
 
     @model_validator(mode="after")

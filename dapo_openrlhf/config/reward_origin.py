@@ -1,6 +1,7 @@
-"""What ``reward.remote_url`` names, read in one place: the rule, a Python file, or a server (standard library).
+"""The kinds of reward that ``reward.remote_url`` can name: the rule, a Python file, a server (standard library).
 
-Another kind is a class here and a case in ``rewards/sources.py``. What the rest of a run must know of it, it says itself.
+Another kind takes a class here and a case in ``rewards/sources.py``. Each class says what the rest of a run must know
+about its kind.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ class Rule:
     """The verifier that compares an answer with the row's, DAPO eq. 7."""
 
     needs_answer: ClassVar = True
-    """Rows must have an answer that can be compared with."""
+    """Whether rows must have an answer that can be compared with."""
     reads_queries: ClassVar = False
-    """Prompt and response are read as the model saw and wrote them, beyond the response's end."""
+    """Whether the reward reads prompt and response in full, as the model saw and wrote them, and not only the end of
+    the response."""
     loads_code: ClassVar = False
-    """A user's code is loaded, which may fail before there is anything to judge."""
+    """Whether a user's code is loaded, which may fail before there is anything to score."""
     may_be_away: ClassVar = False
-    """It may not answer for a while, through no fault of a response."""
+    """Whether the reward may be unavailable for a while, for a reason that has nothing to do with a response."""
 
     @property
     def name(self) -> str:
-        """As settings have it."""
+        """The name that settings use."""
         return _RULE
 
     @property
     def short_name(self) -> str:
-        """As messages have it."""
+        """The name that messages use."""
         return self.name
 
 
@@ -51,12 +53,12 @@ class PythonFile:
 
     @property
     def name(self) -> str:
-        """As settings have it."""
+        """The name that settings use."""
         return self.path
 
     @property
     def short_name(self) -> str:
-        """Without its folders."""
+        """The name that messages use: the file's name without its folders."""
         return os.path.basename(self.path)
 
 
@@ -73,12 +75,12 @@ class Server:
 
     @property
     def name(self) -> str:
-        """As settings have it."""
+        """The name that settings use."""
         return self.address
 
     @property
     def short_name(self) -> str:
-        """As messages have it."""
+        """The name that messages use."""
         return self.address
 
 
@@ -86,7 +88,7 @@ RewardOrigin: TypeAlias = Rule | PythonFile | Server
 
 
 def origin_of(name: str) -> RewardOrigin:
-    """What a name stands for. Raises ``ValueError`` for one that is no reward."""
+    """The reward that a name stands for. Raises ``ValueError`` for a name that is not a reward."""
     if name == _RULE:
         return Rule()
     if name.endswith(".py"):
@@ -97,7 +99,7 @@ def origin_of(name: str) -> RewardOrigin:
 
 
 def refusals(name: str) -> Iterator[str]:
-    """A sentence for each thing that is wrong with a name."""
+    """Yield a sentence for each thing that is wrong with a name."""
     try:
         origin_of(name)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What settings must agree with, beyond the range of each (standard library)."""
+"""Rules about combinations of settings, beyond the range of each (standard library)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEMPLATE_ARGUMENTS = {
     "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "padding",
     "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
 }  # fmt: skip
-"""What ``apply_chat_template`` is told, or must not be told, by this project."""
+"""Arguments of ``apply_chat_template`` that this project sets itself, or that must not be set."""
 
 MOST_SHARED_MEMORY = 0.7
 """Share of a GPU's memory that an engine may claim where a trainer rank lives on the same GPU."""

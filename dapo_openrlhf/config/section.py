@@ -1,4 +1,4 @@
-"""What sections of settings are made of (pydantic)."""
+"""The base class and the field types of sections of settings (pydantic)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 COLDEST, HOTTEST = 0.01, 2.0
-"""Temperatures that vLLM samples at (its ``sampling_params.py``): it takes colder ones for 0.01, and refuses hotter ones."""
+"""Range of the temperatures that vLLM samples at (its ``sampling_params.py``): it raises lower ones to 0.01, and
+refuses higher ones."""
 
 
 class Section(BaseModel):
@@ -21,5 +22,5 @@ class Section(BaseModel):
 
 
 def listed(value: object) -> object:
-    """One value where a list may stand; null stays null."""
+    """A single value as a list of one, where a list may be given; null stays null."""
     return (value,) if isinstance(value, str | int | float) else value

@@ -41,13 +41,14 @@ class DataSection(Section):
     input_template: str | None = None
     """Text put around each prompt, with ``{}`` where it goes; not with ``apply_chat_template``."""
     apply_chat_template: bool = False
-    """Render prompts with the tokenizer's chat template; text is one turn of the user."""
+    """Render prompts with the tokenizer's chat template; a prompt that is text becomes one turn of the user."""
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(mapping_of)] = {}  # noqa: RUF012 - pydantic copies it
-    """What the chat template is told besides, as ``enable_thinking: false``."""
+    """Further arguments of the chat template, such as ``enable_thinking: false``."""
     system_prompt: str | None = None
     """First turn of every chat that has no system turn of its own."""
     on_bad_row: OnBadRow = "refuse"
-    """Rows that are no prompts, or leave no room for a response: refuse the run, or leave them out; both name them."""
+    """What happens when rows are not prompts, or leave no room for a response: ``refuse`` refuses the run, ``skip``
+    leaves them out; both name them."""
     max_len: PositiveInt = PAPER["data.max_len"]
     """Longest prompt and response together, in tokens."""
 
@@ -56,16 +57,17 @@ class EvalSection(Section):
     dataset: str | None = None
     """Held-out problems, same format as the prompts; null switches evaluation off."""
     max_samples: PositiveInt | None = None
-    """Problems that are taken, the first ones of the file (as OpenRLHF's setting of that name in ``data`` does); null takes all."""
+    """Number of problems to take from the beginning of the file (like OpenRLHF's setting of that name in ``data``);
+    null takes all."""
     steps: int = -1
-    """Evaluate every this many rollout steps too; -1 only before and after training. Training goes on meanwhile; only
-    the next publication waits."""
+    """Evaluate also every this many rollout steps; -1 evaluates only before and after training. Training goes on
+    meanwhile; only the next publication waits."""
     n_samples_per_prompt: PositiveInt = 1
-    """n: responses of each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
+    """n: number of responses to each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
     temperature: Annotated[float, Field(ge=0, le=HOTTEST)] = PAPER["eval.temperature"]
-    """Sampling temperature of the evaluation, apart from training's; 0 is greedy."""
+    """Sampling temperature of the evaluation, independent of the training's; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling of the evaluation; the paper takes 0.7."""
+    """Nucleus sampling of the evaluation; the paper uses 0.7."""
     max_new_tokens: PositiveInt | None = None
     """Longest response, in tokens; null takes ``rollout.max_new_tokens``."""
 
@@ -74,16 +76,16 @@ class CkptSection(Section):
     save_steps: int = -1
     """Save a checkpoint to resume from every this many rollout steps and at the end; -1 saves the final model only."""
     max_num: PositiveInt = 3
-    """Checkpoints to resume from that are kept, the newest."""
+    """Number of checkpoints to resume from that are kept, the newest ones."""
 
 
 class Config(Section):
-    """A whole run; :func:`dapo_openrlhf.config.loading.build_config` checks that its settings go together."""
+    """The settings of a whole run; :func:`dapo_openrlhf.config.loading.build_config` checks that they go together."""
 
     preset: PresetName = "dapo"
-    """Algorithm whose settings lie below the run's own."""
+    """Algorithm whose settings apply where the run does not set its own."""
     device: DeviceKind = "cuda"
-    """Kind of machine trainer and engines run on."""
+    """Kind of machine that trainer and engines run on."""
     run: RunSection = RunSection()
     actor: ActorSection
     critic: CriticSection = CriticSection()
@@ -100,51 +102,53 @@ class Config(Section):
 
     @property
     def trainer_ranks(self) -> int:
-        """Data-parallel trainer processes."""
+        """Number of data-parallel trainer processes."""
         return self.actor.num_nodes * self.actor.num_gpus_per_node
 
     @property
     def devices(self) -> int:
-        """GPUs, or model-holding processes on a CPU: engines times their tensor-parallel size, and trainer ranks."""
+        """Number of GPUs, or of processes that hold a model on a CPU: engines times their tensor-parallel size, and
+        trainer ranks."""
         if self.train.colocate_all:
             return self.trainer_ranks
         return self.vllm.num_engines * self.vllm.tensor_parallel_size + self.trainer_ranks
 
     @property
     def weight_transfer(self) -> TransportName:
-        """``vllm.sync_backend`` with ``auto`` decided."""
+        """``vllm.sync_backend`` with ``auto`` resolved."""
         if self.vllm.sync_backend != "auto":
             return self.vllm.sync_backend
         return automatic(device=self.device, shared=self.train.colocate_all)
 
     @property
     def max_rollout_kl(self) -> float:
-        """``train.max_rollout_kl`` with null decided: a thousand times what is healthy in fp32, ten times in bf16."""
+        """``train.max_rollout_kl`` with null resolved: a thousand times what is healthy in fp32, ten times in bf16."""
         return self.train.max_rollout_kl or (1e-3 if self.ds.param_dtype == "fp32" else 0.1)
 
     @property
     def updates_per_step(self) -> int:
-        """U: gradient updates of one rollout step, over all epochs."""
+        """U: number of gradient updates in one rollout step, over all epochs."""
         return (
             self.rollout.batch_size * self.rollout.n_samples_per_prompt // self.train.batch_size * self.train.max_epochs
         )
 
     @property
     def gradient_steps(self) -> int:
-        """Gradient updates of the run. Batches are full whatever is filtered, so generation rounds do not enter."""
+        """Number of gradient updates in the run. Every batch is full whatever is filtered, so it does not depend on how
+        many groups are generated."""
         return self.train.max_steps * self.updates_per_step
 
     @property
     def lr_warmup_ratio(self) -> float:
-        """Warm-up as the share of the gradient steps that OpenRLHF takes.
+        """Warm-up as a share of the gradient steps, which is how OpenRLHF takes it.
 
-        It rounds ratio x steps up; half an update less makes it land on ``actor.lr_warmup_steps`` rollout steps.
+        OpenRLHF rounds ratio x steps up; half an update less makes it land on ``actor.lr_warmup_steps`` rollout steps.
         """
         return max(0.0, self.actor.lr_warmup_steps * self.updates_per_step - 0.5) / self.gradient_steps
 
 
 def settings_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting with its dotted name."""
+    """Yield every setting with its dotted name."""
     for field_name, field in section.model_fields.items():
         name = prefix + (field.alias or field_name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -154,5 +158,5 @@ def settings_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator
 
 
 def setting_names() -> dict[str, str]:
-    """Every dotted name with its description."""
+    """The description of every setting by its dotted name."""
     return {name: field.description or "" for name, field in settings_of()}

@@ -1,7 +1,7 @@
-"""Transports of the weight sync: what ``vllm.sync_backend`` may be, and what each can do.
+"""Transports of the weight sync: the values of ``vllm.sync_backend``, and what each can do.
 
-A transport is a row here, a sender and a receiver of its name in ``backend/transfer/``, and a publisher of its name in
-``backend/run/publishers/``.
+A transport consists of a row here, a sender and a receiver of its name in ``backend/transfer/``, and a publisher of its
+name in ``backend/run/publishers/``.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ class Transport:
     """A row of :data:`TRANSPORTS`."""
 
     way: str
-    """How weights travel, for the reference."""
+    """How weights travel, in the words of the reference page."""
     machine: Literal["cuda", "cpu", "any"]
-    """Which ``device`` it needs."""
+    """The ``device`` that the transport needs."""
     shared_gpu: Literal["needed", "refused", "allowed"]
     """Whether engine and trainer may live on the same GPU (``train.colocate_all``)."""
     tensor_parallel: bool
-    """Whether an engine may be several workers."""
+    """Whether an engine may consist of several workers."""
     revives: bool
-    """Whether an engine that is lost is replaced; otherwise it ends the run."""
+    """Whether a lost engine is replaced; otherwise its loss ends the run."""
 
     def fits(self, *, device: str, shared: bool) -> bool:
-        """Whether a placement allows it."""
+        """Whether a placement allows the transport."""
         return self.machine in (device, "any") and self.shared_gpu != ("refused" if shared else "needed")
 
 
@@ -63,16 +63,16 @@ TRANSPORTS: Mapping[TransportName, Transport] = {
         revives=False,
     ),
 }
-"""``auto`` takes the first that fits."""
+"""The transports by name; ``auto`` takes the first that fits."""
 
 
 def automatic(*, device: str, shared: bool) -> TransportName:
-    """What ``auto`` is in a placement."""
+    """The transport that ``auto`` stands for in a placement."""
     return next(name for name, transport in TRANSPORTS.items() if transport.fits(device=device, shared=shared))
 
 
 def refusal(name: TransportName, *, device: str, shared: bool, tensor_parallel_size: int) -> str | None:
-    """Why weights cannot travel so, with what to use instead; None if they can."""
+    """Why the transport cannot be used, and what to use instead; None if it can."""
     transport, instead = TRANSPORTS[name], f"use auto or {automatic(device=device, shared=shared)}"
     if transport.machine not in (device, "any"):
         needed = "GPUs" if transport.machine == "cuda" else "a CPU"
@@ -81,7 +81,7 @@ def refusal(name: TransportName, *, device: str, shared: bool, tensor_parallel_s
         return f"{name} refuses two processes on one GPU, which train.colocate_all asks for; {instead}"
     if not shared and transport.shared_gpu == "needed":
         return f"{name} needs engine and trainer on the same GPU (train.colocate_all); {instead}"
-    # An engine that needs a shared GPU has just that one, whatever carries its weights.
+    # An engine that shares its GPU with a trainer has only that GPU, whatever the transport.
     if tensor_parallel_size > 1 and not transport.tensor_parallel and transport.shared_gpu != "needed":
         instead = automatic(device="cuda", shared=False)
         return (

@@ -1,4 +1,4 @@
-"""Values of settings in words (standard library only)."""
+"""Values of settings as text (standard library only)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 
 def typed(value: object) -> str:
-    """A value as one would type it behind ``--section.key``; a list's values in a row, a mapping as JSON.
+    """A value as one would type it after ``--section.key``: a list as its values with spaces between, a mapping as
+    JSON.
 
     A number has as many digits as it takes to read it back unchanged.
     """

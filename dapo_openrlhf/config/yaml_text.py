@@ -1,4 +1,4 @@
-"""YAML as people write settings in it (PyYAML)."""
+"""Reads settings that are written in YAML (PyYAML)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-6`` as text; everybody who types it means a number."""
+    """A safe loader that reads ``1e-6`` as a number, which is text in YAML 1.1."""
 
 
 Loader.add_implicit_resolver(
@@ -20,14 +20,14 @@ Loader.add_implicit_resolver(
 
 
 def value_of(text: str) -> Any:
-    """A setting as it stands on a command line; what is no YAML, or would be a mapping, is text."""
+    """The value of a setting on the command line; text that is not YAML, or would be a mapping, stays text."""
     try:
         value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError:
         return text
-    return text if isinstance(value, dict) else value  # "Question: {}" is text; no setting is a mapping
+    return text if isinstance(value, dict) else value  # "Question: {}" is text
 
 
 def mapping_of(value: object) -> object:
-    """A mapping where one is written as text, as on the command line."""
+    """The mapping that a text stands for, as given on the command line; other values stay as they are."""
     return yaml.load(value, Loader=Loader) if isinstance(value, str) else value

@@ -1,1 +1,1 @@
-"""From a file's rows to prompts as the model sees them: read, rendered, tokenized, checked, kept."""
+"""Turns a file's rows into prompts as the model sees them: reads, renders, tokenizes, checks and caches them."""

@@ -1,4 +1,4 @@
-"""Rows that cannot become prompts: one, and all of a file in words."""
+"""Rows that cannot become prompts, and a report on all of those in a file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 Kind = Literal["unreadable", "prompt", "chat", "template", "characters", "tokens", "length", "label"]
-"""What is wrong with it: no JSON or no mapping of columns; the prompt's column; turns of a chat; refused by the chat
-template; half characters; tokens that are none or have no embedding; no room for a response; the label."""
+"""What is wrong with a row: not JSON or not a mapping of columns; the prompt's column; turns of a chat; refused by the
+chat template; half characters; no tokens or tokens without an embedding; no room for a response; the label."""
 
 SHOWN = 3
-"""Rows of each kind that a report names."""
+"""Number of rows of each kind that a report names."""
 
 
 class BadRow(Exception):
@@ -24,14 +24,14 @@ class BadRow(Exception):
 
 @dataclass(slots=True)
 class BadRows:
-    """A file's bad rows: how many of each kind, and the first few."""
+    """The bad rows of a file: how many there are of each kind, and the first few."""
 
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-    """Number of the row and what is wrong with it, :data:`SHOWN` of each kind."""
+    """Number of the row and what is wrong with it, for the first :data:`SHOWN` rows of each kind."""
 
     def add(self, number: int, kind: str, words: str) -> None:
-        """One more; ``number`` is its line, or its row where the file has no lines."""
+        """Add a bad row; ``number`` is its line, or its row where the file has no lines."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         shown = self.first.setdefault(kind, [])
         if len(shown) < SHOWN:
@@ -39,11 +39,11 @@ class BadRows:
 
     @property
     def total(self) -> int:
-        """Of all kinds."""
+        """Number of bad rows of all kinds."""
         return sum(self.counts.values())
 
     def report(self, unit: str) -> Iterable[str]:
-        """Lines of text, the kind with the first bad row first. ``unit`` is ``line`` or ``row``."""
+        """The bad rows as lines of text, the kind with the first bad row first. ``unit`` is ``line`` or ``row``."""
         for kind in sorted(self.first, key=lambda kind: self.first[kind][0]):
             yield f"  {kind}: {self.counts[kind]:,} rows" if self.counts[kind] > 1 else f"  {kind}: 1 row"
             yield from (f"    {unit} {number}: {words}" for number, words in self.first[kind])
@@ -51,11 +51,11 @@ class BadRows:
                 yield f"    and {more:,} more"
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The bad rows in a form that JSON can hold."""
         return {"counts": self.counts, "first": self.first}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """The opposite of :meth:`as_dict`."""
+        """Restore the bad rows from what :meth:`as_dict` returned."""
         first = {kind: [(number, words) for number, words in rows] for kind, rows in values["first"].items()}
         return cls(counts=dict(values["counts"]), first=first)

@@ -1,4 +1,4 @@
-"""Where sets of prompts are kept, so that a file is rendered once: found again by everything that decides what they are."""
+"""The cache of prompt sets, so that a file is rendered once; the key covers everything that determines the prompts."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.whole_file import UNFINISHED, whole_file
 
 FORMAT = 1
-"""To be raised with every change of what becomes of a row."""
+"""Version of the cache; increase it with every change of how rows are processed."""
 
 MOST_BYTES = 4 << 30
-"""Of all sets together; the ones that were not used for longest go first."""
+"""Largest size of all sets together; the least recently used ones are removed first."""
 
 STALE_SECONDS = 86400.0
-"""After which an unfinished set is one of a process that was killed."""
+"""Age in seconds from which an unfinished set is taken to be left by a process that was killed."""
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Files of a model that say nothing about its prompts."""
+"""Suffixes of a model's files that do not affect its prompts."""
 
 Digest = bytes
 
 
 def folder() -> Path:
-    """``$XDG_CACHE_HOME/dapo_openrlhf/prompts``, or the same in ``~/.cache``."""
+    """The cache's folder: ``$XDG_CACHE_HOME/dapo_openrlhf/prompts``, or the same in ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dapo_openrlhf" / "prompts"
 
 
@@ -46,7 +46,7 @@ def digest_of(path: Path) -> Digest:
 
 
 def key_of(file: Digest, rules: RowRules) -> str | None:
-    """The name of a file's prompts under these rules; None for a model on the hub, whose files may change there."""
+    """The key of a file's prompts under these rules; None for a model on the hub, whose files may change there."""
     model = Path(rules.model)
     if not model.is_dir():
         return None
@@ -61,7 +61,7 @@ def key_of(file: Digest, rules: RowRules) -> str | None:
 
 
 def open_kept(key: str) -> IO[bytes] | None:
-    """The file of that name, marked as used, for the caller to close; None if there is none, or none can be read."""
+    """Open the file of a key and mark it as used; the caller closes it. None if there is none, or it cannot be read."""
     path = folder() / key
     try:
         os.utime(path)
@@ -72,9 +72,10 @@ def open_kept(key: str) -> IO[bytes] | None:
 
 @contextmanager
 def new_file(key: str | None) -> Iterator[IO[bytes]]:
-    """A file to write a set into, which is kept under ``key`` once this is left without an error.
+    """Lend a file to write a set into, which is kept under ``key`` when the block ends without an error.
 
-    Where nothing can be kept, it is a temporary one. Writers of the same set do not see each other; the last one's stays.
+    Where nothing can be kept, it is a temporary file. Writers of the same set do not affect each other; the last one's
+    stays.
     """
     place = folder()
     if key is None or not _can_keep(place):
@@ -95,9 +96,9 @@ def _can_keep(place: Path) -> bool:
 
 
 def _make_room(place: Path) -> None:
-    """Remove what was used least recently, beyond :data:`MOST_BYTES`, and what was never finished."""
+    """Remove the least recently used sets beyond :data:`MOST_BYTES`, and stale unfinished ones."""
     room = MOST_BYTES
-    with contextlib.suppress(FileNotFoundError):  # somebody else makes room too
+    with contextlib.suppress(FileNotFoundError):  # another process may make room too
         for path in sorted(place.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
             status = path.stat()
             if path.name.startswith(UNFINISHED):

@@ -1,4 +1,4 @@
-"""The turns of a chat, out of what a row has as its prompt."""
+"""Reads the turns of a chat from the prompt of a row."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, TypeAlias
 from dapo_openrlhf.dataset.bad_rows import BadRow
 
 Turn: TypeAlias = dict[str, Any]
-"""``role``, ``content``, and whatever else the chat template may look at, such as ``tool_calls``."""
+"""A turn: ``role``, ``content``, and whatever else the chat template may use, such as ``tool_calls``."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def chat_list(value: object) -> list[Any] | None:
-    """A prompt's value as a chat list: a list, or text that is one's JSON as a whole; None for other text.
+    """The value of a prompt as a chat list: a list, or text that is the JSON of one; None for other text.
 
     Raises :class:`BadRow` for a value that is neither.
     """
@@ -37,9 +37,9 @@ def chat_list(value: object) -> list[Any] | None:
 
 
 def to_be_answered(chat: list[Any]) -> tuple[list[Turn], bool]:
-    """The turns up to the last one that the model is to answer, and whether an answer of the assistant's was cut off.
+    """The turns up to the last one that the model is to answer, and whether an answer by the assistant was cut off.
 
-    Raises :class:`BadRow` for what is no chat of texts, and for one in which nothing is asked.
+    Raises :class:`BadRow` for a value that is not a chat of texts, and for a chat in which nothing is asked.
     """
     turns = [_turn(item) for item in chat]
     asked = len(turns)
@@ -55,7 +55,7 @@ def to_be_answered(chat: list[Any]) -> tuple[list[Turn], bool]:
 def _turn(item: object) -> Turn:
     if not isinstance(item, dict):
         raise BadRow("chat", f"{_short(item)} is no turn of a chat; it needs the texts 'role' and 'content'")
-    turn = {name: value for name, value in item.items() if value is not None}  # a table fills what a turn lacks
+    turn = {name: value for name, value in item.items() if value is not None}  # tables fill missing entries with null
     role = turn.get("role")
     if not isinstance(role, str):
         hint = "; 'from' and 'value' are named 'role' and 'content' here" if "from" in turn and "value" in turn else ""
@@ -70,7 +70,7 @@ def _turn(item: object) -> Turn:
 
 
 def _text(content: object) -> str:
-    """A turn's text; its parts joined where it comes in parts."""
+    """The text of a turn, with its parts joined where it has several."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

@@ -1,7 +1,7 @@
-"""One of the processes that render a file's rows (``python -m``, by ``readers.py``): every n-th block is its own.
+"""A process that renders every n-th block of a file's rows (``readers.py`` starts it with ``python -m``).
 
-It sends a pickled message for each of its blocks, and one at the end. Without torch, whose import would take longer than
-most files.
+It sends a pickled message for each of its blocks, and one at the end. It does not import torch, which would take longer
+than most files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dapo_openrlhf.dataset.rules import RowRules
 
 
 def main(handle: int, settings: dict[str, Any]) -> None:
-    """Send everything, then None."""
+    """Send the results of all blocks, then None."""
     with socket(fileno=handle) as connection, connection.makefile("wb") as file:
         try:
             _send_all(file, settings)
@@ -64,7 +64,7 @@ def _message(number: int, made: Any) -> Good | Bad:
 
 
 def _plain(value: object) -> str:
-    """What JSON has no form for, and a table may hold: dates, decimals, bytes."""
+    """Text for values that a table may hold but JSON cannot: dates, decimals, bytes."""
     return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
 
 

@@ -1,11 +1,11 @@
-"""What the processes that render rows send."""
+"""The messages of the processes that render rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 TOKEN_ID = "i"
-"""Of ``array``: 32 bits."""
+"""Type code of ``array`` for token ids: 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Good:
     number: int
     text: bytes
     token_ids: bytes
-    """As ``array`` of :data:`TOKEN_ID` writes them."""
+    """Token ids as the bytes of an ``array`` of type :data:`TOKEN_ID`."""
     rest: bytes
     """Label and columns as JSON."""
     remarks: tuple[str, ...]
@@ -23,7 +23,7 @@ class Good:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A row that is none."""
+    """A row that is not a prompt."""
 
     number: int
     kind: str
@@ -32,6 +32,6 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing can be read, for a reason that a ``ConfigError`` gives."""
+    """The file cannot be read at all, for the reason in a ``ConfigError``."""
 
     words: str

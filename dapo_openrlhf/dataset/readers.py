@@ -1,4 +1,4 @@
-"""The processes that render a file's rows, and their results in the order of the file."""
+"""Runs the processes that render a file's rows, and returns their results in the order of the file."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from dapo_openrlhf.dataset.messages import Bad, Good, Refused
 from dapo_openrlhf.dataset.rules import RowRules
 
 BYTES_A_PROCESS = 1 << 20
-"""Of a file for which it is worth to start one more: a start takes about as long as rendering two of them."""
+"""Bytes of a file for each of which one more process is worth starting; a start takes as long as rendering about two
+of them."""
 
 MOST_PROCESSES = 16
 
 BLOCK_TIMEOUT = 600.0
-"""Seconds that a block of rows may take, the start of its process included."""
+"""Seconds a block of rows may take, the start of its process included."""
 
 LAST_WORDS = 500
-"""Characters of what a process wrote before it died."""
+"""Most characters shown of what a process wrote before it died."""
 
 
 class Readers:
-    """Processes for one file. Ends them when it is left."""
+    """The processes for one file; they are ended when its ``with`` block is left."""
 
     def __init__(self, path: Path, rules: RowRules, *, processes: int | None = None) -> None:
-        """``processes``: None takes what the file's size and the cores of this process make sensible."""
+        """``processes``: None chooses the number by the file's size and the cores of this process."""
         self._path = path
         self._rules = rules
         wanted = processes or min(len(os.sched_getaffinity(0)), 1 + path.stat().st_size // BYTES_A_PROCESS)
@@ -85,7 +86,7 @@ class Readers:
             )
 
     def blocks(self) -> Iterator[list[Good | Bad]]:
-        """Results in the order of the file. Raises ``ConfigError`` for a file or a tokenizer that cannot be used."""
+        """Yield results in the file's order. Raises ``ConfigError`` for a file or a tokenizer that cannot be used."""
         files = [connection.makefile("rb") for connection in self._connections]
         turn = 0
         while (block := self._receive(files[turn % self._count], turn)) is not None:

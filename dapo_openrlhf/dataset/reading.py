@@ -1,4 +1,4 @@
-"""A file's rows as a set of prompts: from the cache, or rendered and kept; bad rows refused or left out."""
+"""Reads a file as a set of prompts, from the cache or by rendering its rows; refuses or leaves out bad rows."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from dapo_openrlhf.dataset.store import NotAStore, PromptSet, StoreWriter
 from dapo_openrlhf.types import Prompt
 
 HEARTBEAT_SECONDS = 5.0
-"""Between two words of how far the reading is."""
+"""Seconds between two messages about the progress of the reading."""
 
 SHOWN = 600
-"""Characters of a prompt that are shown; of a longer one its beginning and end."""
+"""Most characters of a prompt that are shown; of a longer one the beginning and the end are."""
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What was found beside the prompts."""
+    """What was found in a file besides the prompts."""
 
     rows: int = 0
     bad: BadRows = field(default_factory=BadRows)
     remarks: dict[str, list[int]] = field(default_factory=dict)
-    """Of each remark: rows, and the number of the first."""
+    """For each remark the count of its rows, and the number of the first one."""
 
     def add(self, row: Good | Bad) -> None:
         self.rows += 1
@@ -48,12 +48,12 @@ class _Tally:
 def read_prompt_set(
     path: Path, rules: RowRules, *, setting: str, on_bad_row: OnBadRow, say: Callable[[str], None]
 ) -> PromptSet:
-    """The prompts of a file. ``setting`` is what names the file; ``say`` gets what is worth knowing about it.
+    """The prompts of a file. ``setting`` is the setting that names the file; ``say`` gets messages about it.
 
     Raises ``ConfigError`` for a file or a tokenizer that cannot be used, for bad rows that are not to be skipped, and if
     no prompt is left.
     """
-    blocks(path)  # refuses a file of another kind before its bytes are looked at
+    blocks(path)  # refuses a file of another kind before its bytes are read
     digest = digest_of(path)
     key = key_of(digest, rules)
     prompts = _kept(path, key, say) or _made(path, key, digest, rules, setting, say)
@@ -62,7 +62,7 @@ def read_prompt_set(
 
 
 def show(prompt: Prompt) -> str:
-    """A prompt as the model sees it, for a person."""
+    """A prompt as the model sees it, in a form for people to read."""
     text = repr(prompt.text)
     if len(text) > SHOWN:
         half = SHOWN // 2

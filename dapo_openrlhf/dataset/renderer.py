@@ -1,8 +1,8 @@
-"""A row's prompt as the model sees it: text and token ids, with the model's own tokenizer.
+"""Renders a row's prompt as the model sees it: text and token ids, with the model's own tokenizer.
 
-As OpenRLHF does it (``datasets/prompts_dataset.py``, ``utils/agent.py`` of 0.11.2): a chat template's text, or the row's
-own in ``data.input_template``, tokenized with ``add_special_tokens=False``. So a text prompt begins with what it says, and
-special tokens are where a template, or the row, writes them.
+This follows OpenRLHF (``datasets/prompts_dataset.py``, ``utils/agent.py`` of 0.11.2): the text from a chat template, or
+the row's own in ``data.input_template``, is tokenized with ``add_special_tokens=False``. So no special token is added
+to a text prompt, and special tokens are only where a template, or the row, writes them.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ UNKNOWN_TOKEN = "hold what the tokenizer only knows as its unknown token"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """A good row."""
+    """A row that became a prompt."""
 
     text: str
     token_ids: Sequence[int]
     label: object
     columns: dict[str, object]
     remarks: tuple[str, ...]
-    """What is worth counting about it: of the texts above."""
+    """Remarks about the row to be counted, from the texts above."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Draft:
-    """A row whose text is not tokenized yet."""
+    """A row whose text has not been tokenized yet."""
 
     text: str
     label: object
@@ -48,7 +48,7 @@ class _Draft:
 
 
 class Renderer:
-    """A model's tokenizer and what the rows must be."""
+    """Renders rows with a model's tokenizer and checks them against the rules."""
 
     def __init__(self, rules: RowRules) -> None:
         """Raises ``ConfigError`` if the tokenizer cannot be read, or cannot do what the rules ask of it."""
@@ -61,7 +61,7 @@ class Renderer:
             _check_template(self._tokenizer, rules)
 
     def render(self, rows: Sequence[object]) -> list[Rendered | BadRow]:
-        """Every row, or what is wrong with it."""
+        """Render every row; a row that cannot become a prompt gives what is wrong with it."""
         drafts = [self._draft(row) for row in rows]
         texts = [draft.text for draft in drafts if isinstance(draft, _Draft)]
         tokenized = iter(self._tokenize(texts))
@@ -104,7 +104,7 @@ class Renderer:
         return label
 
     def _write(self, draft: _Draft, value: object) -> None:
-        """Give the draft its text."""
+        """Set the draft's text."""
         chat = chat_list(value)
         if draft.columns.get("images"):
             raise BadRow("prompt", "has images; only text is trained on")
@@ -130,7 +130,7 @@ class Renderer:
             text = self._tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True, **self._rules.chat_template_kwargs
             )
-        except Exception as error:  # a template is somebody's program
+        except Exception as error:  # a template is a program and may raise anything
             words = str(error) or type(error).__name__
             raise BadRow("template", f"the chat template refuses {_roles(turns)}: {words}") from error
         return str(text)
@@ -191,12 +191,12 @@ def load_tokenizer(model: str) -> Any:
         raise ConfigError(
             f"actor.model_name_or_path: the tokenizer of {model} cannot be read: {type(error).__name__}: {error}"
         ) from error
-    tokenizer.model_max_length = 10**9  # it would warn of texts that are here to be measured
+    tokenizer.model_max_length = 10**9  # otherwise it warns of long texts, which are measured here
     return tokenizer
 
 
 def embedding_rows(model: str) -> int | None:
-    """Rows of the model's embedding by its configuration; None where that does not say."""
+    """Number of rows of the model's embedding by its configuration; None where that does not tell."""
     from transformers import AutoConfig, PretrainedConfig
 
     try:
@@ -209,7 +209,7 @@ def embedding_rows(model: str) -> int | None:
 
 
 def _check_template(tokenizer: Any, rules: RowRules) -> None:
-    """Raises ``ConfigError`` without a chat template, or for arguments that it does not look at."""
+    """Raise ``ConfigError`` without a chat template, or for arguments that the template does not use."""
     if not tokenizer.chat_template:
         raise ConfigError(
             f"data.apply_chat_template: the tokenizer of {rules.model} has no chat template; use false, with "
@@ -222,7 +222,7 @@ def _check_template(tokenizer: Any, rules: RowRules) -> None:
     try:
         known = meta.find_undeclared_variables(environment.parse(tokenizer.get_chat_template()))
     except TemplateSyntaxError:
-        return  # of a dialect; whether it renders, the rows will show
+        return  # in a dialect; rendering the rows will show whether it works
     if unknown := sorted(set(rules.chat_template_kwargs) - known):
         raise ConfigError(
             f"data.chat_template_kwargs: the chat template of {rules.model} does not look at {', '.join(unknown)}; it "
@@ -231,7 +231,7 @@ def _check_template(tokenizer: Any, rules: RowRules) -> None:
 
 
 def _present(row: dict[str, object], key: str, setting: str) -> object:
-    """A column's value. Raises :class:`BadRow` if there is none, or it says nothing."""
+    """The value of a column. Raises :class:`BadRow` if there is none, or it is empty."""
     value = column(row, key)
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         kind: Kind = "prompt" if setting == "data.input_key" else "label"

@@ -1,4 +1,4 @@
-"""Rows of .jsonl, .json and .parquet files (standard library; parquet through pyarrow)."""
+"""Reads rows of .jsonl, .json and .parquet files (standard library; parquet through pyarrow)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from typing import Any
 from dapo_openrlhf.config.errors import ConfigError
 
 BLOCK = 256
-"""Rows of a block, at most."""
+"""Most rows of a block."""
 
 Row = tuple[int, object]
-"""Line of a .jsonl file or row of another, from 1, and what stands there; the ``ConfigError`` about a line that is not
-JSON."""
+"""Line of a .jsonl file, or row of another file, from 1, and its value; the value of a line that is not JSON is the
+``ConfigError`` about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some of a file's rows, which are parsed when they are asked for, so that several processes can share a file."""
+    """A part of a file's rows, which are parsed on demand, so that several processes can share a file."""
 
     first: int
-    """Rows of the file before it, blank lines not counted."""
+    """Number of rows in the file before the block, blank lines not counted."""
     parse: Callable[[], list[Row]]
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """All rows. Raises ``ConfigError`` for a file that cannot be read at all."""
+    """Yield all rows. Raises ``ConfigError`` for a file that cannot be read at all."""
     return itertools.chain.from_iterable(block.parse() for block in blocks(path))
 
 
 def blocks(path: Path) -> Iterator[Block]:
-    """A file's rows in order. Raises ``ConfigError`` for a file that cannot be read at all."""
+    """Yield a file's blocks of rows in order. Raises ``ConfigError`` for a file that cannot be read at all."""
     if not path.is_file():
         raise ConfigError(f"there is no file {path} (data.prompt_dataset or eval.dataset)")
     match path.suffix:
@@ -50,7 +50,7 @@ def blocks(path: Path) -> Iterator[Block]:
 
 
 def unit(path: Path) -> str:
-    """What a row's number counts."""
+    """The word for what a row's number counts in a file."""
     return "line" if path.suffix == ".jsonl" else "row"
 
 
@@ -65,7 +65,7 @@ def column(row: Mapping[str, object], key: str) -> object:
 
 
 def column_names(row: Mapping[str, object]) -> list[str]:
-    """Columns, nested ones as dotted paths."""
+    """The names of the columns, nested ones as dotted paths."""
     return sorted(
         name
         for key, value in row.items()
@@ -95,7 +95,7 @@ def _parsed(path: Path, number: int, line: bytes) -> object:
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ``ValueError`` for a name that stands twice, of which JSON readers keep one or the other."""
+    """Build a mapping. Raises ``ValueError`` for a repeated name, as JSON readers differ in which one they keep."""
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
@@ -118,7 +118,7 @@ def _listed(path: Path) -> Iterator[Block]:
 
 
 def _batches(path: Path) -> Iterator[Block]:
-    import pyarrow.parquet  # takes 0.3 s and most runs do without
+    import pyarrow.parquet  # takes 0.3 s and most runs do not need it
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

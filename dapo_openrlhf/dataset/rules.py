@@ -1,4 +1,4 @@
-"""What a row must be to become a prompt."""
+"""The rules by which rows become prompts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRules:
-    """Everything but the file that decides what becomes of its rows; what JSON can hold."""
+    """Everything except the file that determines its prompts, in values that JSON can hold."""
 
     model: str
-    """Folder or name of the model whose tokenizer renders and whose embedding must hold the tokens."""
+    """Folder or name of the model whose tokenizer renders the rows and whose embedding must have the tokens."""
     input_key: str
-    """A column, or a dotted path into nested ones; so is ``label_key``."""
+    """Column of the prompt, or a dotted path into nested columns; the same holds for ``label_key``."""
     label_key: str | None
-    """None: the rows need no label, and have an empty one."""
+    """Column of the label; None if the rows need no label, which is empty then."""
     needs_answer: bool
-    """The label must be an answer that the rule reward can compare with."""
+    """Whether the label must be an answer that the rule reward can compare with."""
     max_tokens: int
-    """Longest prompt that leaves room for a response."""
+    """Longest prompt that leaves room for a response, in tokens."""
     why_max: str
     """The settings that ``max_tokens`` comes from, for messages."""
     input_template: str | None = None
@@ -27,4 +27,4 @@ class RowRules:
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     system_prompt: str | None = None
     max_rows: int | None = None
-    """Only the first rows of the file are looked at; None takes all."""
+    """Number of rows to read from the beginning of the file; None reads all."""

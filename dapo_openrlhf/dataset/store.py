@@ -1,7 +1,8 @@
-"""A set of prompts in one file, which is read where it lies: a million prompts take no memory of the process's.
+"""A set of prompts in one file, which is read in place, so that a million prompts take no memory of the process.
 
-The file: a line that names the format, the prompts' bytes one after the other (token ids, text, label and columns as
-JSON), a table of where each begins, and a description as JSON with the place of the table and a checksum over all before.
+The file consists of a line that names the format, the prompts' bytes one after the other (token ids, text, label and
+columns as JSON), a table of where each begins, and a description as JSON with the position of the table and a checksum
+over everything before.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _TAIL = struct.Struct("<QI")
 
 
 class NotAStore(ValueError):
-    """The file is no whole set of prompts."""
+    """The file is not a complete set of prompts."""
 
 
 class StoreWriter:
@@ -39,14 +40,14 @@ class StoreWriter:
         self._write(MAGIC)
 
     def add(self, row: Good) -> None:
-        """One more prompt."""
+        """Add a prompt."""
         self._table.extend((self._position, len(row.token_ids), len(row.text), len(row.rest), row.number))
         self._write(row.token_ids)
         self._write(row.text)
         self._write(row.rest)
 
     def finish(self, description: Mapping[str, Any]) -> None:
-        """All prompts are in."""
+        """Complete the file, once all prompts have been added."""
         where = {"table": self._position, "prompts": len(self._table) // 5}
         self._write(self._table.tobytes())
         words = json.dumps({**description, **where}).encode()
@@ -73,7 +74,7 @@ class PromptSet(Sequence[Prompt]):
     """The prompts of a file that :class:`StoreWriter` wrote."""
 
     def __init__(self, file: IO[bytes], *, source: str = "") -> None:
-        """``source``: what stands before a row's number in ``Prompt.source``. Raises :class:`NotAStore`."""
+        """``source``: the text before a row's number in ``Prompt.source``. Raises :class:`NotAStore`."""
         try:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             length, checksum = _TAIL.unpack(self._bytes[-_TAIL.size :])

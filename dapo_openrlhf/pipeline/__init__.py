@@ -1,1 +1,1 @@
-"""The asynchronous pipeline over ports: off-policy bound, queue, filter, loops, events, metrics. No Ray in here."""
+"""The asynchronous pipeline over ports, without Ray: off-policy bound, queue, filter, loops, events, metrics."""

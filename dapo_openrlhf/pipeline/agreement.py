@@ -1,27 +1,27 @@
-"""Whether engines and trainer are the same policy, while a run goes on (standard library)."""
+"""Checks during a run whether engines and trainer are the same policy (standard library)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 FRESH_KL = "rollout_kl/age_0"
-"""KL(rollout || trainer) per token, in nats, over responses of exactly the weights that a step begins with."""
+"""Metric: KL(rollout || trainer) per token, in nats, over responses of exactly the weights that a step begins with."""
 
 
 class PoliciesDiffer(RuntimeError):
-    """Engines sample from another distribution than the trainer trains; more updates would make it worse."""
+    """Engines sample from another distribution than the trainer trains; further updates would make it worse."""
 
 
 class Agreement:
-    """Stops a run whose engines and trainer disagree on what the very same weights say."""
+    """Stops a run whose engines and trainer disagree about tokens of the same weights."""
 
     def __init__(self, *, limit: float, data_type: str) -> None:
-        """``limit``: largest :data:`FRESH_KL`. ``data_type``: the model's, for the diagnosis."""
+        """``limit``: largest :data:`FRESH_KL`. ``data_type``: data type of the model, for the diagnosis."""
         self._limit = limit
         self._data_type = data_type
 
     def check(self, step: int, statistics: Mapping[str, float]) -> None:
-        """Raise :class:`PoliciesDiffer`, also if the figure is no number. Silent where all responses are older."""
+        """Raise :class:`PoliciesDiffer` beyond the limit or at NaN; does nothing without responses of these weights."""
         kl = statistics.get(FRESH_KL)
         if kl is None or kl <= self._limit:
             return

@@ -1,4 +1,4 @@
-"""Updates that were stopped because a number was not finite: counted, written down, and in the end the run's end."""
+"""Counts and records updates that were stopped because a number was not finite; too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ BATCH_FILE = "batch.json"
 
 
 class TooManyBadUpdates(RuntimeError):
-    """``train.max_bad_updates`` updates in a row could not be done; the message says why and where their batches are."""
+    """``train.max_bad_updates`` updates in a row were stopped; the message says why and where their batches are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateOutcome:
-    """What became of one update; the same on every trainer rank."""
+    """The outcome of one update; the same on every trainer rank."""
 
     not_finite: Mapping[str, int]
-    """How many numbers were not finite, by name; empty for an update that was done."""
+    """How many numbers were not finite, by their names; empty for an update that was done."""
     overflow: bool = False
-    """It was the loss scale of fp16: a smaller one is tried next, and nothing is wrong."""
+    """Whether the cause is the loss scale of fp16: nothing is wrong then, and a smaller scale is tried next."""
     problem: str = ""
-    """Why the batch could not be written down, if it could not."""
+    """Why the batch could not be written to disk; empty otherwise."""
 
     @property
     def bad(self) -> bool:
-        """Whether it counts."""
+        """Whether the update counts as bad."""
         return bool(self.not_finite) and not self.overflow
 
 
 def folder_of(parent: str | Path, step: int, update: int) -> Path:
-    """Where an update's batch is written down."""
+    """The folder to which an update's batch is written."""
     return Path(parent) / f"step-{step:06d}-update-{update}"
 
 
 class BadUpdates:
-    """Watches what became of updates."""
+    """Watches the outcomes of updates."""
 
     def __init__(self, folder: str, *, most: int, on_event: Callable[[UpdateSkipped], None]) -> None:
-        """``most``: bad updates in a row, the last of which ends the run. ``folder``: parent of the batches' folders."""
+        """``most``: bad updates in a row at which the run ends. ``folder``: parent of the batches' folders."""
         self._folder = folder
         self._most = most
         self._on_event = on_event
         self._in_a_row = 0
 
     def note(self, batch: TrainBatch, outcomes: Sequence[UpdateOutcome]) -> None:
-        """Take in what became of a step's updates, in order. Raises :class:`TooManyBadUpdates`."""
+        """Take in the outcomes of a step's updates, in order. Raises :class:`TooManyBadUpdates`."""
         for index, outcome in enumerate(outcomes):
             if outcome.overflow:
                 continue
@@ -80,12 +80,12 @@ class BadUpdates:
 
 
 def words(not_finite: Mapping[str, int]) -> str:
-    """Counts by name as a phrase."""
+    """The counts of numbers that are not finite as a phrase."""
     return ", ".join(f"{name} ({count})" for name, count in not_finite.items())
 
 
 def _write(folder: Path, batch: TrainBatch, update: int, outcome: UpdateOutcome) -> str:
-    """Write ``batch.json`` beside the ranks' arrays; returns why that was impossible, or nothing."""
+    """Write ``batch.json`` beside the ranks' arrays; returns why that was impossible, or an empty text."""
     content = {
         "step": batch.step,
         "update": update,

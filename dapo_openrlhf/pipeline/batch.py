@@ -30,20 +30,21 @@ class Sample:
     """Index of the response in the group, 0 .. G-1."""
     prompt_length: int
     length: int
-    """Response tokens."""
+    """Number of response tokens."""
     advantage: float
     """The response's group-relative advantage; with a critic, or where the batch is whitened, the credit from which
-    trainer ranks make each token's."""
+    trainer ranks compute the advantage of each token."""
     trained: bool
-    """False where overlong filtering masks the response: its tokens count in no denominator."""
+    """Whether the response is trained and not masked, as by overlong filtering; only then its tokens count in
+    denominators."""
     fresh: bool = False
-    """Whether the very weights that the step begins with sampled all of it (policy age 0)."""
+    """Whether all of the response was sampled with the weights that the step begins with (policy age 0)."""
     weight: float = 0.0
-    """What each of its trained tokens weighs in the policy loss of its update."""
+    """The weight of each of its trained tokens in the policy loss of its update."""
 
     @property
     def tokens(self) -> int:
-        """Prompt and response tokens."""
+        """Number of prompt and response tokens together."""
         return self.prompt_length + self.length
 
 
@@ -56,7 +57,7 @@ class Update:
 
     micro_batches: tuple[MicroBatch, ...]
     total_tokens: int
-    """Trained response tokens of the whole mini-batch over all ranks."""
+    """Number of trained response tokens in the whole mini-batch, over all ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def samples_of(
     estimator: EstimatorName,
     version: int,
 ) -> list[list[Sample]]:
-    """Per group, its G responses with their advantages. ``version``: the trainer's, of which fresh ones are."""
+    """The G responses of each group with their advantages. ``version``: the trainer's, which makes a response fresh."""
     credits = CREDITS[estimator]
     return [
         [
@@ -106,23 +107,23 @@ class PlanSettings:
     """How batches are cut; names and values as in the configuration."""
 
     train_batch_size: int
-    """Responses of an update."""
+    """Number of responses in an update."""
     max_epochs: int
     max_tokens: int
-    """Prompt and response tokens of a micro-batch at most; a single longer sequence goes alone."""
+    """Most prompt and response tokens of a micro-batch; a single sequence that is longer gets one of its own."""
     overlong_filtering: bool
     seed: int
     estimator: EstimatorName
     loss_agg_mode: LossAggMode
     longest_response: int
-    """Tokens; the constant of the aggregation that has one."""
+    """Longest response allowed, in tokens; the constant of the aggregation that has one."""
 
 
 def plan_batch(batch: TrainBatch, settings: PlanSettings, *, ranks: int) -> tuple[RankPlan, ...]:
     """Cut a batch into U x max_epochs updates for each of ``ranks`` ranks.
 
-    Groups are shuffled by ``seed`` and the step, so that an update is no better filled with early finishers than
-    another; a group's responses stay together where ``train_batch_size`` allows.
+    Groups are shuffled by ``seed`` and the step, so that groups that finished early are spread over the updates; a
+    group's responses stay together where ``train_batch_size`` allows.
     """
     size = settings.train_batch_size
     groups = samples_of(
@@ -149,7 +150,7 @@ def plan_batch(batch: TrainBatch, settings: PlanSettings, *, ranks: int) -> tupl
 
 
 def weighted(samples: Sequence[Sample], mode: LossAggMode, longest: int) -> list[Sample]:
-    """The samples of one mini-batch with what their tokens weigh in its loss."""
+    """The samples of one mini-batch with the weights of their tokens in its loss."""
     weights = token_weights(
         [sample.group for sample in samples],
         [sample.length if sample.trained else 0 for sample in samples],
@@ -160,11 +161,11 @@ def weighted(samples: Sequence[Sample], mode: LossAggMode, longest: int) -> list
 
 
 def split_mini_batch(samples: Sequence[Sample], ranks: int, max_tokens: int) -> list[tuple[MicroBatch, ...]]:
-    """Cut one mini-batch into equally many micro-batches per rank, alike in tokens and longest sequence first.
+    """Cut one mini-batch into equally many micro-batches per rank, of similar token counts, longest sequence first.
 
-    Sequences are packed, so a micro-batch costs its tokens. As few micro-batches as the budget allows; the longest
-    sequences are dealt first, each to the micro-batch with the fewest tokens so far. The number of samples must be a
-    multiple of ``ranks``.
+    Sequences are packed, so the cost of a micro-batch is its number of tokens. There are as few micro-batches as the
+    budget allows; the longest sequences are dealt first, each to the micro-batch with the fewest tokens so far. The
+    number of samples must be a multiple of ``ranks``.
     """
     if not samples or len(samples) % ranks:
         raise ValueError(f"a mini-batch of {len(samples)} responses cannot be spread over {ranks} trainer ranks")
@@ -197,7 +198,7 @@ def _deal(by_length: Sequence[Sample], count: int) -> list[list[Sample]]:
 
 
 def _fits(micro_batch: Sequence[Sample], max_tokens: int) -> bool:
-    """Within the budget, or one sequence that is too long by itself."""
+    """Whether a micro-batch is within the budget, or is a single sequence that exceeds it."""
     return len(micro_batch) == 1 or _tokens(micro_batch) <= max_tokens
 
 

@@ -1,4 +1,4 @@
-"""What a run needs to go on after it ended: checkpoints that are whole or not there (standard library)."""
+"""Checkpoints to resume a run from; each is either complete or absent (standard library)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from dapo_openrlhf.whole_file import UNFINISHED, put_in_place, remove_whole
 
 STATE_FILE = "run_state.json"
 SETTINGS_FILE = "run_config.yaml"
-"""File in a checkpoint with every setting of the run that made it."""
+"""Name of the file in a checkpoint with every setting of the run that made it."""
 
 MOST_NAMED = 3
-"""Damaged files that a message names."""
+"""Most damaged files that a message names."""
 
 TRAINER_FOLDER = "trainer"
-"""Folder in a checkpoint with the optimizer, its schedule and the full-precision weights; beside it lies the model."""
+"""Name of the folder in a checkpoint with the optimizer, its schedule and the full-precision weights; the model lies
+beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +32,12 @@ class RunState:
     """The controller's part of a checkpoint."""
 
     step: int
-    """Rollout steps done; also the policy version of the checkpoint's weights."""
+    """Number of rollout steps done; also the policy version of the checkpoint's weights."""
     prompts: PromptState
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a checkpoint's state. Raises :class:`ConfigError` for a folder that is no checkpoint."""
+        """Read a checkpoint's state. Raises :class:`ConfigError` for a folder that is not a checkpoint."""
         try:
             values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
             prompts = values["prompts"]
@@ -55,9 +56,9 @@ class RunState:
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, a line each; empty for a good one.
+    """The problems of a checkpoint, one line each; empty for a good one.
 
-    Of a checkpoint without a manifest, as earlier versions made them, only the run's state is looked at.
+    In a checkpoint without a manifest, as earlier versions made them, only the run's state is checked.
     """
     if (folder / MANIFEST_FILE).exists() and (wrong := problems(folder)):
         return wrong
@@ -72,25 +73,25 @@ class Checkpoints:
     """A run's checkpoint folders, ``step-000010`` and so on, of which the newest ``max_num`` are kept."""
 
     def __init__(self, folder: Path, *, max_num: int, settings: str = "") -> None:
-        """``settings``: the configuration that new checkpoints are made with, YAML."""
+        """``settings``: the configuration that new checkpoints are made with, as YAML."""
         self._folder = folder
         self._max_num = max_num
         self._settings = settings
 
     def begin(self, step: int) -> str:
-        """An empty folder for the trainer to write into; absolute, as trainer ranks may run elsewhere."""
-        for remains in self._folder.glob(f"{UNFINISHED}*"):  # of a run that was killed
+        """Make an empty folder for the trainer to write into; absolute, as trainer ranks may run elsewhere."""
+        for remains in self._folder.glob(f"{UNFINISHED}*"):  # left by a run that was killed
             shutil.rmtree(remains)
         path = self._unfinished(step)
         path.mkdir(parents=True)
         return str(path.resolve())
 
     async def complete(self, state: RunState) -> str:
-        """:meth:`finish` in a thread, since all files are read once more."""
+        """Call :meth:`finish` in a thread, since all files are read once more."""
         return await asyncio.to_thread(self.finish, state)
 
     def finish(self, state: RunState) -> str:
-        """The folder is written: complete it, give it its name, and remove the oldest. Returns its path.
+        """Complete a folder that the trainer has written, name it, and remove the oldest ones. Returns its path.
 
         All its files are read once more, for the manifest, so this may take seconds.
         """
@@ -98,13 +99,13 @@ class Checkpoints:
         (unfinished / SETTINGS_FILE).write_text(self._settings, encoding="utf-8")
         (unfinished / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
         write_manifest(unfinished)
-        put_in_place(unfinished, path)  # one that is there was made before a resume
+        put_in_place(unfinished, path)  # an existing one was made before a resume
         for old in self.finished()[: -self._max_num]:
             remove_whole(old)
         return str(path)
 
     def finished(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """The complete checkpoints, oldest first."""
         return sorted(
             path
             for path in self._folder.glob("step-*")
@@ -112,9 +113,9 @@ class Checkpoints:
         )
 
     def newest_good(self, say: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint whose files all are as they were written; None if there is none.
+        """The newest checkpoint whose files are all unchanged since they were written; None if there is none.
 
-        ``say`` is told of each that is passed over, with what is wrong with it.
+        ``say`` gets a message about each checkpoint that is skipped, with what is wrong with it.
         """
         for path in reversed(self.finished()):
             wrong = damage(path)

@@ -7,7 +7,7 @@
                     │                                                                ▼
                   slots ◀── live in every engine ◀── deliver ◀── send ◀── trainer (U updates)
 
-* The rollout loop consumes slots and prompts and produces groups; it waits for a slot only.
+* The rollout loop consumes slots and prompts and produces groups; it waits only for a slot.
 * The train loop consumes exact batches and produces weights; it waits for a batch, and before it sends weights (the
   weight sync) for the previous ones to be live. Delivery runs beside the next step's training: the trainer's weights are read in
   ``send``, and only the engines are involved afterwards.
@@ -38,27 +38,27 @@ from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What a run came to. Times are seconds on the event log's clock."""
+    """The outcome of a run. Times are seconds on the event log's clock."""
 
     accuracy_before: float | None = None
     accuracy_after: float | None = None
     max_policy_age: int = 0
     steps: int = 0
-    """Rollout steps done, without those of an earlier run."""
+    """Number of rollout steps done, without those of an earlier run."""
     first_step_at: float | None = None
     train_seconds: float = 0.0
-    """From the first dispatch to the last publication, evaluation in between included."""
+    """Time from the first dispatch to the last publication, evaluation in between included."""
     counters: dict[str, int | dict[str, int]] = field(default_factory=dict)
     checkpoint: str | None = None
-    """The newest to resume from that this run has made."""
+    """The newest checkpoint to resume from that this run has made."""
     model_saved: bool = False
-    """Whether the trained model is where it should be; not so after a run that was stopped."""
+    """Whether the trained model was saved; it is not in a run that was stopped."""
     stopped_by: signal.Signals | None = None
-    """What ended it before its end."""
+    """The signal that stopped the run early; None if none did."""
 
 
 class Laps:
-    """A stopwatch that never stops: every moment belongs to exactly one lap."""
+    """A stopwatch that runs all the time, so that every moment belongs to exactly one lap."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -73,7 +73,7 @@ class Laps:
         return seconds
 
     def take(self) -> dict[str, float]:
-        """The laps since the last call, and start anew."""
+        """Return the laps since the last call, and start over."""
         laps, self._laps = self._laps, {}
         return laps
 
@@ -89,7 +89,7 @@ class Training:
 
 
 class Pipeline:
-    """Runs rollouts and training side by side for the schedule's rollout steps."""
+    """Runs rollouts and training concurrently for the schedule's rollout steps."""
 
     def __init__(
         self,
@@ -117,9 +117,9 @@ class Pipeline:
         self.outcome = Outcome()
 
     async def run(self, stop: StopRequest | None = None) -> Outcome:
-        """Train, save, evaluate. Raises the first error of either loop, with the other one stopped.
+        """Train, save, evaluate. Raises the first error of either loop, after stopping the other one.
 
-        Asked to end, it finishes the step in training, makes a checkpoint of it and leaves the rest undone.
+        When ``stop`` is asked for, it finishes the step in training, makes a checkpoint and leaves the rest undone.
         """
         self._stop = stop or StopRequest(grace=0.0)
         schedule = self._schedule
@@ -142,7 +142,7 @@ class Pipeline:
         return self.outcome
 
     async def _finish(self, rollouts: asyncio.Task[None]) -> None:
-        """What follows the last step."""
+        """Do what follows the last step."""
         outcome, stop, steps = self.outcome, self._stop, self._schedule.max_steps
         await stop.unless_asked(self._went_live())
         outcome.train_seconds = self._log.now() - self._started
@@ -156,7 +156,7 @@ class Pipeline:
         outcome.accuracy_after = await stop.unless_asked(self._evaluate(steps, live=None))
 
     async def _keep(self) -> None:
-        """A checkpoint of what this run has learned, if there is time for it."""
+        """Make a checkpoint of what this run has learned, if there is time for it."""
         outcome = self.outcome
         outcome.train_seconds = self._log.now() - self._started
         outcome.counters = self._queue.counters()
@@ -184,9 +184,9 @@ class Pipeline:
         self._stop.check()
 
     async def _next_batch(self, step: int) -> TrainBatch:
-        """Wait for the step's batch; meanwhile the trainer is idle, and can make the checkpoint that was asked for.
+        """Wait for the step's batch; meanwhile the trainer is idle, and makes the checkpoint if one was asked for.
 
-        A batch that is taken is trained: its prompts would be in no checkpoint.
+        A batch that was taken must be trained, since its prompts would be in no checkpoint.
         """
         while True:
             taking = asyncio.ensure_future(self._queue.take(step))
@@ -202,7 +202,7 @@ class Pipeline:
             await self._save_if_asked(step)
 
     async def _publish(self, version: PolicyVersion) -> None:
-        """Send the trained weights once nobody needs those before."""
+        """Send the trained weights once the previous ones are no longer needed."""
         laps, stop = self._laps, self._stop
         await stop.unless_asked(self._went_live())
         laps.lap("wait_live")
@@ -227,7 +227,7 @@ class Pipeline:
             self._stop.saved()
 
     async def _save(self, done: int) -> None:
-        """A checkpoint of ``done`` steps, unless there is one."""
+        """Make a checkpoint of ``done`` steps, unless there is one."""
         if self._saved != done:
             self.outcome.checkpoint = await self._stop.within_grace(self._saver.checkpoint(done))
             self._saved = done
@@ -251,7 +251,7 @@ class Pipeline:
             self._delivery = None
 
     async def _evaluate(self, step: int, *, live: Awaitable[None] | None) -> float | None:
-        """Measure the weights that are live now, or will be once ``live`` is over."""
+        """Measure the weights that are live now, or that will be once ``live`` is done."""
         if self._evaluator is None:
             return None
         if live is not None:

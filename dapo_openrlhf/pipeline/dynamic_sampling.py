@@ -1,4 +1,4 @@
-"""Dynamic sampling: which groups carry a gradient, and how many it takes (DAPO eq. 11; standard library)."""
+"""Dynamic sampling: which groups carry a gradient, how many to dispatch for them (DAPO eq. 11; standard library)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dapo_openrlhf.types import FilterDecision, RolloutGroup
 
 KEPT = "kept"
 ALL_RIGHT = "all_right"
-"""Or, with another range than (0, 1), too many."""
+"""Reason of a group whose mean score is at or above the range: with (0, 1), all of its responses are right."""
 ALL_WRONG = "all_wrong"
-"""Or, with another range than (0, 1), too few."""
+"""Reason of a group whose mean score is at or below the range: with (0, 1), all of its responses are wrong."""
 SURPLUS = "surplus"
-"""Reason of a group that over-sampling dispatched in vain."""
+"""Reason of a group that over-sampling dispatched and that turned out not to be needed."""
 
 MOST_OVER_SAMPLING = 8.0
 CAUTION = 0.85
-"""Share of the groups that the pass rate calls for which are dispatched at once; the rest follows as groups drop.
+"""Share of the groups called for by the pass rate that is dispatched at once; the rest follows as groups are dropped.
 In simulation (P = 16, pass rate 40 %) 1.0 is no faster and wastes twice as much, 7 % of the groups instead of 3 %."""
 
 
 class GroupFilter:
     """Keeps a group iff ``0 < #correct < G`` (eq. 11), or, given a range, iff ``low < mean score < high`` as OpenRLHF does.
 
-    Scores are 1 for right and 0 for wrong, or what a user's reward gives as ``scores``. The test is before any length
-    shaping: shaped rewards can differ within a group whose answers are all right or all wrong, and such a group would
-    teach length only. With ``enabled=False`` every group is kept.
+    Scores are 1 for right and 0 for wrong, or what a user's reward gives as ``scores``. Groups are tested before any
+    length shaping: shaped rewards can differ within a group whose answers are all right or all wrong, and such a group
+    would teach length only. With ``enabled=False`` every group is kept.
     """
 
     def __init__(self, *, enabled: bool, score_range: tuple[float, float] | None = None) -> None:
@@ -41,10 +41,11 @@ class GroupFilter:
 
 
 class OverSampling:
-    """How many groups to have in flight for each one that is to be kept.
+    """Decides how many groups to have in flight for each one that is to be kept.
 
-    A fixed ``factor`` >= 1, or with None the inverse of the pass rate of the last ``window`` judged groups, a little
-    less to be on the safe side, from 1 to ``MOST_OVER_SAMPLING``; 1 until a quarter of a window has been judged.
+    Either a fixed ``factor`` >= 1, or with None the inverse of the pass rate of the last ``window`` judged groups,
+    reduced a little as a precaution, from 1 to ``MOST_OVER_SAMPLING``; it is 1 until a quarter of a window has been
+    judged.
     """
 
     def __init__(self, *, factor: float | None, window: int) -> None:
@@ -60,7 +61,7 @@ class OverSampling:
 
     @property
     def factor(self) -> float:
-        """At least 1."""
+        """Number of groups to have in flight for each one that is to be kept, at least 1."""
         if self._fixed is not None:
             return self._fixed
         if len(self._kept) < max(1, self._window // 4):

@@ -1,7 +1,7 @@
-"""The generation engines, or rollout workers, as one: the least loaded gets the next group, a dead one is replaced (asyncio).
+"""The pool of engines (rollout workers): the least loaded gets the next group, a dead one is replaced (asyncio).
 
-A prompt's own fault is never counted against an engine: errors of the request pass through, and a prompt that engines
-keep failing or dying on is found out and dropped, see :mod:`~dapo_openrlhf.pipeline.suspects`.
+Faults of a prompt are not counted against an engine: errors of the request pass through, and a prompt on which engines
+repeatedly fail or die is detected and dropped, see :mod:`~dapo_openrlhf.pipeline.suspects`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dapo_openrlhf.pipeline.suspects import FAILURES, Suspects, Suspicion
 from dapo_openrlhf.types import Generation, Prompt
 
 SICK = 8
-"""Groups that fail on one engine, with none done in between, after which it counts as dead; each prompt counts at most
-``suspects.FAILURES`` times."""
+"""Number of groups that fail on one engine, with none done in between, after which it counts as dead; each prompt
+counts at most ``suspects.FAILURES`` times."""
 
 
 class EngineUnusable(RuntimeError):
@@ -42,7 +42,7 @@ class _Seat:
     load: int = 0
     up: bool = True
     failures: Counter[Prompt] = field(default_factory=Counter)
-    """Groups failed since one was done."""
+    """How many groups of each prompt failed since a group was done."""
     done: int = 0
     replaced: int = 0
     proven: bool = False
@@ -50,7 +50,7 @@ class _Seat:
 
     @property
     def sick(self) -> bool:
-        """Whether it only fails, and not for the same few prompts."""
+        """Whether the engine counts as dead, because it only fails, and not just on a few prompts."""
         return sum(min(times, FAILURES) for times in self.failures.values()) >= SICK
 
 
@@ -62,7 +62,7 @@ class _Request:
     timeout: float
 
     def probe(self, prompt: Prompt, name: str) -> _Request:
-        """One token of a prompt."""
+        """A request for one token of a prompt."""
         return replace(self, name=f"{self.name}, {name}", prompt=prompt, sampling=self.sampling.probe())
 
 
@@ -71,7 +71,7 @@ class _Death:
     engine: int
     cause: str
     own_fault: bool
-    """Whether it counts as one of the engine's restarts."""
+    """Whether the death counts as one of the engine's restarts."""
 
 
 class EnginePool:
@@ -88,7 +88,7 @@ class EnginePool:
         max_restarts: int = 0,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """``max_restarts``: how often each engine may be replaced, for other reasons than a prompt."""
+        """``max_restarts``: how often each engine may be replaced for reasons other than a prompt."""
         self._seats = [_Seat(engine) for engine in engines]
         self._reviver = reviver
         self._max_restarts = max_restarts
@@ -103,7 +103,7 @@ class EnginePool:
         self._last_done: Prompt | None = None
 
     def least_loaded(self) -> int | None:
-        """Index of the engine with the fewest groups, the first of several; None while none is free to take one."""
+        """Index of the engine with the fewest groups, the first of several; None while no engine can take one."""
         free = [index for index, seat in enumerate(self._seats) if seat.up and index != self._reserved]
         return min(free, key=lambda index: self._seats[index].load, default=None)
 
@@ -122,18 +122,18 @@ class EnginePool:
         return self._done(prompt, await self._run(free, group))
 
     def cut(self, request: str) -> None:
-        """End a group's generation with what there is; nothing happens when it is not in an engine."""
+        """End a group's generation with the tokens so far; nothing happens when it is not in an engine."""
         if (index := self._requests.get(request)) is not None:
             self._seats[index].engine.cut(request)
 
     async def supervise(self) -> None:
-        """Replace dead engines, until cancelled. Raises :class:`EngineUnusable`."""
+        """Replace dead engines until cancelled. Raises :class:`EngineUnusable`."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 tasks.create_task(self._replace(await self._dead.get()))
 
     async def _run(self, index: int, group: _Request, *, alone: bool = False) -> Generation:
-        """``alone``: nothing else is in the engine, which is proven if it can be."""
+        """Generate a group. ``alone``: nothing else is in the engine, which is proven first where possible."""
         seat = self._seats[index]
         seat.load += 1
         done = seat.done
@@ -166,7 +166,7 @@ class EnginePool:
         return generation
 
     def _failed(self, index: int, prompt: Prompt, error: GroupError, *, died: bool, alone: bool) -> None:
-        """Count it against engine and prompt, as far as it can be either's fault. Raises ``PromptFault``."""
+        """Count a failure against engine and prompt, as far as either can be at fault. Raises ``PromptFault``."""
         seat = self._seats[index]
         seat.failures[prompt] += 1
         convicted = died and alone and seat.proven
@@ -185,7 +185,7 @@ class EnginePool:
 
     @asynccontextmanager
     async def _engine_alone(self) -> AsyncIterator[int]:
-        """An engine with nothing in it; the others go on. One at a time."""
+        """Reserve an engine with nothing in it, one at a time; the other engines go on."""
         self._suspects_waiting += 1
         try:
             async with self._one_suspect:
@@ -201,12 +201,12 @@ class EnginePool:
                 self._changed.set()
 
     def _emptiest(self) -> int | None:
-        """Of the engines that are up; the one that is kept free already, unless another is empty."""
+        """The engine that is up with the fewest groups; the one that is kept free already, unless another is empty."""
         up = [index for index, seat in enumerate(self._seats) if seat.up]
         return min(up, key=lambda index: (self._seats[index].load > 0, index != self._reserved), default=None)
 
     async def _prove(self, index: int, group: _Request) -> None:
-        """Show that a new engine works at all, by a prompt that was done before, where there is one."""
+        """Show that a new engine works at all, with a prompt that was done before, where there is one."""
         if not self._seats[index].proven and self._last_done not in (None, group.prompt):
             await self._run(index, group.probe(self._last_done, "control"))
 
@@ -239,12 +239,12 @@ class EnginePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """Engines that are asked for one kind of responses, each group within the same time."""
+    """A pool of engines with fixed sampling settings and a fixed time limit per group."""
 
     engines: EnginePool
     sampling: Sampling
     timeout: float
-    """Seconds, see :meth:`EnginePool.generate`."""
+    """Time limit of a group in seconds, see :meth:`EnginePool.generate`."""
 
     async def sample(self, request: str, prompt: Prompt) -> Generation:
         """Generate a group; ``request`` is a unique name. Raises :class:`GroupError`."""

@@ -1,8 +1,8 @@
-"""Accuracy of repeated answers, and how sure it is (standard library only).
+"""Accuracy over repeated answers, and its uncertainty (standard library only).
 
-Of one problem n responses were judged, c of them right. avg@n is the mean of c/n over problems; pass@k and maj@k are
+For one problem n responses were judged, c of them right. avg@n is the mean of c/n over problems; pass@k and maj@k are
 expectations over all choices of k of the n responses, exact and not sampled. Problems, not responses, are the sampling
-units of every interval: responses of the same problem are anything but independent.
+units of every interval, since responses to the same problem are not independent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fractions import Fraction
 from dapo_openrlhf.pipeline.intervals import mean_interval, t_quantile
 
 FEWEST_PAIRS = 5
-"""Problems that an interval of a difference takes."""
+"""Fewest problems from which the interval of a difference is computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Estimate:
     low: float
     high: float
     problems: int
-    """How many the mean is over."""
+    """Number of problems that the mean is over."""
 
     def __str__(self) -> str:
         return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
@@ -35,7 +35,7 @@ class Estimate:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Chance that k of the n responses, c of them right, hold a right one: 1 - C(n-c, k) / C(n, k).
 
-    Chen et al. 2021 (arXiv 2107.03374), eq. 1. Integers until the last division: nothing cancels.
+    Chen et al. 2021 (arXiv 2107.03374), eq. 1. All numbers are integers until the last division, so nothing cancels.
     """
     _check(n, k)
     choices = math.comb(n, k)
@@ -46,14 +46,14 @@ def maj_at_k(right: int, wrong: Sequence[int], *, abstained: int, k: int) -> flo
     """Chance that the most frequent answer among k of the n responses is right.
 
     ``right``: responses that agree on the right answer; ``wrong``: how many agree on each wrong one; ``abstained``:
-    responses without an answer, which have no vote. A tie counts 1/t where t answers share the top; nobody answering is
+    responses without an answer, which have no vote. A tie counts 1/t where t answers share the top; no vote at all is
     wrong. Exact: the votes for each answer in a choice of k are multivariate hypergeometric.
     """
     n = right + sum(wrong) + abstained
     _check(n, k)
     total = Fraction(0)
     for votes in range(1, min(right, k) + 1):
-        # Answers too rare to reach as many votes, and those who abstain, only fill up: they are one pile.
+        # Answers too rare to reach that many votes, and abstentions, only fill up the choice: they form one pile.
         pile = abstained + sum(size for size in wrong if size < votes)
         rivals = [size for size in wrong if size >= votes]
         for (taken, ties), ways in _rival_votes(rivals, votes, k - votes).items():
@@ -76,14 +76,15 @@ def _rival_votes(rivals: Sequence[int], votes: int, room: int) -> dict[tuple[int
 
 
 def powers_of_two(n: int) -> list[int]:
-    """1, 2, 4, ... up to n, and n itself."""
+    """The numbers 1, 2, 4, ... up to n, and n itself."""
     return sorted({n, *(2**i for i in range(n.bit_length()) if 2**i <= n)})
 
 
 def over_problems(values: Sequence[float], trials: Sequence[float]) -> Estimate:
     """Mean of per-problem values in [0, 1] with its 95 % interval, see :func:`intervals.mean_interval`.
 
-    ``trials``: of how many each is the share that succeeded: n for avg@n, n / k for pass@k and maj@k of n responses.
+    ``trials``: the number of trials of which each value is the share that succeeded: n for avg@n, n / k for pass@k and
+    maj@k of n responses.
     """
     if not values:
         raise ValueError("no problem to take the mean of")
@@ -95,10 +96,10 @@ def over_problems(values: Sequence[float], trials: Sequence[float]) -> Estimate:
 def paired_difference(differences: Sequence[float], responses: Sequence[int]) -> Estimate:
     """Mean of per-problem differences in [-1, 1] with its 95 % interval over problems.
 
-    ``responses``: of each problem, in the evaluation that has fewer. Student's interval of the differences and of one
-    more problem, which is half better and half worse by what one response amounts to: so Agresti and Min (2005, Statistics
-    in Medicine 24, section 3) amend Wald's interval of a difference of paired shares. It never has width 0. Fewer than
-    :data:`FEWEST_PAIRS` problems say nothing: [-1, 1].
+    ``responses``: number of responses to each problem, in the evaluation that has fewer. The interval is Student's, for
+    the differences and one more problem, which is half better and half worse by the share of one response: this is how
+    Agresti and Min (2005, Statistics in Medicine 24, section 3) amend Wald's interval of a difference of paired shares.
+    Its width is never 0. For fewer than :data:`FEWEST_PAIRS` problems it is [-1, 1].
     """
     if not differences:
         raise ValueError("no problem to compare")

@@ -1,6 +1,6 @@
-"""What an evaluation found: the responses to each problem, and the figures made of them (standard library).
+"""The results of an evaluation: the responses to each problem, and the figures computed from them (standard library).
 
-A response that could not be generated or judged is an error: counted apart, and never taken for a wrong answer. All
+A response that could not be generated or judged is an error: it is counted separately, and never as a wrong answer. All
 accuracies are over the judged responses.
 """
 
@@ -16,39 +16,40 @@ from dapo_openrlhf.types import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One answer to a problem."""
+    """One response to a problem."""
 
     text: str = ""
-    """Empty if it was not generated, or texts were not asked for."""
+    """The response's text; empty if it was not generated, or texts were not asked for."""
     answer: str | None = None
-    """What the reward worker found in the text, evened out: the same for answers that are the same text or number."""
+    """The answer that the reward worker found in the text, normalised: equal for the same text or number."""
     correct: bool | None = None
-    """None: it was not judged, for the reason in ``error``."""
+    """Whether the response is right; None if it was not judged, for the reason in ``error``."""
     error: str = ""
     length: int = 0
-    """Tokens."""
+    """Length of the response in tokens."""
     truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemResult:
-    """All answers to one problem."""
+    """All responses to one problem."""
 
     problem: Prompt
     responses: tuple[Response, ...]
 
     @property
     def judged(self) -> int:
-        """n: responses with a score."""
+        """n: number of responses with a score."""
         return sum(response.correct is not None for response in self.responses)
 
     @property
     def right(self) -> int:
-        """c: right responses."""
+        """c: number of right responses."""
         return sum(response.correct is True for response in self.responses)
 
     def majority(self, k: int) -> float:
-        """maj@k. Right responses agree with each other, wrong ones if their answers are the same text or number."""
+        """maj@k of the problem. Right responses agree with each other, wrong ones if their answers are the same text or
+        number."""
         wrong = [response.answer for response in self.responses if response.correct is False]
         votes = Counter(answer for answer in wrong if answer is not None)
         return maj_at_k(self.right, tuple(votes.values()), abstained=wrong.count(None), k=k)
@@ -56,14 +57,14 @@ class ProblemResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """One measurement; some response is judged."""
+    """One measurement, in which at least one response is judged."""
 
     results: tuple[ProblemResult, ...]
-    """In the order of the problem set."""
+    """The results of all problems, in the order of the problem set."""
     samples: int
-    """Responses asked for, of each problem."""
+    """Number of responses asked for to each problem."""
     seconds: float
-    """Start of workers not included."""
+    """Duration of the evaluation, without the start of workers."""
     with_texts: bool
 
     @property
@@ -93,15 +94,15 @@ class Evaluation:
 
     @property
     def responses(self) -> list[Response]:
-        """All of them, problem by problem."""
+        """All responses, problem by problem."""
         return [response for result in self.results for response in result.responses]
 
     @property
     def errors(self) -> int:
-        """Responses that were not judged."""
+        """Number of responses that were not judged."""
         return sum(response.correct is None for response in self.responses)
 
     def _mean(self, value: Callable[[ProblemResult], float], *, k: int) -> Estimate:
-        """Over the problems with at least k judged responses."""
+        """Mean of ``value`` over the problems with at least k judged responses."""
         covered = [result for result in self.results if result.judged >= k]
         return over_problems([value(result) for result in covered], [result.judged / k for result in covered])

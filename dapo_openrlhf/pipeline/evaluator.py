@@ -16,15 +16,16 @@ from dapo_openrlhf.types import Generation, Prompt, Score
 T = TypeVar("T")
 
 MOST_DEATHS = 5
-"""Engines that may die under a problem before it is an error: by then the pool knows whether it is the problem's fault."""
+"""Number of engines that may die on a problem before it counts as an error; by then the pool knows whether the problem
+is the cause."""
 
 
 class EvaluationFailed(RuntimeError):
-    """Not one response could be judged."""
+    """None of the responses could be judged."""
 
 
 class Evaluator:
-    """Answers every problem n times and has the answers scored. What fails is tried once more."""
+    """Has every problem answered n times and the answers scored. What fails is tried once more."""
 
     def __init__(
         self,
@@ -36,10 +37,11 @@ class Evaluator:
         concurrency: int,
         on_answered: Callable[[ProblemResult], None] = lambda result: None,
     ) -> None:
-        """``texts``: None does without them. ``concurrency``: problems that are worked on at once, at least 1.
+        """``texts``: None leaves texts out. ``concurrency``: number of problems in progress at once, at least 1.
         ``on_answered`` is called with every problem's result as it comes.
 
-        With more problems in the engines than they hold, a problem's time-out would run while it waits.
+        With a concurrency beyond what the engines hold, the time-out of a problem would run while it waits for its
+        turn.
         """
         self._problems = problems
         self._sampler = sampler
@@ -114,7 +116,7 @@ def _reason(error: GroupError) -> str:
 
 
 async def _again(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try once more after a :class:`GroupError` that may pass, and more often when it is the engine that died."""
+    """Try once more after a :class:`GroupError` that is not permanent, and more often when the engine died."""
     failures = deaths = 0
     while True:
         try:

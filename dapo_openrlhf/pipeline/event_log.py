@@ -28,21 +28,21 @@ KINDS: Mapping[str, type[Event]] = {
     for name, kind in vars(events).items()
     if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
 }
-"""Every event by its name in the log."""
+"""The class of every event by its name in the log."""
 
 NAMES: Mapping[type[Event], str] = {kind: name for name, kind in KINDS.items()}
 
 WRITTEN: Mapping[type[Event], tuple[str, ...]] = {
     kind: tuple(field.name for field in dataclasses.fields(kind) if not field.metadata.get(UNWRITTEN)) for kind in NAMES
 }
-"""The fields of an event that stand in the log."""
+"""The fields of each event that are written to the log."""
 
 
 class EventLog:
     """Writes events to a file as they happen and hands them to listeners.
 
     ``clock`` gives seconds; lines carry ``time`` relative to the log's creation, the event's name as ``event`` and its
-    fields. Lines are written through at once, so that a run that dies leaves its log whole.
+    fields. Every line is flushed at once, so that a run that dies leaves a complete log.
     """
 
     def __init__(self, file: TextIO | None, *, clock: Callable[[], float]) -> None:
@@ -71,7 +71,7 @@ class EventLog:
 
 
 def _plain(value: object) -> object:
-    """What JSON can hold: mappings as objects, numbers that are not finite as null."""
+    """A value in a form that JSON can hold: mappings as objects, numbers that are not finite as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -84,7 +84,7 @@ def _plain(value: object) -> object:
 
 
 class EventLogError(ValueError):
-    """A line is no event; the message names file and line."""
+    """A line of a log is not an event; the message names file and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,15 @@ class Logged:
     """An event as it stands in a log."""
 
     time: float
-    """Seconds since the log's creation, which is the last :class:`~dapo_openrlhf.pipeline.events.RunStarted` before."""
+    """Seconds since the log's creation: the last :class:`~dapo_openrlhf.pipeline.events.RunStarted` before it."""
     event: Event
 
 
 def read(path: Path) -> Iterator[Logged]:
     """The events of a log, in their order; NaN where a number was not finite.
 
-    A last line without an end is left out: the run was killed while it wrote it, or writes it now. Raises
-    :class:`EventLogError` for any other line that is no event, and for an event or field that this version does not know.
+    A last line without a line end is left out: the run was killed while writing it, or is writing it now. Raises
+    :class:`EventLogError` for any other line that is not an event, and for an event or field unknown to this version.
     """
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -154,10 +154,10 @@ _READERS: Mapping[object, Callable[[Any], object]] = {
     tuple[int, ...]: tuple,
     tuple[Span, ...]: lambda value: tuple(Span(**span) for span in value),
 }
-"""By the declared type of a field."""
+"""For the declared type of a field, the function that restores its value from JSON."""
 
 FIELDS: Mapping[str, Mapping[str, Callable[[Any], object]]] = {
     name: {field: _READERS[typing.get_type_hints(kind)[field]] for field in WRITTEN[kind]}
     for name, kind in KINDS.items()
 }
-"""By an event's name, what makes each field's value of what JSON held."""
+"""For each event by its name, the functions that restore the values of its fields from JSON."""

@@ -9,7 +9,7 @@ from dapo_openrlhf.pipeline.evaluation import Evaluation
 from dapo_openrlhf.types import PolicyVersion, Span
 
 UNWRITTEN = "unwritten"
-"""Key in the metadata of a field that listeners get, and that is not in the log."""
+"""Key in the metadata of a field that listeners get, but that is not written to the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,20 +20,20 @@ class Event:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
     unix_time: float
-    """When the log's time was 0: what worker spans are aligned by."""
+    """Unix time at which the log's time was 0; worker spans are aligned by it."""
     engines: int
     trainer_ranks: int
     devices: int
-    """Engines times their tensor-parallel size, and trainer ranks."""
+    """Number of devices: engines times their tensor-parallel size, and trainer ranks."""
     max_staleness: int
     batch_size: int
     first_step: int
-    """Rollout steps done before; a resumed run begins a new log in the same file, with times from 0 again."""
+    """Number of rollout steps done before; a resumed run begins a new log in the same file, with times from 0 again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpans(Event):
-    """What engines or trainer ranks did since they last reported."""
+    """The spans of engines or trainer ranks since their last report."""
 
     spans: tuple[Span, ...]
 
@@ -44,7 +44,7 @@ class StepDone(Event):
 
     step: int
     laps: Mapping[str, float]
-    """Seconds by what the loop did: ``wait_batch``, ``train``, ``wait_live``, ``send``, ``evaluate``, ``save``."""
+    """Seconds of each lap by its name: ``wait_batch``, ``train``, ``wait_live``, ``send``, ``evaluate``, ``save``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,9 @@ class GroupDispatched(Event):
     group: int
     prompt: int
     version: PolicyVersion
-    """Live version at dispatch."""
+    """The version that was live at dispatch."""
     deadline: int
-    """Last trainer version that may take the group."""
+    """The last trainer version that may take the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class GroupGenerated(Event):
     response_tokens: int
     responses: int
     truncated: int
-    """Responses that reached the length limit; those that were cut at a deadline are none of them."""
+    """Number of responses that reached the length limit, without those that were cut at a deadline."""
     oldest_version: PolicyVersion
     newest_version: PolicyVersion
 
@@ -79,9 +79,9 @@ class GroupJudged(Event):
     reward: float
     response_tokens: int
     seconds: float
-    """Spent scoring."""
+    """Duration of the scoring."""
     logs: Mapping[str, float] = field(default_factory=dict)
-    """What a reward of the user's wants logged, means over the responses."""
+    """Values that a user's reward wants logged, as means over the responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class GroupFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptDropped(Event):
-    """The prompt itself is at fault, and is given out no more; its group has failed."""
+    """The prompt itself is at fault, and is not given out again; its group has failed."""
 
     prompt: int
     reason: str
@@ -102,18 +102,18 @@ class PromptDropped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupCut(Event):
-    """The group held up a batch at its deadline: its unfinished responses end where they are."""
+    """The group held up a batch at its deadline, and its unfinished responses were truncated."""
 
     group: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSurplus(Event):
-    """Over-sampling made the group in vain; it was in flight, or judged and kept before."""
+    """A group that over-sampling dispatched was not needed; it was in flight, or had been judged and kept."""
 
     group: int
     response_tokens: int
-    """Of a finished group; 0 for one in flight."""
+    """Number of response tokens of a finished group; 0 for one in flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,7 @@ class EngineLost(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReplaced(Event):
-    """A new engine generates in the place of a lost one, with the newest weights."""
+    """A new engine has taken the place of a lost one, with the newest weights."""
 
     engine: int
     times: int
@@ -145,20 +145,20 @@ class BatchTaken(Event):
     response_tokens: int
     longest_response: int
     truncated: int
-    """Responses that a limit stopped, or a cut."""
+    """Number of responses that were truncated, by a limit or a cut."""
     cut: int
-    """Responses that were cut at their group's deadline."""
+    """Number of responses that were cut at their group's deadline."""
     cut_tokens: int
-    """Tokens of those."""
+    """Number of tokens in the responses that were cut."""
     in_flight: int
-    """Groups between dispatch and the filter's decision, after the batch was taken."""
+    """Number of groups between dispatch and the filter's decision, after the batch was taken."""
     ready: int
-    """Kept groups left in the queue."""
+    """Number of kept groups left in the queue."""
     free_slots: int
     over_sampled: int
-    """Groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
+    """Number of groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
     training_slots: int
-    """Slots of batches taken, this one included, whose weights are not live yet."""
+    """Number of slots of the batches taken, this one included, whose weights are not live yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,13 +174,13 @@ class UpdateSkipped(Event):
 
     step: int
     update: int
-    """Index in the step, from 0."""
+    """Index of the update in the step, from 0."""
     not_finite: Mapping[str, int]
-    """How many numbers were not finite, by name."""
+    """How many numbers were not finite, by their names."""
     in_a_row: int
-    """Such updates one after the other, this one included."""
+    """Number of such updates in a row, this one included."""
     path: str
-    """Folder with its batch; empty if that could not be written, for the reason in ``problem``."""
+    """Folder with the update's batch; empty if it could not be written, for the reason in ``problem``."""
     problem: str = ""
 
 
@@ -201,12 +201,12 @@ class Evaluated(Event):
     problems: int
     responses: int
     errors: int = 0
-    """Responses that could not be generated or judged."""
+    """Number of responses that could not be generated or judged."""
     estimates: Mapping[str, float] = field(default_factory=dict)
-    """``avg@n``, ``pass@k``, ``maj@k``."""
+    """Estimates by their names: ``avg@n``, ``pass@k``, ``maj@k``."""
     seconds: float
     measured: Evaluation | None = field(default=None, compare=False, repr=False, metadata={UNWRITTEN: True})
-    """Every response; None in an event that was read from a log."""
+    """The evaluation with every response; None in an event that was read from a log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,14 @@
-"""How sure a mean over problems is (standard library only).
+"""The uncertainty of a mean over problems (standard library only).
 
-Problems are drawn from a population in which each has a chance of its own to be answered right; the mean of those chances
-is asked for. Responses of one problem are anything but independent: how much they repeat each other is unknown, is all but
-invisible in 30 problems of which 3 are ever solved, and decides how much the responses count for. So it is not estimated but
-averaged over: chances are Beta distributed with mean p and intra-class correlation rho, the right ones of a problem's
-responses then beta-binomial, and the interval is the central 95 % of p's posterior.
+Problems are drawn from a population in which each has its own chance to be answered right, and the mean of those
+chances is wanted. Responses to one problem are not independent. How strongly they are correlated is unknown and can
+hardly be seen in 30 problems of which 3 are ever solved, yet it decides how much the responses count. It is therefore
+averaged over instead of estimated: chances are Beta distributed with mean p and intra-class correlation rho, so the
+number of right responses to a problem is beta-binomial, and the interval is the central 95 % of p's posterior.
 
-Its prior is Beta(0.8, 0.8), between Jeffreys' (1/2) and Laplace's (1); the log odds of rho are logistic with scale 3, which
-puts a third of the prior below 0.1 and a third above 0.9. Of the priors and of the other methods that
-``scripts/interval_coverage.py`` simulates, these hold the truth in the most settings between 93 and 97 % of the time.
+The prior of p is Beta(0.8, 0.8), between Jeffreys' (1/2) and Laplace's (1); the log odds of rho are logistic with scale
+3, which puts a third of the prior below 0.1 and a third above 0.9. Among the priors and other methods that
+``scripts/interval_coverage.py`` simulates, this one has a coverage between 93 and 97 % in the most settings.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from itertools import accumulate, pairwise
 
 TAIL = 0.025
 CONCENTRATION = 0.8
-"""Of p's prior: Beta(CONCENTRATION, CONCENTRATION)."""
+"""Parameter of p's prior, Beta(CONCENTRATION, CONCENTRATION)."""
 SCALE = 3
-"""Of the logistic prior of rho's log odds."""
+"""Scale of the logistic prior of rho's log odds."""
 COARSE, FINE = 48, 64
-"""Cells of p: to find where it may lie, and there."""
+"""Numbers of cells of p: in the first pass, which finds where it may lie, and in the second pass there."""
 CORRELATIONS = 24
-"""Cells of rho, both times: 500 problems with 32 responses tell apart what is one cell for 15."""
+"""Number of cells of rho in both passes: 500 problems with 32 responses distinguish what is one cell for 15."""
 NEGLIGIBLE = 1e-7
-"""Share of the largest probability below which a cell is left out."""
+"""Probability of a cell, as a share of the largest one, below which it is left out."""
 
 Outcomes = Mapping[tuple[float, float], int]
-"""How many problems had so many right of so many responses."""
+"""Number of problems for each pair of right responses and responses."""
 
 
 def mean_interval(values: Sequence[float], trials: Sequence[float]) -> tuple[float, float]:
     """95 % interval of a mean over problems with ``values`` in [0, 1], each the share of its ``trials`` >= 1 that succeeded.
 
-    Neither need be whole: pass@k of n responses has n / k trials, as many as there are choices without a common response.
+    Neither need be an integer: pass@k of n responses has n / k trials, the number of choices without a common response.
     The interval reaches 0 where all values are 0, and 1 where all are 1; its width is never 0.
     """
     outcomes = Counter((value * count, count) for value, count in zip(values, trials, strict=True))
@@ -68,7 +68,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def probability(edge: float) -> float:
-    """p at a place in [0, 1] on the arcsine scale, on which Beta(1/2, 1/2) is uniform."""
+    """The value of p at a place in [0, 1] on the arcsine scale, on which Beta(1/2, 1/2) is uniform."""
     return math.sin(edge * math.pi / 2) ** 2
 
 
@@ -78,7 +78,7 @@ def prior(p: float) -> float:
 
 
 def correlation(place: float) -> float:
-    """rho at a place in (0, 1) on a scale on which its prior is uniform."""
+    """The value of rho at a place in (0, 1) on a scale on which its prior is uniform."""
     return 1 / (1 + (1 / place - 1) ** SCALE)
 
 
@@ -87,7 +87,7 @@ def _split(first: float, last: float, cells: int) -> list[float]:
 
 
 def _likely(masses: Sequence[float], edges: Sequence[float], cells: int) -> list[float]:
-    """New edges, of the cells that are not negligible and of their neighbours."""
+    """New edges that cover the cells that are not negligible and their neighbours."""
     likely = [index for index, mass in enumerate(masses) if mass > NEGLIGIBLE * max(masses)]
     return _split(edges[max(likely[0] - 1, 0)], edges[min(likely[-1] + 2, len(masses))], cells)
 
@@ -102,7 +102,7 @@ def _masses(outcomes: Outcomes, edges: Sequence[float], places: Sequence[float])
 
 
 def _log_likelihood(outcomes: Outcomes, p: float, rho: float) -> float:
-    """Of beta-binomial counts, without the factor that depends on the counts alone."""
+    """Log-likelihood of beta-binomial counts, without the term that depends on the counts alone."""
     size = (1 - rho) / rho
     a, b = p * size, (1 - p) * size
     lgamma = math.lgamma
@@ -114,7 +114,7 @@ def _log_likelihood(outcomes: Outcomes, p: float, rho: float) -> float:
 
 
 def _quantile(edges: Sequence[float], masses: Sequence[float], share: float) -> float:
-    """p below which that share of the probability lies, which is even within a cell."""
+    """The p below which that share of the probability lies; the probability is uniform within a cell."""
     wanted = share * math.fsum(masses)
     for index, upto in enumerate(accumulate(masses)):
         if upto >= wanted and masses[index] > 0:

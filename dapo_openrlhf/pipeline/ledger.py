@@ -1,4 +1,4 @@
-"""Where every dispatched group is: counters that must balance (standard library only)."""
+"""Counters of what happened to every dispatched group, which must balance (standard library only)."""
 
 from __future__ import annotations
 

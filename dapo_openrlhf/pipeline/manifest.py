@@ -1,4 +1,4 @@
-"""What a checkpoint's files were when it was written: their sizes and hashes (xxhash and the standard library)."""
+"""Records the sizes and hashes of a checkpoint's files when it is written (xxhash and the standard library)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import xxhash
 MANIFEST_FILE = "manifest.json"
 CHUNK_BYTES = 16 << 20
 THREADS = 8
-"""Files that are read side by side; xxhash lets other threads run meanwhile."""
+"""Number of files that are read concurrently; xxhash lets other threads run meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """One file."""
+    """The record of one file."""
 
     bytes: int
     xxh3: str
-    """XXH3 of its content, 128 bits, hexadecimal."""
+    """XXH3 hash of the file's content, 128 bits, hexadecimal."""
 
 
 def write_manifest(folder: Path) -> None:
-    """Record every file below a folder, in the folder."""
+    """Record every file below a folder in a manifest in that folder."""
     records = _records(folder, _files(folder))
     values = {name: {"bytes": record.bytes, "xxh3": record.xxh3} for name, record in records.items()}
     (folder / MANIFEST_FILE).write_text(json.dumps({"files": values}, indent=1) + "\n", encoding="utf-8")
 
 
 def problems(folder: Path) -> list[str]:
-    """What is not as it was recorded, a line for each file; empty for a folder that is whole.
+    """The files that differ from the record, one line each; empty for an undamaged folder.
 
-    Files beyond those recorded are nobody's fault. All sizes are compared before anything is read.
+    Files beyond those recorded are ignored. All sizes are compared before anything is read.
     """
     try:
         recorded = _read(folder / MANIFEST_FILE)
@@ -54,7 +54,7 @@ def problems(folder: Path) -> list[str]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Size in bytes of all files below a folder."""
     return sum((folder / name).stat().st_size for name in _files(folder))
 
 

@@ -1,4 +1,4 @@
-"""One row of numbers per rollout step, computed from events and from nothing else."""
+"""One row of numbers per rollout step, computed from events alone."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ Unit = Literal[
     "updates",
     "versions",
 ]
-"""What a metric counts or measures. A share is 0 to 1; a number has no unit."""
+"""Units of what metrics count or measure. A share is 0 to 1; a number has no unit."""
 
 
 class Metric(NamedTuple):
-    """What a number in a row is."""
+    """The unit and the meaning of a number in a row."""
 
     unit: Unit
     meaning: str
@@ -146,9 +146,9 @@ METRICS: Mapping[str, Metric] = {
     ),
     "eval/accuracy": Metric("share", "held-out accuracy, on steps in which a measurement ended"),
 }
-"""Every name a row may have, with its unit and what it means. Further statistics of the trainer appear under their own names,
-``reward/NAME`` is the mean of what a reward answered as ``extra_logs[NAME]`` over the groups judged since the last step,
-and ``policy_age/0``, ``policy_age/1``, ... count the trained groups of each age."""
+"""Every name a row may have, with its unit and meaning. Further statistics of the trainer appear under their own names,
+``reward/NAME`` is the mean of what a reward returned as ``extra_logs[NAME]`` over the groups judged since the last
+step, and ``policy_age/0``, ``policy_age/1``, ... count the trained groups of each age."""
 
 LAPS = ("wait_batch", "train", "wait_live", "send", "evaluate", "save")
 
@@ -228,7 +228,7 @@ class StepMetrics:
             self._values["cut_length_ratio"] = event.cut_tokens / event.cut / others
 
     def _add_spans(self, spans: tuple[Span, ...]) -> None:
-        """Busy and idle time of the workers that report, each from the end of its last report to that of this one."""
+        """Add busy and idle time of the workers that report, each from the end of its last report to that of this."""
         for side in ("engines", "trainer"):
             prefix = side.removesuffix("s")
             mine = [span for span in spans if span.worker.startswith(prefix)]
@@ -248,7 +248,7 @@ class StepMetrics:
                 self._values["seconds/engines_paused"] = sum(paused) / len(workers)
 
     def row(self, *, now: float) -> Row:
-        """The step's row; starts the next step at ``now``."""
+        """Return the step's row, and start the next step at ``now``."""
         seconds = max(now - self._since, 1e-9)
         judged = sum(self._reasons[reason] for reason in (KEPT, ALL_RIGHT, ALL_WRONG))
         shares = {"accuracy": self._accuracy / judged, "pass_rate": self._reasons["kept"] / judged} if judged else {}

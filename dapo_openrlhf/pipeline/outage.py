@@ -1,4 +1,4 @@
-"""Waiting for a reward server that went away (asyncio)."""
+"""Waits for a reward server that cannot be reached (asyncio)."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import asyncio
 from collections.abc import Callable
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds between two attempts; pauses grow with the outage, to half of its age at most."""
+"""Shortest and longest pause between two attempts, in seconds; pauses grow to at most half the age of the outage."""
 
 
 class ServerGone(RuntimeError):
-    """The server did not come back in time."""
+    """The server did not become available again in time."""
 
 
 class Outage:
-    """Whether the server can be reached, as seen by all who ask it.
+    """Whether the server can be reached, shared by all tasks that ask it.
 
-    Of those who wait one asks at a time, with growing pauses; the first answer lets all of them go on.
+    Of the waiting tasks one asks at a time, with growing pauses; the first answer lets all of them go on.
     """
 
     def __init__(self, *, timeout: float, say: Callable[[str], None]) -> None:
-        """``timeout``: seconds after which it is given up."""
+        """``timeout``: seconds after which the server is given up."""
         self._timeout = timeout
         self._say = say
         self._since: float | None = None
         self._next = 0.0
         self._back = asyncio.Event()
         self.answers = 0
-        """How often anybody was answered."""
+        """Number of requests that were answered."""
 
     def answered(self) -> None:
-        """Somebody was answered."""
+        """Take note that a request was answered."""
         self.answers += 1
         if self._since is not None:
             self._say(f"reward server is back after {_now() - self._since:.0f} s")
@@ -38,7 +38,7 @@ class Outage:
             self._back.set()
 
     async def wait(self, why: str) -> None:
-        """Return when it is the caller's turn to ask again. Raises :class:`ServerGone` when the time is over."""
+        """Return when it is the caller's turn to ask again. Raises :class:`ServerGone` once the time is up."""
         now = _now()
         if self._since is None:
             self._since = self._next = now

@@ -1,4 +1,4 @@
-"""What the pipeline asks of the outside world. The real stack is in ``backend``, fakes are in the tests."""
+"""The interfaces that the pipeline needs. ``backend`` implements them on the real stack, the tests have fakes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch
 
 CUT_TOO_EARLY = "cut_too_early"
-"""Reason of a :class:`GroupError` of a group that was cut before each of its responses had a token."""
+"""Reason of a :class:`GroupError` about a group that was cut before each of its responses had a token."""
 
 ENGINE_DIED = "engine_died"
-"""Reason of a :class:`GroupError` after which its engine answers no more."""
+"""Reason of a :class:`GroupError` after which the engine no longer answers."""
 
 
 class GroupError(Exception):
-    """One group could not be made; the run goes on.
+    """One group could not be generated or scored; the run goes on.
 
     ``reason`` names the counter it adds to. The prompt is tried again later, unless the error is ``permanent``.
     """
@@ -29,7 +29,7 @@ class GroupError(Exception):
 
 
 class PromptFault(GroupError):
-    """The prompt itself is at fault: no engine's failure, and the prompt is dropped for good."""
+    """The prompt itself is at fault, not an engine, and is dropped for good."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, message, permanent=True)
@@ -40,14 +40,14 @@ class Sampling:
     """How responses are sampled."""
 
     n: int
-    """G: responses of the prompt."""
+    """G: number of responses to the prompt."""
     max_new_tokens: int
     temperature: float
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_p: float
 
     def probe(self) -> Sampling:
-        """The same for a single token of a single response."""
+        """The same sampling for a single token of a single response."""
         return replace(self, n=1, max_new_tokens=1)
 
 
@@ -59,7 +59,7 @@ class GenerationEngine(Protocol):
         ...
 
     def cut(self, request: str) -> None:
-        """End a request with what there is: its unfinished responses are truncated."""
+        """End a request with the tokens so far: its unfinished responses are truncated."""
         ...
 
 
@@ -87,7 +87,7 @@ class RewardScorer(Protocol):
 
 
 class ResponseTexts(Protocol):
-    """Brings responses to where an evaluation is written down; training never needs them there."""
+    """Fetches the texts of responses for the files of an evaluation; training does not need it."""
 
     async def fetch(self, texts: object) -> Sequence[str]:
         """The responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
@@ -104,7 +104,7 @@ class Publication:
 
 
 class PolicyTrainer(Protocol):
-    """The trainer's ranks as one."""
+    """All ranks of the trainer behind one interface."""
 
     async def train(self, batch: TrainBatch) -> Mapping[str, float]:
         """Do the U updates of one rollout step; returns statistics under the names of ``metrics.METRICS``."""
@@ -115,19 +115,19 @@ class PolicyTrainer(Protocol):
         ...
 
     async def save_state(self, path: str) -> None:
-        """Write what training needs to go on, beside the model, into the same folder."""
+        """Write what training needs to resume into the same folder, beside the model."""
         ...
 
 
 class CheckpointStore(Protocol):
-    """Where checkpoints to resume from go; see ``checkpoint.Checkpoints``."""
+    """The place for checkpoints to resume from; see ``checkpoint.Checkpoints``."""
 
     def begin(self, step: int) -> str:
-        """A folder for the trainer to write into."""
+        """Make a folder for the trainer to write into."""
         ...
 
     async def complete(self, state: RunState) -> str:
-        """The folder is written: from now on it counts. Returns its path."""
+        """Make the folder that the trainer has written count as a checkpoint. Returns its path."""
         ...
 
 
@@ -135,7 +135,7 @@ class WeightPublisher(Protocol):
     """The weight sync: carries the trainer's weights to every engine."""
 
     async def send(self, version: PolicyVersion) -> Publication:
-        """Read the trainer's weights; when this returns the trainer may go on."""
+        """Read the trainer's weights; once this returns, the trainer may change them."""
         ...
 
     async def deliver(self, publication: Publication) -> None:

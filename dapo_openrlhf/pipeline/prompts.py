@@ -1,4 +1,4 @@
-"""The prompts' endless order (standard library)."""
+"""The endless stream of prompts (standard library)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class PromptState:
     """How far a run has come with its prompts."""
 
     drawn: int
-    """Prompts taken from the endless order."""
+    """Number of prompts taken from the endless stream."""
     returned: tuple[int, ...]
-    """Ids of prompts to be given out again first."""
+    """Ids of prompts to be given out again, before any others."""
     prompt_count: int
-    """Size of the prompt set."""
+    """Number of prompts in the prompt set."""
     prompt_set: str = ""
-    """What the set is recognised by: a digest of its file and of which rows are prompts; empty where it is not known."""
+    """Digest of the set's file and of which rows are prompts, to recognise the set; empty where it is not known."""
     dropped: tuple[int, ...] = ()
-    """Ids of prompts that are given out no more."""
+    """Ids of prompts that are not given out again."""
 
 
 class NoPromptsLeft(RuntimeError):
-    """Every prompt was dropped for good; the message says for what reasons."""
+    """Every prompt was dropped for good; the message gives the reasons."""
 
 
 class PromptStream:
@@ -38,7 +38,8 @@ class PromptStream:
     def __init__(
         self, prompts: Sequence[Prompt], *, seed: int, state: PromptState | None = None, prompt_set: str = ""
     ) -> None:
-        """``state``: where to go on; ``prompt_set``: as in it. Raises :class:`ConfigError` when the two do not fit."""
+        """``state``: where to resume; ``prompt_set``: as in :class:`PromptState`. Raises :class:`ConfigError` when
+        ``state`` is of other prompts."""
         if not prompts:
             raise ValueError("the prompt set is empty")
         self._prompts = prompts
@@ -83,11 +84,11 @@ class PromptStream:
         self._returned.append(prompt)
 
     def drop(self, prompt: Prompt, reason: str) -> None:
-        """Give the prompt out no more, in later episodes and after a resume neither."""
+        """Never give the prompt out again, neither in later episodes nor after a resume."""
         self._dropped[prompt.id] = reason
 
     def state(self, unfinished: Iterable[Prompt]) -> PromptState:
-        """Where to go on later. ``unfinished``: prompts given out that have not been trained or dropped yet."""
+        """The state to resume from. ``unfinished``: prompts given out that have not been trained or dropped yet."""
         returned = tuple(p.id for p in (*unfinished, *self._returned) if p.id not in self._dropped)
         return PromptState(
             drawn=self._drawn,
@@ -99,7 +100,7 @@ class PromptStream:
 
 
 def check_same_prompts(state: PromptState, *, count: int, prompt_set: str) -> None:
-    """Raises :class:`ConfigError` when a run's place in its prompts is not one in these."""
+    """Raise :class:`ConfigError` when the state of a run's prompts is not of this prompt set."""
     if state.prompt_count != count:
         found = f"holds {count} prompts, the run to resume had {state.prompt_count}"
     elif state.prompt_set and prompt_set and state.prompt_set != prompt_set:

@@ -1,7 +1,8 @@
-"""Which settings a run may go on with when it is resumed (standard library and the configuration).
+"""Which settings may change when a run is resumed (standard library and the configuration).
 
-Every setting stands in one of two tables. What is in :data:`CHANGEABLE` is obeyed from the first resumed step on; what
-is in :data:`FIXED` is refused, with the reason and the way out, before anything starts or is written.
+Every setting is in one of two tables. A change of a setting in :data:`CHANGEABLE` takes effect from the first resumed
+step on; a change of one in :data:`FIXED` is refused, with the reason and a remedy, before anything starts or is
+written.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class Fixed:
 
     reason: str
     remedy: str = ""
-    """Empty: start a new run from the checkpoint's model, for which the command is shown."""
+    """What to do instead; empty: start a new run from the checkpoint's model, for which the command is shown."""
     unless: str = ""
-    """The changes that are obeyed all the same, in words; empty: none."""
+    """The changes that are allowed nevertheless, in words; empty: none."""
     allowed: Callable[[Config, Config], bool] = _never
-    """Whether the change from the earlier configuration to the new one is among those."""
+    """Whether the change from the earlier configuration to the new one is allowed nevertheless."""
 
 
 def _same_ranks(earlier: Config, now: Config) -> bool:
@@ -206,7 +207,7 @@ CHANGEABLE: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One setting that the resumed run has otherwise than the run had at its checkpoint."""
+    """One setting whose value in the resumed run differs from that at the checkpoint."""
 
     name: str
     before: Any
@@ -219,8 +220,8 @@ class Change:
 def check_resume(config: Config, *, run: Path, checkpoint: Path) -> list[Change]:
     """Settings in which ``config`` differs from those that the checkpoint was made with.
 
-    Raises :class:`ConfigError` if one of them is fixed; then nothing has been started or written. The settings are those
-    that lie in the checkpoint, whatever became of the run's ``config.yaml`` since then.
+    Raises :class:`ConfigError` if one of them is fixed; then nothing has been started or written. The earlier settings
+    are read from the checkpoint, even if the run's ``config.yaml`` has changed since then.
     """
     lies_there = checkpoint / SETTINGS_FILE
     earlier = load_config(lies_there if lies_there.is_file() else run / "config.yaml")
@@ -239,7 +240,7 @@ def check_resume(config: Config, *, run: Path, checkpoint: Path) -> list[Change]
 
 
 def differences(earlier: Config, now: Config) -> Iterator[Change]:
-    """Every setting that two configurations have otherwise."""
+    """Yield every setting in which two configurations differ."""
     before, after = earlier.model_dump(mode="json", by_alias=True), now.model_dump(mode="json", by_alias=True)
     for name, _ in settings_of():
         change = Change(name=name, before=_value(before, name), after=_value(after, name))
@@ -248,8 +249,8 @@ def differences(earlier: Config, now: Config) -> Iterator[Change]:
 
 
 def new_run(changes: Iterable[Change], *, run: Path, checkpoint: Path) -> str:
-    """The command that starts a run from a checkpoint's model with the changed settings; where it goes follows from
-    ``run.dir`` and ``run.name``, and nothing that is there is touched."""
+    """The command that starts a run from a checkpoint's model with the changed settings. Its folder follows from
+    ``run.dir`` and ``run.name``; existing runs are not touched."""
     words = ["dapo-openrlhf", "train", "--config", str(run / "config.yaml")]
     words += ["--actor.model_name_or_path", str(checkpoint)]
     for change in changes:
@@ -291,7 +292,7 @@ def _refusal(change: Change) -> str:
 
 
 def _value(settings: Mapping[str, Any], name: str) -> Any:
-    """What a dotted name stands for."""
+    """The value of a setting by its dotted name."""
     value: Any = settings
     for part in name.split("."):
         value = value[part]

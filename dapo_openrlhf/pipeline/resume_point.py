@@ -1,4 +1,4 @@
-"""Where a run goes on: its newest checkpoint whose files are as they were written (standard library)."""
+"""Finds where a run resumes: its newest checkpoint whose files are as they were written (standard library)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
-    """Where a run goes on."""
+    """Where a run resumes."""
 
     run: Path
     """The run's folder."""
     checkpoint: Path
-    """A good checkpoint in it."""
+    """An undamaged checkpoint in that folder."""
 
 
 def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:
     """A run's newest good checkpoint. Raises :class:`ConfigError` if there is none.
 
-    ``say`` is told of newer ones that are damaged.
+    ``say`` gets a message about newer ones that are damaged.
     """
     checkpoints = Checkpoints(run / "checkpoints", max_num=1)
     good = checkpoints.newest_good(say)
@@ -43,9 +43,9 @@ def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:
 
 
 def point_of_name(parent: Path, name: str, say: Callable[[str], None]) -> ResumePoint | None:
-    """The newest good checkpoint of the last of the runs ``name``, ``name-2``, ... in a folder that has one; None without.
+    """The newest good checkpoint of the last of the runs ``name``, ``name-2``, ... in a folder; None if none has one.
 
-    ``say`` is told of damaged ones.
+    ``say`` gets a message about damaged ones.
     """
     runs = [path for path in parent.glob(f"{glob.escape(name)}*") if _number(path.name, name) is not None]
     for run in sorted(runs, key=lambda path: _number(path.name, name) or 0, reverse=True):
@@ -55,7 +55,7 @@ def point_of_name(parent: Path, name: str, say: Callable[[str], None]) -> Resume
 
 
 def _number(folder: str, name: str) -> int | None:
-    """Which of the runs of that name a folder is, from 1; None if it is of another run."""
+    """The number, from 1, of a folder among the runs of that name; None if it belongs to another run."""
     if folder == name:
         return 1
     rest = folder.removeprefix(f"{name}-")
@@ -63,10 +63,10 @@ def _number(folder: str, name: str) -> int | None:
 
 
 def settings_file(point: ResumePoint, say: Callable[[str], None]) -> Path:
-    """Where the settings of a run to be resumed are: its config.yaml, or its checkpoint's copy.
+    """The file with the settings of a run to be resumed: its config.yaml, or its checkpoint's copy.
 
-    The copy is taken, and ``say`` told, where config.yaml is missing or broken; one with a wrong setting is refused with
-    ``ConfigError``, since somebody wrote it.
+    The copy is taken, with a message to ``say``, where config.yaml is missing or broken. A config.yaml with an invalid
+    setting is refused with ``ConfigError``, since somebody must have edited it.
     """
     file, copy = point.run / "config.yaml", point.checkpoint / SETTINGS_FILE
     try:

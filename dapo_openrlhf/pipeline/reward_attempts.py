@@ -1,4 +1,4 @@
-"""Giving up on prompts that cannot be scored (asyncio)."""
+"""Gives up on prompts that cannot be scored (asyncio)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dapo_openrlhf.types import Prompt, Score
 class LimitedAttempts:
     """A ``RewardScorer`` whose errors become permanent when a prompt has failed too often in a row.
 
-    An error says nothing about the answer, so the prompt is tried again; one that fails time after time would circle
-    for ever, and is dropped with the last error's reason.
+    An error says nothing about the answer, so the prompt is tried again; one that failed every time would be tried for
+    ever, so it is dropped with the reason of the last error.
     """
 
     def __init__(self, scorer: RewardScorer, *, most: int) -> None:
-        """``most``: failures in a row, at least 1, the last of which is final."""
+        """``most``: number of failures in a row, at least 1, after which a prompt is given up."""
         self._scorer = scorer
         self._most = most
         self._failures: Counter[int] = Counter()  # by prompt id

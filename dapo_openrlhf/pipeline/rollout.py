@@ -1,7 +1,7 @@
 """The rollout loop (asyncio).
 
-Consumes prompts and slots, produces scored groups for the queue. Waits for a free slot only, and is unblocked by a
-drop, a failure or live weights. One task per group: generate, score, offer.
+It consumes prompts and slots and produces scored groups for the queue. It waits only for a free slot, and is unblocked
+by a drop, a failure or live weights. Each group is one task: generate, score, offer.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from dapo_openrlhf.types import Generation, Prompt, Rollout, RolloutGroup, Score
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthShaping:
-    """Soft overlong punishment (eq. 13) as it is added to rewards; ``buffer_length`` 0 switches it off."""
+    """Adds the soft overlong punishment (eq. 13) to rewards; ``buffer_length`` 0 switches it off."""
 
     max_length: int
     buffer_length: int
     factor: float
 
     def shape(self, score: Score, length: int, *, truncated: bool, cut: bool) -> Rollout:
-        """One response with its final reward."""
+        """Return one response with its final reward."""
         punishment = soft_overlong_punishment(
             length, max_length=self.max_length, buffer_length=self.buffer_length, factor=self.factor
         )
@@ -79,7 +79,7 @@ class RolloutLoop:
         return self._queue
 
     def prompt_state(self) -> PromptState:
-        """How far the run has come with its prompts; groups that are made or wait count as not begun."""
+        """How far the run has come with its prompts; groups in flight or in the queue count as not begun."""
         in_flight = self._queue.in_flight_ids  # a group's task ends a moment after the group
         making = [prompt for group_id, (prompt, _) in self._making.items() if group_id in in_flight]
         return self._prompts.state([*self._queue.ready_prompts, *making])
@@ -168,7 +168,7 @@ class RolloutLoop:
         )
 
     def _drop_surplus(self) -> None:
-        """Groups that over-sampling made in vain: those in flight stop, and no prompt is lost."""
+        """Drop groups of over-sampling that are not needed: those in flight are stopped, and no prompt is lost."""
         for group_id, group in self._queue.drop_surplus().items():
             if group is None:
                 prompt, task = self._making[group_id]
@@ -179,7 +179,7 @@ class RolloutLoop:
             self._log.emit(GroupSurplus(group=group_id, response_tokens=group.response_tokens if group else 0))
 
     async def _cut(self) -> None:
-        """Cut groups that hold up a batch, each once."""
+        """Cut groups that hold up a batch, each of them once."""
         cut: set[int] = set()
         while True:
             for group_id in await self._queue.late() - cut:
@@ -189,7 +189,7 @@ class RolloutLoop:
 
 
 def _means(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each name, over those that have it."""
+    """Mean of the values under each name, over the entries that have it."""
     names = dict.fromkeys(name for log in logs for name in log)
     return {name: fmean(log[name] for log in logs if name in log) for name in names}
 

@@ -3,7 +3,7 @@
 It is the only holder of groups: every group between dispatch and training is in ``_in_flight`` or ``_ready``. Which
 groups a batch may hold is decided by :class:`~dapo_openrlhf.pipeline.staleness.StalenessPolicy`, which groups carry a gradient
 by :class:`~dapo_openrlhf.pipeline.dynamic_sampling.GroupFilter`, and the :class:`~dapo_openrlhf.pipeline.ledger.Ledger` is checked
-against what is really here whenever a batch is taken.
+against the groups actually held whenever a batch is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIN_FAILURES = 8
 
 
 class BatchStarvation(RuntimeError):
-    """No batch can be filled; the message is a diagnosis."""
+    """No batch can be filled; the message says why."""
 
 
 class RolloutQueue:
@@ -37,7 +37,7 @@ class RolloutQueue:
         max_filtered_batches: int,
         stall_timeout: float,
     ) -> None:
-        """``stall_timeout``: seconds without any group ending after which a waiting trainer gives up."""
+        """``stall_timeout``: seconds without the end of any group after which a waiting trainer gives up."""
         self._policy = policy
         self._filter = group_filter
         self._over_sampling = over_sampling
@@ -56,17 +56,17 @@ class RolloutQueue:
 
     @property
     def in_flight(self) -> int:
-        """Groups between dispatch and the filter's decision."""
+        """Number of groups between dispatch and the filter's decision."""
         return len(self._in_flight)
 
     @property
     def in_flight_ids(self) -> frozenset[int]:
-        """The groups between dispatch and the filter's decision."""
+        """Ids of the groups between dispatch and the filter's decision."""
         return frozenset(self._in_flight)
 
     @property
     def ready(self) -> int:
-        """Kept groups that wait for a batch."""
+        """Number of kept groups that wait for a batch."""
         return len(self._ready)
 
     @property
@@ -76,22 +76,22 @@ class RolloutQueue:
 
     @property
     def free_slots(self) -> int:
-        """Slots that no group holds."""
+        """Number of slots that no group holds."""
         return self._policy.free_slots
 
     @property
     def over_sampled(self) -> int:
-        """Groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
+        """Number of groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
         return self._policy.over_sampled
 
     @property
     def training_slots(self) -> int:
-        """Slots of groups taken whose weights are not live yet."""
+        """Number of slots of groups taken whose weights are not live yet."""
         return self._policy.training_slots
 
     @property
     def live_version(self) -> PolicyVersion:
-        """Newest version that every engine has acknowledged."""
+        """The newest version that every engine has acknowledged."""
         return self._policy.live_version
 
     def counters(self) -> dict[str, int | dict[str, int]]:
@@ -100,11 +100,11 @@ class RolloutQueue:
         return self._ledger.snapshot(in_flight=self.in_flight, ready=self.ready)
 
     async def slot(self) -> None:
-        """Wait until a group may be dispatched: a slot is free, and groups do not fail one after the other."""
+        """Wait until a group may be dispatched: a slot is free, and groups are not failing one after the other."""
         await _until(self._slot_freed, lambda: self._policy.dispatchable > 0 and not self._hopeless)
 
     def dispatch(self) -> tuple[int, int]:
-        """Dispatch a group: its id and its deadline. Only after :meth:`slot`, with no ``await`` in between."""
+        """Dispatch a group; returns id and deadline. Call it only after :meth:`slot`, with no ``await`` in between."""
         group_id = self._ledger.dispatched
         deadline = self._policy.dispatch(group_id)
         self._ledger.dispatched += 1
@@ -129,9 +129,9 @@ class RolloutQueue:
         return decision
 
     def drop_surplus(self) -> dict[int, RolloutGroup | None]:
-        """Drop what over-sampling dispatched in vain: by id, the finished groups, and None for those in flight.
+        """Drop groups that over-sampling need not have dispatched; returns them by id, with None for those in flight.
 
-        Those in flight have ended as far as this queue is concerned: they may be offered or failed no more.
+        Those in flight have ended as far as this queue is concerned: they may no longer be offered or failed.
         """
         dropped = {group_id: self._ready.pop(group_id, None) for group_id in self._policy.surplus()}
         for group_id, group in dropped.items():
@@ -142,7 +142,7 @@ class RolloutQueue:
         return dropped
 
     async def late(self) -> frozenset[int]:
-        """Wait until P groups are ready and no batch can be taken: the groups in flight that it waits for."""
+        """Wait until P groups are ready but no batch can be taken; returns the groups in flight that it waits for."""
         while not self._late:
             self._late_changed.clear()
             await self._late_changed.wait()
@@ -150,9 +150,9 @@ class RolloutQueue:
         return late
 
     def fail(self, group_id: int, reason: str, message: str) -> None:
-        """A group could not be made: count it and free its slot. Its prompt is the caller's to keep."""
+        """Count a group that could not be made and free its slot. The caller keeps its prompt."""
         self._end(group_id)
-        if reason != ENGINE_DIED:  # how often engines may die is the pool's to limit
+        if reason != ENGINE_DIED:  # the pool limits how often engines may die
             self._failures_in_a_row.append((reason, f"group {group_id}: {message}"))
         self._ledger.failed[reason] += 1
         self._free(group_id)
@@ -187,12 +187,12 @@ class RolloutQueue:
         return TrainBatch(step=step, version=version, groups=groups)
 
     def trained(self, batch: TrainBatch) -> None:
-        """The batch has been trained on; its slots stay held until its successor weights are live."""
+        """Take note that the batch has been trained; its slots stay held until its successor weights are live."""
         self._ledger.training -= len(batch.groups)
         self._ledger.trained += len(batch.groups)
 
     def publication_live(self, version: PolicyVersion) -> None:
-        """Every engine generates with ``version``: frees the slots of the batch that made it."""
+        """Free the slots of the batch that made ``version``, with which every engine generates now."""
         self._policy.publication_live(version)
         self._slot_freed.set()
 
@@ -213,11 +213,11 @@ class RolloutQueue:
 
     @property
     def _hopeless(self) -> bool:
-        """Enough that every slot has failed twice: one outage, however many groups it hits, is no reason to stop."""
+        """Whether so many groups failed in a row that it is not a single outage: enough for two in every slot."""
         return len(self._failures_in_a_row) >= max(2 * self._policy.over_sampling * self._policy.slots, MIN_FAILURES)
 
     def _diagnose(self, waiting: Waiting) -> None:
-        """Raise when going on would only repeat what has happened so far."""
+        """Raise when no batch can be expected, because groups only fail or are only dropped."""
         if self._hopeless and not self._in_flight:
             reasons = Counter(reason for reason, _ in self._failures_in_a_row)
             last = "; ".join(message for _, message in self._failures_in_a_row[-3:])

@@ -10,7 +10,7 @@ from dapo_openrlhf.pipeline.rollout import RolloutLoop
 
 
 class Saver:
-    """Has the trainer's and the controller's part of what a run has reached written down."""
+    """Saves the trainer's and the controller's part of a run's state."""
 
     def __init__(
         self,
@@ -21,7 +21,7 @@ class Saver:
         model_path: str,
         log: EventLog,
     ) -> None:
-        """``model_path``: where the trained model goes."""
+        """``model_path``: folder for the trained model."""
         self._trainer = trainer
         self._rollouts = rollouts
         self._checkpoints = checkpoints
@@ -29,7 +29,7 @@ class Saver:
         self._log = log
 
     async def checkpoint(self, step: int) -> str:
-        """Write what a run needs to go on after ``step`` steps; returns the folder."""
+        """Write what a run needs to resume after ``step`` steps; returns the folder."""
         started = self._log.now()
         unfinished = self._checkpoints.begin(step)
         await self._trainer.save(unfinished)
@@ -40,7 +40,7 @@ class Saver:
         return path
 
     async def model(self, step: int) -> None:
-        """The trained model, after ``step`` steps."""
+        """Save the trained model after ``step`` steps."""
         started = self._log.now()
         await self._trainer.save(self._model_path)
         self._log.emit(Checkpointed(step=step, path=self._model_path, seconds=self._log.now() - started))

@@ -1,4 +1,4 @@
-"""Which rollout steps a run does, and after which of them it evaluates and saves (standard library)."""
+"""The rollout steps of a run, and after which of them it evaluates and saves (standard library)."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Steps are counted from the first one of the run, also where it is resumed."""
+    """The schedule of a run. Steps are counted from the first one of the run, also where it is resumed."""
 
     max_steps: int
     eval_steps: int = -1
-    """Steps from one evaluation to the next; -1: before the first and after the last step only."""
+    """Number of steps from one evaluation to the next; -1: only before the first and after the last step."""
     save_steps: int = -1
-    """Steps from one checkpoint to the next; -1: none."""
+    """Number of steps from one checkpoint to the next; -1: no checkpoints."""
     first_step: int = 0
-    """Rollout steps that an earlier run has done."""
+    """Number of rollout steps that an earlier run has done."""
 
     @property
     def steps(self) -> range:
-        """The steps to do."""
+        """The rollout steps still to do."""
         return range(self.first_step, self.max_steps)
 
     @property
     def saves(self) -> bool:
-        """Whether there are checkpoints; then the last step has one too."""
+        """Whether checkpoints are made; if so, also after the last step."""
         return self.save_steps > 0
 
     def evaluate_after(self, done: int) -> bool:
-        """Whether an evaluation begins once ``done`` steps are done; the one at the end is a matter of its own."""
+        """Whether an evaluation begins once ``done`` steps are done; the one at the end of the run is separate."""
         return done < self.max_steps and self.eval_steps > 0 and done % self.eval_steps == 0
 
     def save_after(self, done: int) -> bool:
-        """Whether a checkpoint is made once ``done`` steps are done; the one at the end is a matter of its own."""
+        """Whether a checkpoint is made once ``done`` steps are done; the one at the end of the run is separate."""
         return done < self.max_steps and self.saves and done % self.save_steps == 0

@@ -16,14 +16,14 @@ batch may hold it. Deadlines never decrease in order of dispatch, because the li
 Let ``x`` be the trainer's version, whose batch is the next one, and number the untaken groups, in flight or ready,
 in order of dispatch from 0. ``d - x + 1`` batches remain for a group with deadline ``d``, so the group at position
 
-    ``i < (d - x + 1) * P`` is **secure**: it can be trained in time, whatever becomes of the others.
+    ``i < (d - x + 1) * P`` is **secure**: it can be trained in time, whatever happens to the others.
 
 1. A batch takes the first ``P`` secure groups that are ready: earliest deadline first, ties in order of dispatch.
 2. It may be taken only if every other secure group stays secure, at its new position and for ``x + 1``. Until then
-   the groups in flight which would not are waited for.
+   it waits for the groups in flight that would not.
 
-Why it is enough
-----------------
+Why this is enough
+------------------
 A secure group with deadline ``x`` cannot stay secure (no position is below 0), so it is in the batch: nothing secure
 is ever trained too late. And while each group in flight has a slot, all are secure: of ``(K + 1) * P`` slots the
 ``x - v`` batches taken but not yet live hold ``(x - v) * P``, so at most ``(v + K - x + 1) * P`` groups are untaken,
@@ -33,11 +33,11 @@ bound: in simulation ages reach 12 for K = 1.)
 
 Over-sampling
 -------------
-Where the filter drops many groups, a slot for each is idle while the survivors are waited for. With an over-sampling
-factor ``f > 1`` a group in flight counts as ``1 / f`` of a slot: about as many groups are dispatched as it takes for
-all slots to end with a kept one. The contract does not depend on the guess. A group is not secure while too many
-precede it, and becomes so as they are dropped. Once ``(d - x + 1) * P`` ready groups precede it, it never will: it is
-*surplus*, dropped, and counted. Which groups are surplus depends on order of dispatch and on the filter alone, never
+Where the filter drops many groups, their slots are idle while the batch waits for the remaining ones. With an
+over-sampling factor ``f > 1`` a group in flight counts as ``1 / f`` of a slot: about as many groups are dispatched as
+it takes for all slots to end with a kept one. The contract does not depend on ``f``. A group is not secure while too
+many precede it, and becomes so as they are dropped. Once ``(d - x + 1) * P`` ready groups precede it, it never will: it
+is *surplus*, dropped, and counted. Which groups are surplus depends on order of dispatch and on the filter alone, never
 on how long a response takes, so that no length is favoured.
 """
 
@@ -50,12 +50,12 @@ from dapo_openrlhf.types import PolicyVersion, RolloutGroup
 
 
 class StalenessViolation(AssertionError):
-    """The contract would be broken: a defect in this program, never a user's mistake."""
+    """The contract would be broken, which is a defect in this program and never a user's mistake."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Why no batch can be taken yet, in words, and the groups in flight it waits for (may be empty)."""
+    """Why no batch can be taken yet, in words, and the groups in flight that the batch waits for (may be empty)."""
 
     reason: str
     late: tuple[int, ...] = ()
@@ -64,8 +64,8 @@ class Waiting:
 class StalenessPolicy:
     """Slots, deadlines, and which finished groups the next batch may hold.
 
-    Knows groups by id only. ``batch_size`` is P >= 1, ``max_staleness`` is K >= 0; ``version`` is the trainer's, and
-    live, at the start.
+    It knows groups by id only. ``batch_size`` is P >= 1, ``max_staleness`` is K >= 0; ``version`` is the trainer's and
+    the live version at the start.
     """
 
     def __init__(self, *, batch_size: int, max_staleness: int, version: int = 0) -> None:
@@ -82,12 +82,12 @@ class StalenessPolicy:
 
     @property
     def slots(self) -> int:
-        """All slots, (K + 1) * P."""
+        """Number of all slots, (K + 1) * P."""
         return (self.max_staleness + 1) * self.batch_size
 
     @property
     def over_sampling(self) -> float:
-        """f >= 1: groups in flight per slot that they are expected to need."""
+        """f >= 1: number of groups in flight per slot that they are expected to need."""
         return self._over_sampling
 
     @over_sampling.setter
@@ -98,32 +98,32 @@ class StalenessPolicy:
 
     @property
     def in_flight(self) -> int:
-        """Groups between dispatch and their end."""
+        """Number of groups between dispatch and their end."""
         return len(self._deadlines) - len(self._ready)
 
     @property
     def ready(self) -> int:
-        """Kept groups that wait for a batch."""
+        """Number of kept groups that wait for a batch."""
         return len(self._ready)
 
     @property
     def training_slots(self) -> int:
-        """Slots of groups taken whose successor weights are not live yet."""
+        """Number of slots of groups taken whose successor weights are not live yet."""
         return sum(self._slots_held.values())
 
     @property
     def free_slots(self) -> int:
-        """Slots that no group holds."""
+        """Number of slots that no group holds."""
         return max(0, self.slots - self.training_slots - self.ready - self.in_flight)
 
     @property
     def over_sampled(self) -> int:
-        """Groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
+        """Number of groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
         return max(0, self.training_slots + self.ready + self.in_flight - self.slots)
 
     @property
     def dispatchable(self) -> int:
-        """Groups that may be dispatched now; without over-sampling the free slots."""
+        """Number of groups that may be dispatched now; without over-sampling, that of the free slots."""
         room = self.slots - self.training_slots - self.ready
         return max(0, int(self._over_sampling * room + 1e-9) - self.in_flight)
 
@@ -138,7 +138,7 @@ class StalenessPolicy:
         return deadline
 
     def keep(self, group_id: int) -> None:
-        """The group is finished and waits for a batch."""
+        """Take note that the group is finished and waits for a batch."""
         if group_id not in self._deadlines or group_id in self._ready:
             raise StalenessViolation(f"group {group_id} was kept, but is not in flight")
         self._ready.add(group_id)
@@ -149,7 +149,7 @@ class StalenessPolicy:
         self._ready.discard(group_id)
 
     def surplus(self) -> tuple[int, ...]:
-        """Groups, in flight or ready, that can never be trained in time: enough ready ones precede them. Pure."""
+        """Groups in flight or ready that can never be trained in time: enough ready ones precede them. Pure."""
         earliest = next(iter(self._deadlines.values()), None)
         if earliest is None or self.ready < self._capacity(earliest):
             return ()  # capacities only grow with deadlines
@@ -162,7 +162,7 @@ class StalenessPolicy:
         return tuple(surplus)
 
     def select(self) -> tuple[int, ...] | Waiting:
-        """The P groups the next batch takes, earliest deadline first, or why none can be taken yet. Pure."""
+        """The P groups of the next batch, earliest deadline first, or why none can be taken yet. Pure."""
         if self.ready < self.batch_size:
             return Waiting(f"{self.ready} of {self.batch_size} groups ready")
         positions = {group_id: position for position, group_id in enumerate(self._deadlines)}
@@ -183,7 +183,7 @@ class StalenessPolicy:
         return tuple(chosen)
 
     def _capacity(self, deadline: int) -> int:
-        """Groups that the batches up to a deadline can hold."""
+        """Number of groups that the batches up to a deadline can hold."""
         return (deadline - self.trainer_version + 1) * self.batch_size
 
     def _wait_for(self, group_ids: Iterable[int]) -> Waiting:
@@ -192,7 +192,7 @@ class StalenessPolicy:
         return Waiting(f"groups due by version {due} are still in flight", late)
 
     def take(self, groups: Iterable[RolloutGroup]) -> PolicyVersion:
-        """Consume one batch and return the trainer version it was taken at. Asserts the contract, always."""
+        """Consume one batch and return the trainer version it was taken at. Always asserts the contract."""
         version = self.trainer_version
         groups = tuple(groups)
         if len(groups) != self.batch_size:
@@ -213,7 +213,7 @@ class StalenessPolicy:
         return version
 
     def publication_live(self, version: PolicyVersion) -> None:
-        """Version ``version`` is live in every engine: frees the slots of the batches that made it."""
+        """Free the slots of the batches that made ``version``, which is live in every engine now."""
         if version != self.live_version + 1 or version > self.trainer_version:
             raise StalenessViolation(
                 f"version {version} cannot go live after {self.live_version} with {self.trainer_version} trained"

@@ -1,4 +1,4 @@
-"""A wish from outside that a run ends soon, with what it has learned kept."""
+"""Requests from outside to end a run soon while keeping what it has learned, or to save it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Result = TypeVar("Result")
 
 
 class StopAsked(Exception):
-    """The run was asked to end, before what was waited for came."""
+    """The run was asked to end while it waited for something."""
 
 
 class GraceOver(Exception):
-    """The run was asked to end, and what had to be finished took too long."""
+    """The run was asked to end, and the work to be finished took longer than the grace period."""
 
 
 class StopRequest:
-    """Asked once, a run keeps what it has and ends within ``grace`` seconds; asked twice, it ends at once.
+    """Asks a run to end: after one request it keeps what it has and ends within ``grace`` seconds, after two at once.
 
-    It can also be asked to save and go on. Everything here belongs to one event loop.
+    The run can also be asked to save and go on. All methods must be called in one event loop.
     """
 
     def __init__(self, *, grace: float) -> None:
@@ -33,7 +33,7 @@ class StopRequest:
         self._save = asyncio.Event()
 
     def ask(self) -> None:
-        """Ask the run to end; a second time: at once."""
+        """Ask the run to end; the second call asks it to end at once."""
         if self._asked.is_set():
             self._hurry.set()
         else:
@@ -46,15 +46,18 @@ class StopRequest:
 
     @property
     def save_wanted(self) -> bool:
-        """Whether a checkpoint was asked for and is not made yet."""
+        """Whether a checkpoint was asked for and has not been made yet."""
         return self._save.is_set()
 
     def saved(self) -> None:
-        """The checkpoint that was asked for is made, or there is nothing to make one of."""
+        """Take note that the requested checkpoint is made, or that there is nothing to save."""
         self._save.clear()
 
     async def save_wanted_before(self, task: asyncio.Future[Result]) -> bool:
-        """Wait for the task or for a checkpoint to be wanted; whether it is wanted. Cancelled, it takes the task along."""
+        """Wait for the task or for a checkpoint to be wanted; returns whether one is wanted.
+
+        When this is cancelled, so is the task.
+        """
         await _first(task, self._save)
         return self.save_wanted
 
@@ -64,12 +67,12 @@ class StopRequest:
         return self._asked.is_set()
 
     def check(self) -> None:
-        """Raises :class:`StopAsked` if the run is to end."""
+        """Raise :class:`StopAsked` if the run is to end."""
         if self.asked:
             raise StopAsked
 
     async def unless_asked(self, work: Awaitable[Result]) -> Result:
-        """What may be left undone: its result, or :class:`StopAsked` as soon as the run is to end."""
+        """Return the result of work that may be left undone; raises :class:`StopAsked` as soon as the run is to end."""
         task = asyncio.ensure_future(work)
         await _first(task, self._asked)
         if not task.done():
@@ -78,7 +81,7 @@ class StopRequest:
         return task.result()
 
     async def within_grace(self, work: Awaitable[Result]) -> Result:
-        """What should be finished: its result, or :class:`GraceOver` when there is no more time for it, or to begin it."""
+        """Return the result of work that should be finished; raises :class:`GraceOver` when time is up."""
         task = asyncio.ensure_future(work)
         if self._seconds_left() > 0:
             await _first(task, self._asked)
@@ -96,7 +99,10 @@ class StopRequest:
 
 
 async def _first(task: asyncio.Future[Result], event: asyncio.Event, timeout: float | None = None) -> None:
-    """Wait until the task is done, the event set, or ``timeout`` seconds are over; the task goes with its waiter."""
+    """Wait until the task is done, the event is set, or ``timeout`` seconds are over.
+
+    When this is cancelled, so is the task.
+    """
     waiter = asyncio.create_task(event.wait())
     try:
         waited: list[asyncio.Future[Any]] = [task, waiter]

@@ -1,8 +1,8 @@
-"""Prompts that engines fail on: whose fault it is (standard library).
+"""Decides whether a prompt or an engine is at fault when engines fail (standard library).
 
-An engine that dies takes every group in it along, and each of their prompts may be the cause. So nobody is convicted by
-company: a prompt under which engines died :data:`DEATHS` times in a row is tried alone, in an engine that has just
-answered another one. What kills that engine is dropped for good; what does not is as good as any.
+When an engine dies, every group in it is lost, and each of their prompts may be the cause. A prompt is therefore not
+dropped for having been there: after :data:`DEATHS` deaths in a row it is tried alone, in an engine that has just
+answered another prompt. If it kills that engine, it is dropped for good; otherwise it is treated like any other.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from dapo_openrlhf.pipeline.ports import GroupError, PromptFault
 from dapo_openrlhf.types import Prompt
 
 DEATHS = 2
-"""Engines that died in a row with the prompt in them, from which on it is tried alone."""
+"""Number of engines in a row that died with the prompt in them, from which on it is tried alone."""
 
 FAILURES = 3
-"""Failures in a row, on engines that did other groups in between, the last of which is the prompt's own fault."""
+"""Number of failures in a row, on engines that did other groups in between, after which the prompt is at fault."""
 
 KILLS_ENGINES = "prompt_kills_engines"
 FAILS = "prompt_fails"
 
 Moment = tuple[int, int, int]
-"""An engine, how often it was replaced and how many groups it has done: while these stay, it may be the engine's fault."""
+"""An engine, how often it was replaced and how many groups it has done; while these stay the same, the engine may be
+at fault."""
 
 
 class Suspicion(Enum):
@@ -31,13 +32,13 @@ class Suspicion(Enum):
 
     NONE = auto()
     PROBE = auto()
-    """Let it begin alone: what kills an engine mostly does so with its first token."""
+    """Let the prompt begin alone, since a prompt that kills an engine mostly does so with the first token."""
     TRIAL = auto()
-    """It killed again after a probe: let it run alone to its end."""
+    """Let the prompt run alone to its end, since an engine died again after a probe."""
 
 
 class Suspects:
-    """Remembers what happened to engines while they had a prompt, until it was done once."""
+    """Remembers what happened to engines while they had a prompt, until the prompt is done."""
 
     def __init__(self) -> None:
         self._deaths: defaultdict[Prompt, list[int]] = defaultdict(list)
@@ -53,17 +54,17 @@ class Suspects:
         return Suspicion.NONE if deaths < DEATHS else Suspicion.PROBE if deaths == DEATHS else Suspicion.TRIAL
 
     def done(self, prompt: Prompt) -> None:
-        """Every suspicion is off."""
+        """Drop every suspicion against a prompt that was done."""
         if self._deaths or self._failures:
             self._deaths.pop(prompt, None)
             self._failures.pop(prompt, None)
 
     def died(self, prompt: Prompt, engine: int) -> None:
-        """An engine died with the prompt, and others, in it."""
+        """Take note that an engine died with the prompt, and others, in it."""
         self._deaths[prompt].append(engine)
 
     def failed(self, prompt: Prompt, moment: Moment, error: GroupError) -> None:
-        """The prompt failed in an engine that goes on. Raises :class:`PromptFault` when that was once too often."""
+        """Take note that the prompt failed in an engine that goes on. Raises :class:`PromptFault` at the last time."""
         self._failures[prompt].add(moment)
         if len(self._failures[prompt]) >= FAILURES:
             fault = PromptFault(
@@ -73,7 +74,7 @@ class Suspects:
             self._convict(prompt, fault)
 
     def killed(self, prompt: Prompt, error: GroupError) -> tuple[list[int], PromptFault]:
-        """The prompt killed an engine that had nothing else: the engines it killed before, and the error about it."""
+        """Convict a prompt that killed an engine alone; returns the engines that it killed before, and the error."""
         engines = self._deaths.pop(prompt, [])
         fault = PromptFault(
             KILLS_ENGINES,

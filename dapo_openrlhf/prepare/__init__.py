@@ -1,1 +1,1 @@
-"""From public data sets to the project's prompt format."""
+"""Converts public data sets to the project's prompt format."""

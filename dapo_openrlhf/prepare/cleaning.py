@@ -1,4 +1,4 @@
-"""Which problems stay: every row read is written, or counted under the one reason why not."""
+"""Decides which problems are kept: every row is either written, or counted under the one reason for dropping it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dapo_openrlhf.prepare.labels import canonical, is_integer
 from dapo_openrlhf.prepare.rows import Problem, Readable
 
 LISTED = 100
-"""Examples of each kind that a report keeps."""
+"""Most examples of each kind that a report keeps."""
 
 LABEL_SHOWN = 60
-"""Characters of an answer that a report shows."""
+"""Most characters of an answer that a report shows."""
 
 PROMPT_SHOWN = 80
-"""Characters of a prompt that a report shows."""
+"""Most characters of a prompt that a report shows."""
 
 PLACES = 3
-"""Rows that a report names of each answer in a conflict."""
+"""Most rows that a report names for each answer in a conflict."""
 
 DROPS = ("broken", "conflicts", "duplicates", "non_integer", "too_long")
-"""Why a row does not stay; a row has one reason."""
+"""Reasons for dropping a row; a dropped row has exactly one."""
 
 FOUND = (
     "unique_prompts",
@@ -35,41 +35,41 @@ FOUND = (
     "answers_cut_off",
     "unreadable_labels",
 )
-"""Prompts, and rows by their label."""
+"""Names of the counts of prompts, and of rows by their label."""
 
 OnBroken = Literal["error", "drop"]
-"""``--broken``"""
+"""Values of ``--broken``."""
 
 OnConflict = Literal["drop", "keep", "error"]
-"""``--conflicts``"""
+"""Values of ``--conflicts``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What is done about what is found."""
+    """The rules for keeping or dropping rows."""
 
     broken: OnBroken = "error"
-    """Rows without problem or answer."""
+    """What to do with rows without a problem or an answer."""
     conflicts: OnConflict = "drop"
-    """Rows whose prompt has different answers."""
+    """What to do with rows whose prompt has different answers."""
     keep_duplicates: bool = False
-    """Keep rows with the same prompt and the same answer as one before."""
+    """Whether to keep rows with the same prompt and the same answer as an earlier row."""
     require_integer: bool = False
-    """Drop rows whose answer is no integer."""
+    """Whether to drop rows whose answer is not an integer."""
     max_tokens: int | None = None
-    """Drop prompts with more tokens."""
+    """Largest number of tokens of a prompt that is kept; None keeps all."""
 
 
 @dataclass(slots=True)
 class Stand:
-    """Where a prompt stands with one of its answers."""
+    """The rows in which a prompt has one of its answers."""
 
     rows: int = 0
     where: list[str] = field(default_factory=list)
-    """The first :data:`PLACES` rows."""
+    """Places of the first :data:`PLACES` rows."""
 
     def add(self, where: str) -> None:
-        """One more row."""
+        """Add a row."""
         self.rows += 1
         if len(self.where) < PLACES:
             self.where.append(where)
@@ -93,35 +93,36 @@ class Conflict:
 
 @dataclass(slots=True, kw_only=True)
 class Cleaned:
-    """The problems that stay and what was found; rows read = problems + all drops."""
+    """The problems that are kept and what was found; rows read = problems + all drops."""
 
     problems: list[Problem] = field(default_factory=list)
     read: int = 0
     dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(DROPS, 0)))
-    """Rows by reason, a name of :data:`DROPS`."""
+    """Number of dropped rows by reason, a name of :data:`DROPS`."""
     found: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FOUND, 0)))
-    """What was read has, dropped or not: names of :data:`FOUND`."""
+    """Counts over all rows read, dropped or not, by the names of :data:`FOUND`."""
     conflicts: list[Conflict] = field(default_factory=list)
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """The first :data:`LISTED` rows of a kind, where they stand and why."""
+    """The first :data:`LISTED` rows of each kind, with their places and reasons."""
 
     @property
     def drops(self) -> str:
-        """Rows dropped, in words."""
+        """The numbers of dropped rows, in words."""
         return ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items() if count) or "nothing"
 
     def note(self, kind: str, words: str) -> None:
-        """Keep an example."""
+        """Keep an example of a kind."""
         listed = self.examples.setdefault(kind, [])
         if len(listed) < LISTED:
             listed.append(words)
 
 
 def clean(rows: Iterable[Readable], rules: Rules, *, tokens: Callable[[Problem], int] | None = None) -> Cleaned:
-    """Apply the rules. ``tokens`` counts a prompt's tokens, needed with ``max_tokens``.
+    """Apply the rules. ``tokens`` counts a prompt's tokens; it is needed with ``max_tokens``.
 
-    Duplicates are exact: same prompt, and same answer up to how it is written; all but the first are forgotten as they
-    come, since some sets repeat every problem a hundred times. Raises ``ConfigError`` where a rule says so.
+    Duplicates have exactly the same prompt, and the same answer up to how it is written. All but the first are
+    discarded while reading, since some sets repeat every problem a hundred times. Raises ``ConfigError`` where a rule
+    says so.
     """
     cleaned = Cleaned()
     by_prompt: dict[str, dict[str, Stand]] = {}

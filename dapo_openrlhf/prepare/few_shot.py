@@ -1,4 +1,4 @@
-"""Worked examples before each problem, which show a model how to answer."""
+"""Worked examples that are put before each problem to show a model how to answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dapo_openrlhf.prepare.rows import Message, Source
 
 
 def read_turns(source: Source, wrap: Callable[[str], str]) -> tuple[Message, ...]:
-    """Two turns of a chat for each row: the problem, wrapped as those to be solved are, and the response as it is.
+    """Two turns of a chat for each row: the problem, wrapped like those to be solved, and the response unchanged.
 
-    Raises ``ConfigError`` without any row, and for one without the texts ``input`` and ``response``.
+    Raises ``ConfigError`` if there is no row, and for a row without the texts ``input`` and ``response``.
     """
     turns: list[Message] = []
     for where, row in source.rows():

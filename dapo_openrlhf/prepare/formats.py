@@ -1,4 +1,4 @@
-"""Where public data sets keep problem and answer."""
+"""The columns in which public data sets keep problem and answer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dapo_openrlhf.rewards.gold import gold_answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Where one format keeps its two texts. A key is a column, or a dotted path into nested ones."""
+    """The columns of one format. A key is a column, or a dotted path into nested ones."""
 
     input_key: str
     label_key: str
     mark: str | None = None
-    """The label is what follows this in its column; thousands separators of a number go."""
+    """The label is the text after this mark in its column, without the thousands separators of a number."""
 
     def fit(self, row: Mapping[str, object]) -> bool:
         """Whether a row looks like this format."""
@@ -45,16 +45,17 @@ FORMATS: Mapping[str, tuple[Columns, ...]] = {
     ),
     "generic": (GENERIC,),
 }
-"""Shapes that a data set of each name comes in."""
+"""The column layouts in which the data set of each name exists."""
 
 
 def read_problems(
     source: Source, *, data_format: str, input_key: str | None, label_key: str | None, answers: bool = True
 ) -> Iterator[Readable]:
-    """Every row as a problem, or as the error about it.
+    """Yield every row as a problem, or as the error about it.
 
-    ``data_format`` is a key of :data:`FORMATS`, or ``auto``, which goes by the first row that can be read; keys given
-    explicitly win. Without ``answers`` a label is any text, for a reward of the user's own. Raises ``ConfigError`` if no format fits.
+    ``data_format`` is a key of :data:`FORMATS`, or ``auto``, which decides by the first row that can be read; keys
+    given explicitly take precedence. Without ``answers`` a label is any text, for a user's own reward. Raises
+    ``ConfigError`` if no format fits.
     """
     columns: Columns | None = None
     for where, row in source.rows():
@@ -102,7 +103,7 @@ def _problem(row: Mapping[str, object], where: str, columns: Columns, answers: b
 
 
 def _messages(given: object, where: str) -> tuple[tuple[Message, ...], bool]:
-    """The turns to be answered, and whether an answer of the assistant's was cut off."""
+    """The turns to be answered, and whether an answer by the assistant was cut off."""
     try:
         turns, cut = to_be_answered(chat_list(given) or [{"role": "user", "content": given}])
     except BadRow as bad:
@@ -118,7 +119,7 @@ def _any_text(label: object) -> str:
 
 def _label(given: object, where: str, mark: str | None) -> str:
     try:
-        answer = gold_answer(given)  # of a text with a mark, what follows it
+        answer = gold_answer(given)  # in a text with a mark, what follows it
     except ValueError as error:
         raise ConfigError(f"{where}: the answer: {error}") from error
     if mark is None:

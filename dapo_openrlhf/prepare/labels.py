@@ -1,4 +1,4 @@
-"""Gold answers as they are compared: by the verifier's notion of the same text."""
+"""Gold answers in the form in which the verifier compares texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INTEGER = re.compile(r"[-+]?\d+")
 
 @functools.lru_cache(maxsize=1 << 16)
 def canonical(label: str) -> str:
-    """One text for all ways to write an answer that the verifier takes for the same."""
+    """The common form of all ways to write an answer that the verifier considers the same."""
     return verifier.answer_key(label)
 
 

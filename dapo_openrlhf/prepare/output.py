@@ -1,4 +1,4 @@
-"""The prepared file and its manifest."""
+"""Writes the prepared file and its manifest."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dapo_openrlhf.whole_file import write_whole
 
 
 def manifest_path(output: Path) -> Path:
-    """``prompts.jsonl`` has its manifest in ``prompts.manifest.json``."""
+    """The path of a file's manifest: ``prompts.manifest.json`` for ``prompts.jsonl``."""
     return output.with_suffix(".manifest.json")
 
 
 def write(output: Path, cleaned: Cleaned, source: Source, options: Mapping[str, object]) -> dict[str, object]:
-    """Replace file and manifest, each in one step; returns the manifest, which the same input gives again.
+    """Replace file and manifest, each atomically; returns the manifest, which is the same for the same input.
 
-    Raises ``ConfigError``, with what was there left alone, if no problem is left.
+    Raises ``ConfigError`` if no problem is left; existing files are then unchanged.
     """
     if not cleaned.problems:
         raise ConfigError(f"{source.name}: none of {cleaned.read} rows is left to write: {cleaned.drops}")

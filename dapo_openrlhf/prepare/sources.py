@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a Hugging Face data set, a procedural task."""
+"""The sources of rows: a file, a Hugging Face data set, a procedural task."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dapo_openrlhf.prepare.labels import is_integer
 from dapo_openrlhf.prepare.rows import Source
 
 SEED_STRIDE = 10**6
-"""reasoning-gym makes item i from seed + i: without a distance, neighbouring seeds would share nearly all items."""
+"""Distance between seeds: reasoning-gym makes item i from seed + i, so neighbouring seeds would share most items."""
 
 
 def file_source(path: Path) -> Source:
-    """A .jsonl, .json or .parquet file. Raises ``ConfigError`` if there is none."""
+    """A .jsonl, .json or .parquet file as a source. Raises ``ConfigError`` if the file does not exist."""
     if not path.is_file():
         raise ConfigError(
             f"there is no file {path}; a source is a .jsonl, .json or .parquet file, hf:OWNER/NAME[@CONFIG][:SPLIT] or "
@@ -38,9 +38,9 @@ def file_source(path: Path) -> Source:
 
 
 def hugging_face_source(name: str) -> Source:
-    """``OWNER/NAME[@CONFIG][:SPLIT]``, split ``train`` by default, through the package ``datasets`` and its cache.
+    """The set ``OWNER/NAME[@CONFIG][:SPLIT]``, by default split ``train``, through the package ``datasets``.
 
-    Raises ``ConfigError`` without the package, and for what it cannot load.
+    The package caches the set. Raises ``ConfigError`` without the package, and for a data set that it cannot load.
     """
     dataset, _, split = name.partition(":")
     repository, _, subset = dataset.partition("@")
@@ -58,13 +58,13 @@ def hugging_face_source(name: str) -> Source:
 def reasoning_gym_source(task: str, *, size: int, seed: int, settings: Mapping[str, object], label: str) -> Source:
     """``size`` items of a procedural task as rows with ``input`` and ``label``.
 
-    ``label``: ``answer`` is the task's own answer, for the rule reward; ``entry`` is all that the task's scorer needs,
-    as JSON, for ``data/reasoning_gym_reward.py``; ``auto`` takes the answers if all of them are integers. Raises
+    ``label``: ``answer`` is the task's own answer, for the rule reward; ``entry`` is everything that the task's scorer
+    needs, as JSON, for ``data/reasoning_gym_reward.py``; ``auto`` takes the answers if all of them are integers. Raises
     ``ConfigError`` for an unknown task or setting, or one that cannot be written as JSON.
     """
     if not 1 <= size <= SEED_STRIDE:
         raise ConfigError(f"--size: {size} is not between 1 and {SEED_STRIDE}")
-    # A SAT solver that comes as source only and of which just the zebra puzzles make use: no reason to need a compiler.
+    # Only the zebra puzzles use this SAT solver, which comes as source; the stand-in saves the need for a compiler.
     sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))
     import reasoning_gym
 
@@ -84,7 +84,7 @@ def reasoning_gym_source(task: str, *, size: int, seed: int, settings: Mapping[s
 
 
 def _listed(name: str, rows: Iterable[dict[str, object]]) -> Source:
-    """``rows`` is gone through more than once."""
+    """A source that gives ``rows``, which are iterated more than once."""
 
     def numbered() -> Iterator[tuple[str, object]]:
         for number, row in enumerate(rows, start=1):

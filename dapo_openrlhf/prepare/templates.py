@@ -1,4 +1,4 @@
-"""What is put around a problem, so that a model knows how to answer."""
+"""The text around a problem that tells a model how to answer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ DAPO = (
     "{}\n\n"
     'Do not forget: the answer belongs on a line of its own, behind "Answer:".'
 )
-"""The DAPO recipe's wrapper in meaning: the task, the form of the last line, a reminder at the end."""
+"""A template equivalent to the DAPO recipe's: the task, the form of the last line, a reminder at the end."""
 
 _ASKS_FOR_ANSWER_LINE = re.compile(r"\bAnswer:\s*\$Answer\b")
 
 
 def wrapper(template: str) -> Callable[[str], str]:
-    """What ``--template`` names: ``dapo``, ``none``, or a text with ``{}`` where the problem goes.
+    """The function that wraps a problem, by ``--template``: ``dapo``, ``none``, or a text with ``{}`` for the problem.
 
-    A problem that is wrapped already stays as it is. Raises ``ConfigError`` for a text without ``{}``.
+    A problem that is already wrapped stays as it is. Raises ``ConfigError`` for a text without ``{}``.
     """
     if template == "none":
         return lambda text: text

@@ -1,4 +1,4 @@
-"""A model's tokenizer, where a chat template or a length is asked for."""
+"""A model's tokenizer, for options that need a chat template or lengths."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Tokenizer:
         except (OSError, ValueError) as error:
             remedy = "give a folder with a tokenizer" if Path(name).exists() else "there is no such folder or name"
             raise ConfigError(f"{option}: no tokenizer in {name!r}; {remedy}: {error}") from error
-        self._tokenizer.model_max_length = 10**9  # it would warn of texts that are here to be measured
+        self._tokenizer.model_max_length = 10**9  # otherwise it warns of long texts, which are measured here
         self._name = name
 
     def require_chat_template(self) -> None:
-        """Raises ``ConfigError`` if the tokenizer has none."""
+        """Raise ``ConfigError`` if the tokenizer has no chat template."""
         if self._tokenizer.chat_template is None:
             raise ConfigError(
                 f"--chat-template: the tokenizer of {self._name} has no chat template; leave the option out"
             )
 
     def render(self, problem: Problem) -> Problem:
-        """The problem's chat as the one text that the model reads, up to where its answer begins."""
+        """The problem with its chat rendered as a single text, up to where the model's answer begins."""
         text: str = self._tokenizer.apply_chat_template(_turns(problem), tokenize=False, add_generation_prompt=True)
         return replace(problem, messages=(Message(role="user", content=text),))
 
     def count(self, problem: Problem) -> int:
-        """Tokens of the prompt; a chat list is counted through the chat template."""
+        """Number of tokens of the prompt; a chat list is rendered with the chat template first."""
         text = problem.prompt
         if not isinstance(text, str):
             self.require_chat_template()

@@ -1,1 +1,1 @@
-"""What a user sees of a run: progress lines, TensorBoard, a picture, a folder and the closing words."""
+"""The output of a run for its user: progress lines, TensorBoard, a picture, a folder and the closing words."""

@@ -1,4 +1,4 @@
-"""Two evaluations of the same problems, problem by problem (standard library only)."""
+"""Compares two evaluations of the same problems, problem by problem (standard library only)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ PROMPT_SHOWN = 70
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One problem in both."""
+    """One problem that is in both evaluations."""
 
     first: JudgedProblem
     second: JudgedProblem
 
     @property
     def difference(self) -> float:
-        """Second accuracy minus first, -1 to 1."""
+        """The second accuracy minus the first, -1 to 1."""
         return self.second.accuracy - self.first.accuracy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What became of the problems that both judged."""
+    """The comparison of the problems that were judged in both evaluations."""
 
     pairs: tuple[Pair, ...]
-    """At least one."""
+    """The problems of both evaluations, at least one."""
     left_out: int
-    """Problems that only one of the two has, or that one of them could not judge."""
+    """Number of problems that only one of the two has, or that one of them could not judge."""
     difference: Estimate
     """Mean difference with its paired interval over problems."""
 
@@ -45,21 +45,21 @@ class Comparison:
 
     @property
     def wins(self) -> int:
-        """Problems that the second answers right more often."""
+        """Number of problems that are answered right more often in the second."""
         return sum(pair.difference > 0 for pair in self.pairs)
 
     @property
     def losses(self) -> int:
-        """Problems that the second answers right less often."""
+        """Number of problems that are answered right less often in the second."""
         return sum(pair.difference < 0 for pair in self.pairs)
 
     def most_changed(self, count: int) -> list[Pair]:
-        """The problems with the largest differences, either way."""
+        """The problems with the largest differences in either direction."""
         changed = [pair for pair in self.pairs if pair.difference]
         return sorted(changed, key=lambda pair: -abs(pair.difference))[:count]
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """The comparison in a form that JSON can hold."""
         difference, (first, second) = self.difference, self.accuracies
         return {
             "problems": len(self.pairs),
@@ -104,14 +104,14 @@ class Comparison:
 
 
 def _bounds(difference: Estimate) -> dict[str, float | None]:
-    """Null where there are too few problems for an interval."""
+    """The bounds of the interval; null where there are too few problems for one."""
     if difference.problems < FEWEST_PAIRS:
         return {"low": None, "high": None}
     return {"low": difference.low, "high": difference.high}
 
 
 def _frame(prompts: Sequence[str]) -> tuple[int, int]:
-    """How many characters all prompts begin and end with: a wrapper, worked examples. One prompt alone has no frame."""
+    """Lengths of the common beginning and end of all prompts, such as a wrapper; both 0 if there is only one prompt."""
     if len(set(prompts)) == 1:
         return 0, 0
     before = _common_start(prompts)
@@ -120,14 +120,14 @@ def _frame(prompts: Sequence[str]) -> tuple[int, int]:
 
 
 def _common_start(texts: Sequence[str]) -> str:
-    """What all begin with. In lexicographic order the first and the last have least in common."""
+    """The common beginning of all texts. In lexicographic order the first and the last have the least in common."""
     first, last = min(texts), max(texts)
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first[:length]
 
 
 def _shortened(prompt: str, frame: tuple[int, int]) -> str:
-    """A short prompt as it is; of a long one the beginning of what tells it from the others."""
+    """A short prompt unchanged; of a long one the beginning of what distinguishes it from the others."""
     if len(prompt) > PROMPT_SHOWN:
         before, behind = frame
         prompt = prompt[before : len(prompt) - behind]

@@ -1,4 +1,4 @@
-"""The run's curves, drawn once it has ended or failed (standard library; matplotlib when it draws)."""
+"""Draws the run's curves once it has ended or failed (standard library; matplotlib for drawing)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dapo_openrlhf.report.recorder import Sink
 
 
 class Curves(Sink):
-    """Keeps every row, and the held-out accuracies."""
+    """Keeps every row and the held-out accuracies, to draw them at the end."""
 
     def __init__(self, path: Path, *, title: str, earlier: Sequence[Row] = ()) -> None:
         """``earlier``: rows of the steps that were done before the run was resumed."""
@@ -32,7 +32,7 @@ class Curves(Sink):
         self._rows.append(row)
 
     def close(self) -> None:
-        """Draw."""
+        """Draw the curves."""
         from dapo_openrlhf.report.picture import draw_run
 
         draw_run(self._rows, self._evaluations, self._path, self._title)

@@ -1,4 +1,4 @@
-"""The run's numbers, a JSON line per rollout step (standard library only)."""
+"""Writes the run's numbers as one JSON line per rollout step (standard library only)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dapo_openrlhf.whole_file import write_whole
 
 
 class MetricsFile(Sink):
-    """Appends each step's row to a file at once."""
+    """Appends each step's row to a file as soon as it comes."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, step: int, row: Row, elapsed: float) -> None:
-        """Write the row through."""
+        """Write and flush the row."""
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing may be written afterwards."""
+        """Close the file; nothing may be written afterwards."""
         self._file.close()
 
 
 def earlier_rows(path: Path, first_step: int) -> list[Row]:
-    """Rows of the steps before ``first_step``; those of steps that are done anew are removed from the file."""
+    """Return the rows of the steps before ``first_step``; those of steps to be repeated are removed from the file."""
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

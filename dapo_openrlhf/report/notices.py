@@ -1,4 +1,4 @@
-"""What a run says, besides its progress, of what happened (standard library only)."""
+"""The messages of a run about what happened, besides its progress (standard library only)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DROPPED_SHOWN = 20
 
 
 class Notices(Sink):
-    """Says held-out accuracies, what failed, and signs that nothing is learned."""
+    """Prints held-out accuracies, what failed, and signs that nothing is learned."""
 
     def __init__(self, say: Callable[[str], None], *, watch: Watch) -> None:
         self._say = say
@@ -22,7 +22,7 @@ class Notices(Sink):
         self._failures = self._dropped = 0
 
     def event(self, event: Event) -> None:
-        """Say what is to be said of it."""
+        """Print the message about an event, if there is one."""
         self._watch.add(event)
         match event:
             case Evaluated():

@@ -1,4 +1,4 @@
-"""One picture of a run: six panels over its rollout steps (matplotlib, so import this module late)."""
+"""Draws a run as a picture of six panels over its rollout steps (matplotlib, so import this module late)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLUE, RED, GREEN, INK, GREY, FRAME, GRID = (
     "#B8B8B8",
     "#E6E6E6",
 )
-"""The first three are of Okabe and Ito's palette, which colour-blind readers can tell apart."""
+"""Colours; the first three are of Okabe and Ito's palette, which colour-blind readers can distinguish."""
 
 PERCENT = 100.0
 
@@ -38,7 +38,7 @@ class Curve:
     label: str
     colour: str
     values: Sequence[float]
-    """NaN where the step has none."""
+    """The values, NaN where a step has none."""
 
     @property
     def recorded(self) -> bool:
@@ -52,7 +52,7 @@ def draw_run(
     path: Path,
     title: str,
 ) -> None:
-    """Draw a run's curves into a PNG file, which appears in one piece.
+    """Draw a run's curves into a PNG file, which is written atomically.
 
     ``rows`` has one row per rollout step, in order; names that a row lacks, and NaN, leave gaps. ``evaluations`` has
     (rollout steps done, held-out accuracy 0 to 1); 0 steps done is the initial model.
@@ -79,13 +79,13 @@ def draw_run(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG file, which appears in one piece."""
+    """Write a figure to a PNG file atomically."""
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, format="png")
 
 
 def smoothing_window(steps: int) -> int:
-    """Steps that a moving average covers: odd, about a fifteenth of the run, 3 to 31; 1 for less than 10 steps."""
+    """Number of steps in a moving average: odd, about a fifteenth of the run, 3 to 31; 1 for less than 10 steps."""
     return 1 if steps < 10 else min(max(2 * (steps // 30) + 1, 3), 31)
 
 
@@ -105,7 +105,7 @@ def _curve(rows: Sequence[Mapping[str, float]], name: str, colour: str, *, label
 
 
 def style_axes(axes: Axes) -> None:
-    """Give a panel this project's looks."""
+    """Apply this project's style to a panel."""
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -117,13 +117,13 @@ def style_axes(axes: Axes) -> None:
 
 
 def head_axes(axes: Axes, title: str, unit: str) -> None:
-    """Title and unit of a panel."""
+    """Write the title and the unit of a panel."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=8)
     axes.set_ylabel(unit, color=GREY, fontsize=9.5)
 
 
 def _draw(axes: Axes, title: str, unit: str, curve: Curve, window: int) -> None:
-    """A panel with one curve."""
+    """Draw a panel with one curve."""
     head_axes(axes, title, unit)
     _draw_curve(axes, curve, window)
     if not curve.recorded:
@@ -136,7 +136,7 @@ def _not_recorded(axes: Axes) -> None:
 
 
 def _draw_curve(axes: Axes, curve: Curve, window: int) -> None:
-    """The curve faint as it is and on top of that smoothed; in a short run as it is, with dots."""
+    """Draw the curve faintly and its smoothed version on top; in a short run the curve itself, with dots."""
     if not curve.recorded:
         return
     steps = range(1, len(curve.values) + 1)
@@ -168,7 +168,7 @@ def _draw_accuracy(
 
 
 def _draw_length(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> None:
-    """Mean length, and on a second axis the share of truncated responses, which explains its level."""
+    """Draw the mean length, and on a second axis the share of truncated responses, which explains its level."""
     length = _curve(rows, "response_length/mean", BLUE, label="mean")
     truncated = _curve(rows, "truncated_share", RED, label="truncated", unit=PERCENT)
     _draw(axes, "Response length", "tokens", length, window)
@@ -188,7 +188,7 @@ def _draw_length(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -
 
 
 def _draw_age(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> None:
-    """Mean and maximum; the maximum is drawn as it is, for an average of maxima bounds nothing."""
+    """Draw mean and maximum age; the maximum is not smoothed, since an average of maxima is not a bound."""
     mean = _curve(rows, "policy_age/mean", BLUE, label="mean")
     oldest = _curve(rows, "policy_age/max", GREEN, label="oldest group")
     head_axes(axes, "Policy age", "versions behind the trainer")
@@ -206,7 +206,7 @@ def _draw_age(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> N
 
 
 def _legend(axes: Axes, *more: Axes) -> None:
-    """One legend for axes that share a panel, right of the title, where it hides no curve."""
+    """Draw one legend for axes that share a panel, right of the title, where it hides no curve."""
     parts = [part.get_legend_handles_labels() for part in (axes, *more)]
     axes.legend(
         [handle for handles, _ in parts for handle in handles],

@@ -1,4 +1,4 @@
-"""How far a run or an evaluation is, with an estimate of the time left (standard library only)."""
+"""The progress of a run or an evaluation, with an estimate of the time left (standard library only)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINES_PER_HEADER = 20
 SECONDS_PER_LINE = 2.0
 RECENT_STEPS = 20
 MOST_REWARD_ERRORS = 0.05
-"""Share of groups that could not be scored, over the recent steps, from which on a line warns."""
+"""Share of groups that could not be scored over the recent steps, above which a warning is printed."""
 
 _FILTERED = ("groups/all_right", "groups/all_wrong")
 
@@ -28,11 +28,11 @@ def clock_time(seconds: float) -> str:
 
 
 class ProgressLine(Sink):
-    """Prints how a run is going: plain lines in ASCII that scroll, the same on a terminal and in a log file.
+    """Prints the progress of a run: plain ASCII lines that scroll, the same on a terminal and in a log file.
 
     The first and the last step always get a line; the others only when two seconds have passed since the last line.
-    A line shows its own step's numbers. What would be lost between two lines is carried into the next one: the
-    newest held-out accuracy and the numbers of what went wrong.
+    A line shows the numbers of its own step. The newest held-out accuracy and the counts of what went wrong since the
+    last line are carried over to the next one.
     """
 
     def __init__(self, max_steps: int, stream: TextIO) -> None:
@@ -66,7 +66,7 @@ class ProgressLine(Sink):
         self._watch_rewards(row)
 
     def _watch_rewards(self, row: Mapping[str, float]) -> None:
-        """Warn once when the recent share of groups without a score rises above what is normal; again after it fell."""
+        """Warn once when the recent share of groups without a score exceeds the limit; again after it has fallen."""
         self._reward_errors.append(row.get("reward_errors", 0.0))
         share = sum(self._reward_errors) / len(self._reward_errors)
         if share > MOST_REWARD_ERRORS and not self._warned:
@@ -80,13 +80,13 @@ class ProgressLine(Sink):
         self._warned = share > MOST_REWARD_ERRORS
 
     def seconds_left(self, done: int) -> float | None:
-        """Steps left times the median of the last 20 steps' seconds; None before any step was timed."""
+        """The number of steps left times the median duration of the last 20 steps; None before any step was timed."""
         if not self._recent:
             return None
         return max(self._max_steps - done, 0) * statistics.median(self._recent)
 
     def _cells(self, done: int, row: Mapping[str, float], elapsed: float) -> dict[str, str]:
-        """One line: column title to text. Every text is as wide as its column, whatever the step."""
+        """The texts of one line by column title. Every text is as wide as its column, whatever the step."""
         left = self.seconds_left(done)
         digits = len(str(self._max_steps))
         filtered = sum(row[name] for name in _FILTERED if name in row)
@@ -115,13 +115,13 @@ class ProgressLine(Sink):
 
 
 class EvaluationProgress:
-    """Words on how far an evaluation is: problems answered, accuracy so far, speed, time left."""
+    """Describes the progress of an evaluation: problems answered, accuracy so far, speed, time left."""
 
     SURE_FROM = 0.05
-    """Share of the problems from which on speed and time left are told: the first ones in flight end together."""
+    """Share of problems answered before speed and time left are shown, since the first ones in flight end together."""
 
     def __init__(self, problems: int, *, at_once: int) -> None:
-        """``problems``: all that will be answered, at least 1; ``at_once``: how many of them are worked on together."""
+        """``problems``: number of problems to answer, at least 1; ``at_once``: how many are in progress at a time."""
         self._problems = problems
         self._at_once = at_once
         self._answered = 0
@@ -130,16 +130,17 @@ class EvaluationProgress:
         self._tokens = 0
 
     def answered(self, result: ProblemResult) -> None:
-        """Take in one more problem."""
+        """Take in the result of one more problem."""
         self._answered += 1
         self._judged += result.judged
         self._right += result.right
         self._tokens += sum(response.length for response in result.responses)
 
     def words(self, seconds: float) -> str:
-        """One line, ``seconds`` (more than 0) after the first problem was begun. Tokens are those of whole problems.
+        """The progress as one line, ``seconds`` (more than 0) after the first problem was begun. Only tokens of
+        finished problems are counted.
 
-        For the time left a problem that is worked on counts as half done.
+        For the time left a problem in progress counts as half done.
         """
         accuracy = f"{self._right / self._judged:.1%}" if self._judged else "-"
         speed = left = "-"
@@ -155,7 +156,7 @@ class EvaluationProgress:
 
 
 def _number(row: Mapping[str, float], name: str, spec: str) -> str:
-    """The named number, or a dash of the same width where the row does not have it."""
+    """A number of the row by its name, or a dash of the same width where the row does not have it."""
     if name in row:
         return format(row[name], spec)
     return "-".rjust(len(format(0.0, spec)))

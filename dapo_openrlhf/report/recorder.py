@@ -1,4 +1,4 @@
-"""Listens to a run's event log, makes a row of numbers of each rollout step, and hands both to sinks (standard library)."""
+"""Listens to a run's event log and passes events and a row of numbers per step to sinks (standard library)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 
 
 class Sink:
-    """A place that a run is reported to. Who inherits from this leaves out what it does not want to hear."""
+    """A destination for reports on a run. Subclasses override only the methods that they need."""
 
     def event(self, event: Event) -> None:
-        """Something happened."""
+        """Take in an event."""
 
     def step(self, step: int, row: Row, elapsed: float) -> None:
-        """Rollout step ``step``, from 0, is done: its numbers, ``elapsed`` seconds after the first dispatch."""
+        """Take in the numbers of rollout step ``step``, from 0, done ``elapsed`` seconds after the first dispatch."""
 
     def close(self) -> None:
-        """The run has ended, or failed."""
+        """Finish the report, as the run has ended or failed."""
 
 
 class Recorder:
-    """Turns a run's events into rows as they come."""
+    """Turns a run's events into rows as they occur."""
 
     def __init__(self, log: EventLog, sinks: Sequence[Sink], *, devices: int) -> None:
-        """``devices``: of engines and trainer ranks together. Sinks are told in their order."""
+        """``devices``: number of devices of engines and trainer ranks together. Sinks are called in their order."""
         self._log = log
         self._sinks = sinks
         self._devices = devices
@@ -56,11 +56,11 @@ class Recorder:
             sink.step(step, row, now - self._since)
 
     def tokens(self, kind: str) -> int:
-        """Response tokens over all steps: ``generated`` or ``trained``."""
+        """Number of response tokens over all steps; ``kind`` is ``generated`` or ``trained``."""
         return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self._rows))
 
     def close(self) -> None:
-        """Close every sink, also if one fails."""
+        """Close every sink, even if one fails."""
         with contextlib.ExitStack() as stack:
             for sink in reversed(self._sinks):
                 stack.callback(sink.close)

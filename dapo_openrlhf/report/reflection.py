@@ -26,7 +26,7 @@ PHRASES = (
     "double-check",
     "check",
 )
-"""Counted without regard to case, as whole words; where two start at the same place the longer one counts."""
+"""Phrases that are counted as whole words in any case; where two start at the same place the longer one counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +38,18 @@ class KeptResponse:
     text: str
     correct: bool | None
     length: int
-    """Tokens."""
+    """Length of the response in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reflection:
-    """What was counted in some responses."""
+    """Counts of reflective phrases in a set of responses."""
 
     responses: int
     reflective: int
-    """Responses with at least one phrase."""
+    """Number of responses with at least one phrase."""
     right_reflective: int
-    """Right ones among those."""
+    """Number of right responses among the reflective ones."""
     phrases: Counter[str]
     """How often each phrase occurs, in lower case."""
 
@@ -60,7 +60,7 @@ class Reflection:
 
 
 class PhraseCounter:
-    """Counts phrases of a list."""
+    """Counts the phrases of a list in responses."""
 
     def __init__(self, phrases: Sequence[str] = PHRASES) -> None:
         """``phrases``: at least one, none empty."""
@@ -71,7 +71,7 @@ class PhraseCounter:
         self._pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
 
     def count(self, responses: Iterable[KeptResponse]) -> Reflection:
-        """Count in every response."""
+        """Count the phrases in all responses."""
         total = reflective = right = 0
         phrases: Counter[str] = Counter()
         for response in responses:

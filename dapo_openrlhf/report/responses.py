@@ -1,4 +1,4 @@
-"""Every response of an evaluation with its verdict, as a JSON-lines file (standard library only)."""
+"""Writes every response of an evaluation with its verdict to a JSON-lines file (standard library only)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dapo_openrlhf.whole_file import whole_file
 
 
 class ResponsesError(ValueError):
-    """A file holds no responses; the message names file and line."""
+    """A file does not hold responses; the message names file and line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedProblem:
-    """One problem's count of verdicts."""
+    """The counts of verdicts on one problem."""
 
     prompt: str
     label: object
@@ -36,7 +36,7 @@ class Responses(Sink):
     """Writes every evaluation's responses to a file of its own."""
 
     def __init__(self, path_of: Callable[[int], Path]) -> None:
-        """``path_of``: the file of the evaluation after so many steps."""
+        """``path_of``: returns the file for the evaluation after a number of steps."""
         self._path_of = path_of
 
     def event(self, event: Event) -> None:
@@ -46,7 +46,7 @@ class Responses(Sink):
 
 
 def write_responses(path: Path, evaluation: Evaluation) -> None:
-    """One line per response, replacing the file in one step.
+    """Write one line per response; the file is replaced atomically.
 
     Columns: ``problem`` (its place in the set, from 0), ``prompt``, ``label``, ``sample`` (from 0), ``response``,
     ``answer`` (null: none found), ``correct`` (null: not judged, see ``error``), ``error``, ``length`` (tokens),
@@ -72,7 +72,7 @@ def write_responses(path: Path, evaluation: Evaluation) -> None:
 
 
 def read_verdicts(path: Path) -> dict[str, JudgedProblem]:
-    """Problems by prompt, in the order of the file; one without any verdict has ``judged`` 0.
+    """The problems of a file by prompt, in its order; a problem without any verdict has ``judged`` 0.
 
     Raises :class:`ResponsesError`.
     """

@@ -22,13 +22,13 @@ class RunFolder:
     """One run's folder; the files in it appear as the run writes them."""
 
     path: Path
-    """``<parent>/<name>``, or with ``-2``, ``-3``, ... appended."""
+    """Path of the folder: ``<parent>/<name>``, or that with ``-2``, ``-3``, ... appended."""
 
     @classmethod
     def create(cls, parent: Path, name: str) -> Self:
-        """Make a new folder ``name`` in ``parent``, numbered when it exists, and point ``parent/latest`` to it.
+        """Make a new folder ``name`` in ``parent``, numbered if it exists, and point ``parent/latest`` to it.
 
-        Two runs that start at once get two folders; ``latest`` then is either of them, and never missing.
+        Two runs that start at once get two folders; ``latest`` then points to either of them, and never is missing.
         """
         if name in ("", ".", "..", LATEST) or Path(name).name != name:
             raise ValueError(f"run name {name!r}: must be the plain name of a folder, and not {LATEST!r}")
@@ -39,7 +39,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """The folder of an earlier run, to go on in it; ``latest`` points to it again."""
+        """Open the folder of an earlier run to resume in it; ``latest`` points to it again."""
         folder = cls(path=path.resolve())
         for file in (folder.events, folder.metrics):
             if file.is_file():
@@ -49,17 +49,17 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration, YAML."""
+        """File with the resolved configuration, YAML."""
         return self.path / "config.yaml"
 
     @property
     def events(self) -> Path:
-        """The event log, one JSON object per line."""
+        """File with the event log, one JSON object per line."""
         return self.path / "events.jsonl"
 
     @property
     def summary(self) -> Path:
-        """What :meth:`write_summary` writes."""
+        """File that :meth:`write_summary` writes."""
         return self.path / "summary.json"
 
     @property
@@ -69,7 +69,7 @@ class RunFolder:
 
     @property
     def picture(self) -> Path:
-        """The run's curves, PNG."""
+        """Picture of the run's curves, PNG."""
         return self.path / "curves.png"
 
     @property
@@ -89,20 +89,20 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """A row of numbers per rollout step, one JSON object per line."""
+        """File with a row of numbers per rollout step, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     def responses(self, step: int) -> Path:
-        """Every response of the evaluation after ``step`` steps, for ``dapo-openrlhf compare``."""
+        """File with every response of the evaluation after ``step`` steps, for ``dapo-openrlhf compare``."""
         return self.path / "eval" / f"step-{step}.jsonl"
 
     def write_summary(self, values: Mapping[str, object]) -> None:
-        """Write ``summary.json``. NaN and infinity: null."""
+        """Write ``summary.json``, with null for NaN and infinity."""
         write_whole(self.summary, json.dumps(_without_nan(values), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def _drop_unfinished_line(file: Path) -> None:
-    """A process that was killed while it wrote leaves a part of a line; the next line would be appended to it."""
+    """Remove the partial line that a killed process may have left, since the next line would be appended to it."""
     with file.open("rb+") as stream:
         end = stream.seek(0, os.SEEK_END)
         while end > 0:
@@ -134,7 +134,7 @@ def _point_latest(parent: Path, name: str) -> None:
 
 
 def _without_nan(value: object) -> object:
-    """JSON has no number for NaN and infinity."""
+    """The value with null for NaN and infinity, for which JSON has no number."""
     match value:
         case float():
             return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""One process at a time writes a run's folder."""
+"""A lock, so that only one process at a time writes to a run's folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def run_lock(run: Path) -> Iterator[None]:
-    """Hold a run's folder. The kernel lets go of it when this process ends, however it ends.
+    """Lock a run's folder. The kernel releases the lock when this process ends, however it ends.
 
-    Raises ``ConfigError`` if another process holds it, which it names.
+    Raises ``ConfigError`` that names the process if another one holds the lock.
     """
     handle = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

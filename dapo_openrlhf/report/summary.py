@@ -1,4 +1,4 @@
-"""What a run came to, as numbers for ``summary.json`` and as words for its user (standard library only)."""
+"""The result of a run, as numbers for ``summary.json`` and as words for its user (standard library only)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Summary:
     max_policy_age: int
     """The largest policy age that was trained, in versions."""
     steps: int
-    """Rollout steps done."""
+    """Number of rollout steps done."""
     first_step_seconds: float | None
     """Seconds from the start of the run to the end of its first step; None where no step was done."""
     train_seconds: float
-    """Seconds from the first dispatch to the last weights being live; start-up and final evaluation are not in it."""
+    """Seconds from the first dispatch until the last weights are live, without start-up and final evaluation."""
     generated_tokens: int
-    """Response tokens generated, those of filtered groups included."""
+    """Number of response tokens generated, those of filtered groups included."""
     trained_tokens: int
-    """Response tokens of trained groups."""
+    """Number of response tokens of trained groups."""
     counters: Counters
-    """Groups by what became of them, as the ledger counts them."""
+    """Numbers of groups by their outcome, as the ledger counts them."""
 
     def as_dict(self) -> dict[str, object]:
         """The fields by name, as they go into ``summary.json``; ``Summary(**...)`` gives the same summary back."""
@@ -44,9 +44,9 @@ class Summary:
 
 
 def closing_words(summary: Summary, folder: RunFolder) -> str:
-    """Several lines of ASCII to end a run with: what came out, and where everything lies.
+    """Several lines of ASCII for the end of a run: its results, and where the files are.
 
-    Call it when the run's files are written: a file that is not there is called so.
+    Call it once the run's files are written, since it reports missing files as missing.
     """
     seconds = summary.train_seconds
     lines = {
@@ -85,7 +85,7 @@ def _rate(tokens: int, seconds: float) -> str:
 
 
 def _groups(counters: Counters) -> str:
-    """Counters that are not zero; one that is split by reason is shown with its reasons."""
+    """The counters that are not zero, in words; one that is split by reason is shown with its reasons."""
     words = []
     for name, count in counters.items():
         reasons = {key: n for key, n in count.items() if n} if isinstance(count, Mapping) else {}

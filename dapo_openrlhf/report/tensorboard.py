@@ -1,4 +1,4 @@
-"""Rows as TensorBoard scalars, written without TensorFlow and without PyTorch."""
+"""Writes rows as TensorBoard scalars, without TensorFlow and PyTorch."""
 
 from __future__ import annotations
 
@@ -37,21 +37,22 @@ CHARTS = {
         "groups per step": ("groups/kept", "groups/all_right", "groups/all_wrong", "groups/failed"),
     },
 }
-"""Tab "Custom Scalars": section -> chart -> the rows' names drawn together in it."""
+"""Contents of the tab "Custom Scalars": section -> chart -> names of the numbers that are drawn together in it."""
 
 
 class TensorBoardSink(Sink):
     """Writes rows to one event file of its own in a folder.
 
-    Tags are the rows' names as they are, so TensorBoard groups them by the part before the slash; each carries its
-    meaning and unit from :data:`METRICS` as its description. Lines that belong together share a chart in "Custom Scalars".
-    Every row is flushed: a run that dies leaves its curves whole.
+    Tags are the rows' names unchanged, so TensorBoard groups them by the part before the slash; each has its meaning
+    and unit from :data:`METRICS` as its description. Lines that belong together share a chart in "Custom Scalars".
+    Every row is flushed, so a run that dies leaves complete curves.
     """
 
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
         """Create ``folder`` where it is missing, and a new event file in it.
 
-        ``first_step``: rollout steps that an earlier run has done; what it wrote beyond them is shown no more.
+        ``first_step``: number of rollout steps that an earlier run has done; what it wrote beyond them is no longer
+        shown.
         """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -68,13 +69,13 @@ class TensorBoardSink(Sink):
         self._record(summary=_layout())
 
     def event(self, event: Event) -> None:
-        """Add an evaluation's estimates at the steps that were done."""
+        """Add an evaluation's estimates at the number of steps done."""
         if isinstance(event, Evaluated):
             estimates = {f"eval/{name}": value for name, value in event.estimates.items()}
             self.write(event.step, {"eval/accuracy": event.accuracy, **estimates})
 
     def step(self, step: int, row: Row, elapsed: float) -> None:
-        """Add a step's numbers at the steps that are done then."""
+        """Add a step's numbers at the number of steps done after it."""
         self.write(step + 1, {name: value for name, value in row.items() if name != "eval/accuracy"})
 
     def write(self, step: int, row: Mapping[str, float]) -> None:

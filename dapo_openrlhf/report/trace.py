@@ -1,7 +1,7 @@
-"""A run's event log as a timeline: for Chrome's and Perfetto's trace viewers, and as a picture of a few steps.
+"""Turns a run's event log into a timeline: for Chrome's and Perfetto's trace viewers, and as a picture of a few steps.
 
-One track per engine and per trainer rank (what it worked on; a gap is a bubble), one for publications, one that counts
-the groups in each place, and every group from dispatch to the filter's decision.
+There is one track per engine and per trainer rank (what it worked on; a gap is a bubble), one for publications, one for
+the numbers of groups in flight and ready, and every group from dispatch to the filter's decision.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ COLOURS = {
 
 
 def read_log(file: Path) -> list[Logged]:
-    """The events of a log; of a run that was resumed, those since then: their times begin at 0 again."""
+    """The events of a log; for a resumed run only those since it was resumed, when times begin at 0 again."""
     log = list(read(file))
     begins = [number for number, logged in enumerate(log) if isinstance(logged.event, RunStarted)]
     return log[begins[-1] :] if begins else log
 
 
 def worker_spans(log: Sequence[Logged]) -> list[tuple[str, str, float, float]]:
-    """(worker, kind, start, end) of everything workers reported; times in seconds on the log's clock."""
+    """Tuples (worker, kind, start, end) of everything workers reported; times in seconds on the log's clock."""
     offset = next(logged.event.unix_time for logged in log if isinstance(logged.event, RunStarted))
     return [
         (span.worker, span.kind, span.start - offset, span.end - offset)
@@ -56,7 +56,7 @@ def worker_spans(log: Sequence[Logged]) -> list[tuple[str, str, float, float]]:
 
 
 def chrome_trace(log: Sequence[Logged]) -> dict[str, Any]:
-    """The log in the trace viewers' JSON format; times there are microseconds."""
+    """The log in the trace viewers' JSON format, in which times are microseconds."""
     spans = worker_spans(log)
     workers = sorted({worker for worker, *_ in spans})
     tracks = {name: number for number, name in enumerate([*workers, "publication"], start=1)}
@@ -86,14 +86,14 @@ def _from_events(log: Iterable[Logged], publication: int) -> Iterator[dict[str, 
 
 
 def _group(phase: str, group: int, time: float, args: dict[str, Any]) -> dict[str, Any]:
-    """A group's begin or end."""
+    """The trace event of a group's begin or end."""
     return {
         "cat": "group", "id": group, "pid": 1, "ts": time * 1e6, "ph": phase, "name": f"group {group}", "args": args
     }  # fmt: skip
 
 
 def _counters(log: Iterable[Logged]) -> Iterator[dict[str, Any]]:
-    """Groups in flight and ready, whenever either changes."""
+    """Yield the numbers of groups in flight and ready whenever either changes."""
     in_flight: set[int] = set()
     ready: set[int] = set()
     for logged in log:
@@ -114,7 +114,7 @@ def _counters(log: Iterable[Logged]) -> Iterator[dict[str, Any]]:
 
 
 def draw_timeline(log: Sequence[Logged], path: Path, *, first_step: int, last_step: int) -> None:
-    """A picture of rollout steps ``first_step`` to ``last_step`` (from 0, both included)."""
+    """Draw a picture of rollout steps ``first_step`` to ``last_step`` (from 0, both included)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Signs that a run learns nothing, said once each as soon as they show (standard library only)."""
+"""Warnings about signs that a run learns nothing, each given once as soon as it appears (standard library only)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dapo_openrlhf.pipeline.dynamic_sampling import ALL_RIGHT, ALL_WRONG
 from dapo_openrlhf.pipeline.events import Event, GroupGenerated, GroupJudged, StepTrained
 
 MOST_TRUNCATED = 0.95
-"""Share of a batch's worth of responses from which on truncation is no longer a matter of a few long ones."""
+"""Share of truncated responses, over a batch's worth of groups, from which on there is a warning."""
 
 BATCHES_WITHOUT_KEPT = 2
-"""Batches' worth of groups judged in a row without one that is kept, after which it is said."""
+"""Number of batches' worth of groups judged in a row without a kept one, after which there is a warning."""
 
 FEWEST_GROUPS = 16
-"""No sentence about kept groups rests on fewer."""
+"""Fewest groups on which a warning about kept groups is based."""
 
 ENDS = (
     "if they run on behind their answer, the token that ends them is not among those that the line 'responses end at' "
@@ -28,7 +28,7 @@ class Watch:
     """Turns a run's events into warnings."""
 
     def __init__(self, *, batch_size: int, max_new_tokens: int, say: Callable[[str], None]) -> None:
-        """``batch_size``: groups of a step."""
+        """``batch_size``: number of groups in a step."""
         self._max_new_tokens = max_new_tokens
         self._say = say
         self._generated: deque[tuple[int, int]] = deque(maxlen=batch_size)  # truncated, responses

@@ -1,1 +1,1 @@
-"""What a response is worth: the verifier, and rewards in processes that can be killed. Runs without Ray."""
+"""The scoring of responses: the verifier, and rewards in processes that can be killed. Runs without Ray."""

@@ -1,9 +1,9 @@
-"""Equality of two expressions or equations, for what text and exact numbers leave open (only in a reward process).
+"""Equality of two expressions or equations where text and exact numbers do not decide it (only in a reward process).
 
-Both sides are read into trees and their values compared: as exact rationals where they are, else to tens of digits, and to
-hundreds if they are close. A difference that shrinks with the precision is rounding; one that stays is real. With
-free symbols the values are compared at several points, rational, negative and integer. Nothing is simplified, so nothing
-takes longer than the texts are long.
+Both sides are parsed into trees and their values compared: exactly where they are rational, otherwise to tens of
+digits, and to hundreds if they are close. A difference that shrinks with the precision is rounding; one that stays is
+real. With free symbols the values are compared at several points: rational, negative and integer. Nothing is
+simplified, so the time is bounded by the length of the texts.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from dapo_openrlhf.rewards.tree import Node, Operation, Symbol, mentions, symbol
 from dapo_openrlhf.rewards.verifier import Algebra
 
 PRECISIONS = (30, 200)
-"""Digits of the evaluations."""
+"""Numbers of digits of the two evaluations."""
 LOST_DIGITS = 10
-"""A difference is rounding if it shrinks with the precision but for so many digits."""
+"""A difference is rounding if it shrinks as the precision grows, up to this many digits."""
 LEAST_POINTS = 2
-"""Points at which two expressions must both have a value."""
+"""Fewest points at which two expressions must both have a value."""
 _FIRST = Algebra(answer=r"\sin^2 x+\cos^2 x+\sqrt{3+2\sqrt{2}}-\ln e", label=r"1+\sqrt{2}")
-"""Asked before all others, so that nothing is loaded late."""
+"""The first question asked, so that everything is loaded before the others."""
 
 
 def prepare() -> None:
-    """Load everything that a question needs; call once, before the first one."""
+    """Load everything that a question needs; call it once, before the first question."""
     equal(_FIRST)
 
 
@@ -57,7 +57,7 @@ def equal(question: Algebra) -> bool:
 
 
 def _read(text: str) -> tuple[Node, ...]:
-    """One expression, or the two sides of an equation. Raises :class:`Unreadable`."""
+    """Parse one expression, or the two sides of an equation. Raises :class:`Unreadable`."""
     depth = 0
     for position, sign in enumerate(text):
         depth += (sign in "([{") - (sign in ")]}")
@@ -76,7 +76,7 @@ def _expressions(one: Node, other: Node) -> bool:
 
 
 def _is_monstrous(node: Node) -> bool:
-    """Whether a number is too large for its digits, as a tower of powers is."""
+    """Whether a number is too large to be written in digits, such as a tower of powers."""
     if symbols_of(node):
         return False
     try:
@@ -90,7 +90,7 @@ def _is_monstrous(node: Node) -> bool:
 
 
 def _monsters(one: Node, other: Node) -> bool:
-    """Whether two monstrous numbers are equal: powers or factorials of the same. Raises :class:`TooLarge` for others."""
+    """Whether two such numbers are equal: powers or factorials of the same. Raises :class:`TooLarge` for others."""
     match one, other:
         case Operation("^", (base, exponent)), Operation("^", (other_base, other_exponent)):
             if _expressions(base, other_base):
@@ -122,7 +122,7 @@ def _same_everywhere(one: Node, other: Node, *, natural_log: bool) -> bool:
 
 
 def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
-    """Places to compare at: rational, negative, integer."""
+    """Yield the points at which values are compared: rational, negative, integer."""
     yield {name: Fraction(1009 + 37 * index, 811 + 22 * index) for index, name in enumerate(names)}
     yield {name: Fraction(389 + 11 * index, 1013 - 30 * (index % 20)) for index, name in enumerate(names)}
     yield {name: -Fraction(733 + 41 * index, 307 + 6 * index) for index, name in enumerate(names)}
@@ -143,7 +143,7 @@ def _values(
 
 
 def _same_value(both: _Pair) -> bool | None:
-    """Whether two values are equal; None where one has none. Raises :class:`TooLarge` where both are."""
+    """Whether two values are equal; None where one is undefined. Raises :class:`TooLarge` where both are too large."""
     before: Real = None
     for fewer, digits in zip((0, *PRECISIONS), PRECISIONS, strict=False):
         with mpmath.workdps(digits):
@@ -168,7 +168,7 @@ def _same_value(both: _Pair) -> bool | None:
 
 
 def _gap(one: Real, other: Real) -> tuple[Real, Real | None]:
-    """The difference of two values and the larger one's size; a verdict and None for infinities."""
+    """The difference of two values and the magnitude of the larger one; a verdict and None for infinities."""
     first, second = (
         mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
         for value in (one, other)
@@ -181,8 +181,8 @@ def _gap(one: Real, other: Real) -> tuple[Real, Real | None]:
 
 
 def _equations(one: tuple[Node, ...], other: tuple[Node, ...]) -> bool:
-    """Whether two equations say the same: the differences of their sides are in a constant ratio, or what one is solved
-    for solves the other, in which it appears to the first power."""
+    """Whether two equations are equivalent: the differences of their sides are in a constant ratio, or one equation is
+    solved for a symbol, and that solves the other, in which the symbol appears to the first power."""
     first, second = (Operation("+", (sides[0], negative(sides[1]))) for sides in (one, other))
     names = sorted(symbols_of(first) | symbols_of(second))
     if symbols_of(first) != symbols_of(second) or not names:
@@ -228,7 +228,7 @@ def _solves(solved: tuple[Node, ...], difference: Node, names: list[str]) -> boo
 
 
 def _vanishes(name: str, right: Node, difference: Node, point: Mapping[str, Fraction]) -> bool | None:
-    """Whether ``right`` in the place of ``name`` makes ``difference`` zero at a point, and nothing else does."""
+    """Whether ``right`` in place of ``name`` makes ``difference`` zero at a point, and no other value does."""
 
     def steps() -> list[Real]:
         value = Evaluation(point).of(right)

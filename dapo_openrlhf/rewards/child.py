@@ -1,6 +1,7 @@
-"""The process in which rewards are computed: on request (``python -m``, by ``process.py``).
+"""The process in which rewards are computed on request (``process.py`` starts it with ``python -m``).
 
-It reads lines of JSON from a socket, each with one or several responses to a prompt, and answers each with one. Its limits are its own; its deadline is its parent's.
+It reads lines of JSON from a socket, each with one or several responses to a prompt, and answers each with one line. It
+sets its own limits; its parent enforces the deadline.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from dapo_openrlhf.types import Score
 ORPHAN_CHECK_SECONDS = 1.0
 LONGEST_MESSAGE = 300
 LONGEST_ANSWER = 300
-"""Characters of an answer that are handed on, for majorities and files of responses."""
+"""Most characters of an answer that are passed on, for majorities and files of responses."""
 MEBIBYTE = 1 << 20
 HEADROOM = 1024
-"""MiB between the limit that the parent watches and the hard one, which holds for what is faster than the parent."""
+"""MiB between the limit that the parent watches and the hard limit, which stops what grows faster than the parent
+looks."""
 
 
 def main(handle: int, settings: RewardSettings) -> None:
@@ -45,7 +47,7 @@ def main(handle: int, settings: RewardSettings) -> None:
     with socket.socket(fileno=handle) as connection, connection.makefile("rwb") as lines:
         try:
             reward = _open(settings)
-        except Exception as error:  # a user's file may raise anything; it is reported, and nothing is judged with it
+        except Exception as error:  # a user's file may raise anything; it is reported, and nothing is scored with it
             _send(lines, {"request": 0, "error": _explain(error)})
             return
         if all(
@@ -60,7 +62,7 @@ def main(handle: int, settings: RewardSettings) -> None:
             answer = _answer(reward, question)
             _flush()
             if os.getpid() != process:
-                os._exit(0)  # a fork of the reward's that came back here: it must not answer too
+                os._exit(0)  # a process that the reward forked: it must not answer too
             _send(lines, {"request": request["request"], **answer})
 
 
@@ -70,13 +72,13 @@ def _open(settings: RewardSettings) -> RewardSource:
 
 
 def _answer(reward: RewardSource, question: Question) -> dict[str, object]:
-    """The scores of all responses; or, with an error, those of the responses before the one it is about."""
+    """The scores of all responses; with an error, those of the responses before the one that the error is about."""
     try:
         scores = reward(question)
         responses = zip(scores, question.responses, strict=True)
         return {"scores": [_plain(score, response, question.prompt) for score, response in responses]}
     except MemoryError as error:
-        return {"scores": [], "error": _explain(error), "spent": True}  # what is left of the heap is anybody's guess
+        return {"scores": [], "error": _explain(error), "spent": True}  # the heap may be in any state
     except (Exception, Undecided) as error:  # a user's function may raise anything
         away = isinstance(error.__cause__, ServerAway)
         if len(question) > 1 and not away:
@@ -87,7 +89,7 @@ def _answer(reward: RewardSource, question: Question) -> dict[str, object]:
 
 
 def _one_by_one(reward: RewardSource, question: Question, error: BaseException) -> dict[str, object]:
-    """Which of several responses an error is about; the first, if it comes only when they are judged together."""
+    """Find which of several responses an error is about; the first, if it occurs only when they are scored together."""
     scores: list[object] = []
     for response, query in zip(question.responses, question.queries, strict=True):
         answer = _answer(reward, dataclasses.replace(question, responses=[response], queries=[query]))
@@ -110,7 +112,7 @@ def _plain(score: Score, response: str, prompt: str) -> dict[str, object]:
 
 
 def _flush() -> None:
-    """What was printed belongs to this answer; a function may have closed or replaced its output."""
+    """Flush what was printed, as it belongs to this answer; a function may have closed or replaced its output."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -142,7 +144,7 @@ def _limit_memory(more: int) -> None:
 
 
 def _limit_cpu(timeout: float) -> None:
-    """End this process when it has computed for longer than any response may take, should its parent be gone by then."""
+    """End this process when it has computed for longer than any response may take, in case its parent is gone."""
     times = os.times()
     most = math.ceil(times.user + times.system + (timeout + 1) * (os.cpu_count() or 1))
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))

@@ -1,6 +1,6 @@
-"""Values of expressions: exact rationals as far as they go, then as many digits as asked for (mpmath).
+"""Values of expressions: exact rationals where possible, otherwise as many digits as asked for (mpmath).
 
-What could take long is refused with :class:`TooLarge`; what has no value at all raises :class:`Undefined`.
+Values that could take long raise :class:`TooLarge`; expressions without any value raise :class:`Undefined`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mpmath import mp
 from dapo_openrlhf.rewards.tree import Node, Number, Operation, Series, Symbol
 
 MOST_BITS = 1_000_000
-"""Of an exact integer, about; 300,000 decimal digits."""
+"""Approximate limit on the bits of an exact integer; 300,000 decimal digits."""
 LARGEST_FACTORIAL = 20_000
 LARGEST_EXPONENT = 4000
-"""Bits of the exponent of a rounded value, so that its logarithm still fits into the precision."""
+"""Most bits of the exponent of a rounded value, so that its logarithm still fits into the precision."""
 LONGEST_SERIES = 20_000
 MOST_EXACT_TERMS = 300
 MOST_WORK = 300_000
-"""Operations of one evaluation."""
+"""Most operations of one evaluation."""
 
 
 class Undefined(ArithmeticError):
@@ -48,15 +48,15 @@ class Evaluation:
     """One evaluation in the precision that mpmath has at the time."""
 
     values: Mapping[str, Fraction]
-    """Of the free symbols."""
+    """Values of the free symbols."""
     real: bool = False
-    """Whether a value that is not real is none."""
+    """Whether a value that is not real counts as undefined."""
     natural_log: bool = False
-    """Whether ``log`` without a base is to e; to 10 otherwise."""
+    """Whether ``log`` without a base has base e; otherwise base 10."""
     work: int = field(default=0, init=False)
 
     def of(self, node: Node) -> Real:
-        """The value. Raises :class:`Undefined` or :class:`TooLarge`."""
+        """The value of an expression. Raises :class:`Undefined` or :class:`TooLarge`."""
         self.work += 1
         if self.work > MOST_WORK:
             raise TooLong("too many operations")
@@ -133,7 +133,7 @@ class Evaluation:
 
 
 def _rounded(value: Real) -> Real:
-    """A rational in mpmath's form."""
+    """A rational as a number of mpmath."""
     if isinstance(value, Fraction):
         return mpmath.mpf(value.numerator) / value.denominator
     return value
@@ -230,7 +230,7 @@ def _log(value: Real) -> Real:
 
 
 def _integer(value: Real) -> int:
-    """An integer, where rounding has not made it less than one. Raises :class:`Undefined`."""
+    """The value as an integer, if it differs from one by rounding only. Raises :class:`Undefined` otherwise."""
     if isinstance(value, Fraction):
         if value.denominator != 1:
             raise Undefined("no integer")
@@ -296,7 +296,7 @@ def _modulus(value: Real, by: Real) -> Real:
 
 
 def _real(function: Callable[[Real], Real]) -> Callable[[Real], Real]:
-    """A function of mpmath's, of an argument that is not too large for it."""
+    """A function of mpmath that refuses arguments too large for it."""
 
     def apply(value: Real) -> Real:
         if value == 0 and function in (mpmath.sin, mpmath.tan, mpmath.sinh, mpmath.tanh, mpmath.asin, mpmath.atan):

@@ -1,4 +1,4 @@
-"""Expressions as answers write them, LaTeX or plain, read into a tree by precedence climbing (standard library only)."""
+"""Parses expressions in LaTeX or plain text into trees by precedence climbing (standard library only)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from dapo_openrlhf.rewards.tree import CONSTANTS, Node, Number, Operation, Serie
 
 @functools.lru_cache(maxsize=512)
 def parse(text: str) -> Node:
-    """The tree of an expression; remembers a group's gold answer. Raises :class:`Unreadable`."""
+    """The tree of an expression; cached, so that a group's gold answer is parsed once. Raises :class:`Unreadable`."""
     return _Parser(text).whole()
 
 
 def negative(node: Node) -> Node:
-    """Its negative."""
+    """The negative of a node."""
     return Number(-node.value) if isinstance(node, Number) else Operation("*", (Number(Fraction(-1)), node))
 
 
 class _Parser(Cursor):
-    """One reading of one text: a method for each level of precedence."""
+    """Parses one text, with a method for each level of precedence."""
 
     def whole(self) -> Node:
         node = self._over_or_choose()
@@ -44,7 +44,7 @@ class _Parser(Cursor):
         return node
 
     def _over_or_choose(self) -> Node:
-        r"""A sum, or two with ``\over`` or ``\choose`` between them."""
+        r"""Parse a sum, or two sums with ``\over`` or ``\choose`` between them."""
         node = self._sum()
         if self._next() in (r"\choose", r"\over"):
             return Operation("binom" if self._take() == r"\choose" else "/", (node, self._sum()))
@@ -156,7 +156,7 @@ class _Parser(Cursor):
         return node if sign == 1 else negative(node)
 
     def _argument(self, *, digits: bool = False) -> Node:
-        """What a command, or a script, applies to: a group, or one token; of a number all ``digits``, or one."""
+        """Parse what a command or a script applies to: a group, or one token; of a number all ``digits``, or one."""
         token = self._next()
         if token in ("{", "("):
             return self._group()
@@ -273,7 +273,8 @@ class _Parser(Cursor):
         return Operation("^", (node, power)) if power is not None else node
 
     def _base(self) -> Node:
-        r"""Of a logarithm: in ``\log_{10}5`` and ``log_10 5`` all digits, in ``\log_23``, which ends there, the first."""
+        r"""Parse the base of a logarithm: all digits in ``\log_{10}5`` and ``log_10 5``, only the first in ``\log_23``,
+        which ends there."""
         follows = self._next(1)
         return self._argument(digits=follows == "(" or self._begins_factor(follows))
 
@@ -286,7 +287,7 @@ class _Parser(Cursor):
         return Operation("root", (self._argument(digits=True), degree))
 
     def _arguments(self, name: str) -> tuple[Node, ...]:
-        """In brackets, or what stands side by side up to the next function."""
+        """Parse arguments: those in brackets, or the factors side by side up to the next function."""
         if self._next() in ("(", "{", "["):
             closer = CLOSERS[self._take()]
             found = [self._sum()]

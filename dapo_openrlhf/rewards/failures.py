@@ -1,12 +1,12 @@
-"""How a reward may fail to say what a response is worth."""
+"""The ways in which a reward may fail to score a response."""
 
 from __future__ import annotations
 
 
 class Undecided(BaseException):
-    """Whether an answer is right is not known: it is too expensive, or there is too little memory or stack to tell.
+    """It is not known whether an answer is right: deciding it is too expensive, or takes too much memory or stack.
 
-    No ``Exception``: nothing on the way may take it for "not equal".
+    It is not an ``Exception``, so that no handler on the way takes it for "not equal".
     """
 
 
@@ -15,8 +15,8 @@ class ServerAway(OSError):
 
 
 class ServerLate(ServerAway):
-    """It took the request and did not answer in time."""
+    """The server took the request and did not answer in time."""
 
 
 class SourceFailed(RuntimeError):
-    """One of the rewards failed; ``__cause__`` says how, the message names the reward."""
+    """One of several rewards failed; ``__cause__`` is its error, the message names the reward."""

@@ -15,14 +15,14 @@ from dapo_openrlhf.types import Score
 
 GIVEN = ("queries", "prompts", "labels")
 RESPONSES = "responses"
-"""A parameter of this name gets the responses without the tokens that end or pad them, unless a column has it."""
+"""A parameter of this name gets the responses without end and padding tokens, unless a column has the name."""
 
 RewardFunction = Callable[..., Any]
-"""``reward_func(queries, prompts, labels)`` of lists of one length; plain, ``async``, or an object that is called."""
+"""A ``reward_func(queries, prompts, labels)`` of lists of equal length; plain, ``async``, or a callable object."""
 
 
 def load_function(file: str) -> RewardFunction:
-    """``reward_func`` of a Python file. Raises what the file raises, and ``ImportError`` without a fitting function."""
+    """Load ``reward_func`` from a Python file. Raises what the file raises, and ``ImportError`` if none fits."""
     spec = importlib.util.spec_from_file_location("reward_function", file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} cannot be loaded as Python")
@@ -41,7 +41,7 @@ def load_function(file: str) -> RewardFunction:
 
 
 class FunctionReward:
-    """A user's function, and the columns of the row that it asks for."""
+    """A reward that calls a user's function with the columns of the row that it asks for."""
 
     def __init__(self, function: RewardFunction, *, correct_from: float) -> None:
         """Raises ``ImportError`` for a function that does not take queries, prompts and labels."""
@@ -72,7 +72,8 @@ class FunctionReward:
         return {name: columns[name] for name in self._wanted if name in columns}
 
     def _wait_for(self, reply: Awaitable[Any]) -> Any:
-        """One event loop for all calls: what a function keeps between them, such as a connection, belongs to it."""
+        """Await a reply in one event loop for all calls, since what a function keeps, such as a connection, belongs to
+        it."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
 
@@ -83,7 +84,7 @@ class FunctionReward:
 
 
 def _columns_wanted(function: RewardFunction) -> tuple[dict[str, bool], bool]:
-    """Names beyond the first three, with whether each is needed, and whether the function takes any (``**kwargs``)."""
+    """The parameters beyond the first three, with whether each is required, and whether there are ``**kwargs``."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # written in C: it gets what OpenRLHF would give it

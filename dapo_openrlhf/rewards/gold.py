@@ -1,7 +1,7 @@
-"""What a row's label says is the right answer.
+"""Extracts the right answer from a row's label.
 
-One reading for all who need a gold answer: the rule reward, ``train`` and ``eval`` when they read rows, ``prepare``,
-``verify``. A user's own reward gets the label as it stands in the row.
+Everything that needs a gold answer uses this: the rule reward, ``train`` and ``eval`` when they read rows, ``prepare``,
+``verify``. A user's own reward gets the label unchanged.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import re
 from dapo_openrlhf.rewards.verifier import extract_answer
 
 MARK = "####"
-"""What GSM8K's solutions have before their answer."""
+"""The mark before the answer in GSM8K's solutions."""
 
 MOST_WORDS = 20
-"""Of an answer; what has more, or several sentences, is a solution."""
+"""Most words of an answer; text with more words, or several sentences, is a solution."""
 
 EXACT = 2**53
-"""Below it a float that is an integer is exactly that integer."""
+"""Bound below which a float without a fraction is exactly that integer."""
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![a-zA-Z])")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -27,10 +27,10 @@ _SENTENCES = re.compile(r"[a-z)$}\d][.!?]\s+[A-Z]")
 
 
 def gold_answer(label: object) -> str:
-    """The answer that the rule reward compares with: of text, of a number, or of a list with one of them.
+    """The answer that the rule reward compares with, from a text, a number, or a list with one of them.
 
-    Of a whole solution it is what stands in the last box, or behind GSM8K's last ``####``. Raises ``ValueError`` that
-    says what is wrong with a label that is no answer.
+    In a whole solution it is the content of the last box, or what follows GSM8K's last ``####``. Raises ``ValueError``
+    that says what is wrong with a label that is not an answer.
     """
     match label:
         case str():
@@ -72,7 +72,7 @@ def _of_text(text: str) -> str:
 
 
 def _of_solution(text: str) -> str:
-    """The answer of what may be a whole solution."""
+    """The answer in a text that may be a whole solution."""
     answer: str | None
     if MARK in text:
         answer, why = text.rpartition(MARK)[2].strip(), f"nothing follows its last {MARK}"

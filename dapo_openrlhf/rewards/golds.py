@@ -1,4 +1,4 @@
-"""Which gold answers the rule reward cannot read, and would leave every response to undecided."""
+"""Finds gold answers that the rule reward cannot read, so that it could decide on no response."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dapo_openrlhf.rewards.process import RewardProcess
 from dapo_openrlhf.rewards.settings import RewardSettings
 
 PROBE = r"Answer: \frac{\sqrt{1234577}}{89}+\pi^{3}"
-"""A response whose answer is no gold one, and that neither text nor exact numbers tell from an expression."""
+"""A response with an answer that is no gold answer and can be compared with expressions only by algebra."""
 
 
 def unreadable(golds: Iterable[str], settings: RewardSettings) -> Mapping[str, str]:
-    """Those golds with what the rule says of them; a gold that takes longer than ``settings.timeout`` is one.
+    """The unreadable gold answers with the rule's errors; one that takes longer than ``settings.timeout`` is
+    unreadable.
 
     Raises ``RewardUnavailable``.
     """

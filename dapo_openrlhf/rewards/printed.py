@@ -1,4 +1,4 @@
-"""What rewards print: kept from a pipe as a few lines, whatever the amount (standard library only)."""
+"""Collects what rewards print from a pipe, and keeps a limited number of lines (standard library only)."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ import os
 from collections.abc import Callable
 
 MOST_LINES = 20
-"""Kept until they are taken; the others are counted."""
+"""Most lines that are kept until they are taken; further ones are only counted."""
 LONGEST_LINE = 500
 CHUNK = 1 << 16
 MOST_CHUNKS = 64
-"""Read at once when a response has been judged: a process that prints for ever must not hold its process up."""
+"""Most chunks read at once when a response has been scored, so that endless printing does not hold up its reader."""
 
 
 class Printed:
-    """The reading end of a pipe that is the standard output and error of one process after the other."""
+    """The reading end of a pipe for the standard output and error of one reward process after another."""
 
     def __init__(self) -> None:
         self.reader = self.writer = -1
         self.open_ended = False
-        """Whether something may still come from the process."""
+        """Whether the process may still print something."""
         self._rest = b""
         self._lines: list[str] = []
         self._more = 0
 
     def open(self) -> None:
-        """Make a pipe for a new process, which is to write to ``writer``; lines that were not taken stay."""
+        """Make a pipe for a new process, which is to write to ``writer``; lines that were not taken are kept."""
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
         self.open_ended = True
 
     def close_writer(self) -> None:
-        """The process has its own by now."""
+        """Close this process's copy of the writing end, once the new process has its own."""
         os.close(self.writer)
 
     def read(self) -> None:
-        """Take in what is there, up to a bound."""
+        """Read what is available, up to a limit."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(MOST_CHUNKS):
                 chunk = os.read(self.reader, CHUNK)
@@ -55,13 +55,13 @@ class Printed:
         self._more += len(lines[room:])
 
     def take(self) -> list[str]:
-        """The lines since the last time; the last one may say how many more there were."""
+        """Return the lines since the last call; the last one may say how many more there were."""
         lines, more = self._lines, self._more
         self._lines, self._more = [], 0
         return [*lines, f"... and {more} more lines"] if more else lines
 
     def close(self) -> None:
-        """Close the reading end; what is left of the last line counts as one."""
+        """Close the reading end; an incomplete last line counts as a line."""
         if self._rest.strip():
             self._split(b"\n")
         os.close(self.reader)
@@ -69,7 +69,7 @@ class Printed:
 
 
 class Limited:
-    """Passes lines on with a prefix, at most ``most`` in ``seconds``; how many were left out is said later."""
+    """Passes lines on with a prefix, at most ``most`` in ``seconds``; the number left out is reported later."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Limited:
         self._said = self._left_out = 0
 
     def __call__(self, line: str) -> None:
-        """One line."""
+        """Pass on one line, or count it as left out."""
         if self._clock() - self._since >= self._seconds:
             if self._left_out:
                 self._say(f"{self._prefix}... {self._left_out} more lines were left out")

@@ -27,38 +27,39 @@ MEMORY_CHECK_SECONDS = 0.02
 SERVER_AWAY = "reward_server"
 """Reason of a response whose score a reward server could not be asked for."""
 END_SECONDS = 10.0
-"""How long a process that has closed its connection may take to end, before it counts as hung up."""
+"""Seconds a process that has closed its connection may take to end before it counts as hung."""
 MEBIBYTE = 1 << 20
 
 
 class _TooMuchMemory(Exception):
-    """The process has taken more than it may."""
+    """The process has taken more memory than it may."""
 
 
 class RewardUnavailable(RuntimeError):
-    """The rewards cannot be loaded at all: nothing can be judged with these settings."""
+    """The rewards cannot be loaded at all, so nothing can be scored with these settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """What came of one response: a score, or an error that says nothing about the answer."""
+    """The result for one response: a score, or an error that says nothing about the answer."""
 
     score: Score | None
     error: str | None
     timed_out: bool = False
-    """Of :data:`SERVER_AWAY`: a server may be slow with this response only."""
+    """With :data:`SERVER_AWAY`: whether the server took too long, which may be due to this response only."""
     reason: str
-    """``judged``; ``reward_error``, ``reward_timeout``, ``reward_died`` or :data:`SERVER_AWAY` with an error."""
+    """``judged`` with a score; ``reward_error``, ``reward_timeout``, ``reward_died`` or :data:`SERVER_AWAY` with an
+    error."""
     seconds: float
 
 
 class RewardProcess:
-    """One process and its deadline. Blocking, for one thread at a time; close it, or use it in a ``with``."""
+    """One reward process and its deadline. Calls block. Use it from one thread at a time; close it or use ``with``."""
 
     def __init__(
         self, settings: RewardSettings, *, start_timeout: float = 120.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Start the process; ``start_timeout`` is for loading the rewards, in seconds of ``clock``."""
+        """Start the process; ``start_timeout`` limits the loading of the rewards, in seconds of ``clock``."""
         self._settings = settings
         self._start_timeout = start_timeout
         self._clock = clock
@@ -66,7 +67,7 @@ class RewardProcess:
         self._ready = False
         self._most_memory = 0
         names = [source.short_name for source in settings.sources]
-        self._name = "" if self._tail_only else f"{', '.join(names)}: "  # which of several it was is not known
+        self._name = "" if self._tail_only else f"{', '.join(names)}: "  # several cannot be told apart
         self._printed = Printed()
         self._start()
 
@@ -78,7 +79,7 @@ class RewardProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process that scores now."""
+        """Id of the process that scores now."""
         return self._process.pid
 
     def wait_ready(self) -> None:
@@ -94,18 +95,18 @@ class RewardProcess:
         except ConnectionError:
             problem = f"the reward process {self._obituary()} while loading the reward"
         if not self._ready:
-            self._replace()  # whoever asks again may have better luck
+            self._replace()  # the next attempt may succeed
             raise RewardUnavailable(problem)
         self._most_memory = self._resident() + self._settings.memory * MEBIBYTE
 
     def score(self, response: str, *, label: object, prompt: str = "") -> Scored:
-        """Score one response to ``prompt``. Takes at most the deadline, and a start where the last process was lost."""
+        """Score one response to ``prompt``, within the deadline plus a start where the last process was lost."""
         query = "" if self._tail_only else prompt + response
         (scored,) = self.score_all(Question(responses=[response], queries=[query], prompt=prompt, label=label))
         return scored
 
     def score_all(self, question: Question) -> list[Scored]:
-        """Score responses together, up to the first error, which is the last entry then. The deadline is for each."""
+        """Score responses together up to the first error, which is then last. The deadline holds for each response."""
         self.wait_ready()
         started = self._clock()
         scores: list[Score] = []
@@ -136,11 +137,11 @@ class RewardProcess:
         return judged
 
     def printed(self) -> list[str]:
-        """What the rewards have printed since the last time, some lines of it."""
+        """Some of the lines that the rewards have printed since the last call."""
         return self._printed.take()
 
     def _sent(self, question: Question) -> dict[str, object]:
-        """What the rewards look at: the rule needs the end of a response only, and no more is copied."""
+        """The part of a question that the rewards need: for the rule only the end of a response, to copy less."""
         if self._tail_only:
             tails = [verifier.final_part(response, question.prompt) for response in question.responses]
             question = Question(responses=tails, queries=[""] * len(tails), prompt="", label=question.label)
@@ -153,16 +154,16 @@ class RewardProcess:
         )
 
     def close(self) -> None:
-        """End the process and all it started."""
+        """End the process and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # its own session, so its own group
+            os.killpg(self._process.pid, signal.SIGKILL)  # it has its own session, hence its own group
         self._process.wait()
         self._connection.close()
         self._printed.read()
         self._printed.close()
 
     def _start(self) -> None:
-        """Start a process; it loads while its parent does something else, and is waited for when it is needed."""
+        """Start a process without waiting for it to load; it is waited for when it is needed."""
         self._connection, theirs = socket.socketpair()
         self._printed.open()
         with theirs:
@@ -193,9 +194,9 @@ class RewardProcess:
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, object]:
-        """The answer to the newest request, 0 being the start; what else is written there is none.
+        """The answer to the newest request, where request 0 is the start; anything else on the socket is ignored.
 
-        Raises as :meth:`_line` does.
+        Raises the same errors as :meth:`_line`.
         """
         while True:
             with contextlib.suppress(ValueError):
@@ -204,15 +205,16 @@ class RewardProcess:
                     return answer
 
     def _line(self, deadline: float) -> bytes:
-        """One line of the process's. Raises ``TimeoutError``, ``ConnectionError`` when it has ended, ``_TooMuchMemory``.
+        """One line from the process. Raises ``TimeoutError``, ``ConnectionError`` when it has ended,
+        ``_TooMuchMemory``.
 
-        Memory is watched from here, because inside, running out of it is an exception that libraries swallow.
+        Memory is watched from outside, because inside the process libraries swallow the exception of running out of it.
         """
         while (end := self._buffer.find(b"\n")) < 0:
             seconds = max(min(deadline - self._clock(), MEMORY_CHECK_SECONDS), 0)
             ready = self._wait_for_words(seconds)
             if self._printed.reader in ready:
-                self._printed.read()  # or the process would stand still when the pipe is full
+                self._printed.read()  # otherwise the process would block when the pipe is full
             if self._connection.fileno() not in ready:
                 if self._clock() >= deadline:
                     raise TimeoutError
@@ -228,7 +230,7 @@ class RewardProcess:
         return line
 
     def _wait_for_words(self, seconds: float) -> set[int]:
-        """Which of the socket and what is printed has something, or has ended."""
+        """Wait up to ``seconds`` until the socket or the pipe of printed lines has data or has ended; returns which."""
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         if self._printed.open_ended:
@@ -236,7 +238,7 @@ class RewardProcess:
         return {handle for handle, _ in poll.poll(1000 * seconds)}
 
     def _resident(self) -> int:
-        """Bytes of memory the process holds; 0 when it has ended."""
+        """Bytes of memory that the process holds; 0 when it has ended."""
         try:
             with open(f"/proc/{self._process.pid}/statm") as statm:
                 return int(statm.read().split()[1]) * resource.getpagesize()
@@ -244,7 +246,7 @@ class RewardProcess:
             return 0
 
     def _obituary(self) -> str:
-        """How the process ended."""
+        """How the process ended, in words."""
         try:
             status = self._process.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -253,7 +255,7 @@ class RewardProcess:
 
 
 def _scores(values: object) -> list[Score]:
-    """Scores as the process sends them."""
+    """The scores in a message of the process."""
     assert isinstance(values, list)
     return [
         Score(
@@ -264,7 +266,7 @@ def _scores(values: object) -> list[Score]:
 
 
 def score_group(process: RewardProcess, question: Question, *, at_once: int = 1, begin: int = 0) -> Iterator[Scored]:
-    """Score responses to one prompt from ``begin`` on, ``at_once`` in a call, up to and including the first error."""
+    """Score responses to one prompt from ``begin`` on, ``at_once`` per call, up to and including the first error."""
     for first in range(begin, len(question), at_once):
         part = slice(first, first + at_once)
         for scored in process.score_all(

@@ -1,4 +1,4 @@
-"""What a reward is asked, and what a reward is."""
+"""The question that a reward answers, and the interface of rewards."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dapo_openrlhf.types import Score
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Responses to one prompt, to be judged together."""
+    """Responses to one prompt, to be scored together."""
 
     responses: Sequence[str]
-    """Without the tokens that end or pad them."""
+    """The responses without end and padding tokens."""
     queries: Sequence[str]
     """Prompt and response as the model saw and wrote them, special tokens included."""
     prompt: str
-    """As the model saw it, special tokens included."""
+    """The prompt as the model saw it, special tokens included."""
     label: object
     columns: Mapping[str, object] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""What a user's function or a reward server answers, in OpenRLHF's forms (standard library only)."""
+"""Reads the replies of a user's function or a reward server, in OpenRLHF's forms (standard library only)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any
 from dapo_openrlhf.types import Score
 
 LARGEST_REWARD = 1e6
-"""A reward beyond it is an error of the reward: its square, and a batch's sums of them, must be finite in float32."""
+"""Largest absolute reward; beyond it squares, and sums of them over a batch, might not be finite in float32."""
 
 MOST_LOGS = 64
 LONGEST_EXCERPT = 80
 
 
 class BadReply(ValueError):
-    """A reply that says nothing about the answers; the message says what is wrong with it."""
+    """A reply cannot be used as scores; the message says what is wrong with it."""
 
 
 def read_reply(reply: object, correct_from: float, count: int = 1) -> list[Score]:
-    """Scores of ``count`` responses.
+    """Read the scores of ``count`` responses from a reply.
 
-    ``rewards`` train; ``scores``, or the rewards without them, decide on right; ``extra_logs`` are passed on as numbers.
-    Each is a number, or as many as responses in a list, tuple, array or tensor of any shape. Raises :class:`BadReply`.
+    ``rewards`` are trained; ``scores``, or the rewards without them, decide which answers are right; ``extra_logs`` are
+    passed on as numbers. Each is a number, or one number per response in a list, tuple, array or tensor of any shape.
+    Raises :class:`BadReply`.
     """
     if not isinstance(reply, Mapping) or reply.get("rewards") is None:
         raise BadReply(f"answered {excerpt(reply)}, not a mapping with 'rewards'")
@@ -43,7 +44,7 @@ def read_reply(reply: object, correct_from: float, count: int = 1) -> list[Score
 
 
 def sensible(reward: float) -> float:
-    """The reward itself. Raises :class:`BadReply` for one that no gradient should come of."""
+    """Return the reward. Raises :class:`BadReply` for one that must not be trained."""
     if not math.isfinite(reward):
         raise BadReply(f"the reward {reward} is no finite number")
     if abs(reward) > LARGEST_REWARD:
@@ -52,7 +53,7 @@ def sensible(reward: float) -> float:
 
 
 def _numbers(value: Any, count: int, name: str) -> list[float]:
-    """``count`` numbers out of one, a list of any nesting, an array or a tensor. Raises :class:`BadReply`."""
+    """Read ``count`` numbers from a number, a list of any nesting, an array or a tensor. Raises :class:`BadReply`."""
     numbers: list[float] = []
     _flatten(value, numbers, name)
     if len(numbers) != count:
@@ -80,7 +81,8 @@ def _flatten(value: Any, numbers: list[float], name: str) -> None:
 
 
 def _logs(logs: object, count: int) -> dict[str, list[float]]:
-    """Numbers by name and response; what is no finite number is left out, since no reward is worse for it."""
+    """Numbers by name and response. Values that are not finite numbers are left out, since they do not affect
+    rewards."""
     found: dict[str, list[float]] = {}
     if not isinstance(logs, Mapping):
         return found
@@ -98,7 +100,7 @@ def _logs(logs: object, count: int) -> dict[str, list[float]]:
 
 
 def excerpt(value: object) -> str:
-    """The beginning of what it looks like."""
+    """The beginning of the representation of a value."""
     try:
         words = repr(value)
     except Exception as error:  # a user's object may raise anything

@@ -15,22 +15,23 @@ from dapo_openrlhf.rewards.replies import BadReply, excerpt, read_reply
 from dapo_openrlhf.types import Score
 
 AWAY = (429, 502, 503, 504)
-"""Statuses with which a server, or what stands before it, says that it cannot answer now."""
+"""HTTP statuses by which a server, or a proxy before it, says that it cannot answer now."""
 
 SHARE = 0.9
-"""Of the time a call may take that the server has: whoever is late must be known before the reward process is ended."""
+"""Share of a call's time limit that the server gets, so that a late server is noticed before the reward process is
+killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerReward:
-    """A reward server; ``timeout`` seconds a response."""
+    """A reward from a server, which has ``timeout`` seconds per response."""
 
     address: str
     correct_from: float
     timeout: float
 
     def __call__(self, question: Question) -> list[Score]:
-        """Score each response. Raises :class:`ServerAway`, or ``BadReply`` for what the server makes of the responses."""
+        """Score each response. Raises :class:`ServerAway`, or ``BadReply`` for a reply that cannot be used."""
         count = len(question)
         content = {
             "query": list(question.queries),

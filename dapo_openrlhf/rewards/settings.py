@@ -1,4 +1,4 @@
-"""What a reward process is started with."""
+"""The settings of a reward process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.reward_origin import PythonFile, RewardOrigin, Rule, origin_of
 
-if TYPE_CHECKING:  # a reward process need not wait for pydantic
+if TYPE_CHECKING:  # a reward process does not import pydantic, to start faster
     from dapo_openrlhf.config.reward import RewardSection
 
 
@@ -20,22 +20,22 @@ class RewardSettings:
     """One or several rewards and the limits they are computed under."""
 
     sources: tuple[RewardOrigin, ...] = (Rule(),)
-    """Files by their absolute paths; the first decides on right."""
+    """The rewards, files by their absolute paths; the first decides which answers are right."""
     weights: tuple[float, ...] = (1.0,)
-    """One for each source; the weighted sum is the reward."""
+    """One weight for each source; the weighted sum is the reward."""
     answer_form: AnswerForm = "any"
-    """``any`` or ``number``: how the rule wants an answer to a number written."""
+    """``any`` or ``number``: the form in which the rule accepts an answer where the label is a number."""
     correct_from: float = 1.0
-    """Scores of a file or an endpoint from here on are right answers."""
+    """Lowest score by a file or an endpoint that counts as a right answer."""
     timeout: float = 5.0
-    """Seconds one response may take."""
+    """Seconds the scoring of one response may take."""
     batch_size: int | None = 1
-    """Responses of a group that a reward is asked about at once; None asks about all."""
+    """Number of a group's responses that are scored in one call; None scores all of them."""
     memory: int = 1024
-    """MiB the process may take beyond what it holds once everything is loaded."""
+    """MiB of memory the process may take beyond what it holds once everything is loaded."""
 
     def to_json(self) -> str:
-        """For :meth:`from_json` in the reward process."""
+        """The settings as JSON for :meth:`from_json` in the reward process."""
         return json.dumps(asdict(self) | {"sources": [source.name for source in self.sources]})
 
     @classmethod
@@ -47,7 +47,7 @@ class RewardSettings:
 
 
 def reward_settings(reward: RewardSection) -> RewardSettings:
-    """A reward process as the configuration says. Raises ``ConfigError`` for a file that is not there."""
+    """The settings of a reward process by the configuration. Raises ``ConfigError`` for a file that does not exist."""
     return RewardSettings(
         sources=tuple(map(_found, reward.origins)),
         weights=reward.weights or (1.0,) * len(reward.origins),
@@ -60,7 +60,7 @@ def reward_settings(reward: RewardSection) -> RewardSettings:
 
 
 def _found(origin: RewardOrigin) -> RewardOrigin:
-    """A file as every process finds it."""
+    """The reward with a file's path made absolute, so that every process finds it."""
     if not isinstance(origin, PythonFile):
         return origin
     if not Path(origin.path).is_file():

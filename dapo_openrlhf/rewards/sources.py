@@ -1,4 +1,4 @@
-"""Where rewards come from: the rule, a user's Python file, an HTTP server (run in a reward process only)."""
+"""The sources of rewards: the rule, a user's Python file, an HTTP server (run in a reward process only)."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class RuleReward:
     """DAPO eq. 7: +1 for an answer equivalent to the gold one, else -1."""
 
     def __init__(self, *, answer_form: AnswerForm) -> None:
-        """``answer_form``: whether a number may be answered with any expression that gives it, or with a number only."""
-        from dapo_openrlhf.rewards import algebra  # mpmath, and only here
+        """``answer_form``: whether any expression of its value, or only a number, is an answer to a number."""
+        from dapo_openrlhf.rewards import algebra  # imports mpmath, which nothing else needs
 
         algebra.prepare()
         self._number_form = _number_form(answer_form)
@@ -69,15 +69,15 @@ def _number_form(answer_form: AnswerForm) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class WeightedReward:
-    """Several rewards: their weighted sum trains, the first alone decides on right."""
+    """Several rewards: their weighted sum is trained, the first alone decides which answers are right."""
 
     names: Sequence[str]
-    """As messages call them."""
+    """The names that messages use for the rewards."""
     sources: Sequence[RewardSource]
     weights: Sequence[float]
 
     def __call__(self, question: Question) -> list[Score]:
-        """Score each response. Raises :class:`SourceFailed`, or what is no user's fault."""
+        """Score each response. Raises :class:`SourceFailed`, or errors that are not due to a user's code."""
         asked = [self._ask(name, source, question) for name, source in zip(self.names, self.sources, strict=True)]
         return [self._weigh(scores) for scores in zip(*asked, strict=True)]
 
@@ -91,7 +91,7 @@ class WeightedReward:
 
     def _weigh(self, scores: Sequence[Score]) -> Score:
         logs: dict[str, float] = {}
-        for score in reversed(scores):  # of two with one name the first source's stays
+        for score in reversed(scores):  # of two values with the same name that of the first source stays
             logs.update(score.logs)
         reward = math.fsum(weight * score.reward for weight, score in zip(self.weights, scores, strict=True))
         return Score(correct=scores[0].correct, reward=sensible(reward), score=scores[0].score, logs=logs)

@@ -1,4 +1,4 @@
-"""The signs of an expression, and going through them (standard library only)."""
+"""The tokens of an expression, and a cursor over them (standard library only)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 
 MOST_TOKENS = 2000
 DEEPEST = 60
-"""Nesting of an expression that is read."""
+"""Deepest nesting of an expression that is parsed."""
 
 
 class Unreadable(ValueError):
-    """A text that is no expression."""
+    """A text is not an expression."""
 
 
 class Unfinished(Unreadable):
-    """An integral, a limit or the like: it would have to be worked out first."""
+    """An expression contains an integral, a limit or the like, which would have to be worked out first."""
 
 
 _PLAIN = (
@@ -39,7 +39,7 @@ CLOSERS = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\r
 TIMES = frozenset(("*", r"\times", r"\cdot", r"\ast"))
 DIVIDED = frozenset(("/", r"\div"))
 ENDS = frozenset((*_ENDS.split(), ""))
-"""After which no factor begins."""
+"""Tokens after which no factor begins."""
 _TOKEN = re.compile(
     rf"\d+(?:\.\d+|\.(?=\\overline))?|\.\d+|\.(?=\\overline)|\\[a-zA-Z]+|\\.|{_PLAIN.replace(' ', '|')}|[A-Za-z]|[^\s\\]",
     re.DOTALL,
@@ -48,7 +48,7 @@ _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 
 class Cursor:
-    """A place in the tokens of a text, and what has been opened on the way there."""
+    """A position in the tokens of a text, and what has been opened up to there."""
 
     def __init__(self, text: str) -> None:
         self._tokens = _TOKEN.findall(_THOUSANDS.sub(lambda number: number[0].replace(",", ""), text))
@@ -56,9 +56,9 @@ class Cursor:
             raise Unreadable("too long")
         self._position = self._depth = 0
         self._bars = 0
-        """Absolute values that are open."""
+        """Number of absolute values that are open."""
         self._bound: list[str] = []
-        """Variables of sums around what is read."""
+        """Variables of the sums around the current position."""
 
     def _next(self, ahead: int = 0) -> str:
         place = self._position + ahead
@@ -80,7 +80,7 @@ class Cursor:
             raise Unreadable(f"{self._next() or 'the end'} where {token} should be")
 
     def _raw(self, after: str) -> str:
-        """The text of the group, or the token, that follows."""
+        """The text of the group or token that follows."""
         if not self._accept("{"):
             return self._take()
         depth, found = 1, []

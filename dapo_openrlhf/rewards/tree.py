@@ -23,7 +23,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """``name`` of arithmetic or of a function, applied."""
+    """The application of an arithmetic operation or a function ``name``."""
 
     name: str
     arguments: tuple[Node, ...]
@@ -46,7 +46,7 @@ CONSTANTS = frozenset(("pi", "e", "i", "infinity"))
 
 
 def symbols_of(node: Node) -> frozenset[str]:
-    """Names of the free symbols; constants are none."""
+    """Names of the free symbols, without constants."""
     match node:
         case Number():
             return frozenset()
@@ -59,7 +59,7 @@ def symbols_of(node: Node) -> frozenset[str]:
 
 
 def mentions(node: Node, name: str, arguments: int = 0) -> bool:
-    """Whether a constant, or an operation with that many arguments, is somewhere in it."""
+    """Whether a tree contains the named constant, or the named operation with that many arguments."""
     match node:
         case Number():
             return False

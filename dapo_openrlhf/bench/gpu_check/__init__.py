@@ -1,1 +1,1 @@
-"""An installation on one GPU, checked and measured part by part."""
+"""Checks and measures an installation on one GPU, part by part."""

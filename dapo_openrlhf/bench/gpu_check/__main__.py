@@ -1,6 +1,6 @@
-"""``scripts/gpu_check.sh``: does an installation do on one GPU what it should, and how fast?
+"""The command of ``scripts/gpu_check.sh``, which checks whether an installation works on one GPU, and how fast.
 
-The parts run one after the other. What is printed is one table; ``--json`` keeps every figure.
+The parts run one after the other. The results are printed as one table; ``--json`` keeps every figure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dapo_openrlhf.bench.gpu_check.process import run_part
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 when all is well, 1 when a check or a part failed, 2 when there is nothing to check."""
+    """Returns 0 when all checks passed, 1 when a check or a part failed, 2 when there is nothing to check."""
     options = _parser().parse_args(arguments)
     if options.part:
         return _measure(options)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    """What a part's own process does."""
+    """Measure one part, in the process of that part."""
     (part,) = [part for part in PARTS if part.name == options.part]
     found = part.run(options.folder)
     options.json.write_text(json.dumps(found), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Are engine and trainer the same policy, before and after publications? And what does one publication cost?"""
+"""Measures whether engine and trainer are the same policy before and after publications, and the cost of one."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, Roll
 
 PUBLICATIONS = 10
 COMPARED_TOKENS = 64
-"""Longest response that is compared."""
+"""Longest response that is compared, in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What was measured. Times are in seconds, each the median over all publications."""
+    """The figures measured. Times are in seconds, each the median over all publications."""
 
     before: Difference
     after: Difference
@@ -40,11 +40,11 @@ class Agreement:
     unpublished: Difference
     """The difference between a training step and its publication, for scale: how far the policy had moved."""
     publication: float
-    """The time from reading the trainer's weights to every engine using them, while engines generate."""
+    """The time from reading the trainer's weights until every engine uses them, while engines generate."""
     send: float
-    """The part of it for which the trainer waits."""
+    """The part of the publication for which the trainer waits."""
     pause: float
-    """The part of it for which an engine generates nothing."""
+    """The part of the publication for which an engine generates nothing."""
     bytes: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def batch_of_one(prompt: Prompt, generation: Generation, *, step: int) -> TrainB
 
 
 async def _difference(workers: run_workers.Workers, generation: Generation) -> Difference:
-    reference: Any = generation.tokens  # a Ray reference, which the pipeline passes on unseen
+    reference: Any = generation.tokens  # a Ray reference, which the pipeline passes on unopened
     tokens: GroupTokens = await reference
     # Every rank, since a forward pass is a collective under ZeRO-3.
     found: list[Comparison] = await asyncio.gather(*(_compared(rank, tokens) for rank in workers.ranks))

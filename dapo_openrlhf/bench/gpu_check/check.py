@@ -1,4 +1,4 @@
-"""What the GPU check consists of: parts that measure, and the checks that each of them comes to."""
+"""The parts of the GPU check, which measure, and the checks that result from them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What a part found out about one thing: a line of the table."""
+    """The result of a part about one thing, which is a line of the table."""
 
     name: str
     measured: str
     wanted: str = ""
-    """In words; empty for a figure that is only shown."""
+    """What is wanted, in words; empty for a figure that is only shown."""
     passed: bool | None = None
-    """None for a figure that is only shown."""
+    """Whether the check passed; None for a figure that is only shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,15 @@ class Part:
 
     name: str
     limit: float
-    """Seconds."""
+    """Time limit in seconds."""
     run: Callable[[Path], Mapping[str, Any]]
-    """Measures in that process; is given the folder with the workload. Its figures are written as JSON."""
+    """Measures, in that process, with the workload in a folder. The figures are written as JSON."""
     judge: Callable[[Mapping[str, Any]], list[Check]]
     """Turns the figures into checks, in the calling process."""
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The checks as text."""
+    """The checks as a table of plain text."""
     verdict = {True: "ok", False: "FAILED", None: ""}
     rows = [("check", "measured", "wanted", "")]
     rows += [(check.name, check.measured, check.wanted, verdict[check.passed]) for check in checks]

@@ -1,4 +1,4 @@
-"""Which packages are installed, and on which GPU."""
+"""Reports the installed packages and the GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COPIES = 20
 
 
 def versions(folder: Path) -> dict[str, Any]:
-    """Which packages are installed, on which GPU, and how long it takes for a copy of the model's size."""
+    """Find the installed packages, the GPU, and how long the GPU takes for a copy of the model's size."""
     import torch
 
     device = torch.cuda.get_device_properties(0)

@@ -1,4 +1,4 @@
-"""The parts of the check, in the order in which they run, and what is wanted of each."""
+"""The parts of the check in the order in which they run, and what is wanted of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part in a process of its own, with a limit: one that hangs or breaks costs its own answer and nothing else."""
+"""Runs a part in a process of its own, with a time limit, so that one that hangs or fails affects no other part."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_part(part: Part, folder: Path, left: float, found: dict[str, Any]) -> li
 
 
 def _failure(name: str, folder: Path, output: Path, log: Path, limit: float) -> str:
-    """Why a part's process failed, or nothing. None of its descendants is left."""
+    """Run a part's process; returns why it failed, or an empty text. None of its descendants is left."""
     command = [sys.executable, "-m", "dapo_openrlhf.bench.gpu_check", "--part", name, "--folder", str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # a Ray of its own
     try:

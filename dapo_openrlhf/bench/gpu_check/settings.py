@@ -1,4 +1,4 @@
-"""The runs of the check: one GPU, which engine and trainer share."""
+"""Settings of the runs of the check, on one GPU that engine and trainer share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACK_TOKENS = 16_384
 
 
 def settings_at(max_staleness: int, work: Workload, *, steps: int, learning_rate: float = 1e-6) -> dict[str, Any]:
-    """A run at K = ``max_staleness``: 131,072 response tokens a step, in two updates."""
+    """The settings of a run at K = ``max_staleness``: 131,072 response tokens per step, in two updates."""
     return {
         "device": "cuda",
         "run": {"name": f"k{max_staleness}", "dir": str(work.folder / "runs")},

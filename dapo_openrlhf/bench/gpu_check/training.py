@@ -1,4 +1,4 @@
-"""Whole trainings on the GPU: how fast, and whether no sample is older than it may be."""
+"""Measures whole trainings on the GPU: their speed, and whether the bound on policy age holds."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dapo_openrlhf.pipeline.event_log import read
 from dapo_openrlhf.pipeline.events import BatchTaken, WorkerSpans
 
 STEPS = 6
-"""Rollout steps of each run; the first ones are warm-up, see ``arm.WARM_UP_STEPS``."""
+"""Number of rollout steps of each run; the first ones are warm-up, see ``arm.WARM_UP_STEPS``."""
 
 
 def run_of(max_staleness: int) -> Callable[[Path], dict[str, Any]]:
-    """A whole training at K = ``max_staleness``."""
+    """The function that does a whole training at K = ``max_staleness``."""
 
     def run(folder: Path) -> dict[str, Any]:
         work = random_workload(folder)
@@ -47,7 +47,7 @@ def figures(events_file: Path) -> dict[str, Any]:
     per_update = tokens / len(updates)
     return asdict(run) | {
         "step_median": statistics.median(run.step_seconds),
-        # The first update of a run pays for kernels that are chosen then.
+        # The first update of a run is slower, since kernels are chosen then.
         "trainer_tokens_per_second": per_update / statistics.median(updates[1:]),
         "pause_seconds": statistics.median(span.seconds for span in spans if span.kind == "load_weights"),
     }

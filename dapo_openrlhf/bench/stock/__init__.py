@@ -1,1 +1,1 @@
-"""Stock OpenRLHF 0.11.2 as an arm, on a CPU and with its files as they are."""
+"""Stock OpenRLHF 0.11.2 as an arm, on a CPU and with unmodified files."""

@@ -1,7 +1,7 @@
 """Stock OpenRLHF as an arm.
 
-Its command line runs unmodified in a process tree and a local Ray of its own; ``on_cpu.py`` says what a CPU needs. Numbers
-come from the TensorBoard file that it writes itself.
+Its command line runs unmodified in a process tree and a local Ray of its own; ``on_cpu.py`` has what a CPU needs. The
+numbers come from the TensorBoard file that it writes itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STOCK_NAMES: dict[StockMode, str] = {
 
 
 def stock_arm(mode: StockMode, workload: Workload, settings: ArmSettings) -> Arm:
-    """Stock OpenRLHF's own trainer."""
+    """The arm of stock OpenRLHF's own trainer."""
 
     def run(folder: Path) -> Measurement:
         return measure(run_stock(mode, workload, settings, folder), settings)
@@ -41,8 +41,8 @@ def stock_arm(mode: StockMode, workload: Workload, settings: ArmSettings) -> Arm
 def run_stock(mode: StockMode, workload: Workload, settings: ArmSettings, output: Path) -> list[StockStep]:
     """Run stock OpenRLHF, its log going to ``output``; returns its complete steps, two or more.
 
-    Blocks. Raises :class:`ArmError` when it fails, takes longer than ``settings.timeout`` or gets no two steps done; no
-    process of it is left in any case.
+    The call blocks. Raises :class:`ArmError` when OpenRLHF fails, takes longer than ``settings.timeout`` or completes
+    fewer than two steps; in no case is a process of it left.
     """
     output.mkdir(parents=True, exist_ok=True)
     log = output / "stock.log"
@@ -64,7 +64,7 @@ def run_stock(mode: StockMode, workload: Workload, settings: ArmSettings, output
 
 
 def measure(steps: Sequence[StockStep], settings: ArmSettings) -> Measurement:
-    """The steps after the warm-up."""
+    """The measurement of the steps after the warm-up."""
     counted = steps[WARM_UP_STEPS:]
     train = [step.make_experience + step.ppo_train for step in counted]
     return Measurement(

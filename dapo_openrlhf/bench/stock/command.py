@@ -1,4 +1,4 @@
-"""How stock OpenRLHF is started: its modes, its command line, its environment."""
+"""The command that starts stock OpenRLHF: its modes, its command line, its environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dapo_openrlhf.bench.stock.on_cpu import PACKED_ATTENTION, VLLM_SETTINGS
 from dapo_openrlhf.bench.workload.workload import Workload
 
 StockMode: TypeAlias = Literal["sync", "async", "async-partial"]
-"""Its synchronous trainer, its asynchronous one, and that with ``--train.partial_rollout_enable``."""
+"""Its synchronous trainer, its asynchronous one, and the latter with ``--train.partial_rollout_enable``."""
 
 MODE_FLAGS: Mapping[StockMode, tuple[str, ...]] = {
     "sync": (),
@@ -30,11 +30,12 @@ FLAGS = (
     "--train.dynamic_batch_enable",
 )
 SPARE_STEPS = 2
-"""Stock stops when its prompts are used up; this many steps' more are given, since the pass rate varies."""
+"""Number of steps for which additional prompts are given, since stock stops when they are used up and the pass rate
+varies."""
 
 
 def stock_arguments(mode: StockMode, workload: Workload, settings: ArmSettings, folder: Path) -> list[str]:
-    """OpenRLHF's command line. ``folder`` takes what it writes."""
+    """OpenRLHF's command line. ``folder`` is for the files that it writes."""
     prompts = math.ceil((settings.steps + SPARE_STEPS) * settings.batch_size / workload.pass_rate)
     if prompts > workload.prompt_count:
         raise ValueError(f"{settings.steps} steps need {prompts} prompts, the workload has {workload.prompt_count}")
@@ -84,7 +85,7 @@ def stock_arguments(mode: StockMode, workload: Workload, settings: ArmSettings, 
 
 
 def stock_environment(settings: ArmSettings, folder: Path) -> dict[str, str]:
-    """Environment of its processes: what our own actors have, and what Ray and Hugging Face need."""
+    """The environment of its processes: that of our own actors, and what Ray and Hugging Face need."""
     engine = {
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[settings.param_dtype],
         "worker_extension_cls": "dapo_openrlhf.bench.stock.engine.CpuWorkerWrap",
@@ -110,7 +111,7 @@ def stock_environment(settings: ArmSettings, folder: Path) -> dict[str, str]:
 
 
 def _written(values: Mapping[str, object]) -> Iterator[str]:
-    """Settings as command-line arguments."""
+    """Yield settings as command-line arguments."""
     for name, value in values.items():
         yield f"--{name}"
         yield from map(str, value if isinstance(value, tuple) else (value,))

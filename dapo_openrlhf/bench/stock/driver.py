@@ -1,6 +1,6 @@
-"""``openrlhf.cli.train_ppo_ray``, unmodified, on a CPU: ``python -m dapo_openrlhf.bench.stock.driver ARGS``.
+"""Runs ``openrlhf.cli.train_ppo_ray``, unmodified, on a CPU: ``python -m dapo_openrlhf.bench.stock.driver ARGS``.
 
-Run by ``stock.py`` in a process of its own. Starts a local Ray with simulated GPUs, which ends with it.
+``arm.py`` runs it in a process of its own. It starts a local Ray with simulated GPUs, which ends with it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import ray
 from dapo_openrlhf.bench.stock.on_cpu import install
 
 SIMULATED_GPUS = 2
-"""One for the engine, one for the trainer: Ray only counts them."""
+"""Number of GPUs that Ray counts: one for the engine, one for the trainer."""
 PLACES = 8
-"""CPUs Ray counts; so many that its placement never waits."""
+"""Number of CPUs that Ray counts, enough for its placement never to wait."""
 OBJECT_STORE_BYTES = 512 << 20
 
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _accept_float32() -> None:
-    """OpenRLHF's parser knows bf16 and fp16; let it pass fp32 on."""
+    """Make OpenRLHF's parser, which knows bf16 and fp16, accept fp32."""
     add_argument = argparse.ArgumentParser.add_argument
 
     def with_float32(self: argparse.ArgumentParser, *names: str, **settings: Any) -> argparse.Action:

@@ -13,11 +13,11 @@ from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap  # noqa: E402
 
 
 class CpuWorkerWrap(WorkerWrap):  # type: ignore[misc]  # openrlhf has no types
-    """Receives weights tensor by tensor as the stock one, but loads them when the last has come.
+    """Receives weights tensor by tensor like the stock class, but loads them once the last one has arrived.
 
-    vLLM packs linear weights when it loads them on a CPU and drops the originals, so one tensor alone cannot
-    be replaced. The trainer marks its last tensor (``empty_cache``). The model's head must not be tied to its
-    embeddings: nothing would pack it anew.
+    vLLM packs linear weights when it loads them on a CPU and drops the originals, so a single tensor cannot be
+    replaced. The trainer marks its last tensor (``empty_cache``). The model's head must not be tied to its embeddings,
+    since it would not be packed again.
     """
 
     def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> None:

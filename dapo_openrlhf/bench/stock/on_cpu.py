@@ -1,10 +1,10 @@
-"""Remedies that let stock OpenRLHF 0.11.2 run on a CPU, applied from outside: its files stay as they are.
+"""Patches that let stock OpenRLHF 0.11.2 run on a CPU, applied at import: its files are not modified.
 
-``install`` runs at the start of every process (driver, Ray workers, vLLM's engine core) and imports nothing
-heavy: it leaves notes with Python's import system, and a module is changed right after it was imported,
-before its importer sees it. Each remedy is one function with the obstacle in its docstring.
+``install`` runs at the start of every process (driver, Ray workers, vLLM's engine core) and imports nothing heavy: it
+registers with Python's import system, and a module is patched right after it was imported, before its importer sees it.
+Each patch, called a remedy here, is one function with the obstacle in its docstring.
 
-Every remedy replaces what CUDA would do by a quick equivalent on a CPU: NCCL by gloo over loopback, flash-attn's
+Every remedy replaces what CUDA would do by a fast equivalent on a CPU: NCCL by gloo over loopback, flash-attn's
 variable-length attention by torch's attention one sequence at a time, the fused Adam by torch's own.
 """
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKED_ATTENTION = "varlen_flash_attention_on_cpu"
-"""Name of the attention for packed samples; OpenRLHF wants "flash_attention" in it."""
+"""Name of the attention for packed samples; OpenRLHF requires "flash_attention" in it."""
 
 VLLM_SETTINGS = "DAPO_OPENRLHF_BENCH_VLLM_SETTINGS"
-"""Environment variable with vLLM engine arguments (JSON) that override those OpenRLHF has hard-wired."""
+"""Environment variable with vLLM engine arguments (JSON) that override those that OpenRLHF has hard-wired."""
 
 
 def install() -> None:
     """Apply all remedies in this process, now or when the modules they concern are imported."""
-    # flash-attn's interface, imported for its padding helpers, wants its compiled part.
+    # flash-attn's interface, imported for its padding helpers, imports its compiled part.
     sys.modules.setdefault("flash_attn_2_cuda", types.ModuleType("flash_attn_2_cuda"))
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds modules that have a remedy where Python finds them anyway, and applies it after the import."""
+    """Finds modules that have a remedy where Python finds them, and has the remedy applied after the import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -52,7 +52,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """A module's own loader and a remedy."""
+    """Loads a module with its own loader and then applies a remedy."""
 
     def __init__(self, loader: importlib.abc.Loader, remedy: Callable[[Any], None]) -> None:
         self._loader = loader
@@ -66,16 +66,16 @@ class _Loader(importlib.abc.Loader):
         self._remedy(module)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)  # source, resources: whatever else the loader can do
+        return getattr(self._loader, name)  # everything else that the loader can do: source, resources
 
 
 # Remedies, each called with a module that was just imported
 
 
 class _CpuDevice(str):
-    """``torch.cuda.current_device()`` on a CPU: a device wherever torch wants one, 0 in ``f"cuda:{...}"``.
+    """The value of ``torch.cuda.current_device()`` on a CPU: a device where torch needs one, 0 in ``f"cuda:{...}"``.
 
-    OpenRLHF's replay buffer builds a device of that text, and never uses it.
+    OpenRLHF's replay buffer makes a device from that text, and never uses it.
     """
 
     def __format__(self, specification: str) -> str:
@@ -83,7 +83,7 @@ class _CpuDevice(str):
 
 
 def _torch_cuda(module: Any) -> None:
-    """OpenRLHF calls these wherever a model is, without asking whether there is CUDA."""
+    """OpenRLHF calls these wherever a model is, without checking whether there is CUDA."""
     module.current_device = lambda: _CpuDevice("cpu")
     module.set_device = lambda device: None
     module.synchronize = lambda device=None: None
@@ -157,7 +157,7 @@ REMEDIES: dict[str, Callable[[Any], None]] = {
 
 
 class GlooBroadcast:
-    """``PyNcclCommunicator`` by gloo: trainer rank 0 and all engines."""
+    """Takes the place of ``PyNcclCommunicator`` with gloo, between trainer rank 0 and all engines."""
 
     def __init__(self, address: str, port: int, rank: int, world_size: int, device: object) -> None:
         from vllm.distributed.utils import stateless_init_torch_distributed_process_group
@@ -165,7 +165,7 @@ class GlooBroadcast:
         self._group: Any = stateless_init_torch_distributed_process_group(address, port, rank, world_size, "gloo")
 
     def broadcast(self, tensor: Tensor, src: int, stream: object = None) -> None:
-        """Send ``tensor`` of rank ``src`` to all, or receive into it; returns when it has arrived."""
+        """Send ``tensor`` of rank ``src`` to all ranks, or receive into it; returns when it has arrived."""
         from torch.distributed import BroadcastOptions
 
         options = BroadcastOptions()

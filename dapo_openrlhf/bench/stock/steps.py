@@ -1,4 +1,4 @@
-"""The steps of a stock run, by the metrics that OpenRLHF writes for TensorBoard."""
+"""Reads the steps of a stock run from the metrics that OpenRLHF writes for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dapo_openrlhf.bench.arm import ArmSettings
 
 @dataclass(frozen=True, kw_only=True)
 class StockStep:
-    """One complete step, by OpenRLHF's own metrics."""
+    """One complete step, as measured by OpenRLHF's own metrics."""
 
     finished: float
-    """Seconds since the start of the process."""
+    """End of the step, in seconds since the start of the process."""
     generation: float
-    """Seconds that it took to generate the batch that was trained."""
+    """Seconds for generating the batch that was trained."""
     make_experience: float
     """Seconds for log-probs of the old policy and advantages."""
     ppo_train: float
@@ -24,9 +24,9 @@ class StockStep:
     broadcast: float
     """Seconds for the transfer of weights, waiting for the engine included."""
     response_tokens: float
-    """Response tokens trained."""
+    """Number of response tokens trained."""
     generated_groups: float
-    """Groups generated to fill the batch, the filtered ones included."""
+    """Number of groups generated to fill the batch, the filtered ones included."""
 
 
 def read_scalars(folder: Path) -> dict[str, dict[int, tuple[float, float]]]:
@@ -45,7 +45,7 @@ def read_scalars(folder: Path) -> dict[str, dict[int, tuple[float, float]]]:
 def complete_steps(
     scalars: Mapping[str, Mapping[int, tuple[float, float]]], settings: ArmSettings, started: float
 ) -> Iterator[StockStep]:
-    """Steps that trained a whole batch, in order. ``started`` is the wall-clock time of the start."""
+    """Yield the steps that trained a whole batch, in order. ``started`` is the wall-clock time of the start."""
     wanted = settings.batch_size * settings.n_samples_per_prompt
     for step, (finished, responses) in sorted(scalars.get("rollout/num_samples", {}).items()):
         if responses < wanted:

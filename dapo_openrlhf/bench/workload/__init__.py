@@ -1,1 +1,1 @@
-"""Workloads: what the arms of a comparison, or the parts of a check, are given to do."""
+"""Workloads: the work that the arms of a comparison, or the parts of a check, are given."""

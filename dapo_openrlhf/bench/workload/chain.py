@@ -1,11 +1,11 @@
-"""The comparison's text: responses that vary in length as reasoning does, prompts of a known pass rate.
+"""The text of the comparison: responses that vary in length like reasoning, and prompts with a known pass rate.
 
 A prompt ends with the mark of its category. Each category has letters and an end-of-sequence hazard of its own, so a
 response's length is geometric around its category's mean: a group's lengths are alike, and all lengths together have a
 heavy tail. The label says whether all, none or about half of a prompt's responses are right (see ``reward.py``),
 independently of the category.
 
-Such text is a Markov chain of characters, which ``chain_model.py`` builds a model to write.
+Such text is a Markov chain of characters; ``chain_model.py`` builds a model that writes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Category:
     mark: str
     """Last character of the prompt."""
     letters: str
-    """What responses consist of; disjoint from all other categories'."""
+    """The letters of responses, disjoint from those of all other categories."""
     mean_length: float
     """Mean response length before the cap, in tokens, the end token included; above 2."""
     share: float
@@ -35,7 +35,7 @@ class Category:
 
     @property
     def hazard(self) -> float:
-        """Probability of the end token after each letter; a response has one letter at least."""
+        """Probability of the end token after each letter; a response has at least one letter."""
         return 1.0 / (self.mean_length - 1.0)
 
 
@@ -49,28 +49,28 @@ CATEGORIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that determines the work."""
+    """Everything that determines the workload."""
 
     seed: int = 0
     categories: tuple[Category, ...] = CATEGORIES
     right_share: float = 0.3
     """Share of prompts all of whose responses are right."""
     wrong_share: float = 0.3
-    """Share of prompts none of whose responses is right; the rest is mixed."""
+    """Share of prompts none of whose responses is right; the other prompts are mixed."""
     prompts: int = 8192
     prompt_tokens: int = 12
-    """Length of every prompt: digits and a mark."""
+    """Length of every prompt in tokens: digits and a mark."""
     max_new_tokens: int = 256
     """Longest response, in tokens."""
     hidden_size: int = 256
-    """At least the number of different characters."""
+    """Hidden size of the model, at least the number of different characters."""
     intermediate_size: int = 768
     layers: int = 4
     heads: int = 4
     head_size: int = 64
-    """vLLM's attention on CPUs knows 32 and 64 among others, but nothing smaller."""
+    """Size of an attention head; vLLM's attention on CPUs supports 32 and 64 among others, but nothing smaller."""
     layer_scale: float = 1e-3
-    """Standard deviation of the layers' output projections, beside embeddings of size 1."""
+    """Standard deviation of the layers' output projections, compared with embeddings of size 1."""
 
     @property
     def max_len(self) -> int:
@@ -79,7 +79,7 @@ class Recipe:
 
     @property
     def pass_rate(self) -> float:
-        """Expected share of groups dynamic sampling keeps, but for mixed groups that agree by chance."""
+        """Expected share of groups that dynamic sampling keeps, apart from mixed groups that agree by chance."""
         return 1.0 - self.right_share - self.wrong_share
 
 

@@ -1,4 +1,4 @@
-"""The comparison's workload in its folder: built once, and found again by its manifest."""
+"""The comparison's workload in its folder, which is built once and recognised by its manifest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dapo_openrlhf.bench.workload.workload import Workload, write_prompts
 from dapo_openrlhf.whole_file import whole_file
 
 SOURCES = ("chain.py", "chain_model.py", "workload.py")
-"""What the finished work depends on besides its recipe, beside this file."""
+"""Source files, beside this one, on which the finished workload depends besides its recipe."""
 
 
 def chain_workload(folder: Path, recipe: Recipe | None = None) -> Workload:
-    """Build the work into ``folder`` unless it is there already.
+    """Build the workload in ``folder`` unless it is there already.
 
     Raises ``FileExistsError`` rather than replace a folder that holds something else.
     """
@@ -39,7 +39,7 @@ def chain_workload(folder: Path, recipe: Recipe | None = None) -> Workload:
 
 
 def _describe(recipe: Recipe) -> dict[str, Any]:
-    """What finished work is recognised by: its recipe and the SHA-256 of the sources that follow it."""
+    """The description by which finished work is recognised: its recipe and the SHA-256 of the sources."""
     digest = hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)).hexdigest()
     described: dict[str, Any] = json.loads(json.dumps({"recipe": asdict(recipe), "source_sha256": digest}))
     return described
@@ -70,7 +70,7 @@ def _build(recipe: Recipe, folder: Path) -> int:
 
 
 def _build_and_install(recipe: Recipe, output: Path, described: dict[str, Any]) -> None:
-    """Build beside ``output`` and rename, so that nothing half-made is left."""
+    """Build beside ``output`` and rename, so that nothing incomplete is left."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as folder:
         folder.mkdir()

@@ -1,8 +1,8 @@
-"""The comparison's model, which writes the chain of ``chain.py`` without training.
+"""The model of the comparison, which writes the chain of ``chain.py`` without training.
 
-Its embeddings and its head are set to the chain's transition probabilities, and its layers, full-sized and random, add next
-to nothing. Every machine gets the same lengths and the same pass rate, after seconds, and pays for generating and training
-what any model of this shape costs.
+Its embeddings and its head are set to the chain's transition probabilities, and its layers, full-sized and random, add
+almost nothing. The model is built within seconds and gives the same lengths and the same pass rate on every machine,
+while generating and training cost as much as with any model of this shape.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 from dapo_openrlhf.bench.workload.chain import EOS, PAD, UNKNOWN, Recipe, list_tokens
 
 NEVER = -20.0
-"""Log-probability of what the model shall not write."""
+"""Log-probability of tokens that the model must not write."""
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A tokenizer of characters; it adds nothing of its own to a text."""
+    """A tokenizer of characters, which adds nothing to a text."""
     vocabulary = {token: index for index, token in enumerate(list_tokens(recipe))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -37,11 +37,11 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def next_logprobs(recipe: Recipe) -> torch.Tensor:
-    """Log-probability of each token (column) after each token (row): the chain the model shall write."""
+    """Log-probability of each token (column) after each token (row), the chain that the model is to write."""
     tokens = list_tokens(recipe)
     ids = {token: index for index, token in enumerate(tokens)}
     logprobs = torch.full((len(tokens), len(tokens)), NEVER)
-    logprobs[:, ids[EOS]] = 0.0  # whatever is never followed by anything
+    logprobs[:, ids[EOS]] = 0.0  # after tokens that are never followed by others
     for category in recipe.categories:
         own = [ids[letter] for letter in category.letters]
         uniform = torch.tensor(1.0 / len(own))
@@ -56,7 +56,7 @@ def next_logprobs(recipe: Recipe) -> torch.Tensor:
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     """A model in float32, with untied embeddings, that writes the chain."""
     special: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    undeclared: dict[str, Any] = {"head_dim": recipe.head_size}  # which transformers takes all the same
+    undeclared: dict[str, Any] = {"head_dim": recipe.head_size}  # which transformers accepts nevertheless
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
@@ -77,7 +77,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForC
         for layer in model.model.layers:
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 projection.weight.normal_(std=recipe.layer_scale)
-        # Orthonormal directions, one a token: the head reads off the last token and looks up what may follow.
+        # One orthonormal direction per token: the head reads the last token and looks up what may follow.
         # The embeddings' root mean square is 1, so the last norm leaves them as they are.
         directions = torch.linalg.qr(torch.randn(recipe.hidden_size, recipe.hidden_size))[0][: len(tokenizer)]
         model.model.embed_tokens.weight.copy_(directions * recipe.hidden_size**0.5)

@@ -1,6 +1,6 @@
-"""The GPU check's workload: a model of Qwen2's 0.5 B shape with random weights, which writes to the limit.
+"""The workload of the GPU check: a model of Qwen2's 0.5 B shape with random weights, which writes up to the limit.
 
-Random weights cost what trained ones cost, need no download, and say something different each time: all tokens are about
+Random weights cost as much as trained ones, need no download, and give different responses: all tokens are about
 equally likely, so responses end at ``MAX_NEW_TOKENS`` and half of a group's are right by the checksum of their text.
 """
 
@@ -32,7 +32,7 @@ SHAPE: Mapping[str, Any] = {
 
 
 def random_workload(folder: Path) -> Workload:
-    """The work in ``folder``, where :func:`build_work` puts it."""
+    """The workload in ``folder``, where :func:`build_work` writes it."""
     return Workload(
         folder=folder,
         prompt_count=PROMPTS,
@@ -71,9 +71,9 @@ def build_work(work: Workload, *, shape: Mapping[str, Any] = SHAPE, vocabulary: 
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Digits to read, and a text of its own for every token that the model can write.
+    """A tokenizer with digits for prompts, and a different text for every token that the model can write.
 
-    Whatever is saved, transformers reads Qwen2's kind of tokenizer from beside a Qwen2 model: so this is of that kind.
+    Beside a Qwen2 model transformers always reads a tokenizer of Qwen2's kind, so this is one.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

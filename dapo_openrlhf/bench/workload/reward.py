@@ -1,8 +1,8 @@
-"""The benchmark's reward, in the form of OpenRLHF's file rewards: both sides load it (standard library).
+"""The reward of the benchmark, in the form of OpenRLHF's file rewards, which both sides load (standard library).
 
-A prompt's label says what kind it is: every response of a ``right`` prompt is right, none of a ``wrong`` one,
-and of a ``mixed`` one those whose text has an even checksum: about half, whatever the model says. So the
-share of groups that dynamic sampling keeps is set by the prompts and stays the same in training.
+The label of a prompt is its kind: every response to a ``right`` prompt is right, none to a ``wrong`` one, and to a
+``mixed`` one those whose text has an even checksum, which are about half, whatever the model writes. So the share of
+groups that dynamic sampling keeps is set by the prompts and stays the same in training.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ END = "<eos>"
 def reward_func(
     queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str], **kwargs: object
 ) -> dict[str, float | list[float]]:
-    """Scores, 0.0 or 1.0, of responses: ``queries`` are prompt and response, ``prompts`` how each begins.
+    """Scores, 0.0 or 1.0, of responses: ``queries`` are prompts with responses, ``prompts`` the prompts alone.
 
-    OpenRLHF 0.11.2 hands over one response a call and makes a tensor of ``[result["rewards"]]``: for one
-    response the values are numbers, for several they are lists.
+    OpenRLHF 0.11.2 passes one response per call and makes a tensor of ``[result["rewards"]]``: for one response the
+    values are numbers, for several they are lists.
     """
     texts = zip(queries, prompts, labels, strict=True)
     scores = [score(query.removeprefix(prompt).removesuffix(END), label) for query, prompt, label in texts]
@@ -29,7 +29,7 @@ def reward_func(
 
 
 def score(response: str, label: str) -> float:
-    """1.0 for a right response, 0.0 for a wrong one. Raises ``ValueError`` for an unknown label."""
+    """The score: 1.0 for a right response, 0.0 for a wrong one. Raises ``ValueError`` for an unknown label."""
     if label == "mixed":
         return float(zlib.crc32(response.encode()) % 2 == 0)
     if label not in ("right", "wrong"):

@@ -1,4 +1,4 @@
-"""What every arm, and every run of a check, is given: a model, prompts and a reward in a folder."""
+"""A workload, which every arm and every run of a check is given: a model, prompts and a reward in a folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dapo_openrlhf.bench.workload import reward
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The work in its folder, and what an arm must know of it to be set up."""
+    """A workload in its folder, and what an arm must know about it."""
 
     folder: Path
     prompt_count: int
     prompt_tokens: int
-    """Length of every prompt."""
+    """Length of every prompt, in tokens."""
     max_new_tokens: int
     """Longest response, in tokens."""
     pass_rate: float
@@ -30,7 +30,7 @@ class Workload:
 
     @property
     def prompts(self) -> Path:
-        """JSON lines with ``input`` and ``label``."""
+        """File of JSON lines with ``input`` and ``label``."""
         return self.folder / "prompts.jsonl"
 
     @property

@@ -1,9 +1,9 @@
-"""The rule reward: is the answer right? (standard library only)
+"""The verifier of the rule reward, which decides whether an answer is right (standard library only).
 
 DAPO eq. 7: +1 if the final answer is equivalent to the gold one, -1 if not. Extraction is strict, so that a response
 that merely contains the right number somewhere is wrong and the format is learnt. Two answers are compared as text, then
-as exact numbers, then kind by kind (lists, intervals, equations, quantities...); what is left are single expressions,
-about which the caller's algebra is asked. All patterns are linear in the text, whatever a response says.
+as exact numbers, then kind by kind (lists, intervals, equations, quantities...); the remaining single expressions are
+compared by the caller's algebra. All patterns take time linear in the length of the text, whatever a response contains.
 """
 
 from dapo_openrlhf.rewards.verifier.comparison import Algebra, Equal, answer_key, compare

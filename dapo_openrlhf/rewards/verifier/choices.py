@@ -1,4 +1,4 @@
-"""Multiple choice: an answer that repeats what its letter stands for, or explains its yes or no."""
+"""Compares multiple-choice answers that repeat what their letter stands for, or that explain a yes or no."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AFFIRMED = re.compile(r"\b(?:yes|true|maybe)\b", re.IGNORECASE)
 
 def by_choice(one: str, other: str) -> bool | None:
     """The verdict where one of the two is a letter, or several, and the other says more: ``(C) 12``, ``AC`` for ``A, C``;
-    likewise for yes and no. None where it is not about these."""
+    likewise for yes and no. None for all other texts."""
     for short, long in ((other, one), (one, other)):
         if _LETTERS.fullmatch(short) and long.isalpha() and long.isupper() and long.isascii():
             return short is other and sorted(long) == sorted(short.replace(",", "").replace(" ", ""))

@@ -1,4 +1,4 @@
-"""Is an answer the gold one? By text, by exact numbers, then kind by kind; algebra is asked about single expressions."""
+"""Compares an answer with the gold one: by text, by exact numbers, then kind by kind, single expressions by algebra."""
 
 from __future__ import annotations
 
@@ -32,34 +32,35 @@ from dapo_openrlhf.rewards.verifier.units import split_unit
 from dapo_openrlhf.rewards.verifier.words import is_mathematics, is_prose, is_verdict, same_times, same_words, says_same
 
 LONGEST_ANSWER = 200
-"""Characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long too."""
+"""Most characters of an answer that is more than text or a number; a longer one is wrong, unless the gold one is long
+too."""
 LONGEST_READ = 2000
-"""Characters of either that are read as more than text or a number."""
+"""Most characters of either answer for it to be read as more than text or a number."""
 MOST_ITEMS = 100
-"""Of a list or set that is compared item by item."""
+"""Most items of a list or set that is compared item by item."""
 
 
 _THIN_THOUSANDS = re.compile(r"(?<=\d),\\[,;:] ?(?=\d{3}(?!\d))")
-"""A comma with a thin space behind it, as in ``12,\\,500``: one number, where the gold answer is one."""
+"""A comma with a thin space after it, as in ``12,\\,500``, which is one number where the gold answer is a number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algebra:
-    """What text and exact numbers cannot decide: are these two expressions, or equations, equal?"""
+    """A question that text and exact numbers cannot decide: whether two expressions, or equations, are equal."""
 
     answer: str
     label: str
 
 
 Equal: TypeAlias = Callable[[Algebra], bool]
-"""Decides by algebra; raises what says that it cannot."""
+"""A function that decides by algebra; it raises an error when it cannot."""
 
 
 def compare(answer: str, label: str, equal: Equal, *, number_form: bool = False) -> bool:
     """Whether an extracted answer equals the gold one. Raises what ``equal`` raises.
 
-    Of a label as GSM8K has it, what follows the last ``####`` is the gold one. With ``number_form`` the answer to a
-    number must be written as one: ``17*23`` is not 391, nor is ``782/2``.
+    In a label of GSM8K's form, the gold answer is what follows the last ``####``. With ``number_form`` an answer must
+    be written as a number where the label is one: ``17*23`` is not 391, nor is ``782/2``.
     """
     mine, gold = canonical(answer), canonical(label.rpartition("####")[2])
     if not mine or not gold:
@@ -86,7 +87,7 @@ def _joined_thousands(raw: str, text: str, other: str) -> str:
 
 
 def answer_key(answer: str) -> str:
-    """Equal for answers that are the same text or the same number, in decimal digits or as a reduced fraction."""
+    """A key that is equal for answers that are the same text or number, in decimal digits or as a reduced fraction."""
     text = canonical(answer)
     value = exact_value(text)
     return text if value is None or value.numerator.bit_length() > 2 * MOST_DIGITS else str(value)
@@ -97,7 +98,7 @@ def _same_text(mine: str, gold: str) -> bool:
 
 
 def _by_value(mine: str, gold: str, *, number_form: bool) -> bool | None:
-    """The verdict of two exact numbers; None where one of the texts is none."""
+    """The verdict on two exact numbers; None where one of the texts is not an exact number."""
     right = exact_value(gold)
     if right is None:
         return None
@@ -120,7 +121,7 @@ def _has_number_form(mine: Value, gold: Value) -> bool:
 
 
 def _value_text(value: Value, named: Callable[[str], bool]) -> str | None:
-    """The text of one value, without the name it is given."""
+    """The text of a single value, without the name that it is given."""
     match value:
         case Expression(text):
             return text
@@ -131,7 +132,7 @@ def _value_text(value: Value, named: Callable[[str], bool]) -> str | None:
 
 
 class _Comparison:
-    """Compares values kind by kind, asking algebra where it must."""
+    """Compares values kind by kind, by algebra where necessary."""
 
     def __init__(self, equal: Equal) -> None:
         self._equal = equal
@@ -171,7 +172,7 @@ class _Comparison:
                 return False
 
     def _without_names(self, mine: Value, gold: Value) -> tuple[Value, Value]:
-        """Without what a value is called, where the other side does not say it: ``7`` for ``x=7``."""
+        """The two values without a name that only one side gives: ``7`` for ``x=7``."""
         mine, gold = located(mine, gold), located(gold, mine)
         if isinstance(mine, Several) and isinstance(gold, Several):
             return (unnamed_items(mine, gold), unnamed_items(gold, mine))
@@ -189,7 +190,7 @@ class _Comparison:
         return mine, gold
 
     def _last_of_chain(self, text: str) -> Value:
-        """``7`` of ``3+4=7``; the chain itself, which equals nothing, where it does not hold."""
+        """The ``7`` of ``3+4=7``; where the chain does not hold, the chain itself, which equals nothing."""
         text = text.partition(r"\approx")[0]
         sides = values.split(text, ("=",))
         if len(sides) == 1:
@@ -222,7 +223,7 @@ class _Comparison:
         return self._equal(Algebra(answer=scaled, label=gold))
 
     def _residues(self, mine: tuple[str, str, str], gold: tuple[str, str, str]) -> bool:
-        r"""``3\pmod 7``: the same number, and the same modulus where both name one."""
+        r"""Whether residues such as ``3\pmod 7`` are the same: the number, and the modulus where both name one."""
         one, other = mine[2].strip("{() }"), gold[2].strip("{() }")
         return self._same(mine[0], gold[0], Fraction(1)) and (
             not (one and other) or self._same(one, other, Fraction(1))
@@ -251,7 +252,7 @@ class _Comparison:
         return self._in_some_order(mine.items, gold.items)
 
     def _in_some_order(self, mine: Sequence[Value], gold: Sequence[Value]) -> bool:
-        """Whether each item has a partner of its own; equality being transitive, the first that fits will do."""
+        """Whether the items can be paired; as equality is transitive, each takes the first partner that fits."""
         left = list(gold)
         for item in mine:
             place = next((index for index, other in enumerate(left) if item == other), None)
@@ -334,7 +335,7 @@ def _mirrored(sign: str) -> str:
 
 
 def _with_pieces(value: Value) -> Value:
-    """A region of single numbers only is a set of them."""
+    """Turn a region of single numbers only into a set of them."""
     if isinstance(value, Region) and all(piece.low == piece.high for piece in value.pieces):
         return Several("set", tuple(Expression(piece.low) for piece in value.pieces))
     return value

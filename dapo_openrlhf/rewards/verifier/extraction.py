@@ -8,7 +8,7 @@ TAIL = 2000
 """Characters at the end of a response in which the answer must stand."""
 
 _TURN = re.compile(r"<\||\[/?INST\]|<start_of_turn>")
-"""Begins or ends a message of a chat: what stands before it does not go on."""
+"""Marks that begin or end a message of a chat; text before them belongs to another message."""
 _THOUGHTS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -27,16 +27,16 @@ _CLOSING = re.compile(r"[\s}$.*)\]\\]*")
 _AFTER = re.compile(
     r"<\|[^<>|\n]{1,40}\|>|</?(?:answer|s|eos|final|response)>|<eos>|<pad>|<end_of_turn>", re.IGNORECASE
 )
-"""Tags and end tokens, which belong to no answer."""
+"""Tags and end tokens, which are not part of an answer."""
 _MINERVA = "the final answer is"
 _HOPE = "i hope it is correct"
 
 
 def final_part(response: str, prompt: str = "") -> str:
-    """What a response says after its thoughts, at most its last 2,000 characters; empty if a thought is unfinished.
+    """The part of a response after its thoughts, at most its last 2,000 characters; empty if a thought is unfinished.
 
-    A thought may be opened at the end of the prompt, as chat templates do. Only searches for fixed text: the time is
-    linear, and a megabyte takes less than a millisecond.
+    A thought may be opened at the end of the prompt, as chat templates do. This searches for fixed text only, so the
+    time is linear, and a megabyte takes less than a millisecond.
     """
     if not any(stem in response or stem in prompt[-_PROMPT_END:] for stem in ("think", "THINK", "thought")):
         return response[-TAIL:]
@@ -51,7 +51,7 @@ def final_part(response: str, prompt: str = "") -> str:
 
 
 def _opens(end: str, opening: str, closing: str) -> bool:
-    """Whether a prompt ends within a thought; a sentence that only speaks of the tag opens none."""
+    """Whether a prompt ends within a thought; a sentence that only mentions the tag does not open one."""
     opened = end.rfind(opening)
     if opened < 0 or end.rfind(closing) > opened:
         return False
@@ -61,9 +61,9 @@ def _opens(end: str, opening: str, closing: str) -> bool:
 
 
 def extract_answer(response: str, prompt: str = "") -> str | None:
-    """The final answer a response to ``prompt`` gives, or None.
+    """The final answer that a response to ``prompt`` gives, or None.
 
-    The last attempt counts: an empty ``Answer:`` or an unclosed box after an earlier answer leaves none.
+    The last attempt counts: with an empty ``Answer:`` or an unclosed box after an earlier answer there is no answer.
     """
     tail = final_part(response, prompt)
     last = None
@@ -76,7 +76,7 @@ def extract_answer(response: str, prompt: str = "") -> str | None:
 
 
 def _line(text: str) -> str:
-    """The answer after ``Answer:``: the rest of the line, or of the next that says something, or displayed formula."""
+    """The answer after ``Answer:``: the rest of the line, the next line that is not empty, or a displayed formula."""
     text = text.lstrip()
     text = text[min(len(text) - len(text.lstrip("*_}")), 4) :].lstrip()
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
@@ -91,7 +91,7 @@ def _line(text: str) -> str:
 
 
 def _of_minerva(line: str) -> str:
-    """``7`` of ``The final answer is 7. I hope it is correct.``"""
+    """The ``7`` of ``The final answer is 7. I hope it is correct.``"""
     low = line.lower()
     hope = low.rstrip(" .").removesuffix(_HOPE)
     if low.startswith(_MINERVA) and len(hope) < len(low.rstrip(" .")):
@@ -100,7 +100,7 @@ def _of_minerva(line: str) -> str:
 
 
 def _boxed(text: str, start: int) -> str | None:
-    r"""What is in the box whose command ends at ``start``: braces with their content, or, as in ``\boxed 2``, one token."""
+    r"""The content of the box whose command ends at ``start``: that of braces, or one token as in ``\boxed 2``."""
     space = len(text) - start - len(text[start:].lstrip(" \t"))
     start += space
     if text[start : start + 1] == "{":
@@ -111,7 +111,7 @@ def _boxed(text: str, start: int) -> str | None:
 
 
 def _unmatched_brace(text: str, start: int) -> int | None:
-    """Where the first closing brace without an opening one stands, from ``start`` on; None without one."""
+    """Position, from ``start`` on, of the first closing brace without an opening one; None if there is none."""
     depth = 0
     for match in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match[0], 0)

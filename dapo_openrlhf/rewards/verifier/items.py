@@ -1,4 +1,4 @@
-"""The items of several values, as another answer has them: without names, entries of a matrix."""
+"""Brings the items of several values into the form of the other answer: without names, as entries of a matrix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _POINT = re.compile(r"[ABD-Z]\(.+,.+\)")
 
 
 def unnamed_items(mine: Several, other: Several) -> Several:
-    """Without the names of the items, where the other side has none: in the order of the alphabet if they differ."""
+    """The items without their names, where the other side has none; in alphabetical order of the names if they
+    differ."""
     equations = [item for item in mine.items if isinstance(item, Equation) and is_name(item.left)]
     if len(equations) < len(mine.items) or any(isinstance(item, Equation) for item in other.items) or not equations:
         return mine
@@ -28,7 +29,7 @@ def unnamed_items(mine: Several, other: Several) -> Several:
 
 
 def located(value: Value, other: Value) -> Value:
-    """``A(1,2)`` as the pair, where the other side does not name the point."""
+    """A point such as ``A(1,2)`` as a pair, where the other side does not name the point."""
     is_pair = isinstance(other, Several) and other.kind == "tuple"
     if is_pair and isinstance(value, Expression) and _POINT.fullmatch(value.text):
         return values.read(value.text[1:])
@@ -36,7 +37,7 @@ def located(value: Value, other: Value) -> Value:
 
 
 def vector(value: Value, kind: str) -> Several:
-    """A row or column as a tuple; a larger matrix is none."""
+    """A matrix with one row or column as a tuple; a larger matrix as an empty one."""
     if isinstance(value, Several):
         return value
     assert isinstance(value, Matrix)

@@ -15,14 +15,14 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Text that is no mathematics."""
+    """Text that is not mathematics."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Based:
-    """Digits in a base: ``1201_3``."""
+    """Digits in a base, such as ``1201_3``."""
 
     digits: str
     base: str
@@ -30,8 +30,8 @@ class Based:
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Several values. In a ``list`` or ``set`` any order does; repetitions count. ``named`` ones had names and are in
-    the order of these."""
+    """Several values. In a ``list`` or ``set`` the order does not matter, but repetitions do. ``named`` values had
+    names and are in the order of these."""
 
     kind: Literal["list", "set", "tuple", "vector", "named"]
     items: tuple[Value, ...]
@@ -39,7 +39,7 @@ class Several:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """``left = right``."""
+    """An equation ``left = right``."""
 
     left: str
     right: str
@@ -56,7 +56,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """All numbers between two."""
+    """All numbers between two bounds."""
 
     low: str
     high: str
@@ -66,7 +66,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Intervals and single numbers together, and what is called so where it is said: ``x`` in ``x > 3``."""
+    """A union of intervals and single numbers, and the name of what lies in it, if given: ``x`` in ``x > 3``."""
 
     pieces: tuple[Interval, ...]
     name: str = ""

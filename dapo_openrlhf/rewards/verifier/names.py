@@ -1,4 +1,4 @@
-"""What may stand before an equals sign without being part of the answer: a name, ``f(x)``, what the question calls it."""
+"""Recognises what may precede an equals sign without being part of the answer: a name, ``f(x)``, what was asked for."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _WORDS = re.compile(
     re.IGNORECASE,
 )
 LONGEST = 60
-"""Characters of a name."""
+"""Most characters of a name."""
 
 
 def is_name(text: str) -> bool:
-    """Whether it is one name, and nothing that is worked out with it: ``x``, ``f(x)``, ``AB``, ``(x,y)``, ``Area``; not
-    ``4x``, ``-x``, ``x^2``, ``xy``."""
+    """Whether a text is just a name, without any calculation: ``x``, ``f(x)``, ``AB``, ``(x,y)``, ``Area``; not ``4x``,
+    ``-x``, ``x^2``, ``xy``."""
     if not text or len(text) > LONGEST or text in (r"\pi", "e", "i"):
         return False
     if any(form.fullmatch(text) for form in (_NAME, _TUPLE)):
@@ -41,12 +41,12 @@ def is_name(text: str) -> bool:
 
 
 def is_asked_for(text: str) -> bool:
-    """Whether it may be what a question asks for: a name, or a sum of names such as ``m+n``."""
+    """Whether a text may be what a question asks for: a name, or a sum of names such as ``m+n``."""
     return is_name(text) or (len(text) <= LONGEST and _SUM.fullmatch(text) is not None)
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether two names may be the same: they are, or one is ``f(x)`` and the other a letter for it."""
+    """Whether two names may mean the same: they are equal, or one is ``f(x)`` and the other a letter for it."""
     if one == other or not one or not other:
         return True
     first, second = "(" in one, "(" in other

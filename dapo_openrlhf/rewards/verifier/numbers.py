@@ -1,4 +1,4 @@
-"""Numbers as answers write them, exactly."""
+"""Reads the numbers in answers exactly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORMS = {
     "scientific": re.compile(rf"({_DECIMAL})(?:[eE]|(?:\\times|\\cdot|\*) ?10\^)\{{?([-+]?\d{{1,4}})\}}?"),
 }
 MOST_DIGITS = 4000
-"""Of a number in an answer; a longer one is text."""
+"""Most digits of a number in an answer; a longer one is text."""
 
 
 def exact_value(text: str) -> Fraction | None:
@@ -46,7 +46,7 @@ def written_number(text: str) -> tuple[str, Fraction] | None:
 
 
 def _bare(text: str) -> str:
-    """Without braces or parentheses around the whole of it."""
+    """A text without braces or parentheses around the whole of it."""
     while (text[:1] + text[-1:] in ("()", "{}")) and not any(sign in "(){}," for sign in text[1:-1]):
         text = text[1:-1]
     return text
@@ -78,7 +78,7 @@ def with_decimal_comma(text: str) -> Fraction | None:
 
 
 def is_plain_number(text: str) -> bool:
-    """Whether a canonical text is a number and nothing that is left to work out: a fraction is in lowest terms."""
+    """Whether a canonical text is a number that needs no further calculation: a fraction must be in lowest terms."""
     found = written_number(text)
     if found is None or found[0] == "power":
         return False

@@ -1,4 +1,4 @@
-"""Phrases of English that stand for signs: ``at least`` for ``\\ge``, ``no solution`` for the empty set."""
+"""Replaces English phrases by signs: ``at least`` by ``\\ge``, ``no solution`` by the empty set."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ _HAS_PHRASE = re.compile(r"(?<![\\a-z])(?:[a-z]{3}|(?:is|are|to) )", re.IGNORECA
 
 
 def without_phrases(text: str) -> str:
-    """An answer's text with signs in the place of phrases."""
+    """An answer's text with phrases replaced by signs."""
     if _HAS_PHRASE.search(text):
         for pattern, replacement in _PHRASES:
             text = pattern.sub(replacement, text)

@@ -1,4 +1,4 @@
-"""Two quantities without their units, in all ways that a reader would take them."""
+"""Two quantities without their units, in every way that a reader might understand them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _INVERSE = re.compile(r"(?:sin|cos|tan|cot|sec|csc) ?\^ ?\{? ?-1")
 
 
 def readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None) -> Iterator[tuple[str, str, Fraction]]:
-    """Answer, gold answer and what the answer is to be multiplied with, once units are out of the way.
+    """Yield answer and gold answer without units, and the factor by which the answer is to be multiplied.
 
-    A unit that only one side gives is read over, except that a percentage may also be its hundredth, and degrees may be
-    meant in radians. Two units of one dimension are converted; others give nothing.
+    A unit that only one side gives is ignored, except that a percentage may also be its hundredth, and degrees may be
+    meant in radians. Two units of one dimension are converted; units of different dimensions yield nothing.
     """
     if my_unit is not None and gold_unit is not None:
         if my_unit.dimension == gold_unit.dimension:
@@ -35,7 +35,7 @@ def readings(mine: str, my_unit: Unit | None, gold: str, gold_unit: Unit | None)
 
 
 def _is_rate_of(rate: Unit, money: Unit) -> bool:
-    """Whether both are money and only one says for what: ``$45 per hour``, ``$45``."""
+    """Whether both are amounts of money and only one is per something: ``$45 per hour``, ``$45``."""
     return money.dimension in MONEY and rate.dimension.startswith(f"{money.dimension}/")
 
 

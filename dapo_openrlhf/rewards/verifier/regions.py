@@ -1,4 +1,4 @@
-"""Sets of real numbers: bounds that hold together, or one of which holds."""
+"""Sets of real numbers that are given by bounds, as intersections or unions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EVERYTHING = (Interval(r"-\infty", r"\infty", False, False),)
 
 
 def all_but(value: Value) -> Region:
-    """All numbers but one or several, which must be in order or exact."""
+    """All numbers except one or several, which must be in order or exact."""
     points = [
         item.text for item in (value.items if isinstance(value, Several) else (value,)) if isinstance(item, Expression)
     ]
@@ -23,7 +23,7 @@ def all_but(value: Value) -> Region:
 
 
 def as_region(value: Value) -> Value:
-    """Intervals for what may stand for them: pairs, sets of numbers."""
+    """The value as a region where it may stand for one: a pair as an interval, a set of numbers."""
     match value:
         case Several(kind="tuple", items=(Expression(low), Expression(high))):
             return Region((Interval(low, high, False, False),))
@@ -46,13 +46,13 @@ def _is_interval(value: Value) -> bool:
 
 
 def region_of(value: Value) -> Region | None:
-    """A value as a region, if it may be one."""
+    """The value as a region; None if it cannot be one."""
     region = as_region(value)
     return region if isinstance(region, Region) else None
 
 
 def joined(values: list[Value], *, union: bool) -> Value:
-    """Bounds that hold together, or one of which holds; a list where they are no bounds."""
+    """The intersection of bounds, or with ``union`` their union; a list where the values are not bounds."""
     if union and any(isinstance(value, Region) for value in values):
         values = [_point(value) for value in values]
     if not all(isinstance(value, Region) for value in values):
@@ -70,21 +70,21 @@ def joined(values: list[Value], *, union: bool) -> Value:
 
 
 def listed(values: list[Value]) -> Value:
-    """Bounds between commas or with ``and``: they hold together, but of two that cannot either does: ``x<0, x>5``."""
+    """Bounds separated by commas or ``and``: their intersection, or the union of two disjoint ones: ``x<0, x>5``."""
     both = joined(values, union=False)
     is_empty = isinstance(both, Region) and not both.pieces
     return joined(values, union=True) if is_empty and len(values) == 2 else both
 
 
 def _point(value: Value) -> Value:
-    """``x=3`` as the number 3, next to bounds."""
+    """An equation such as ``x=3`` as the number 3, where it stands next to bounds."""
     if isinstance(value, Equation) and is_name(value.left) and exact_value(value.right) is not None:
         return Region((Interval(value.right, value.right, True, True),), value.left)
     return value
 
 
 def _merged(pieces: list[Interval]) -> tuple[Interval, ...]:
-    """Neighbours that share an end become one, where ends are written alike."""
+    """The intervals with neighbours that share an end merged, where the ends are written alike."""
     found: list[Interval] = []
     for piece in pieces:
         if (
@@ -100,7 +100,7 @@ def _merged(pieces: list[Interval]) -> tuple[Interval, ...]:
 
 
 def _common(one: Interval, other: Interval) -> Iterator[Interval]:
-    """What two intervals share, as far as exact numbers tell."""
+    """The intersection of two intervals, as far as exact numbers determine it."""
     low, with_low = _tighter(one.low, one.with_low, other.low, other.with_low, sign=1)
     high, with_high = _tighter(one.high, one.with_high, other.high, other.with_high, sign=-1)
     bottom, top = _place(low), _place(high)

@@ -1,6 +1,6 @@
-"""An answer's text without what does not change its meaning: decoration, spaces, ways to write a sign.
+"""Normalises an answer's text: removes what does not change its meaning, such as decoration, spaces, variants of signs.
 
-Every pattern here runs once over the text and never looks back further than a few signs, so the time is linear.
+Every pattern here runs once over the text and never looks back further than a few characters, so the time is linear.
 """
 
 from __future__ import annotations
@@ -201,18 +201,18 @@ _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])(?<![0-9],) |(?<=[0-9],) (?![0-9])| 
 _AFTER_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
 _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
 _GOES_ON = re.compile(r"(?<![\d.,])(\d*\.\d{0,12}?)(?=(\d)\2\2|(\d{2,8}?)\3)(?:\2+|(?:\3)+)(?:\.{3,}| ?\\ldots)")
-"""A decimal whose digits begin to recur: ``0.333...``"""
+"""A decimal whose digits begin to recur, such as ``0.333...``."""
 _FORMULA = re.compile(r"(?=[A-Za-z]*\d)(?:[A-Z][a-z]?(?:[2-9]|[1-9]\d)?){2,10}")
-"""A chemical formula in plain text: ``C6H12``."""
+"""A chemical formula in plain text, such as ``C6H12``."""
 _FORMULA_DIGITS = re.compile(r"\d+")
 _DOT_OVER = re.compile(r"\\dot(?: ?\{(\d+)\}| ?(\d))")
 
 
 @functools.lru_cache(maxsize=64)
 def canonical(answer: str) -> str:
-    """An answer's text, evened out.
+    """An answer's text in normalised form.
 
-    A space stays where taking it away would join two words or two numbers: ``3 4`` is not 34, ``1, 234`` not 1234.
+    A space stays where removing it would join two words or two numbers: ``3 4`` is not 34, ``1, 234`` not 1234.
     """
     text = _VULGAR.sub(" ", answer.translate(_BEFORE_NFKC))
     text = _SUPERSCRIPT.sub(lambda raised: f"^{{{raised[0]}}}", text)
@@ -248,12 +248,12 @@ def canonical(answer: str) -> str:
 
 
 def _without_macros(text: str) -> str:
-    """TeX without fonts, sizes, colours and spacing; what a font command wraps stays."""
+    """TeX without fonts, sizes, colours and spacing; the argument of a font command stays."""
     if "\\" not in text:
         return text
     found: list[str] = []
     closings: list[str] = []
-    """What each open brace becomes when it closes."""
+    """What the closing brace of each open brace is replaced by."""
     tokens = _TEX.findall(text)
     wraps, position = False, 0
     while position < len(tokens):
@@ -279,7 +279,7 @@ def _without_macros(text: str) -> str:
 
 
 def _after_group(tokens: list[str], position: int) -> int:
-    """Where the tokens go on after the group in braces that begins at ``position``, if one does."""
+    """Position after the group in braces that begins at ``position``, if one begins there."""
     depth = 0
     for index in range(position, len(tokens)):
         depth += (tokens[index] == "{") - (tokens[index] == "}")
@@ -311,7 +311,7 @@ _LEFT = re.compile(r"\x01 ?")
 
 
 def _without_math_signs(text: str) -> str:
-    r"""Without ``$`` around formulas; where one is an amount's currency it stays, as ``$``."""
+    r"""The text without ``$`` around formulas; where it is the currency of an amount, it stays as ``$``."""
     text = _LEFT.sub("", _THIN.sub("", text))
     bare = text.replace("\\$", "")
     is_money = bare.count("$") % 2 == 1 or ("$" in bare and not re.search(r"\$(?! ?[\d.])|[^\s(\[,-]\$", bare))
@@ -320,7 +320,7 @@ def _without_math_signs(text: str) -> str:
 
 
 def _recurring(text: str) -> str:
-    r"""``0.\overline{123}`` for ``0.\dot{1}2\dot{3}``, which means the same."""
+    r"""Write ``0.\overline{123}`` for ``0.\dot{1}2\dot{3}``, which means the same."""
     dots = list(_DOT_OVER.finditer(text))
     if not dots or len(dots) > 2 or not re.search(r"\.\d*$", text[: dots[0].start()]):
         return text

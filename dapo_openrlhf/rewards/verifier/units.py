@@ -1,4 +1,4 @@
-"""Units of measurement: what stands behind, or before, an answer's number."""
+"""Units of measurement after or before the number of an answer."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
     for name in names
 }
 MONEY = frozenset(("dollar", "euro", "sterling", "yen", "rupee"))
-"""Dimensions that are currencies."""
+"""The dimensions that are currencies."""
 _WORD = "(?:" + "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)) + ")"
 _NUMBER_END = re.compile(r"[0-9)}°%]|\\pi")
 _UNIT = re.compile(
@@ -103,7 +103,7 @@ _THINGS = re.compile(
     r"(?:[a-z]{3,15} )?(?P<things>[a-z]{2,}[a-hj-rtv-z]s|people|children|men|women)(?:(?:/| per | an? )[a-z]{3,15})?"
     r"(?: (?:each|in total|total|left|altogether|combined|overall|remaining|of [a-z]+))?"
 )
-"""A number of things: a plural that is no quantity itself, nor an adverb like ``thus``."""
+"""Counted things: a plural that is neither a quantity itself nor an adverb like ``thus``."""
 _POWER_OF_TEN = re.compile(r"10\^\{?-?\d+\}$")
 _START = re.compile(r"[ °%a-zA-Z¢$€£¥₹]")
 _MONEY = re.compile(r"(?P<sign>-?) ?(?:(?:US|C|A)?(?P<before>[$€£¥₹])) ?(?P<number>.*)", re.DOTALL)
@@ -115,13 +115,13 @@ _FEET = re.compile(r"""(\d+) ?' ?(?:(\d+(?:\.\d+)?|\d+ \d+/\d+) ?(?:"|''))?""")
 _MINUTES = re.compile(r"""(\d+) ?° ?(\d+(?:\.\d+)?) ?'(?: ?(\d+(?:\.\d+)?) ?(?:"|''))?""")
 _PARTS = re.compile(rf"(\d+(?:\.\d+)?) ?({_WORD}),? ?")
 LONGEST = 120
-"""Characters of an answer in which a unit is looked for."""
+"""Most characters of an answer in which a unit is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit by what it measures and its size: ``dimension`` and ``size`` in units of that dimension's first one; ``by``
-    is the size of what it is per, where that is a unit."""
+    """A unit: its ``dimension``, and its ``size`` in terms of the first unit of that dimension; ``by`` is the size of
+    the unit after "per", where there is one."""
 
     dimension: str
     size: Fraction
@@ -129,10 +129,10 @@ class Unit:
 
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
-    """A canonical text as number and unit; unit None where none is known.
+    """Split a canonical text into number and unit; the unit is None where none is known.
 
-    One letter is a unit only after a space: ``5 m`` is a length, ``5m`` algebra. ``6'2"`` and ``1 hour 30 minutes``
-    are numbers of their smaller unit.
+    A single letter is a unit only after a space: ``5 m`` is a length, ``5m`` algebra. ``6'2"`` and ``1 hour 30
+    minutes`` become numbers of their smaller unit.
     """
     if len(text) > LONGEST:
         return text, None
@@ -167,7 +167,7 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def _starts(text: str) -> list[int]:
-    """Where a unit may begin: after a number's end, the last words first."""
+    """Positions where a unit may begin: after a number's end, the last words first."""
     found = []
     for end in _NUMBER_END.finditer(text):
         if _START.match(text, end.end()):
@@ -176,7 +176,7 @@ def _starts(text: str) -> list[int]:
 
 
 def _separate(match: re.Match[str], text: str) -> bool:
-    r"""Whether a space tells number and unit apart; the one in ``2\pi h`` just ends the command."""
+    r"""Whether a space separates number and unit; the one in ``2\pi h`` just ends the command."""
     before = text[: match.start()]
     return (bool(match["space"]) and not before.endswith(r"\pi")) or _POWER_OF_TEN.search(before[-9:]) is not None
 
@@ -202,7 +202,7 @@ def _exponent(text: str | None) -> int:
 
 
 def _compound(text: str) -> tuple[str, Unit] | None:
-    """Feet and inches, degrees and minutes, hours and minutes."""
+    """Read quantities in two units: feet and inches, degrees and minutes, hours and minutes."""
     if match := _MINUTES.fullmatch(text):
         degrees = Fraction(match[1]) + Fraction(match[2]) / 60 + Fraction(match[3] or 0) / 3600
         return _written(degrees), Unit("angle", Fraction(1))

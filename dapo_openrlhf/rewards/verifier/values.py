@@ -1,4 +1,4 @@
-"""A canonical text as one of the kinds of answers. Expressions stay text: algebra reads them."""
+"""Reads a canonical text as one of the kinds of answers. Expressions stay text, which algebra parses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dapo_openrlhf.rewards.verifier.units import split_unit
 from dapo_openrlhf.rewards.verifier.words import is_prose
 
 DEEPEST = 12
-"""Brackets within brackets that are read as kinds of their own."""
+"""Deepest nesting of brackets that are read as kinds of their own."""
 
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[()\[\]{}]|,|;|=|<|>|:|[^\\()\[\]{},;=<>:]+|\\", re.DOTALL)
@@ -61,7 +61,7 @@ _ELLIPSIS = re.compile(r"\\ldots")
 
 
 def read(text: str, depth: int = 0) -> Value:
-    """The kind of answer that a canonical text is."""
+    """Read a canonical text as the kind of answer that it is."""
     text = _unwrapped(text)
     if depth > DEEPEST or not text:
         return Expression(text)
@@ -103,7 +103,7 @@ def _based(text: str) -> Based | None:
 
 
 def _unwrapped(text: str) -> str:
-    """Without brackets around the whole that hold one value only."""
+    """The text without brackets around the whole of it that hold only one value."""
     text = text.strip(" ")
     for _ in range(200):
         if len(text) < 2 or text[0] not in "({[" or _partner(text) != len(text):
@@ -126,7 +126,7 @@ def _is_single(inner: str) -> bool:
 
 
 def _partner(text: str) -> int:
-    """Position after the bracket that closes the first one; 0 without one."""
+    """Position after the bracket that closes the first one; 0 if there is none."""
     depth = position = 0
     for token in _TOKEN.findall(text):
         position += len(token)
@@ -142,7 +142,7 @@ def split(text: str, separators: tuple[str, ...]) -> list[str]:
 
 
 def _split(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
-    """Parts, each with the separator before it."""
+    """The parts of a text, each with the separator before it."""
     parts: list[tuple[str, str]] = []
     current: list[str] = []
     depth, before = 0, ""
@@ -157,7 +157,7 @@ def _split(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
 
 
 def _items(text: str) -> list[str]:
-    """The items of a list without brackets; commas between groups of three digits separate none."""
+    """The items of a list without brackets; commas between groups of three digits are not separators."""
     if "," not in text and ";" not in text:
         return [text]
     if _THOUSANDS.search(text):
@@ -184,7 +184,7 @@ def _several(items: list[str], depth: int) -> Value:
 
 
 def _both_signs(item: str, depth: int) -> list[Value]:
-    r"""Two values where there is a ``\pm``, else one."""
+    r"""Two values where an item has a ``\pm``, otherwise one."""
     if not _PLUS_MINUS.search(item) or is_prose(item) or "," in item:
         return [read(item, depth + 1)]
     pairs = (("+", "-"), ("-", "+"))
@@ -198,7 +198,7 @@ def has_plus_minus(text: str) -> bool:
 
 
 def _named_alike(values: list[Value]) -> list[Value]:
-    """``x=5,6`` says ``x=5`` and ``x=6``."""
+    """Carry a name over to later values: ``x=5,6`` means ``x=5`` and ``x=6``."""
     first = values[0]
     if not isinstance(first, Equation) or not is_name(first.left):
         return values
@@ -208,7 +208,7 @@ def _named_alike(values: list[Value]) -> list[Value]:
 
 
 def _sentence(text: str) -> Value:
-    """Words; what they call a value goes: ``Area=12``."""
+    """Read a text with words; words that name a value are removed, as in ``Area=12``."""
     sides = split(text, ("=",))
     if len(sides) > 1 and is_name(sides[0]) and not is_prose(split_unit("=".join(sides[1:]))[0]):
         return Equation(sides[0], "=".join(sides[1:]))
@@ -216,7 +216,7 @@ def _sentence(text: str) -> Value:
 
 
 def _bracketed(text: str, depth: int) -> Value | None:
-    """Sets, tuples, intervals, and what is made of them."""
+    """Read sets, tuples, intervals, and combinations of them."""
     pieces = split(text, (r"\cup",))
     if len(pieces) > 1:
         return joined([as_region(read(piece, depth + 1)) for piece in pieces], union=True)
@@ -260,7 +260,7 @@ def _in_brackets(inner: str, opening: str, closing: str, depth: int) -> Value | 
 
 
 def _relation(text: str, depth: int) -> Value | None:
-    """Equations, bounds, and membership."""
+    """Read equations, bounds, and membership."""
     member = split(text, (r"\in",))
     if len(member) == 2 and is_name(member[0]):
         found = read(member[1], depth + 1)
@@ -311,7 +311,7 @@ def _bounds(sides: list[str], signs: list[str]) -> Value:
 
 
 def _around(name: str, centre: Fraction, reach: Fraction, sign: str) -> Region | Relation:
-    """What ``|x-centre|`` below or above ``reach`` says."""
+    """The region in which ``|x-centre|`` is below or above ``reach``."""
     low, high, closed = str(centre - reach), str(centre + reach), "=" in sign
     match sign[0]:
         case "<":

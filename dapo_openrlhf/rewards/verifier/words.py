@@ -1,4 +1,4 @@
-"""Words, as opposed to products of letters."""
+"""Tells words from products of letters."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ARTICLE = re.compile(r"(?:the|an|a) (?=[a-z])")
 
 
 def is_prose(text: str) -> bool:
-    """Whether there are words in it, which algebra would take for products of letters."""
+    """Whether a text contains words, which algebra would take for products of letters."""
     return any(not _is_product(word[0]) for word in _WORD.finditer(_SKIPPED.sub(" ", text)))
 
 
 def _is_product(word: str) -> bool:
-    """``sin``, ``abc``, ``xyz``, ``mnp``: a function's name, or letters that make no word."""
+    """Whether a word is a function's name or a product of letters: ``sin``, ``abc``, ``xyz``, ``mnp``."""
     if _FUNCTIONS.fullmatch(word) or _APPLIED.fullmatch(word):
         return True
     letters = sorted(set(word))
@@ -40,7 +40,7 @@ def same_words(one: str, other: str) -> bool:
 
 
 def says_same(one: str, other: str) -> bool:
-    """Whether one is a short sentence that says the other of something: ``The function is even.``"""
+    """Whether one is a short sentence that states the other of something: ``The function is even.``"""
     for sentence, word in ((one, other), (other, one)):
         subject, said, rest = sentence.rpartition(" is ")
         if said and is_sentence(subject) and not _DOUBT.search(subject) and same_words(rest, word):
@@ -57,7 +57,7 @@ def same_times(one: str, other: str) -> bool:
 
 
 def is_verdict(text: str) -> bool:
-    """``yes``, ``no``, ``true`` or ``false``: of several the order counts."""
+    """Whether a text is ``yes``, ``no``, ``true`` or ``false``; the order of several of them matters."""
     return text.casefold() in ("yes", "no", "true", "false")
 
 
@@ -73,11 +73,11 @@ def is_sentence(text: str) -> bool:
 
 
 _NEIGHBOURS = re.compile(r"(?<![_^0-9])[0-9]+ [0-9]+(?!/?[0-9])")
-"""Two numbers side by side, of which the second is no fraction."""
+"""Two numbers side by side, the second of which is not a fraction."""
 
 
 def is_mathematics(text: str) -> bool:
-    """Whether algebra may be asked about it: no words, braces in pairs, anything at all."""
+    """Whether algebra can read a text: it is not empty, and has no words and only paired braces."""
     if is_prose(text) or _NEIGHBOURS.search(text) or not any(sign.isalnum() for sign in text) or "\\ldots" in text:
         return False
     depth = 0
