@@ -48,20 +48,12 @@ def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(process: subprocess.Popen[str], words: str) -> None:
-    """Read what it prints until that comes."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if words in line:
-            return
-    raise AssertionError(f"it ended without {words!r}: {process.communicate()}")
-
-
-def wait_for_event(process: subprocess.Popen[str], log: Path, wanted: Callable[[Event], bool]) -> None:
-    """Follow its event log until something has happened."""
+def wait_for_event(process: subprocess.Popen[str], log: Path, wanted: Callable[[Event], bool]) -> Event:
+    """Follow its event log until something has happened; returns it."""
     while process.poll() is None:
-        if log.exists() and any(wanted(logged.event) for logged in read(log)):
-            return
+        found = [logged.event for logged in read(log) if wanted(logged.event)] if log.exists() else []
+        if found:
+            return found[0]
         time.sleep(POLL_SECONDS)
     raise AssertionError(f"it ended: {process.communicate()}")
 
@@ -79,10 +71,20 @@ def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def test_while_ray_and_the_actors_start(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(dump_config(make_config(tmp_path)))
+    """The reward is loaded once before they start, and never comes to an end when one of them loads it."""
+    config = make_config(tmp_path)
+    began = tmp_path / "began"
+    (tmp_path / "reward.py").write_text(
+        "import pathlib, time\n"
+        f"checked, began = pathlib.Path({str(tmp_path / 'checked')!r}), pathlib.Path({str(began)!r})\n"
+        "if checked.exists():\n    began.touch()\n    time.sleep(1e6)\n"
+        "checked.touch()\n\n\n"
+        "def reward_func(queries, prompts, labels):\n    return 1.0\n"
+    )
+    (tmp_path / "c.yaml").write_text(dump_config(config))
     process = begin(tmp_path, "--config", "c.yaml")
-    wait_for(process, "responses end at")
-    while not any("EngineActor" in child.name() for child in family_of(process)):
+    while not began.exists():
+        assert process.poll() is None, process.communicate()
         time.sleep(POLL_SECONDS)
     family = family_of(process)
     process.send_signal(signal.SIGTERM)
@@ -92,12 +94,17 @@ def test_while_ray_and_the_actors_start(tmp_path: Path) -> None:
 
 def test_while_it_trains_and_going_on_afterwards(tmp_path: Path) -> None:
     """SIGUSR1, as Slurm sends it, makes a checkpoint; Ctrl-C, to the whole group, another one."""
-    (tmp_path / "c.yaml").write_text(dump_config(make_config(tmp_path, **{"train.max_steps": 1000})))
+    endless = make_config(tmp_path, **{"train.max_steps": 100_000, "train.grace_seconds": float(HANG_SECONDS)})
+    (tmp_path / "c.yaml").write_text(dump_config(endless))
     process = begin(tmp_path, "--config", "c.yaml", "--run.name", "sums", "--resume", "auto")
     run = tmp_path / "runs" / "sums"
     wait_for_event(process, run / "events.jsonl", lambda event: isinstance(event, StepTrained))
     process.send_signal(signal.SIGUSR1)
-    wait_for_event(process, run / "events.jsonl", lambda event: isinstance(event, Checkpointed))
+    kept = wait_for_event(process, run / "events.jsonl", lambda event: isinstance(event, Checkpointed))
+    assert isinstance(kept, Checkpointed)
+    wait_for_event(
+        process, run / "events.jsonl", lambda event: isinstance(event, StepTrained) and event.step >= kept.step
+    )
     family = family_of(process)
     os.killpg(process.pid, signal.SIGINT)
     words = end(process, family)
