@@ -32,6 +32,12 @@ LAST_WORDS = 500
 """Most characters shown of what a process wrote before it died."""
 
 
+def child_environment() -> dict[str, str]:
+    """Environment of a process that uses transformers as a library: it imports what this process can, and is quiet."""
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 class Readers:
     """The processes for one file; they are ended when its ``with`` block is left."""
 
@@ -72,13 +78,12 @@ class Readers:
             "process": process,
             "processes": self._count,
         }
-        quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
         with theirs:
             self._processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "dapo_openrlhf.dataset.child", str(theirs.fileno()), json.dumps(settings)],
                     pass_fds=[theirs.fileno()],
-                    env={**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    env=child_environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,
                     stderr=self._log,

@@ -19,12 +19,10 @@ from typing import Any
 
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.dataset.readers import LAST_WORDS, child_environment
 
 TIMEOUT = 600.0
 """Seconds that reading the files may take, including a download from the Hugging Face hub."""
-LAST_WORDS = 500
-"""Number of characters of a failed process's last output that the error message quotes."""
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +40,9 @@ def read_model_files(model: str, *, chat: bool) -> ModelFiles:
     with TemporaryDirectory() as folder:
         reply = Path(folder, "reply.json")
         command = [sys.executable, "-m", __name__, json.dumps({"model": model, "chat": chat, "reply": str(reply)})]
-        environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             done = subprocess.run(
-                command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT
+                command, env=child_environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT
             )
         except subprocess.TimeoutExpired:
             raise ConfigError(
