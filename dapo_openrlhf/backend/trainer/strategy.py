@@ -45,8 +45,8 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
         """Number of CPU threads of this rank: its share of the machine's cores where the host runs the optimizer."""
         if not self.adam_offload:
             return self._device.threads
-        cores = len(os.sched_getaffinity(0))
-        return max(self._device.threads, cores // self.args.actor.num_gpus_per_node)
+        ranks: int = self.args.actor.num_gpus_per_node
+        return max(self._device.threads, len(os.sched_getaffinity(0)) // ranks)
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
         """Join the ranks as OpenRLHF does, but with the device's own backend and mesh."""
