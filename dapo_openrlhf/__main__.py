@@ -101,6 +101,13 @@ def _trace(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return trace(options)
 
 
+def _plan(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    config = load_config(options.config, parse_overrides(rest))
+    from dapo_openrlhf.cli.plan import plan
+
+    return plan(config, options)
+
+
 def _refuse(arguments: Sequence[str]) -> None:
     if arguments:
         raise ConfigError(f"there is no such option: {' '.join(arguments)}; --help lists them")
@@ -122,6 +129,7 @@ COMMANDS: dict[str, Command] = {
     "submit": _submit,
     "bench": _bench,
     "trace": _trace,
+    "plan": _plan,
     "checkpoint": _checkpoint,
 }
 

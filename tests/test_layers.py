@@ -70,6 +70,7 @@ OUTSIDE: Mapping[str, set[str]] = {
     "rewards.algebra": {"mpmath"},
     "rewards.evaluate": {"mpmath"},
     "report": {"matplotlib", "tensorboard"},
+    "plan.picture": {"matplotlib"},
     "prepare.sources": {"datasets", "reasoning_gym"},
     "prepare.tokenizer": {"transformers"},
 }
