@@ -5,6 +5,7 @@ It meets the other ranks, fetches tokens, and delegates everything else.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,10 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """The rank's models and the objects that work with them; available after :meth:`start`."""
         assert self._loaded is not None, "start has not been called"
         return self._loaded
+
+    def alive(self, seconds: float) -> None:
+        """Answer after ``seconds``, whatever else this rank does: called in a concurrency group with threads of its own."""
+        time.sleep(seconds)
 
     def get_master_addr_port(self) -> tuple[str, int]:
         """The address and port where the ranks meet, chosen by rank 0."""
