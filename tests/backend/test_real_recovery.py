@@ -105,8 +105,15 @@ def test_a_killed_or_hanging_engine_is_replaced_with_the_newest_weights(tmp_path
 def pids_of(actor: str) -> list[int]:
     """Processes of the actors of a class, in the order of their start; Ray names processes by what they run."""
     mine = psutil.Process().children(recursive=True)
-    found = [process for process in mine if process.cmdline()[:1] and actor in process.cmdline()[0]]
+    found = [process for process in mine if actor in what_runs_in(process)]
     return [process.pid for process in sorted(found, key=psutil.Process.create_time)]
+
+
+def what_runs_in(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline()[:1])
+    except psutil.Error:  # it has ended
+        return ""
 
 
 def pid_of(actor: str) -> int:
@@ -121,7 +128,7 @@ def test_a_trainer_that_loses_a_rank_is_replaced_within_the_run(
     monkeypatch.setattr(rank_watch, "HUNG_SECONDS", 30.0)
     settings = {"train.max_steps": 4, "ckpt.save_steps": 1, "train.max_restarts": 2, "actor.num_gpus_per_node": 2}
     config = make_config(tmp_path, **settings)
-    faults = {" 1/4 ": (signal.SIGKILL, 1), "a new trainer goes on": (signal.SIGSTOP, 0)}
+    faults = {" 1/4 ": (signal.SIGKILL, 1), "a new trainer goes on after": (signal.SIGSTOP, 0)}
     engines: list[list[int]] = []
     ended: list[int] = []
 

@@ -11,12 +11,8 @@ import ray
 from ray.exceptions import RayActorError
 
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerFailed
+from dapo_openrlhf.backend.trainer.actor import WATCH
 from dapo_openrlhf.pipeline.ports import TrainerLost
-
-WATCH = "watch"
-"""Name of the concurrency group of a rank's actor in which it answers, on :data:`WATCH_THREADS` threads of its own."""
-
-WATCH_THREADS = 2
 
 PULSE_SECONDS = 5.0
 """Seconds that a rank takes to answer; when its process dies in that time, the answer is an error at once."""

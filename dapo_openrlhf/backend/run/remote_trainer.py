@@ -75,7 +75,7 @@ class RemoteTrainer:
     async def _all(self, calls: Sequence[ray.ObjectRef[Any]], what: str) -> list[Any]:
         names = [f"trainer rank {rank}" for rank in range(len(self.ranks))]
         try:
-            return await self.watch.told(all_within(calls, names, self._timeout, what, "async.train_timeout"))
+            return await self.watch.during(all_within(calls, names, self._timeout, what, "async.train_timeout"))
         except (PipelineTimeout, WorkerDied) as error:
             raise TrainerLost(str(error)) from error
 
@@ -89,7 +89,10 @@ class WatchedPublisher:
 
     async def send(self, version: PolicyVersion) -> Publication:
         """Read the trainer's weights."""
-        return await self._watch.told(self._publisher.send(version))
+        try:
+            return await self._watch.told(self._publisher.send(version))
+        except PipelineTimeout as error:
+            raise TrainerLost(str(error)) from error
 
     async def deliver(self, publication: Publication) -> None:
         """Return once the version is live."""

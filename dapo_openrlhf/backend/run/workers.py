@@ -14,12 +14,12 @@ from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_setti
 from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
-from dapo_openrlhf.backend.run.rank_watch import WATCH, WATCH_THREADS, RankWatch
+from dapo_openrlhf.backend.run.rank_watch import RankWatch
 from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
 from dapo_openrlhf.backend.run.start_check import check_agreement
 from dapo_openrlhf.backend.run.train_settings import beginning, train_settings
-from dapo_openrlhf.backend.trainer.actor import PolicyActor
+from dapo_openrlhf.backend.trainer.actor import rank_actor
 from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.rewards.settings import reward_settings
@@ -78,9 +78,7 @@ async def replace_ranks(config: Config, inputs: Inputs, workers: Workers) -> Non
 
 async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | Anywhere, ranks: list[Any]) -> None:
     """Create the actors and add them to ``ranks``, each as soon as it exists."""
-    size = config.trainer_ranks
-    in_group: Any = ray.remote(concurrency_groups={WATCH: WATCH_THREADS})  # type: ignore[call-overload]  # Ray does not declare it
-    rank_class = in_group(PolicyActor)
+    rank_class, size = rank_actor(), config.trainer_ranks
     environment = {"runtime_env": inputs.device.runtime_env()}
 
     def create(rank: int, address: str | None, port: int | None) -> Any:

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from dapo_openrlhf.backend.trainer.loading import LoadedRank
 
 
+WATCH = "watch"
+"""Concurrency group in which a rank says that it is alive; all other calls share one thread."""
+
+WATCH_THREADS = 4
+
+
 class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     """OpenRLHF's policy actor with a training step of its own.
 
@@ -47,7 +53,7 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return self._loaded
 
     def alive(self, seconds: float) -> None:
-        """Answer after ``seconds``, whatever else this rank does: called in a concurrency group with threads of its own."""
+        """Answer after ``seconds``, whatever else this rank does: called in :data:`WATCH`."""
         time.sleep(seconds)
 
     def get_master_addr_port(self) -> tuple[str, int]:
@@ -143,3 +149,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """Copy all parameters aside for the engine on this rank's GPU. Every rank must call it."""
         with self._spans.span("export_weights"):
             return self.loaded.weights.stage()
+
+
+def rank_actor() -> Any:
+    """:class:`PolicyActor` as an actor of Ray that answers :meth:`~PolicyActor.alive` beside its work."""
+    return ray.remote(concurrency_groups={WATCH: WATCH_THREADS})(PolicyActor)  # type: ignore[call-overload]  # not declared
