@@ -167,6 +167,12 @@ def test_a_rank_that_is_late_is_a_loss() -> None:
         trained(Rank(train=forever), Rank(train=forever))
 
 
+def test_a_call_finds_out_by_itself_that_its_rank_hangs() -> None:
+    with pytest.raises(TrainerLost, match=r"^trainer rank 0 hangs"):
+        trained(Rank(hangs=10.0, train=forever), Rank(train=forever), timeout=NEVER / 2)
+    assert seconds.pop() <= 10.0 + HUNG_SECONDS + PULSE_SECONDS
+
+
 class Publisher:
     """Fails."""
 
