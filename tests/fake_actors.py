@@ -24,7 +24,7 @@ class Method:
 
         return (result(), *range(self._more)) if self._more else result()
 
-    def options(self, *, num_returns: int) -> Method:
+    def options(self, *, num_returns: int = 1, concurrency_group: str = "") -> Method:
         """The first result is the answer; the others are opaque."""
         return Method(self._name, self._calls, self._answer, more=num_returns - 1)
 

@@ -36,7 +36,8 @@ from dapo_openrlhf.pipeline.events import (
     PublicationLive,
     StepDone,
 )
-from dapo_openrlhf.pipeline.ports import GroupError, NotRevived, Publication, Sampling
+from dapo_openrlhf.pipeline.lives import Carried
+from dapo_openrlhf.pipeline.ports import GroupError, NotRevived, Publication, Sampling, TrainerLost
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
@@ -392,6 +393,31 @@ class FakeTrainer:
         self._work = work
         self._fresh_kl = fresh_kl
         self._trained: set[FakeGroup] = set()
+        self._end = asyncio.Event()
+        self._hangs = False
+
+    def die(self) -> None:
+        """What it does fails at once, and so does whatever is asked of it later."""
+        self._end.set()
+
+    def hang(self) -> None:
+        """What it does never ends, which is found after a minute."""
+        self._hangs = True
+        self._end.set()
+
+    async def supervise(self) -> None:
+        await self._end.wait()
+        if self._hangs:
+            await asyncio.sleep(60.0)
+        raise TrainerLost("trainer rank 0 is gone")
+
+    async def live(self, seconds: float) -> None:
+        """Be at work."""
+        if self._end.is_set() or seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._end.wait(), seconds)
+                await asyncio.sleep(HANG if self._hangs else 0)
+                raise TrainerLost("trainer rank 0 is gone")
 
     def begin(self, what: str) -> None:
         """The trainer does one thing at a time."""
@@ -408,8 +434,7 @@ class FakeTrainer:
         began = asyncio.get_running_loop().time()
         generating = self._generating()
         self._work(batch)
-        if (seconds := self._seconds()) > 0:
-            await asyncio.sleep(seconds)
+        await self.live(self._seconds())
         if batch.step == self._fail_at:
             raise RuntimeError(f"trainer rank 0 ran out of memory in step {batch.step}")
         self.batches.append(
@@ -454,7 +479,7 @@ class FakeTrainer:
     async def save(self, path: str) -> None:
         self.begin("saving")
         self.saved.append((self.version, path))
-        await asyncio.sleep(0.1)
+        await self.live(0.1)
         self.end()
 
     async def save_state(self, path: str) -> None:
@@ -503,8 +528,7 @@ class FakePublisher:
             raise Misuse(f"version {version} sent before {len(self.sent)} is delivered")
         self._trainer.begin("sending")
         self.sent.append(asyncio.get_running_loop().time())
-        if (seconds := self._send_seconds()) > 0:
-            await asyncio.sleep(seconds)
+        await self._trainer.live(self._send_seconds())
         self._trainer.end()
         return Publication(version=version, bytes=8, checksum=version)
 
@@ -626,6 +650,8 @@ def build(
     revive_seconds: Seconds | None = None,
     max_restarts: int = 1000,
     state: RunState | None = None,
+    carried: Carried | None = None,
+    checkpoints: FakeCheckpoints | None = None,
     checked: bool = True,
     seed: int = 0,
     log: EventLog | None = None,
@@ -657,7 +683,7 @@ def build(
         seed=seed,
         version=start,
     )
-    for engine in engines if state else ():
+    for engine in engines if state or carried else ():
         engine.version = start
     pool = EnginePool(
         engines,
@@ -671,6 +697,7 @@ def build(
         over_sampling=OverSampling(factor=over_sampling, window=2 * batch_size),
         max_filtered_batches=max_filtered_batches,
         stall_timeout=stall_timeout,
+        ledger=carried.ledger if carried else None,
     )
     sampler = Sampler(
         engines=pool,
@@ -695,14 +722,20 @@ def build(
             texts=FakeTexts(),
             concurrency=problem_count,
         )
-    checkpoints = FakeCheckpoints()
+    checkpoints = checkpoints or FakeCheckpoints()
     pipeline = Pipeline(
         engines=pool,
         rollouts=rollouts,
         training=Training(trainer=trainer, publisher=publisher, agreement=Agreement(limit=1e-3, data_type="fp32")),
         evaluator=evaluator,
         saver=Saver(trainer=trainer, rollouts=rollouts, checkpoints=checkpoints, model_path="model", log=log),
-        schedule=Schedule(max_steps=steps, eval_steps=eval_steps, save_steps=save_steps, first_step=start),
+        schedule=Schedule(
+            max_steps=steps,
+            eval_steps=eval_steps,
+            save_steps=save_steps,
+            first_step=start,
+            evaluates_first=carried is None or carried.evaluates_first,
+        ),
         log=log,
     )
     world = World(

@@ -178,6 +178,8 @@ def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: f
         generated_tokens=recorder.tokens("generated"),
         trained_tokens=recorder.tokens("trained"),
         counters=outcome.counters,
+        restarts=outcome.restarts,
+        steps_undone=outcome.steps_undone,
     )
 
 

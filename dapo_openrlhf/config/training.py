@@ -112,6 +112,9 @@ class TrainSection(Section):
     grace_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 25.0
     """Seconds after SIGTERM, SIGINT or SIGHUP in which to finish the step in training and make a checkpoint; batch
     systems allow 30."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often within an hour a trainer with a rank that has died or hangs is replaced by a new one, which goes on from the
+    newest good checkpoint within the same run, until the next loss ends the run; engines stay."""
     check_agreement: bool = True
     """Before the first step, compare the trainer's log-probs with the model's own forward pass and with each engine's, and
     refuse to train a policy that is not the one that samples. False trains it nevertheless."""

@@ -28,6 +28,7 @@ from dapo_openrlhf.pipeline.engine_pool import EnginePool
 from dapo_openrlhf.pipeline.evaluator import Evaluator
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import BatchTaken, Evaluated, PublicationLive, StepDone, StepTrained
+from dapo_openrlhf.pipeline.ledger import Ledger
 from dapo_openrlhf.pipeline.ports import PolicyTrainer, Publication, WeightPublisher
 from dapo_openrlhf.pipeline.rollout import RolloutLoop
 from dapo_openrlhf.pipeline.saving import Saver
@@ -42,9 +43,15 @@ class Outcome:
 
     accuracy_before: float | None = None
     accuracy_after: float | None = None
+    accuracies: dict[int, float] = field(default_factory=dict)
+    """Held-out accuracy by the number of rollout steps done, where it was measured."""
     max_policy_age: int = 0
     steps: int = 0
-    """Number of rollout steps done, without those of an earlier run."""
+    """Number of rollout steps done, without those of an earlier run and those that a rewind has undone."""
+    restarts: int = 0
+    """Number of times that the trainer was lost and a new one went on."""
+    steps_undone: int = 0
+    """Number of rollout steps that rewinds have undone."""
     first_step_at: float | None = None
     train_seconds: float = 0.0
     """Time from the first dispatch to the last publication, evaluation in between included."""
@@ -116,6 +123,22 @@ class Pipeline:
         self._saved: int | None = None
         self.outcome = Outcome()
 
+    @property
+    def first_step(self) -> int:
+        """Number of rollout steps that were done before."""
+        return self._schedule.first_step
+
+    def evaluates_after(self, steps: int) -> bool:
+        """Whether the weights after that number of steps are measured in the course of the run."""
+        return self._schedule.evaluate_after(steps)
+
+    def rewind(self, steps: int) -> Ledger:
+        """Undo the last ``steps`` steps after :meth:`run` has ended with the loss of the trainer.
+
+        Groups in flight and in the queue are dropped as well. Returns the counters to go on with.
+        """
+        return self._queue.rewind(steps)
+
     async def run(self, stop: StopRequest | None = None) -> Outcome:
         """Train, save, evaluate. Raises the first error of either loop, after stopping the other one.
 
@@ -125,7 +148,8 @@ class Pipeline:
         schedule = self._schedule
         async with asyncio.TaskGroup() as tasks:
             supervision = tasks.create_task(self._engines.supervise())
-            before = self._evaluation = tasks.create_task(self._evaluate(schedule.first_step, live=None))
+            self._watch = tasks.create_task(self._trainer.supervise())
+            before = self._evaluation = tasks.create_task(self._evaluate_first())
             self._started = self._log.now()
             rollouts = tasks.create_task(self._rollouts.run())
             self._tasks, self._laps = tasks, Laps(self._log.now)
@@ -135,7 +159,7 @@ class Pipeline:
                 await self._finish(rollouts)
             except (StopAsked, GraceOver):
                 await self._keep()
-            for task in (rollouts, before, self._evaluation, self._delivery, supervision):
+            for task in (rollouts, before, self._evaluation, self._delivery, supervision, self._watch):
                 if task is not None:
                     task.cancel()
         self.outcome.accuracy_before = None if before.cancelled() else before.result()
@@ -153,6 +177,7 @@ class Pipeline:
         await asyncio.wait([rollouts])
         await stop.within_grace(self._saver.model(steps))
         outcome.model_saved = True
+        self._watch.cancel()  # what is left does not need the trainer
         outcome.accuracy_after = await stop.unless_asked(self._evaluate(steps, live=None))
 
     async def _keep(self) -> None:
@@ -250,6 +275,9 @@ class Pipeline:
             await self._delivery
             self._delivery = None
 
+    async def _evaluate_first(self) -> float | None:
+        return await self._evaluate(self.first_step, live=None) if self._schedule.evaluates_first else None
+
     async def _evaluate(self, step: int, *, live: Awaitable[None] | None) -> float | None:
         """Measure the weights that are live now, or that will be once ``live`` is done."""
         if self._evaluator is None:
@@ -272,6 +300,7 @@ class Pipeline:
                 measured=measured,
             )
         )
+        self.outcome.accuracies[step] = measured.accuracy.value
         return measured.accuracy.value
 
     def _batch_taken(self, batch: TrainBatch, *, waited: float) -> BatchTaken:

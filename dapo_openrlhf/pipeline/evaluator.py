@@ -15,6 +15,10 @@ from dapo_openrlhf.types import Generation, Prompt, Score
 
 T = TypeVar("T")
 
+SERIAL = itertools.count()
+"""Numbers of requests, which no two evaluations of a process share: an engine may still be ending those of one that was
+given up."""
+
 MOST_DEATHS = 5
 """Number of engines that may die on a problem before it counts as an error; by then the pool knows whether the problem
 is the cause."""
@@ -47,7 +51,6 @@ class Evaluator:
         self._sampler = sampler
         self._scorer = scorer
         self._texts = texts
-        self._serial = itertools.count()
         self._concurrency = concurrency
         self._on_answered = on_answered
 
@@ -84,7 +87,7 @@ class Evaluator:
         return await self._score(problem, generation)
 
     async def _generate(self, problem: Prompt) -> Generation:
-        return await self._sampler.sample(f"problem {next(self._serial)}", problem)
+        return await self._sampler.sample(f"problem {next(SERIAL)}", problem)
 
     async def _score(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
         texts: Sequence[str] = ("",) * len(generation.lengths)

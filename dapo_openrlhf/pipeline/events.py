@@ -185,6 +185,35 @@ class UpdateSkipped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound(Event):
+    """The trainer was lost, and the run goes back to a checkpoint: what happened since then no longer counts.
+
+    Groups in flight and in the queue are dropped, and their prompts begun anew.
+    """
+
+    from_step: int
+    """Number of rollout steps that were done."""
+    to_step: int
+    """Number of rollout steps that the checkpoint holds; 0 without one."""
+    restart: int
+    """Number of new trainers within the last hour, this one included; 0 if there is none, since the run is asked to
+    end."""
+    max_restarts: int
+    pause: float
+    """Time before the new trainer is started."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerReplaced(Event):
+    """A new trainer has taken the place of a lost one, and its weights are live in the engines."""
+
+    step: int
+    seconds: float
+    """Time since the trainer was lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PublicationLive(Event):
     version: PolicyVersion
     seconds: float

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+REWOUND = "rewound"
+"""Reason for which groups are dropped when the trainer goes back to a checkpoint."""
+
 
 class LedgerImbalance(AssertionError):
     """A group was lost or counted twice: a defect in this program."""
@@ -29,6 +32,16 @@ class Ledger:
         ended = self.trained + self.training + self.dropped.total() + self.failed.total()
         if self.dispatched != ended + in_flight + ready:
             raise LedgerImbalance(f"groups do not add up: {self.snapshot(in_flight=in_flight, ready=ready)}")
+
+    def rewind(self, undone: int, *, held: int) -> None:
+        """Count as dropped what going back to a checkpoint loses, so that every trained group is in the final weights.
+
+        These are the ``undone`` groups that were trained since the checkpoint, those in training, and ``held`` groups,
+        in flight or ready.
+        """
+        self.dropped[REWOUND] += undone + self.training + held
+        self.trained -= undone
+        self.training = 0
 
     def snapshot(self, *, in_flight: int, ready: int) -> dict[str, int | dict[str, int]]:
         """All counters, as they go into ``summary.json``."""

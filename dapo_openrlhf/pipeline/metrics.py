@@ -133,6 +133,9 @@ METRICS: Mapping[str, Metric] = {
     "idle_seconds/trainer": Metric(
         "seconds", "time without work between their last two reports, mean over trainer ranks"
     ),
+    "trainer/restarts": Metric(
+        "number", "how often the trainer was lost and the run went back to a checkpoint, so far; absent until then"
+    ),
     "seconds/engines_paused": Metric("seconds", "time the engines stood still for the last weights, mean over engines"),
     "seconds/step": Metric("seconds", "time since the last step ended: the sum of the following six"),
     "seconds/wait_batch": Metric("seconds", "time the train loop waited for its batch"),
@@ -156,9 +159,13 @@ LAPS = ("wait_batch", "train", "wait_live", "send", "evaluate", "save")
 class StepMetrics:
     """Collects events between two steps and turns them into a row."""
 
-    def __init__(self, *, started: float, devices: int = 1) -> None:
-        """``started`` is the time from which the first step's seconds count, on the event log's clock."""
+    def __init__(self, *, started: float, devices: int = 1, restarts: int = 0) -> None:
+        """``started`` is the time from which the first step's seconds count, on the event log's clock.
+
+        ``restarts``: how often the run has gone back to a checkpoint.
+        """
         self._since = started
+        self._restarts = {"trainer/restarts": float(restarts)} if restarts else {}
         self._devices = devices
         self._reported: dict[str, float] = {}  # worker -> end of what it has reported, Unix time
         self._reset()
@@ -254,6 +261,7 @@ class StepMetrics:
         shares = {"accuracy": self._accuracy / judged, "pass_rate": self._reasons["kept"] / judged} if judged else {}
         row = {
             **shares,
+            **self._restarts,
             "seconds/step": seconds,
             "prompts/dropped": float(self._reasons["prompt"]),
             "reward_errors": self._unscored / max(judged + self._unscored, 1),

@@ -103,8 +103,16 @@ class Publication:
     checksum: int
 
 
+class TrainerLost(RuntimeError):
+    """A process of the trainer has died or hangs, as the message says; a new trainer can go on from a checkpoint."""
+
+
 class PolicyTrainer(Protocol):
-    """All ranks of the trainer behind one interface."""
+    """All ranks of the trainer behind one interface. Every method may raise :class:`TrainerLost`."""
+
+    async def supervise(self) -> None:
+        """Watch the trainer until cancelled, also while it does nothing. Raises :class:`TrainerLost`."""
+        ...
 
     async def train(self, batch: TrainBatch) -> Mapping[str, float]:
         """Do the U updates of one rollout step; returns statistics under the names of ``metrics.METRICS``."""

@@ -144,6 +144,7 @@ CHANGEABLE: Mapping[str, str] = {
     "train.max_bad_updates": _AT_ONCE,
     "train.max_rollout_kl": _AT_ONCE,
     "train.grace_seconds": _AT_ONCE,
+    "train.max_restarts": "restarts are counted anew",
     "train.check_agreement": "the check at the resumed run's start",
     "train.batch_size": f"{_AT_ONCE}; {_SCHEDULE}",
     "train.max_tokens_per_gpu": _AT_ONCE,

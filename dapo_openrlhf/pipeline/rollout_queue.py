@@ -36,15 +36,19 @@ class RolloutQueue:
         over_sampling: OverSampling,
         max_filtered_batches: int,
         stall_timeout: float,
+        ledger: Ledger | None = None,
     ) -> None:
-        """``stall_timeout``: seconds without the end of any group after which a waiting trainer gives up."""
+        """``stall_timeout``: seconds without the end of any group after which a waiting trainer gives up.
+
+        ``ledger``: the counters of the queue that this one takes the place of; ids of groups go on from there.
+        """
         self._policy = policy
         self._filter = group_filter
         self._over_sampling = over_sampling
         policy.over_sampling = over_sampling.factor
         self._max_dropped = max_filtered_batches * policy.batch_size
         self._stall_timeout = stall_timeout
-        self._ledger = Ledger()
+        self._ledger = ledger or Ledger()
         self._in_flight: set[int] = set()
         self._ready: dict[int, RolloutGroup] = {}
         self._dropped_since_batch: Counter[str] = Counter()
@@ -200,6 +204,17 @@ class RolloutQueue:
         """Free the slots of the batch that made ``version``, with which every engine generates now."""
         self._policy.publication_live(version)
         self._slot_freed.set()
+
+    def rewind(self, steps: int) -> Ledger:
+        """Give up all groups held, and count ``steps`` trained batches as undone.
+
+        Returns the counters for the queue that takes the place of this one.
+        """
+        undone = min(steps * self._policy.batch_size, self._ledger.trained)
+        self._ledger.rewind(undone, held=self.in_flight + self.ready)
+        self._in_flight.clear()
+        self._ready.clear()
+        return self._ledger
 
     def _end(self, group_id: int) -> None:
         self._in_flight.remove(group_id)

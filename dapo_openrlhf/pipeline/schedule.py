@@ -15,7 +15,9 @@ class Schedule:
     save_steps: int = -1
     """Number of steps from one checkpoint to the next; -1: no checkpoints."""
     first_step: int = 0
-    """Number of rollout steps that an earlier run has done."""
+    """Number of rollout steps that an earlier run, or an earlier trainer of this run, has done."""
+    evaluates_first: bool = True
+    """Whether the weights at the first step are still to be measured."""
 
     @property
     def steps(self) -> range:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dapo_openrlhf.pipeline.events import Evaluated, Event
+from dapo_openrlhf.pipeline.events import Evaluated, Event, Rewound
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.recorder import Sink
 
@@ -21,9 +21,14 @@ class Curves(Sink):
         self._evaluations = [
             (step, row["eval/accuracy"]) for step, row in enumerate(self._rows) if "eval/accuracy" in row
         ]
+        self._rewinds: list[int] = []
 
     def event(self, event: Event) -> None:
-        """Keep a held-out accuracy."""
+        """Keep a held-out accuracy; forget what a rewind has undone, and keep where it led to."""
+        if isinstance(event, Rewound):
+            del self._rows[event.to_step :]
+            self._evaluations = [(step, value) for step, value in self._evaluations if step <= event.to_step]
+            self._rewinds.append(event.to_step)
         if isinstance(event, Evaluated):
             self._evaluations.append((event.step, event.accuracy))
 
@@ -35,4 +40,4 @@ class Curves(Sink):
         """Draw the curves."""
         from dapo_openrlhf.report.picture import draw_run
 
-        draw_run(self._rows, self._evaluations, self._path, self._title)
+        draw_run(self._rows, self._evaluations, self._path, self._title, rewinds=self._rewinds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dapo_openrlhf.pipeline.events import Event, Rewound
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.recorder import Sink
 from dapo_openrlhf.whole_file import write_whole
@@ -14,7 +15,15 @@ class MetricsFile(Sink):
     """Appends each step's row to a file as soon as it comes."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
+
+    def event(self, event: Event) -> None:
+        """Remove the rows of steps that a rewind has undone."""
+        if isinstance(event, Rewound):
+            self._file.close()
+            earlier_rows(self._path, event.to_step)
+            self._file = self._path.open("a", encoding="utf-8")
 
     def step(self, step: int, row: Row, elapsed: float) -> None:
         """Write and flush the row."""

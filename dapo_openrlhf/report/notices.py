@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dapo_openrlhf.pipeline.bad_updates import words
-from dapo_openrlhf.pipeline.events import Evaluated, Event, GroupFailed, PromptDropped, UpdateSkipped
+from dapo_openrlhf.pipeline.events import (
+    Evaluated,
+    Event,
+    GroupFailed,
+    PromptDropped,
+    Rewound,
+    TrainerReplaced,
+    UpdateSkipped,
+)
 from dapo_openrlhf.report.recorder import Sink
 from dapo_openrlhf.report.watch import Watch
 
@@ -36,9 +44,28 @@ class Notices(Sink):
                     f"finite were {words(event.not_finite)}; {event.in_a_row} in a row; "
                     f"{event.problem or f'its batch is in {event.path}'}"
                 )
+            case Rewound():
+                self._say(f"warning: {rewound(event)}")
+            case TrainerReplaced():
+                self._say(
+                    f"a new trainer goes on after {event.step} rollout steps, {event.seconds:.1f} s after the loss"
+                )
             case PromptDropped() if self._dropped < DROPPED_SHOWN:
                 self._dropped += 1
                 self._say(f"prompt dropped ({event.reason}): {event.message}")
             case GroupFailed() if self._failures < FAILURES_SHOWN:
                 self._failures += 1
                 self._say(f"group {event.group} failed ({event.reason}): {event.message}")
+
+
+def rewound(event: Rewound) -> str:
+    """What was lost, and what follows, as one line."""
+    undone = event.from_step - event.to_step
+    lost = f"{undone} of {event.from_step} rollout steps are lost" if undone > 0 else "no rollout step is lost"
+    place = "the newest good checkpoint" if event.to_step else "the start"
+    if not event.restart:
+        return f"{event.message}; {lost}"
+    return (
+        f"{event.message}; {lost}, and a new trainer goes on from {place} in {event.pause:g} s (restart {event.restart} of "
+        f"{event.max_restarts} within an hour, train.max_restarts)"
+    )

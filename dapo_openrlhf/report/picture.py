@@ -51,11 +51,14 @@ def draw_run(
     evaluations: Sequence[tuple[int, float]],
     path: Path,
     title: str,
+    *,
+    rewinds: Sequence[int] = (),
 ) -> None:
     """Draw a run's curves into a PNG file, which is written atomically.
 
     ``rows`` has one row per rollout step, in order; names that a row lacks, and NaN, leave gaps. ``evaluations`` has
-    (rollout steps done, held-out accuracy 0 to 1); 0 steps done is the initial model.
+    (rollout steps done, held-out accuracy 0 to 1); 0 steps done is the initial model. ``rewinds`` has the steps done at
+    the checkpoints that the run has gone back to.
     """
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, facecolor="white")
     FigureCanvasAgg(figure)
@@ -70,11 +73,14 @@ def draw_run(
     _draw_length(length, rows, window)
     _draw(probability, "Token probability", "mean per token", _curve(rows, "token_probability", BLUE), window)
     _draw_age(age, rows, window)
+    for axes in panels.flat:
+        for step in rewinds:
+            axes.axvline(step, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
     last = max([1, len(rows), *(step for step, _ in evaluations)])
     reward.set_xlim(-0.02 * last, 1.02 * last)
     for axes in panels[1]:
         axes.set_xlabel("rollout step", color=GREY)
-    _caption(figure, title, len(rows), window)
+    _caption(figure, title, len(rows), window, rewinds=len(rewinds))
     save_figure(figure, path)
 
 
@@ -223,10 +229,12 @@ def _legend(axes: Axes, *more: Axes) -> None:
     )
 
 
-def _caption(figure: Figure, title: str, steps: int, window: int) -> None:
+def _caption(figure: Figure, title: str, steps: int, window: int, *, rewinds: int) -> None:
     words = f"{steps:,} rollout step{'' if steps == 1 else 's'}"
     if window > 1:
         words += f"   ·   faint line: each step   ·   bold line: moving average over {window} steps, centred"
+    if rewinds:
+        words += "   ·   dotted: gone back to a checkpoint"
     figure.text(0.065, 0.965, title, fontsize=15, fontweight="bold", color=INK, va="center", parse_math=False)
     figure.text(0.065, 0.93, words, fontsize=9.5, color=GREY, va="center")
     figure.subplots_adjust(left=0.065, right=0.985, top=0.855, bottom=0.075, wspace=0.37, hspace=0.34)

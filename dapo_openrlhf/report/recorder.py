@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 
 from dapo_openrlhf.pipeline.event_log import EventLog
-from dapo_openrlhf.pipeline.events import Event, GroupDispatched, StepDone
+from dapo_openrlhf.pipeline.events import Event, GroupDispatched, Rewound, StepDone
 from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 
 
@@ -32,32 +32,42 @@ class Recorder:
         self._sinks = sinks
         self._devices = devices
         self._metrics: StepMetrics | None = None
-        self._since = 0.0
-        self._rows: list[Row] = []
+        self._since: float | None = None
+        self._rows: dict[int, Row] = {}  # by step, from 0
+        self._restarts = 0
         log.listen(self._listen)
 
     def _listen(self, event: Event) -> None:
         if self._metrics is None and isinstance(event, GroupDispatched):
-            self._since = self._log.now()
-            self._metrics = StepMetrics(started=self._since, devices=self._devices)
+            now = self._log.now()
+            self._since = now if self._since is None else self._since
+            self._metrics = StepMetrics(started=now, devices=self._devices, restarts=self._restarts)
         if self._metrics is not None:
             self._metrics.add(event)
         for sink in self._sinks:
             sink.event(event)
         if isinstance(event, StepDone):
             self._step(event.step)
+        if isinstance(event, Rewound):
+            self._rewind(event)
+
+    def _rewind(self, event: Rewound) -> None:
+        """Forget what was undone; the next row counts from the first dispatch after it."""
+        self._metrics = None
+        self._restarts += event.restart > 0
+        self._rows = {step: row for step, row in self._rows.items() if step < event.to_step}
 
     def _step(self, step: int) -> None:
-        assert self._metrics is not None
+        assert self._metrics is not None and self._since is not None
         now = self._log.now()
         row = self._metrics.row(now=now)
-        self._rows.append(row)
+        self._rows[step] = row
         for sink in self._sinks:
             sink.step(step, row, now - self._since)
 
     def tokens(self, kind: str) -> int:
-        """Number of response tokens over all steps; ``kind`` is ``generated`` or ``trained``."""
-        return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self._rows))
+        """Number of response tokens over all steps that were not undone; ``kind`` is ``generated`` or ``trained``."""
+        return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self._rows.values()))
 
     def close(self) -> None:
         """Close every sink, even if one fails."""

@@ -37,6 +37,10 @@ class Summary:
     """Number of response tokens of trained groups."""
     counters: Counters
     """Numbers of groups by their outcome, as the ledger counts them."""
+    restarts: int = 0
+    """Number of times that the trainer was lost and a new one went on from a checkpoint."""
+    steps_undone: int = 0
+    """Number of rollout steps that were lost with it and done again."""
 
     def as_dict(self) -> dict[str, object]:
         """The fields by name, as they go into ``summary.json``; ``Summary(**...)`` gives the same summary back."""
@@ -55,6 +59,7 @@ def closing_words(summary: Summary, folder: RunFolder) -> str:
         "tokens per second": f"{_rate(summary.generated_tokens, seconds)} generated, "
         f"{_rate(summary.trained_tokens, seconds)} trained",
         "groups": _groups(summary.counters),
+        **({"trainer": _restarts(summary)} if summary.restarts else {}),
         "policy age": f"at most {summary.max_policy_age} (max_staleness {summary.max_staleness})",
         "config": _place(folder.config),
         "events": _place(folder.events),
@@ -78,6 +83,11 @@ def _accuracy(before: float | None, after: float | None) -> str:
 
 def _first_step(summary: Summary) -> str:
     return "" if summary.first_step_seconds is None else f", the first after {summary.first_step_seconds:,.1f} s"
+
+
+def _restarts(summary: Summary) -> str:
+    times = "once" if summary.restarts == 1 else f"{summary.restarts} times"
+    return f"lost and replaced {times}, {summary.steps_undone} steps done again"
 
 
 def _rate(tokens: int, seconds: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapo_openrlhf.pipeline.events import Evaluated, Event
+from dapo_openrlhf.pipeline.events import Evaluated, Event, Rewound
 from dapo_openrlhf.pipeline.metrics import METRICS, Row
 from dapo_openrlhf.report.recorder import Sink
 
@@ -54,7 +54,7 @@ class TensorBoardSink(Sink):
         ``first_step``: number of rollout steps that an earlier run has done; what it wrote beyond them is no longer
         shown.
         """
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +65,13 @@ class TensorBoardSink(Sink):
         self._described: set[str] = set()
         self._record(file_version="brain.Event:2")
         if first_step:
-            self._record(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+            self._begin_after(first_step)
         self._record(summary=_layout())
 
     def event(self, event: Event) -> None:
-        """Add an evaluation's estimates at the number of steps done."""
+        """Add an evaluation's estimates at the number of steps done; stop showing what a rewind has undone."""
+        if isinstance(event, Rewound):
+            self._begin_after(event.to_step)
         if isinstance(event, Evaluated):
             estimates = {f"eval/{name}": value for name, value in event.estimates.items()}
             self.write(event.step, {"eval/accuracy": event.accuracy, **estimates})
@@ -85,6 +87,11 @@ class TensorBoardSink(Sink):
     def close(self) -> None:
         """Close the file; nothing may be written afterwards."""
         self._writer.close()
+
+    def _begin_after(self, steps: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._record(step=steps + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _summary(self, row: Mapping[str, float]) -> Summary:
         from tensorboard.compat.proto.summary_pb2 import Summary

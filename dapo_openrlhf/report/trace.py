@@ -18,6 +18,7 @@ from dapo_openrlhf.pipeline.events import (
     GroupJudged,
     GroupSurplus,
     PublicationLive,
+    Rewound,
     RunStarted,
     StepDone,
     WorkerSpans,
@@ -73,14 +74,21 @@ def _complete(name: str, track: int, start: float, end: float) -> dict[str, Any]
 
 
 def _from_events(log: Iterable[Logged], publication: int) -> Iterator[dict[str, Any]]:
+    in_flight: dict[int, None] = {}
     for logged in log:
         match logged.event:
             case GroupDispatched() as event:
+                in_flight[event.group] = None
                 yield _group("b", event.group, logged.time, {"version": event.version})
             case GroupJudged() | GroupFailed() as event:
+                in_flight.pop(event.group, None)
                 yield _group("e", event.group, logged.time, {"reason": event.reason})
             case GroupSurplus(response_tokens=0) as event:  # the others were judged before
+                in_flight.pop(event.group, None)
                 yield _group("e", event.group, logged.time, {"reason": "surplus"})
+            case Rewound():
+                yield from (_group("e", group, logged.time, {"reason": "rewound"}) for group in in_flight)
+                in_flight.clear()
             case PublicationLive() as event:
                 yield _complete(f"version {event.version}", publication, logged.time - event.seconds, logged.time)
 
@@ -107,6 +115,9 @@ def _counters(log: Iterable[Logged]) -> Iterator[dict[str, Any]]:
                     ready.add(event.group)
             case BatchTaken() as event:
                 ready.difference_update(event.groups)
+            case Rewound():
+                in_flight.clear()
+                ready.clear()
             case _:
                 continue
         counts = {"in flight": len(in_flight), "ready": len(ready)}

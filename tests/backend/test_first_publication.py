@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dapo_openrlhf.backend.run import launch
+from dapo_openrlhf.backend.run.new_trainer import NewTrainer
+from dapo_openrlhf.pipeline.checkpoint import Checkpoints
+from dapo_openrlhf.pipeline.conductor import Outcome
+from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.ports import Publication
 from dapo_openrlhf.types import PolicyVersion
 
@@ -36,18 +42,23 @@ def train(publisher: Publisher, monkeypatch: pytest.MonkeyPatch, *, first_step: 
     async def started(*arguments: Any, **settings: Any) -> Any:
         return SimpleNamespace(notes=())
 
-    async def opened(*arguments: Any, **settings: Any) -> Any:
+    async def opened(workers: Any) -> Any:
         return publisher
 
     async def run(stop: object) -> None:
         publisher.done.append("run")
 
+    def build(*arguments: Any) -> Any:
+        return SimpleNamespace(run=run, first_step=first_step, outcome=Outcome())
+
     monkeypatch.setattr(launch, "start_workers", started)
-    monkeypatch.setattr(launch, "open_publisher", opened)
-    inputs, log = SimpleNamespace(first_step=first_step), SimpleNamespace()
-    build = lambda workers, publisher: SimpleNamespace(run=run)  # noqa: E731
-    config = SimpleNamespace(train=SimpleNamespace(grace_seconds=1.0))
-    asyncio.run(launch._train(config, inputs, log, lambda line: None, build))  # type: ignore[arg-type]
+    inputs: Any = SimpleNamespace(first_step=first_step)
+    config: Any = SimpleNamespace(train=SimpleNamespace(grace_seconds=1.0, max_restarts=0))
+    checkpoints, log = Checkpoints(Path("none"), max_num=1), EventLog(None, clock=lambda: 0.0)
+    source_of = functools.partial(
+        NewTrainer, config=config, inputs=inputs, checkpoints=checkpoints, open_publisher=opened, build=build, say=print
+    )
+    asyncio.run(launch._train(config, inputs, log, print, source_of))
 
 
 def test_what_engines_begin_with_is_published_once_before_the_pipeline_runs(monkeypatch: pytest.MonkeyPatch) -> None:

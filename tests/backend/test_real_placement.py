@@ -111,7 +111,7 @@ async def _agreed(*_: Any) -> str:
 @pytest.mark.parametrize("shared", [False, True])
 def test_starting_a_run_places_its_workers(cluster: None, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     monkeypatch.setattr(run_workers, "EngineActor", StubEngine)
-    monkeypatch.setattr(run_workers, "PolicyActor", StubRank)
+    monkeypatch.setattr(run_workers, "rank_actor", lambda: ray.remote(StubRank))
     monkeypatch.setattr(run_workers, "_create_rewards", lambda config, say: StubRewards())
     monkeypatch.setattr(run_workers, "check_agreement", _agreed)
     placements: list[Any] = []

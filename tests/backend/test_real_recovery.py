@@ -16,6 +16,7 @@ import pytest
 import ray
 from tiny_run import make_config
 
+from dapo_openrlhf.backend.run import rank_watch
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import check_inputs
 from dapo_openrlhf.backend.run.workers import start_workers
@@ -101,32 +102,88 @@ def test_a_killed_or_hanging_engine_is_replaced_with_the_newest_weights(tmp_path
     assert [event["version"] for event in events if event["event"] == "batch_taken"] == [0, 1, 2, 3, 4, 5]
 
 
-def pid_of(actor: str) -> int:
-    """Process of the only actor of a class; Ray names processes by what they run."""
+def pids_of(actor: str) -> list[int]:
+    """Processes of the actors of a class, in the order of their start; Ray names processes by what they run."""
     mine = psutil.Process().children(recursive=True)
-    (process,) = [process for process in mine if process.cmdline()[:1] and actor in process.cmdline()[0]]
-    return process.pid
+    found = [process for process in mine if actor in what_runs_in(process)]
+    return [process.pid for process in sorted(found, key=psutil.Process.create_time)]
 
 
-def test_a_killed_trainer_rank_ends_the_run_at_once_and_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def what_runs_in(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline()[:1])
+    except psutil.Error:  # it has ended
+        return ""
+
+
+def pid_of(actor: str) -> int:
+    (pid,) = pids_of(actor)
+    return pid
+
+
+def test_a_trainer_that_loses_a_rank_is_replaced_within_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(tmp_path, **{"train.max_steps": 50})
-    killed = []
+    """One rank of two is killed, then one of the new ones is stopped."""
+    monkeypatch.setattr(rank_watch, "HUNG_SECONDS", 30.0)
+    settings = {"train.max_steps": 4, "ckpt.save_steps": 1, "train.max_restarts": 2, "actor.num_gpus_per_node": 2}
+    config = make_config(tmp_path, **settings)
+    faults = {" 1/4 ": (signal.SIGKILL, 1), "a new trainer goes on after": (signal.SIGSTOP, 0)}
+    engines: list[list[int]] = []
+    ended: list[int] = []
 
     class Killer(io.StringIO):
         """The terminal of the run."""
 
         def write(self, text: str) -> int:
-            if " 1/50 " in text and not killed:
-                killed.append(pid_of("PolicyActor"))
-                os.kill(killed[0], signal.SIGKILL)
+            for words in [words for words in faults if words in text]:
+                end, rank = faults.pop(words)
+                engines.append(pids_of("EngineActor"))
+                ended.extend(pids_of("PolicyActor"))
+                os.kill(ended[rank - 2], end)
+            if " 4/4 " in text:
+                engines.append(pids_of("EngineActor"))
             return super().write(text)
 
-    assert train(config, started=time.monotonic(), stream=Killer()) == 1
-    steps = [event for event in events_of(tmp_path / "runs" / "dapo") if event["event"] == "step_trained"]
-    assert killed and len(steps) < 50
-    assert "trainer rank 0 died" in capsys.readouterr().err
+    terminal = Killer()
+    assert train(config, started=time.monotonic(), stream=terminal) == 0
+    assert len(engines) == 3 and engines[0] == engines[1] == engines[2], "engines stay"
+    assert len(ended) == 4 and not any(map(psutil.pid_exists, ended))
+    run = tmp_path / "runs" / "dapo"
+    events = events_of(run)
+    first, second = [event for event in events if event["event"] == "rewound"]
+    assert "trainer rank 1 died: it was killed" in first["message"]
+    assert "trainer rank 0 hangs: its process has not answered for 30 s" in second["message"]
+    assert [event["restart"] for event in (first, second)] == [1, 2]
+    assert terminal.getvalue().count("a new trainer goes on from") == 2
+    assert "lost and replaced 2 times" in terminal.getvalue()
+    check_lineage(run, events)
+    groups = [event["group"] for event in events if event["event"] == "group_dispatched"]
+    assert groups == list(range(len(groups)))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows[-1]["trainer/restarts"] == 2
+    same_age = [row["rollout_kl"] for row in rows if row["policy_age/max"] == 0]
+    assert all(abs(kl) < 1e-4 for kl in same_age), "engines and trainer are the same policy"
+
+
+def check_lineage(run: Path, events: list[dict[str, object]]) -> None:
+    """Every step was trained once in the final weights, and every prompt in them once."""
+    prompt_of = {event["group"]: event["prompt"] for event in events if event["event"] == "group_dispatched"}
+    batches: list[list[object]] = []
+    for event in events:
+        if event["event"] == "rewound":
+            del batches[event["to_step"] :]
+        elif event["event"] == "batch_taken":
+            assert event["version"] == len(batches)
+            batches.append([prompt_of[group] for group in event["groups"]])
+    prompts = [prompt for batch in batches for prompt in batch]
+    assert len(batches) == 4 and len(set(prompts)) == len(prompts) == 16
+    counters = json.loads((run / "summary.json").read_text())["counters"]
+    assert (counters["trained"], counters["training"]) == (16, 0)
+    assert counters["dropped"]["rewound"] > 0
+    ended = 16 + sum(counters["dropped"].values()) + sum(counters["failed"].values())
+    assert counters["dispatched"] == ended + counters["in_flight"] + counters["ready"]
 
 
 def test_a_cut_group_has_the_tokens_so_far(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_updates_that_train_no_token_are_counted() -> None:
 
     def empty(truncated: set[int]) -> float:
         async def main() -> float:
-            rank = FakeActor(train=lambda plan, tokens: report(tokens=1))
+            rank = FakeActor(train=lambda plan, tokens: report(tokens=1), alive=asyncio.sleep)
             plan = PlanSettings(
                 train_batch_size=4, max_epochs=1, max_tokens=100, overlong_filtering=True, seed=0,
                 estimator="group_norm", loss_agg_mode="token-mean", longest_response=100,

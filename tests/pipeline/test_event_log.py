@@ -23,7 +23,7 @@ from dapo_openrlhf.types import Span
 
 NOT_IN_THIS_RUN = {
     "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "GroupCut", "GroupSurplus", "PromptDropped",
-    "UpdateSkipped",
+    "UpdateSkipped", "Rewound", "TrainerReplaced",
 }  # fmt: skip
 FIELDS = {
     kind.__name__: {one.name for one in dataclasses.fields(kind)} - {"measured"} for kind in Event.__subclasses__()

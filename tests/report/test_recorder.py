@@ -11,7 +11,16 @@ from fakes import World, build
 from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.event_log import EventLog
-from dapo_openrlhf.pipeline.events import Evaluated, Event, GroupFailed, PromptDropped, StepDone, UpdateSkipped
+from dapo_openrlhf.pipeline.events import (
+    Evaluated,
+    Event,
+    GroupFailed,
+    PromptDropped,
+    Rewound,
+    StepDone,
+    TrainerReplaced,
+    UpdateSkipped,
+)
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
@@ -104,13 +113,13 @@ def test_the_curves_hold_what_was_done_before_a_resume(tmp_path: Path, monkeypat
     from dapo_openrlhf.report import picture
 
     drawn: list[tuple[object, ...]] = []
-    monkeypatch.setattr(picture, "draw_run", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(picture, "draw_run", lambda *arguments, rewinds: drawn.append((*arguments, rewinds)))
     sink = Curves(tmp_path / "curves.png", title="run", earlier=[{"reward": 1.0}, {"eval/accuracy": 0.25}])
     sink.step(2, {"reward": 2.0}, 0.0)
     sink.event(_evaluated(3, accuracy=0.5))
     sink.close()
     rows = [{"reward": 1.0}, {"eval/accuracy": 0.25}, {"reward": 2.0}]
-    assert drawn == [(rows, [(1, 0.25), (3, 0.5)], tmp_path / "curves.png", "run")]
+    assert drawn == [(rows, [(1, 0.25), (3, 0.5)], tmp_path / "curves.png", "run", [])]
 
 
 def _evaluated(step: int, *, accuracy: float, errors: int = 0) -> Evaluated:
@@ -145,3 +154,71 @@ def test_what_happens_is_said_and_what_happens_often_is_said_a_few_times() -> No
     for prompt in range(50):
         notices.event(PromptDropped(prompt=prompt, reason="prompt_fails", message=f"prompt {prompt} is dropped"))
     assert said == [f"prompt dropped (prompt_fails): prompt {n} is dropped" for n in range(DROPPED_SHOWN)]
+
+
+def rewound(from_step: int, to_step: int, *, restart: int = 1) -> Rewound:
+    return Rewound(
+        from_step=from_step, to_step=to_step, restart=restart, max_restarts=3, pause=2.0, message="rank 0 died"
+    )  # fmt: skip
+
+
+def test_what_a_rewind_undoes_is_in_no_row_and_no_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of four steps goes back to its second one and does two more, from which on rows say so."""
+    drawn: list[tuple[list[Row], list[tuple[int, float]], list[int]]] = []
+
+    def draw_run(
+        rows: list[Row], evaluations: list[tuple[int, float]], path: Path, title: str, *, rewinds: list[int]
+    ) -> None:
+        drawn.append((list(rows), list(evaluations), list(rewinds)))
+
+    monkeypatch.setattr("dapo_openrlhf.report.picture.draw_run", draw_run)
+    heard, file = Heard(), tmp_path / "metrics.jsonl"
+    sinks = [heard, MetricsFile(file), Curves(tmp_path / "curves.png", title="")]
+
+    async def main() -> Recorder:
+        log = EventLog(None, clock=asyncio.get_running_loop().time)
+        recorder = Recorder(log, sinks, devices=2)
+        world = build(steps=4, max_staleness=0, problem_count=2, eval_steps=3, log=log, checked=False)
+        await world.run()
+        done = list(heard.events)
+        log.emit(rewound(4, 2))
+        await asyncio.sleep(100.0)
+        second = next(index for index, event in enumerate(done) if isinstance(event, StepDone) and event.step == 1)
+        for event in done[second + 1 :]:
+            log.emit(event)
+        return recorder
+
+    recorder = run_virtual(main())
+    recorder.close()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert [line.get("trainer/restarts") for line in lines] == [None, None, 1.0, 1.0]
+    assert all(row["seconds/step"] < 100.0 for _, row, _ in heard.steps), "the time without a trainer is no step's"
+    ((rows, evaluations, rewinds),) = drawn
+    assert [{"step": step, **row} for step, row in enumerate(rows)] == lines
+    assert ([step for step, _ in evaluations], rewinds) == ([0, 3, 4], [2])
+    trained = sum(row["tokens_per_second/trained"] * row["seconds/step"] for row in rows)
+    assert recorder.tokens("trained") == round(trained)
+
+
+def test_the_loss_of_the_trainer_is_told_in_one_line() -> None:
+    said: list[str] = []
+    notices = Notices(said.append, watch=Watch(batch_size=1, max_new_tokens=1, say=said.append))
+    for event in (
+        rewound(7, 5),
+        TrainerReplaced(step=5, seconds=31.25),
+        rewound(5, 5, restart=3),
+        rewound(2, 0),
+        rewound(6, 4, restart=0),
+    ):
+        notices.event(event)
+    assert said == [
+        "warning: rank 0 died; 2 of 7 rollout steps are lost, and a new trainer goes on from the newest good checkpoint in 2 s "
+        "(restart 1 of 3 within an hour, train.max_restarts)",
+        "a new trainer goes on after 5 rollout steps, 31.2 s after the loss",
+        "warning: rank 0 died; no rollout step is lost, and a new trainer goes on from the newest good checkpoint in 2 s "
+        "(restart 3 of 3 within an hour, train.max_restarts)",
+        "warning: rank 0 died; 2 of 2 rollout steps are lost, and a new trainer goes on from the start in 2 s "
+        "(restart 1 of 3 within an hour, train.max_restarts)",
+        "warning: rank 0 died; 2 of 6 rollout steps are lost",
+    ]

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dapo_openrlhf.pipeline.evaluation import ProblemResult, Response
-from dapo_openrlhf.pipeline.events import Evaluated
+from dapo_openrlhf.pipeline.events import Evaluated, Rewound
 from dapo_openrlhf.pipeline.metrics import METRICS
 from dapo_openrlhf.report.progress import LINES_PER_HEADER, EvaluationProgress, ProgressLine, clock_time
 from dapo_openrlhf.report.run_folder import RunFolder
@@ -212,14 +213,29 @@ def test_a_row_is_on_disk_before_the_sink_is_closed(tmp_path: Path) -> None:
 
 def test_after_a_resume_steps_that_are_done_anew_are_shown_once(tmp_path: Path) -> None:
     """The first run did 7 steps after its checkpoint of step 5; the second goes on from there."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     for first_step, last_step in ((0, 7), (5, 9)):
         sink = TensorBoardSink(tmp_path, first_step=first_step)
         for step in range(first_step, last_step):
             sink.write(step + 1, {"loss": first_step + 0.5})
         sink.close()
-    shown = [(e.step, e.value) for e in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")]
+    check_shown_once(tmp_path)
+
+
+def test_after_a_rewind_steps_that_are_done_anew_are_shown_once(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path)
+    for first_step, last_step in ((0, 7), (5, 9)):
+        if first_step:
+            sink.event(Rewound(from_step=7, to_step=5, restart=1, max_restarts=3, pause=2.0, message="rank 0 died"))
+        for step in range(first_step, last_step):
+            sink.write(step + 1, {"loss": first_step + 0.5})
+    sink.close()
+    check_shown_once(tmp_path)
+
+
+def check_shown_once(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = [(e.step, e.value) for e in EventAccumulator(str(folder)).Reload().Scalars("loss")]
     assert shown == [(step, 0.5 if step <= 5 else 5.5) for step in range(1, 10)]
 
 
@@ -468,3 +484,10 @@ def test_closing_words_of_a_run_without_steps_and_evaluation(tmp_path: Path) -> 
     assert lines["steps"] == "0 in 0.0 s (0:00)"
     assert lines["tokens per second"] == "- generated, - trained"
     assert lines["groups"] == "none"
+
+
+def test_the_closing_words_name_the_trainers_that_were_lost(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "run")
+    assert "trainer" not in closing_words(SUMMARY, folder).split()
+    lost = closing_words(replace(SUMMARY, restarts=2, steps_undone=5), folder)
+    assert "trainer            lost and replaced 2 times, 5 steps done again" in lost

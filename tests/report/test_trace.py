@@ -17,6 +17,7 @@ from dapo_openrlhf.pipeline.events import (
     GroupFailed,
     GroupJudged,
     PublicationLive,
+    Rewound,
     RunStarted,
     StepDone,
     WorkerSpans,
@@ -90,6 +91,20 @@ def test_every_group_begins_and_ends() -> None:
 def test_groups_are_counted_where_they_are() -> None:
     counts = [(event["args"]["in flight"], event["args"]["ready"]) for event in _events("C")]
     assert counts == [(1, 0), (2, 0), (1, 1), (0, 1)]
+
+
+def test_groups_end_where_the_run_goes_back_to_a_checkpoint() -> None:
+    """One is in flight then, and one ready."""
+    lost = Rewound(from_step=1, to_step=0, restart=1, max_restarts=3, pause=2.0, message="")
+    third, fourth = (
+        GroupDispatched(group=group, prompt=group, version=PolicyVersion(0), deadline=1) for group in (2, 3)
+    )
+    log = [*LOG, Logged(6.0, third), Logged(6.5, lost), Logged(7.0, fourth)]
+    events = chrome_trace(log)["traceEvents"]
+    began = [(event["ph"], event["id"], event["ts"]) for event in events if event["ph"] in "be"][-3:]
+    assert began == [("b", 2, 6e6), ("e", 2, 6.5e6), ("b", 3, 7e6)]
+    counts = [(event["args"]["in flight"], event["args"]["ready"]) for event in events if event["ph"] == "C"]
+    assert counts[-3:] == [(1, 1), (0, 0), (1, 0)]
 
 
 def test_a_log_is_read_from_its_last_start_on_and_may_be_half_written(tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         )
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 
+    async def forget_prefixes(self) -> None:
+        """Empty the prefix cache; see :class:`RolloutWorker`."""
+        emptied = await asyncio.wrap_future(
+            self._loop.between_steps(lambda core: core.reset_prefix_cache(reset_running_requests=True))
+        )
+        if not emptied:
+            raise RuntimeError("vLLM's prefix cache could not be emptied")
+
     async def join_transfer(self, init_info: Mapping[str, Any]) -> None:
         """Join the trainer's group for weight transfers between GPUs. Blocks until all engines have joined."""
         self._enter("joining the trainer's transfer group")

@@ -58,6 +58,10 @@ class RolloutWorker(Protocol):
         """Replace the weights by those in a flat buffer; tokens of later steps carry ``version``."""
         ...
 
+    async def forget_prefixes(self) -> None:
+        """Empty the prefix cache, whose entries are told apart by version: the next publication may repeat a number."""
+        ...
+
     async def join_transfer(self, init_info: Mapping[str, Any]) -> None:
         """Join the trainer's group for weight transfers between GPUs. Blocks until all engines have joined."""
         ...

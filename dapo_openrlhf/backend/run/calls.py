@@ -34,17 +34,18 @@ async def all_within(calls: Sequence[Any], names: Sequence[str], timeout: float,
     tasks = {asyncio.ensure_future(_result(call)): name for call, name in zip(calls, names, strict=True)}
     try:
         done, late = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
-        if late and any(task.exception() for task in done):
+        errors = [task.exception() for task in done]
+        if late and any(errors) and not any(isinstance(error, RayActorError) for error in errors):
             more, late = await asyncio.wait(late, timeout=ECHO_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
             done |= more
     finally:
         for task in tasks:
             task.cancel()
-    errors = {tasks[task]: error for task in done if (error := task.exception()) is not None}
-    for name, error in errors.items():
+    failed = {tasks[task]: error for task in done if (error := task.exception()) is not None}
+    for name, error in failed.items():
         if isinstance(error, RayActorError):
             raise WorkerDied(f"{what}: {name} died: {error}") from error
-    for name, error in errors.items():
+    for name, error in failed.items():
         if isinstance(error, RayTaskError):
             raise WorkerFailed(f"{what}: {name} failed: {error}") from error
         raise error

@@ -12,9 +12,10 @@ from dapo_openrlhf import stopping
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, publish_once, reviver_of
+from dapo_openrlhf.backend.run.new_trainer import NewTrainer
+from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, reviver_of
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
-from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
+from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer, WatchedPublisher
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
 from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
@@ -29,6 +30,7 @@ from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
 from dapo_openrlhf.pipeline.evaluator import Evaluator
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import WorkerSpans
+from dapo_openrlhf.pipeline.lives import Carried, Lives
 from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.pipeline.prompts import PromptStream
 from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
@@ -38,7 +40,7 @@ from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
 from dapo_openrlhf.pipeline.stop import StopAsked, StopRequest
-from dapo_openrlhf.types import PolicyVersion, Prompt
+from dapo_openrlhf.types import Prompt, Span
 
 PROGRESS_SECONDS = 10.0
 """Seconds between two progress reports of an evaluation."""
@@ -54,16 +56,23 @@ def train(
     say: Callable[[str], None],
 ) -> Outcome:
     """Run a whole training. ``log``'s clock must be :func:`time.monotonic`."""
-    build = functools.partial(
-        build_pipeline,
+
+    def on_spans(spans: tuple[Span, ...]) -> None:
+        log.emit(WorkerSpans(spans=spans))
+
+    begin = functools.partial(
+        NewTrainer,
         config=config,
         inputs=inputs,
-        log=log,
         checkpoints=checkpoints,
-        trained_model=trained_model,
+        open_publisher=functools.partial(open_publisher, config, on_spans=on_spans),
+        build=functools.partial(
+            build_pipeline, config=config, log=log, checkpoints=checkpoints, trained_model=trained_model
+        ),
+        say=say,
     )
     with ray_cluster(config, inputs.device, say=say):
-        return asyncio.run(_train(config, inputs, log, say, build))
+        return asyncio.run(_train(config, inputs, log, say, begin))
 
 
 async def _train(
@@ -71,7 +80,7 @@ async def _train(
     inputs: Inputs,
     log: EventLog,
     say: Callable[[str], None],
-    build: Callable[[Workers, Publisher], Pipeline],
+    source_of: Callable[..., NewTrainer],
 ) -> Outcome:
     started = time.monotonic()
     stop, heard = StopRequest(grace=config.train.grace_seconds), list[signal.Signals]()
@@ -83,11 +92,11 @@ async def _train(
 
     with stopping.listening(hear):
         try:
-            workers, publisher = await stop.unless_asked(_ready(config, inputs, log, say))
+            source, first = await stop.unless_asked(_ready(config, inputs, say, source_of))
         except StopAsked:
             raise stopping.Stopped(_ending(heard), "nothing was trained yet") from None
         say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
-        outcome = await build(workers, publisher).run(stop)
+        outcome = await Lives(first, source, most=config.train.max_restarts, log=log).run(stop)
         if stop.asked:
             outcome.stopped_by = _ending(heard)
         return outcome
@@ -98,14 +107,13 @@ def _ending(heard: Sequence[signal.Signals]) -> signal.Signals:
 
 
 async def _ready(
-    config: Config, inputs: Inputs, log: EventLog, say: Callable[[str], None]
-) -> tuple[Workers, Publisher]:
-    workers = await start_workers(config, inputs, say=say)
-    publisher = await open_publisher(config, workers, on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)))
-    await publish_once(publisher, PolicyVersion(inputs.first_step))
-    for note in workers.notes:
+    config: Config, inputs: Inputs, say: Callable[[str], None], source_of: Callable[..., NewTrainer]
+) -> tuple[NewTrainer, Pipeline]:
+    source = source_of(workers=await start_workers(config, inputs, say=say))
+    first = await source.first()
+    for note in source.workers.notes:
         say(note)
-    return workers, publisher
+    return source, first
 
 
 def evaluate(
@@ -156,25 +164,26 @@ async def _evaluate(
 def build_pipeline(
     workers: Workers,
     publisher: Publisher,
+    inputs: Inputs,
+    carried: Carried,
     *,
     config: Config,
-    inputs: Inputs,
     log: EventLog,
     checkpoints: Checkpoints,
     trained_model: str,
 ) -> Pipeline:
-    """Connect the loops to the workers."""
+    """Connect the loops to the workers. ``inputs`` say where they begin."""
     engines = EnginePool(
         workers.engines, reviver=reviver_of(publisher), max_restarts=config.vllm.max_restarts, on_event=log.emit
     )
-    rollouts = _rollouts(config, inputs, engines, workers.rewards, log)
+    rollouts = _rollouts(config, inputs, engines, workers.rewards, _queue(config, inputs.first_step, carried), log)
     trainer = _trainer(config, inputs, workers, log)
     return Pipeline(
         engines=engines,
         rollouts=rollouts,
         training=Training(
             trainer=trainer,
-            publisher=publisher,
+            publisher=WatchedPublisher(publisher, trainer.watch),
             agreement=Agreement(limit=config.max_rollout_kl, data_type=config.ds.param_dtype),
         ),
         evaluator=_evaluator(config, inputs.problems, engines, workers.rewards) if inputs.problems else None,
@@ -184,12 +193,15 @@ def build_pipeline(
             eval_steps=config.eval.steps,
             save_steps=config.ckpt.save_steps,
             first_step=inputs.first_step,
+            evaluates_first=carried.evaluates_first,
         ),
         log=log,
     )
 
 
-def _rollouts(config: Config, inputs: Inputs, engines: EnginePool, rewards: RewardPool, log: EventLog) -> RolloutLoop:
+def _rollouts(
+    config: Config, inputs: Inputs, engines: EnginePool, rewards: RewardPool, queue: RolloutQueue, log: EventLog
+) -> RolloutLoop:
     rollout, reward, timing = config.rollout, config.reward, config.async_
     return RolloutLoop(
         prompts=PromptStream(
@@ -209,7 +221,7 @@ def _rollouts(config: Config, inputs: Inputs, engines: EnginePool, rewards: Rewa
             timeout=timing.generate_timeout,
         ),
         scorer=LimitedAttempts(rewards, most=reward.max_attempts),
-        queue=_queue(config, version=inputs.first_step),
+        queue=queue,
         shaping=LengthShaping(
             max_length=rollout.max_new_tokens,
             buffer_length=reward.overlong_buffer_len or 0,
@@ -220,7 +232,7 @@ def _rollouts(config: Config, inputs: Inputs, engines: EnginePool, rewards: Rewa
     )
 
 
-def _queue(config: Config, *, version: int) -> RolloutQueue:
+def _queue(config: Config, version: int, carried: Carried) -> RolloutQueue:
     rollout, timing = config.rollout, config.async_
     return RolloutQueue(
         policy=StalenessPolicy(batch_size=rollout.batch_size, max_staleness=timing.max_staleness, version=version),
@@ -233,6 +245,7 @@ def _queue(config: Config, *, version: int) -> RolloutQueue:
         ),
         max_filtered_batches=config.algo.max_filtered_batches,
         stall_timeout=stall_timeout(config),
+        ledger=carried.ledger,
     )
 
 

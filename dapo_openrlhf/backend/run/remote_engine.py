@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTexts
-from dapo_openrlhf.backend.run.calls import WorkerFailed, all_within
+from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerFailed, all_within
 from dapo_openrlhf.pipeline.ports import (
     CUT_TOO_EARLY,
     ENGINE_DIED,
@@ -66,6 +66,15 @@ class RemoteEngine:
     def cut(self, request: str) -> None:
         """End a group with the tokens generated so far."""
         self.actor.cut.remote(request)
+
+    async def forget_prefixes(self, timeout: float) -> None:
+        """Empty the prefix cache before versions go back. An engine that fails to, dies or hangs is stopped."""
+        what = "emptying the prefix cache"
+        call = self.actor.forget_prefixes.remote()
+        try:
+            await all_within([call], [f"engine {self._index}"], timeout, what, "async.publish_timeout")
+        except (WorkerFailed, PipelineTimeout) as error:
+            self.stop(str(error))
 
     def stop(self, cause: str) -> None:
         """Kill the actor, which may hang; its groups fail with ``cause``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -14,11 +14,12 @@ from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_setti
 from dapo_openrlhf.backend.run.calls import all_within
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
+from dapo_openrlhf.backend.run.rank_watch import RankWatch
 from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
 from dapo_openrlhf.backend.run.start_check import check_agreement
 from dapo_openrlhf.backend.run.train_settings import beginning, train_settings
-from dapo_openrlhf.backend.trainer.actor import PolicyActor
+from dapo_openrlhf.backend.trainer.actor import rank_actor
 from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.rewards.settings import reward_settings
@@ -35,6 +36,7 @@ class Workers:
     rewards: RewardPool
     notes: tuple[str, ...] = ()
     """Messages for the user about how the actors run."""
+    placement: Placement | Anywhere = field(default_factory=Anywhere)
 
 
 async def start_workers(
@@ -50,29 +52,43 @@ async def start_workers(
         # While vLLM measures the free memory of a GPU, nothing else may allocate or free memory on it.
         await _all_ready(config, _readiness(engines))
     rewards = _create_rewards(config, say)
-    ranks = await _create_ranks(config, inputs, placement) if training else []
+    ranks: list[Any] = []
+    if training:
+        await _create_ranks(config, inputs, placement, ranks)
     calls = _readiness(engines, rewards)
     starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
     ready = await _all_ready(config, calls | starts)
     notes = _notes(config, [ready[name] for name in starts])
     if training and config.train.check_agreement:
         notes += (await check_agreement(config, engines, ranks),)
-    return Workers(engines, ranks, rewards, notes)
+    return Workers(engines, ranks, rewards, notes, placement)
 
 
-async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[Any]:
-    rank_class, size = ray.remote(PolicyActor), config.trainer_ranks
+async def replace_ranks(config: Config, inputs: Inputs, workers: Workers) -> None:
+    """Start new ranks in the places of those of a trainer that was ended, from the checkpoint in ``inputs``.
+
+    Raises ``TrainerLost`` if one of them dies or hangs meanwhile.
+    """
+    workers.ranks = []
+    watch = RankWatch(workers.ranks)
+    await watch.told(_create_ranks(config, inputs, workers.placement, workers.ranks))
+    starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(workers.ranks)}
+    await watch.during(_all_ready(config, starts))
+
+
+async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | Anywhere, ranks: list[Any]) -> None:
+    """Create the actors and add them to ``ranks``, each as soon as it exists."""
+    rank_class, size = rank_actor(), config.trainer_ranks
     environment = {"runtime_env": inputs.device.runtime_env()}
 
     def create(rank: int, address: str | None, port: int | None) -> Any:
         return rank_class.options(**placement.of_rank(rank), **environment).remote(size, rank, address, port)
 
-    first = create(0, None, None)
-    if size == 1:
-        return [first]
-    name = "trainer rank 0"
-    address, port = (await _all_ready(config, {name: first.get_master_addr_port.remote()}))[name]
-    return [first, *(create(rank, address, port) for rank in range(1, size))]
+    ranks.append(create(0, None, None))
+    if size > 1:
+        name = "trainer rank 0"
+        address, port = (await _all_ready(config, {name: ranks[0].get_master_addr_port.remote()}))[name]
+        ranks += [create(rank, address, port) for rank in range(1, size)]
 
 
 def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:

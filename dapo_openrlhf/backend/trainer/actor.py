@@ -5,6 +5,7 @@ It meets the other ranks, fetches tokens, and delegates everything else.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,12 @@ from dapo_openrlhf.pipeline.batch import RankPlan
 
 if TYPE_CHECKING:
     from dapo_openrlhf.backend.trainer.loading import LoadedRank
+
+
+WATCH = "watch"
+"""Concurrency group in which a rank says that it is alive; all other calls share one thread."""
+
+WATCH_THREADS = 4
 
 
 class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
@@ -44,6 +51,10 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """The rank's models and the objects that work with them; available after :meth:`start`."""
         assert self._loaded is not None, "start has not been called"
         return self._loaded
+
+    def alive(self, seconds: float) -> None:
+        """Answer after ``seconds``, whatever else this rank does: called in :data:`WATCH`."""
+        time.sleep(seconds)
 
     def get_master_addr_port(self) -> tuple[str, int]:
         """The address and port where the ranks meet, chosen by rank 0."""
@@ -138,3 +149,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """Copy all parameters aside for the engine on this rank's GPU. Every rank must call it."""
         with self._spans.span("export_weights"):
             return self.loaded.weights.stage()
+
+
+def rank_actor() -> Any:
+    """:class:`PolicyActor` as an actor of Ray that answers :meth:`~PolicyActor.alive` beside its work."""
+    return ray.remote(concurrency_groups={WATCH: WATCH_THREADS})(PolicyActor)  # type: ignore[call-overload]  # not declared
