@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dapo_openrlhf.bench.arm import Arm, Measurement
 from dapo_openrlhf.bench.result import Result, summarise
+from dapo_openrlhf.whole_file import whole_file
 
 ONE_SIDED = 0.3
 """Ratio of the shorter to the longer of generating and training, below which asynchrony can gain little."""
@@ -128,4 +129,5 @@ def draw(results: Sequence[Result], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("response tokens trained per second (median of the repeats, range as whisker)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format=path.suffix[1:] or "png")

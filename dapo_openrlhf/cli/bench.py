@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dapo_openrlhf.cli.outputs import check_output, write_json
 from dapo_openrlhf.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def bench(options: argparse.Namespace) -> int:
     from dapo_openrlhf.bench.comparison import draw, run_in_turn, table, verdicts
     from dapo_openrlhf.bench.workload.chain_folder import chain_workload
 
+    check_output("--json", options.json)
+    check_output("--picture", options.picture)
     preset = PRESETS[options.preset]
     settings = _settings(options, preset)
     started = time.monotonic()
@@ -61,7 +63,7 @@ def bench(options: argparse.Namespace) -> int:
     print("\n".join(verdicts(results)))
     if options.json:
         written = {"machine": _machine(), "preset": options.preset, "arms": [arm.as_dict() for arm in results.values()]}
-        options.json.write_text(json.dumps(written, indent=2) + "\n")
+        write_json(options.json, written)
     draw(list(results.values()), options.picture)
     print(f"picture in {options.picture}; {time.monotonic() - started:.0f} s in all")
     return 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+from dapo_openrlhf import stopping
+from dapo_openrlhf.cli.outputs import check_output, write_json
 from dapo_openrlhf.cli.train import first_words
+from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.evaluation import Evaluation
@@ -20,44 +22,40 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
     """Measure ``actor.model_name_or_path`` on ``eval.dataset``; returns the exit status."""
     if config.eval.dataset is None:
         raise ConfigError("eval.dataset: must be set to measure anything")
-    for option, path in (("--json", json_file), ("--responses", responses_file)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ConfigError(f"{option}: {path} cannot be written; name a file in a folder that exists")
-    from dapo_openrlhf.backend.run import launch
-    from dapo_openrlhf.backend.run.inputs import check_inputs
+    check_output("--json", json_file)
+    check_output("--responses", responses_file)
+    with stopping.nothing_to_lose():
+        from dapo_openrlhf.backend.run import launch
+        from dapo_openrlhf.backend.run.inputs import check_inputs
 
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(text, flush=True)
-
+    started, say = time.monotonic(), Voice(sys.stdout)
     inputs = check_inputs(config, training=False, say=say)
     progress = EvaluationProgress(len(inputs.problems), at_once=launch.problems_at_once(config))
-    print(
+    say(
         f"{len(inputs.problems):,} problems, {config.eval.n_samples_per_prompt} responses each; starting Ray and "
-        f"{config.vllm.num_engines} engine(s) on {config.device}",
-        flush=True,
+        f"{config.vllm.num_engines} engine(s) on {config.device}"
     )
     for note in inputs.stop.notes:
-        print(note, flush=True)
+        say(note)
     try:
-        measured = launch.evaluate(
-            config,
-            inputs,
-            say=say,
-            on_answered=progress.answered,
-            progress=progress.words,
-        )
+        with stopping.telling(progress.when_stopped):
+            measured = launch.evaluate(
+                config,
+                inputs,
+                say=say,
+                on_answered=progress.answered,
+                progress=progress.words,
+            )
     except (ExceptionGroup, RuntimeError) as error:  # nothing could be judged, engines did not start, a server is gone
         print(first_words(error), file=sys.stderr)
         return 1
     summary = summary_of(config, measured) | {"total_seconds": round(time.monotonic() - started, 1)}
+    say(words(config, measured))
     if responses_file is not None:
         write_responses(responses_file, measured)
     if json_file is not None:
-        json_file.write_text(json.dumps(summary, indent=2) + "\n")
-    print(words(config, measured))
-    return 0
+        write_json(json_file, summary)
+    return 1 if say.lost else 0
 
 
 def summary_of(config: Config, measured: Evaluation) -> dict[str, object]:

@@ -54,7 +54,7 @@ def test_the_command_ends_where_it_is_and_cleans_up(
     monkeypatch.setitem(COMMANDS, "trace", work)
     assert main(["trace", "run"]) == 128 + number
     assert cleaned == [number]
-    assert capsys.readouterr().err == f"stopped by {number.name}\n"
+    assert capsys.readouterr().err == f"stopped by {number.name}: {stopping.NOTHING_KEPT}\n"
 
 
 def test_a_handler_that_a_library_installs_is_overruled() -> None:
@@ -104,9 +104,14 @@ def begin(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], psutil.
     return process, psutil.Process(int((folder / "began").read_text()))
 
 
-def check_end(process: subprocess.Popen[str], reward: psutil.Process, number: signal.Signals) -> None:
+def check_end(
+    process: subprocess.Popen[str],
+    reward: psutil.Process,
+    number: signal.Signals,
+    words: str = stopping.NOTHING_KEPT,
+) -> None:
     _, errors = process.communicate(timeout=HANG_SECONDS)
-    assert (process.returncode, errors) == (128 + number, f"stopped by {number.name}\n")
+    assert (process.returncode, errors) == (128 + number, f"stopped by {number.name}: {words}\n")
     reward.wait(HANG_SECONDS)
 
 
@@ -135,5 +140,5 @@ def test_train_while_a_reward_is_loaded(tmp_path: Path) -> None:
     )
     process, reward = begin(tmp_path, "train", "--config", "c.yaml", *settings)
     process.send_signal(signal.SIGTERM)
-    check_end(process, reward, signal.SIGTERM)
+    check_end(process, reward, signal.SIGTERM, "nothing was trained yet")
     assert not (tmp_path / "runs").exists()
