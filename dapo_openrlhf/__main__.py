@@ -21,6 +21,12 @@ Command = Callable[[argparse.Namespace, Sequence[str]], int]
 """A function of the options and the rest of the command line that returns the exit status."""
 
 
+def entry() -> int:
+    """Run one command as the whole of this process; returns its exit status."""
+    stopping.exit_outside()
+    return main()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
     with stopping.handled():
@@ -64,7 +70,6 @@ def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
         from dapo_openrlhf.config.loading import parse_overrides
 
     config, resume = starting_point(options, parse_overrides(rest), say=_warn)
-
     return train(config, started=STARTED, resume=resume)
 
 
@@ -85,9 +90,8 @@ def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from dapo_openrlhf.cli.submit import submit
     from dapo_openrlhf.config.loading import parse_overrides
 
-    starting_point(options, parse_overrides(rest), say=_warn)  # so that errors appear here and not on the cluster
-
-    return submit(options, rest)
+    config, _ = starting_point(options, parse_overrides(rest), say=_warn)  # errors appear here, not on the cluster
+    return submit(options, rest, grace=config.train.grace_seconds)
 
 
 def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -153,4 +157,4 @@ COMMANDS: dict[str, Command] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

@@ -140,6 +140,16 @@ def handled() -> Iterator[None]:
         _handlings.pop().close()
 
 
+def exit_outside() -> None:
+    """End the process with a signal's exit status where it comes outside of :func:`handled`, such as while Python ends.
+
+    By default SIGINT then prints a traceback. For processes that are a command, and nothing else.
+    """
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: os._exit(128 + number))
+
+
 def reinstall() -> None:
     """Restore the handler that a library has replaced; does nothing outside of :func:`handled`."""
     for handling in _handlings:

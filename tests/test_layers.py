@@ -49,7 +49,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "report": PURE,
     "prepare": {*PURE, "rewards", "dataset"},
-    "bench": {*PURE, "rewards", *BACKEND, "report"},
+    "bench": {*PURE, "stopping", "rewards", *BACKEND, "report"},
     "cli": {*PURE, "stopping", "rewards", "backend/run", "report", "prepare", "bench"},
     "__main__": {"whole_file", "stopping", "config", "cli"},
 }

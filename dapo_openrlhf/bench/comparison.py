@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dapo_openrlhf import stopping
 from dapo_openrlhf.bench.arm import Arm, Measurement
 from dapo_openrlhf.bench.result import Result, summarise
 from dapo_openrlhf.whole_file import whole_file
@@ -17,7 +18,14 @@ ONE_SIDED = 0.3
 def run_in_turn(arms: Mapping[str, Arm], *, repeats: int, say: Callable[[str], None]) -> dict[str, Result]:
     """Run every arm ``repeats`` times, interleaved, so that changes on the machine affect all of them alike."""
     runs: dict[str, list[Measurement]] = {key: [] for key in arms}
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+
+    def when_stopped() -> str:
+        return (
+            f"{sum(map(len, runs.values()))} of {repeats * len(arms)} runs were measured; their figures stand above, and "
+            "nothing else is kept; the same command begins anew"
+        )
+
+    with stopping.telling(when_stopped), tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         for repeat in range(repeats):
             for key, arm in arms.items():
                 run = arm.run(Path(scratch) / f"{key}-{repeat}")
