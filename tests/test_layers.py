@@ -28,6 +28,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "whole_file": set(),
     "types": set(),
     "stopping": set(),
+    "heartbeat": set(),
     "algorithm": {"types"},
     "config": {"algorithm"},
     "pipeline": {"whole_file", "types", "algorithm", "config"},
@@ -40,6 +41,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "backend/run": {
         *PURE,
         "stopping",
+        "heartbeat",
         "rewards",
         "dataset",
         "backend",
@@ -49,8 +51,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "report": PURE,
     "prepare": {*PURE, "rewards", "dataset"},
-    "bench": {*PURE, "stopping", "rewards", *BACKEND, "report"},
-    "cli": {*PURE, "stopping", "rewards", "backend/run", "report", "prepare", "bench"},
+    "bench": {*PURE, "stopping", "heartbeat", "rewards", *BACKEND, "report"},
+    "cli": {*PURE, "stopping", "heartbeat", "rewards", "backend/run", "report", "prepare", "bench"},
     "__main__": {"whole_file", "stopping", "config", "cli"},
 }
 """Folder (or file at the top), and the folders it may import besides itself. CONTRIBUTING.md draws the same table."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from dapo_openrlhf import stopping
 from dapo_openrlhf.bench.arm import Arm, Measurement
 from dapo_openrlhf.bench.result import Result, summarise
+from dapo_openrlhf.heartbeat import waiting_for
 from dapo_openrlhf.whole_file import whole_file
 
 ONE_SIDED = 0.3
@@ -28,7 +29,8 @@ def run_in_turn(arms: Mapping[str, Arm], *, repeats: int, say: Callable[[str], N
     with stopping.telling(when_stopped), tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         for repeat in range(repeats):
             for key, arm in arms.items():
-                run = arm.run(Path(scratch) / f"{key}-{repeat}")
+                with waiting_for(f"{arm.name}, run {repeat + 1} of {repeats}"):
+                    run = arm.run(Path(scratch) / f"{key}-{repeat}")
                 runs[key].append(run)
                 say(f"{arm.name}: {run.trained_tokens_per_second:,.0f} trained tokens/s")
     return {key: summarise(arm.name, runs[key]) for key, arm in arms.items()}

@@ -15,6 +15,7 @@ from dapo_openrlhf import stopping
 from dapo_openrlhf.cli.outputs import check_output, write_json
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.heartbeat import Heartbeat, silence_of
 
 if TYPE_CHECKING:
     from dapo_openrlhf.bench.arm import ArmSettings
@@ -53,19 +54,21 @@ def bench(options: argparse.Namespace) -> int:
     preset = PRESETS[options.preset]
     settings = _settings(options, preset)
     started = time.monotonic()
+    say = Voice(sys.stdout)
+    heart = Heartbeat(say, seconds=silence_of(sys.stdout))
     workload = chain_workload(CACHE / "workload")
     try:
         keys = options.arms.split(",") if options.arms else preset.arms
         arms = {key: arm_of(key, workload, settings) for key in keys}
     except ValueError as error:
         raise ConfigError(f"--arms: {error}") from None
-    say = Voice(sys.stdout)
     try:
-        results = run_in_turn(
-            arms,
-            repeats=options.repeats or preset.repeats,
-            say=lambda line: say(f"{time.monotonic() - started:6.0f} s  {line}"),
-        )
+        with heart.beating():
+            results = run_in_turn(
+                arms,
+                repeats=options.repeats or preset.repeats,
+                say=lambda line: heart.say(f"{time.monotonic() - started:6.0f} s  {line}"),
+            )
     except ArmError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from dapo_openrlhf import stopping
 from dapo_openrlhf.cli.outputs import check_output, write_json
-from dapo_openrlhf.cli.train import first_words
+from dapo_openrlhf.cli.train import Say, first_words
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.heartbeat import Heartbeat, silence_of, waiting_for
 from dapo_openrlhf.pipeline.evaluation import Evaluation
 from dapo_openrlhf.report.progress import EvaluationProgress
 from dapo_openrlhf.report.responses import write_responses
@@ -20,16 +21,26 @@ from dapo_openrlhf.report.responses import write_responses
 
 def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | None) -> int:
     """Measure ``actor.model_name_or_path`` on ``eval.dataset``; returns the exit status."""
+    voice = Voice(sys.stdout)
+    heart = Heartbeat(voice, seconds=silence_of(sys.stdout))
+    with heart.beating():
+        status = _evaluate(config, heart.say, json_file=json_file, responses_file=responses_file)
+    return status or (1 if voice.lost else 0)
+
+
+def _evaluate(config: Config, say: Say, *, json_file: Path | None, responses_file: Path | None) -> int:
+    """Measure ``actor.model_name_or_path`` on ``eval.dataset``; returns the exit status."""
     if config.eval.dataset is None:
         raise ConfigError("eval.dataset: must be set to measure anything")
     check_output("--json", json_file)
     check_output("--responses", responses_file)
-    with stopping.nothing_to_lose():
+    with stopping.nothing_to_lose(), waiting_for("Ray to be imported"):
         from dapo_openrlhf.backend.run import launch
         from dapo_openrlhf.backend.run.inputs import check_inputs
 
-    started, say = time.monotonic(), Voice(sys.stdout)
-    inputs = check_inputs(config, training=False, say=say)
+    started = time.monotonic()
+    with waiting_for("the model's files, the problems and the reward to be read"):
+        inputs = check_inputs(config, training=False, say=say)
     progress = EvaluationProgress(len(inputs.problems), at_once=launch.problems_at_once(config))
     say(
         f"{len(inputs.problems):,} problems, {config.eval.n_samples_per_prompt} responses each; starting Ray and "
@@ -38,7 +49,7 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
     for note in inputs.stop.notes:
         say(note)
     try:
-        with stopping.telling(progress.when_stopped):
+        with stopping.telling(progress.when_stopped), waiting_for("the start of Ray and the engines, or answers"):
             measured = launch.evaluate(
                 config,
                 inputs,
@@ -55,7 +66,7 @@ def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | N
         write_responses(responses_file, measured)
     if json_file is not None:
         write_json(json_file, summary)
-    return 1 if say.lost else 0
+    return 0
 
 
 def summary_of(config: Config, measured: Evaluation) -> dict[str, object]:

@@ -17,6 +17,7 @@ from dapo_openrlhf.config.cautions import cautions
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import dump_config, preset_changes
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.heartbeat import Heartbeat, silence_of, waiting_for
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.event_log import EventLog, LogFile
@@ -27,6 +28,7 @@ from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import Notices
+from dapo_openrlhf.report.phases import Phases
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.recorder import Recorder, Sink
 from dapo_openrlhf.report.responses import Responses
@@ -45,12 +47,14 @@ Say = Callable[[str], None]
 
 def train(config: Config, *, started: float, resume: ResumePoint | None = None, stream: TextIO = sys.stdout) -> int:
     """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
-    say = Voice(stream)
-    with contextlib.ExitStack() as held, stopping.telling(lambda: "nothing was trained yet"):
+    voice = Voice(stream)
+    heart = Heartbeat(voice, seconds=silence_of(stream))
+    say = heart.say
+    with contextlib.ExitStack() as held, stopping.telling(lambda: "nothing was trained yet"), heart.beating():
         if resume is not None:
             held.enter_context(run_lock(resume.run))
         status = _train(config, started=started, resume=resume, stream=stream, say=say, held=held)
-    return status or (1 if say.lost else 0)
+    return status or (1 if voice.lost else 0)
 
 
 def _train(
@@ -62,7 +66,7 @@ def _train(
     say: Say,
     held: contextlib.ExitStack,
 ) -> int:
-    with stopping.nothing_to_lose("nothing was trained yet"):
+    with stopping.nothing_to_lose("nothing was trained yet"), waiting_for("Ray to be imported"):
         from dapo_openrlhf.backend.run import launch  # noqa: F401  # imported while a signal may end it at once
         from dapo_openrlhf.backend.run.inputs import check_inputs
 
@@ -71,7 +75,8 @@ def _train(
     if resume is not None:
         checkpoint = resume.checkpoint
         changes = check_resume(config, run=resume.run, checkpoint=checkpoint)
-    inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
+    with waiting_for("the model's files, the prompts and the reward to be read"):
+        inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
     with writing(Path(config.run.dir) / config.run.name if resume is None else resume.run / "config.yaml"):
         if resume is None:
             folder = RunFolder.create(Path(config.run.dir), config.run.name)
@@ -171,6 +176,7 @@ def _sinks(config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first
     earlier: list[Row] = []
     makers: list[Callable[[], Sink]] = [
         lambda: MetricsFile(folder.metrics),
+        lambda: Phases(waiting_for),
         lambda: Notices(say, watch=watch),
         lambda: ProgressLine(config.train.max_steps, stream),
         lambda: TensorBoardSink(folder.tensorboard, first_step=first_step),
