@@ -95,7 +95,7 @@ def _train(
     except ConfigError:
         raise
     except (ExceptionGroup, RuntimeError, Unwritable) as error:
-        print("\n".join(_obituary(error, folder)), file=sys.stderr)
+        print("\n".join(obituary(error, folder)), file=sys.stderr)
         return 1
     if outcome.stopped_by is not None:
         raise stopping.Stopped(outcome.stopped_by, _how_to_go_on(outcome, inputs, folder))
@@ -121,7 +121,7 @@ def _newest_checkpoint(folder: RunFolder) -> str:
     return f"the newest checkpoint is {kept[-1]}; to go on: {go_on}"
 
 
-def _obituary(error: BaseException, folder: RunFolder) -> Iterator[str]:
+def obituary(error: BaseException, folder: RunFolder) -> Iterator[str]:
     """What ended a run, what is kept of it, and how to go on; an error of the file system in a rank is translated."""
     words = first_words(error)
     trouble = None if isinstance(first_error(error), Unwritable) else folder.trouble(words)
