@@ -3,46 +3,73 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 from dapo_openrlhf import stopping
 from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
-
-check_packages(BASIC)  # the imports below need them
-
-from dapo_openrlhf.cli.options import make_parser  # noqa: E402
-from dapo_openrlhf.config.errors import ConfigError  # noqa: E402
-from dapo_openrlhf.config.loading import load_config, parse_overrides  # noqa: E402
+from dapo_openrlhf.cli.voice import silence
 
 STARTED = time.monotonic()
+
+UNPRINTED = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+"""Errors of printing: the reader has left, the disk is full, the terminal is gone."""
 
 Command = Callable[[argparse.Namespace, Sequence[str]], int]
 """A function of the options and the rest of the command line that returns the exit status."""
 
 
+def entry() -> int:
+    """Run one command as the whole of this process; returns its exit status."""
+    stopping.exit_outside()
+    return main()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
-    options, rest = make_parser().parse_known_args(arguments)
-    check_packages(OF_COMMAND.get(options.command, ()))
     with stopping.handled():
         try:
-            return COMMANDS[options.command](options, rest)
-        except ConfigError as error:
-            print(error, file=sys.stderr)
-            return 2
+            status = _run(arguments)
+            sys.stdout.flush()
         except stopping.Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.status
+        except OSError as error:
+            if error.filename is not None or error.errno not in UNPRINTED:
+                raise
+            silence(sys.stdout, error)
+            return 1
+        return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    with stopping.nothing_to_lose():
+        check_packages(BASIC)  # the imports below need them
+        from dapo_openrlhf.cli.options import make_parser
+        from dapo_openrlhf.config.errors import ConfigError
+        from dapo_openrlhf.whole_file import Unwritable
+
+        options, rest = make_parser().parse_known_args(arguments)
+        check_packages(OF_COMMAND.get(options.command, ()))
+    try:
+        return COMMANDS[options.command](options, rest)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Unwritable as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    from dapo_openrlhf.cli.starting import starting_point
+    with stopping.nothing_to_lose("nothing was trained yet"):
+        from dapo_openrlhf.cli.starting import starting_point
+        from dapo_openrlhf.cli.train import train
+        from dapo_openrlhf.config.loading import parse_overrides
 
     config, resume = starting_point(options, parse_overrides(rest), say=_warn)
-    from dapo_openrlhf.cli.train import train
-
     return train(config, started=STARTED, resume=resume)
 
 
@@ -51,26 +78,27 @@ def _warn(text: str) -> None:
 
 
 def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    config = load_config(options.config, parse_overrides(rest))
     from dapo_openrlhf.cli.eval import evaluate
+    from dapo_openrlhf.config.loading import load_config, parse_overrides
 
+    config = load_config(options.config, parse_overrides(rest))
     return evaluate(config, json_file=options.json, responses_file=options.responses)
 
 
 def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from dapo_openrlhf.cli.starting import starting_point
-
-    starting_point(options, parse_overrides(rest), say=_warn)  # so that errors appear here and not on the cluster
     from dapo_openrlhf.cli.submit import submit
+    from dapo_openrlhf.config.loading import parse_overrides
 
-    return submit(options, rest)
+    config, _ = starting_point(options, parse_overrides(rest), say=_warn)  # errors appear here, not on the cluster
+    return submit(options, rest, grace=config.train.grace_seconds)
 
 
 def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    overrides = parse_overrides(rest)
     from dapo_openrlhf.cli.verify import verify
+    from dapo_openrlhf.config.loading import parse_overrides
 
-    return verify(options, overrides)
+    return verify(options, parse_overrides(rest))
 
 
 def _compare(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -102,13 +130,16 @@ def _trace(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    config = load_config(options.config, parse_overrides(rest))
     from dapo_openrlhf.cli.plan import plan
+    from dapo_openrlhf.config.loading import load_config, parse_overrides
 
+    config = load_config(options.config, parse_overrides(rest))
     return plan(config, options)
 
 
 def _refuse(arguments: Sequence[str]) -> None:
+    from dapo_openrlhf.config.errors import ConfigError
+
     if arguments:
         raise ConfigError(f"there is no such option: {' '.join(arguments)}; --help lists them")
 
@@ -135,4 +166,4 @@ COMMANDS: dict[str, Command] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

@@ -5,16 +5,75 @@ A reader sees either the old or the new content and nothing in between, even if 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"
 """Prefix of the names of files and folders that are being written or removed; those left after a kill are not in
 use."""
+
+REMEDIES: Mapping[int, str] = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or have your quota raised",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EROFS: "name a place that is mounted for writing, or mount it so",
+    errno.EACCES: "name a place that you may write to, or have its permissions changed",
+    errno.EPERM: "name a place that you may write to, or have its permissions changed",
+    errno.ENOENT: "its folder is gone; leave a folder in use where it is",
+    errno.ENOTDIR: "its folder is gone, and a file is in its place; leave a folder in use where it is",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.EIO: "look at the disk, and at the kernel's log",
+    errno.ESTALE: "its folder is gone from the file server; leave a folder in use where it is",
+}
+"""What a user can do about an error of the file system."""
+
+DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+"""Folders whose files are written as they are and never replaced."""
+
+
+class Unwritable(OSError):
+    """A file or folder could not be written; the message names its path, the cause and the remedy."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        """``number``: the error of the file system, one of :data:`REMEDIES`."""
+        super().__init__(number, os.strerror(number), str(path))
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[Unwritable], tuple[Path, int | None]]:
+        return Unwritable, (self.path, self.errno)
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}; {REMEDIES[self.errno or errno.EIO]}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the file system in the block into an :class:`Unwritable` that names ``path``.
+
+    Errors that name a file elsewhere than in the folder of ``path``, below ``path`` or above it, are not changed.
+    """
+    try:
+        yield
+    except Unwritable:
+        raise
+    except OSError as error:
+        if error.errno is None or error.errno not in REMEDIES or not _concerns(error, path):
+            raise
+        raise Unwritable(path, error.errno) from error
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether an error names a file near ``path``, or none, as errors in the middle of a file do."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return error.filename is None and error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT)
+    named, path = Path(error.filename).absolute(), path.absolute()
+    return named.is_relative_to(path.parent) or path.is_relative_to(named)
 
 
 @contextmanager
@@ -23,14 +82,21 @@ def whole_file(path: Path) -> Iterator[Path]:
     ``path``.
 
     If the block raises, ``path`` stays as it is, and what was written is removed. Several processes may write the same
-    file at once; the last one's stays.
+    file at once; the last one's stays. A device or a pipe, such as ``/dev/stdout``, is lent itself. Raises
+    :class:`Unwritable`.
     """
+    if _is_device(path):
+        with writing(path):
+            yield path
+        return
     unfinished = path.with_name(f"{UNFINISHED}{path.name}.{secrets.token_hex(4)}")
     try:
-        yield unfinished
-        put_in_place(unfinished, path)
+        with writing(path):
+            yield unfinished
+            put_in_place(unfinished, path)
     except BaseException:
-        _remove(unfinished)
+        with contextlib.suppress(OSError):  # of a folder that is gone, or may only be read
+            _remove(unfinished)
         raise
 
 
@@ -62,6 +128,17 @@ def remove_whole(path: Path) -> None:
     _remove(doomed)
     os.rename(path, doomed)
     _remove(doomed)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what was being written in a folder, or below it, when the writing was broken off; nothing may write now."""
+    for path in [*folder.rglob(f"{UNFINISHED}*"), *folder.glob("*.unfinished")]:
+        with contextlib.suppress(OSError):
+            _remove(path)
+
+
+def _is_device(path: Path) -> bool:
+    return path.absolute().parent in DEVICES or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def _is_folder(path: Path) -> bool:

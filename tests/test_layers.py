@@ -28,6 +28,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "whole_file": set(),
     "types": set(),
     "stopping": set(),
+    "heartbeat": set(),
     "algorithm": {"types"},
     "config": {"algorithm"},
     "pipeline": {"whole_file", "types", "algorithm", "config"},
@@ -40,6 +41,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "backend/run": {
         *PURE,
         "stopping",
+        "heartbeat",
         "rewards",
         "dataset",
         "backend",
@@ -50,9 +52,9 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "report": PURE,
     "plan": PURE,
     "prepare": {*PURE, "rewards", "dataset"},
-    "bench": {*PURE, "rewards", *BACKEND, "report"},
-    "cli": {*PURE, "stopping", "rewards", "backend/run", "report", "plan", "prepare", "bench"},
-    "__main__": {"stopping", "config", "cli"},
+    "bench": {*PURE, "stopping", "heartbeat", "rewards", *BACKEND, "report"},
+    "cli": {*PURE, "stopping", "heartbeat", "rewards", "backend/run", "report", "plan", "prepare", "bench"},
+    "__main__": {"whole_file", "stopping", "config", "cli"},
 }
 """Folder (or file at the top), and the folders it may import besides itself. CONTRIBUTING.md draws the same table."""
 
@@ -60,6 +62,7 @@ EDGE = {"ray", "vllm", "deepspeed", "openrlhf", "transformers", "torch", "numpy"
 """What only the backend and the benchmarks import, and whoever is named in :data:`OUTSIDE`."""
 
 OUTSIDE: Mapping[str, set[str]] = {
+    "stopping": {"psutil"},
     "config": {"pydantic", "yaml"},
     "algorithm.loss": {"torch"},
     "algorithm.kl": {"torch"},

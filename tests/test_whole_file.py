@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import pickle
+import resource
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dapo_openrlhf.whole_file import put_in_place, remove_whole, whole_file, write_whole
+from dapo_openrlhf.whole_file import (
+    Unwritable,
+    put_in_place,
+    remove_unfinished,
+    remove_whole,
+    whole_file,
+    write_whole,
+    writing,
+)
 
 
 class Killed(BaseException):
@@ -82,11 +94,14 @@ def test_a_folder_replaces_what_was_there(tmp_path: Path, before: Callable[[Path
 
 def test_a_file_never_replaces_a_folder_nor_a_folder_a_file(tmp_path: Path) -> None:
     _folder(tmp_path / "data")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(Unwritable, match="data cannot be written: Is a directory; it is a folder; name a file"):
         write_whole(tmp_path / "data", "prompts")
     assert (tmp_path / "data" / "deep" / "old").exists()
     _file(tmp_path / "model")
-    with pytest.raises(NotADirectoryError), whole_file(tmp_path / "model") as folder:
+    with (
+        pytest.raises(Unwritable, match="model cannot be written: Not a directory"),
+        whole_file(tmp_path / "model") as folder,
+    ):
         folder.mkdir()
     assert (tmp_path / "model").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
@@ -128,3 +143,72 @@ def test_a_folder_is_removed_name_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "step").exists(), "remains of before go first"
     remove_whole(tmp_path / "step")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """A limit of the size of files, which ends a write in the middle as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("little_room")
+def test_what_finds_no_room_names_path_cause_and_remedy_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text("old")
+    with pytest.raises(Unwritable) as caught:
+        write_whole(file, b"0" * 5000)
+    assert str(caught.value) == (
+        f"{file} cannot be written: File too large; raise the limit of a file's size (ulimit -f)"
+    )
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
+
+
+def test_a_folder_that_vanishes_or_becomes_a_file_is_named(tmp_path: Path) -> None:
+    for place, cause in (("gone", "No such file or directory"), ("file", "Not a directory")):
+        (tmp_path / "file").touch()
+        with pytest.raises(Unwritable, match=rf"{place}/set cannot be written: {cause}; its folder is gone"):
+            write_whole(tmp_path / place / "set", "new")
+
+
+def test_a_device_is_written_and_stays_what_it_is(tmp_path: Path) -> None:
+    write_whole(Path("/dev/null"), "new")
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(Unwritable, match="/dev/full cannot be written: No space left on device; free some space there"):
+        write_whole(Path("/dev/full"), "new")
+    (tmp_path / "link").symlink_to("/dev/full")
+    with pytest.raises(Unwritable, match="link cannot be written: No space left"):
+        write_whole(tmp_path / "link", "new")
+    assert Path("/dev/full").is_char_device() and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+        FileNotFoundError(errno.ENOENT, "no such file", "/elsewhere/model"),
+        PermissionError(errno.EACCES, "not allowed"),
+        OSError("of a library, without a number"),
+    ],
+)
+def test_errors_of_something_else_stay_what_they_are(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(OSError) as caught, writing(tmp_path / "file"):
+        raise error
+    assert caught.value is error
+
+
+def test_remains_are_removed_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("checkpoints/.unfinished-000006", "checkpoints/step-000004", "checkpoint.unfinished"):
+        _folder(tmp_path / name)
+    _file(tmp_path / ".unfinished-summary.json.1234")
+    remove_unfinished(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*")) if path.is_dir()] == [
+        "checkpoints", "checkpoints/step-000004", "checkpoints/step-000004/deep",
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    remove_unfinished(tmp_path / "gone")

@@ -6,8 +6,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dapo_openrlhf import stopping
 from dapo_openrlhf.bench.arm import Arm, Measurement
 from dapo_openrlhf.bench.result import Result, summarise
+from dapo_openrlhf.heartbeat import waiting_for
+from dapo_openrlhf.whole_file import whole_file
 
 ONE_SIDED = 0.3
 """Ratio of the shorter to the longer of generating and training, below which asynchrony can gain little."""
@@ -16,10 +19,18 @@ ONE_SIDED = 0.3
 def run_in_turn(arms: Mapping[str, Arm], *, repeats: int, say: Callable[[str], None]) -> dict[str, Result]:
     """Run every arm ``repeats`` times, interleaved, so that changes on the machine affect all of them alike."""
     runs: dict[str, list[Measurement]] = {key: [] for key in arms}
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+
+    def when_stopped() -> str:
+        return (
+            f"{sum(map(len, runs.values()))} of {repeats * len(arms)} runs were measured; their figures stand above, and "
+            "nothing else is kept; the same command begins anew"
+        )
+
+    with stopping.telling(when_stopped), tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         for repeat in range(repeats):
             for key, arm in arms.items():
-                run = arm.run(Path(scratch) / f"{key}-{repeat}")
+                with waiting_for(f"{arm.name}, run {repeat + 1} of {repeats}"):
+                    run = arm.run(Path(scratch) / f"{key}-{repeat}")
                 runs[key].append(run)
                 say(f"{arm.name}: {run.trained_tokens_per_second:,.0f} trained tokens/s")
     return {key: summarise(arm.name, runs[key]) for key, arm in arms.items()}
@@ -128,4 +139,5 @@ def draw(results: Sequence[Result], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("response tokens trained per second (median of the repeats, range as whisker)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format=path.suffix[1:] or "png")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 import yaml
 
 from dapo_openrlhf.bench.arm import WARM_UP_STEPS, Arm, ArmError, ArmSettings, Measurement
+from dapo_openrlhf.bench.process_tree import last_lines, run_tree
 from dapo_openrlhf.bench.workload.workload import Workload
 from dapo_openrlhf.pipeline.event_log import read
 from dapo_openrlhf.pipeline.events import BatchTaken, GroupJudged, PublicationLive, RunStarted, StepDone, WorkerSpans
@@ -24,9 +26,13 @@ def pipeline_arm(max_staleness: int, workload: Workload, settings: ArmSettings) 
         file = folder / "config.yaml"
         file.write_text(yaml.safe_dump(pipeline_settings(max_staleness, workload, settings, folder)))
         command = [sys.executable, "-m", "dapo_openrlhf", "train", "--config", str(file)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=settings.timeout)
-        if result.returncode:
-            raise ArmError(f"K = {max_staleness} failed:\n{(result.stdout + result.stderr)[-2000:]}")
+        log = folder / "train.log"
+        try:
+            status = run_tree(command, os.environ, log, settings.timeout)
+        except TimeoutExpired:
+            raise ArmError(f"K = {max_staleness} took over {settings.timeout:g} s:\n{last_lines(log, 40)}") from None
+        if status:
+            raise ArmError(f"K = {max_staleness} ended with exit status {status}:\n{last_lines(log, 40)}")
         return read_run(folder / "run" / "events.jsonl")
 
     return Arm(name=f"this project, K = {max_staleness}", run=run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import subprocess
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -9,16 +11,30 @@ from pathlib import Path
 
 import psutil
 
+PR_SET_PDEATHSIG = 1
+"""Linux's own number (prctl)."""
+ENDING_SECONDS = 40.0
+"""Seconds in which a process that was asked to end must do so; a training takes ``train.grace_seconds`` (25)."""
 
-def run_tree(command: Sequence[str], environment: Mapping[str, str], log: Path, timeout: float) -> int:
-    """Run a command with all its output in ``log``; returns its exit status.
+_prctl = ctypes.CDLL(None).prctl
 
-    Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds. When it is late or interrupted, its whole tree is
-    killed.
+
+def run_tree(command: Sequence[str], environment: Mapping[str, str], log: Path, timeout: float | None) -> int:
+    """Run a command with all its output behind that in ``log``; returns its exit status.
+
+    Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds. When it is late or interrupted, it is asked to end by
+    SIGTERM, as it is when this process is killed; what is left after :data:`ENDING_SECONDS` is killed, with its whole
+    tree. Signals to this process's group, such as Ctrl-C, do not reach it.
     """
-    with log.open("w", encoding="utf-8") as stream:
+    with log.open("a", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             return process.wait(timeout)
@@ -34,12 +50,22 @@ def last_lines(log: Path, count: int) -> str:
         return "".join(deque(lines, maxlen=count))
 
 
+def _end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent ends."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _end_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process, if it still runs, with all its descendants."""
+    """End a process, if it still runs, with all its descendants."""
     if process.poll() is not None:
         return
     root = psutil.Process(process.pid)
-    tree = [*root.children(recursive=True), root]
+    tree = {*root.children(recursive=True), root}
+    process.terminate()
+    try:
+        process.wait(ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        tree |= {*root.children(recursive=True)}
     for member in tree:
         try:
             member.kill()

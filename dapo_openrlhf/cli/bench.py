@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dapo_openrlhf import stopping
+from dapo_openrlhf.cli.outputs import check_output, write_json
+from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.heartbeat import Heartbeat, silence_of
 
 if TYPE_CHECKING:
     from dapo_openrlhf.bench.arm import ArmSettings
@@ -39,32 +43,43 @@ PRESETS = {
 
 def bench(options: argparse.Namespace) -> int:
     """Run every arm in turn, as often as the preset says; print the table, write JSON and picture."""
-    from dapo_openrlhf.bench.arms import arm_of
-    from dapo_openrlhf.bench.comparison import draw, run_in_turn, table, verdicts
-    from dapo_openrlhf.bench.workload.chain_folder import chain_workload
+    with stopping.nothing_to_lose():
+        from dapo_openrlhf.bench.arm import ArmError
+        from dapo_openrlhf.bench.arms import arm_of
+        from dapo_openrlhf.bench.comparison import draw, run_in_turn, table, verdicts
+        from dapo_openrlhf.bench.workload.chain_folder import chain_workload
 
+    check_output("--json", options.json)
+    check_output("--picture", options.picture)
     preset = PRESETS[options.preset]
     settings = _settings(options, preset)
     started = time.monotonic()
+    say = Voice(sys.stdout)
+    heart = Heartbeat(say, seconds=silence_of(sys.stdout))
     workload = chain_workload(CACHE / "workload")
     try:
         keys = options.arms.split(",") if options.arms else preset.arms
         arms = {key: arm_of(key, workload, settings) for key in keys}
     except ValueError as error:
         raise ConfigError(f"--arms: {error}") from None
-    results = run_in_turn(
-        arms,
-        repeats=options.repeats or preset.repeats,
-        say=lambda line: print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True),
-    )
-    print(f"\n{table(list(results.values()))}\n")
-    print("\n".join(verdicts(results)))
+    try:
+        with heart.beating():
+            results = run_in_turn(
+                arms,
+                repeats=options.repeats or preset.repeats,
+                say=lambda line: heart.say(f"{time.monotonic() - started:6.0f} s  {line}"),
+            )
+    except ArmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    say(f"\n{table(list(results.values()))}\n")
+    say("\n".join(verdicts(results)))
     if options.json:
         written = {"machine": _machine(), "preset": options.preset, "arms": [arm.as_dict() for arm in results.values()]}
-        options.json.write_text(json.dumps(written, indent=2) + "\n")
+        write_json(options.json, written)
     draw(list(results.values()), options.picture)
-    print(f"picture in {options.picture}; {time.monotonic() - started:.0f} s in all")
-    return 0
+    say(f"picture in {options.picture}; {time.monotonic() - started:.0f} s in all")
+    return 1 if say.lost else 0
 
 
 def _settings(options: argparse.Namespace, preset: Preset) -> ArmSettings:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from dapo_openrlhf.cli.train import first_words
+from dapo_openrlhf import stopping
+from dapo_openrlhf.cli.outputs import check_output, write_json
+from dapo_openrlhf.cli.train import Say, first_words
+from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.heartbeat import Heartbeat, silence_of, waiting_for
 from dapo_openrlhf.pipeline.evaluation import Evaluation
 from dapo_openrlhf.report.progress import EvaluationProgress
 from dapo_openrlhf.report.responses import write_responses
@@ -18,45 +21,51 @@ from dapo_openrlhf.report.responses import write_responses
 
 def evaluate(config: Config, *, json_file: Path | None, responses_file: Path | None) -> int:
     """Measure ``actor.model_name_or_path`` on ``eval.dataset``; returns the exit status."""
+    voice = Voice(sys.stdout)
+    heart = Heartbeat(voice, seconds=silence_of(sys.stdout))
+    with heart.beating():
+        status = _evaluate(config, heart.say, json_file=json_file, responses_file=responses_file)
+    return status or (1 if voice.lost else 0)
+
+
+def _evaluate(config: Config, say: Say, *, json_file: Path | None, responses_file: Path | None) -> int:
+    """Measure ``actor.model_name_or_path`` on ``eval.dataset``; returns the exit status."""
     if config.eval.dataset is None:
         raise ConfigError("eval.dataset: must be set to measure anything")
-    for option, path in (("--json", json_file), ("--responses", responses_file)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ConfigError(f"{option}: {path} cannot be written; name a file in a folder that exists")
-    from dapo_openrlhf.backend.run import launch
-    from dapo_openrlhf.backend.run.inputs import check_inputs
+    check_output("--json", json_file)
+    check_output("--responses", responses_file)
+    with stopping.nothing_to_lose(), waiting_for("Ray to be imported"):
+        from dapo_openrlhf.backend.run import launch
+        from dapo_openrlhf.backend.run.inputs import check_inputs
 
     started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(text, flush=True)
-
-    inputs = check_inputs(config, training=False, say=say)
+    with waiting_for("the model's files, the problems and the reward to be read"):
+        inputs = check_inputs(config, training=False, say=say)
     progress = EvaluationProgress(len(inputs.problems), at_once=launch.problems_at_once(config))
-    print(
+    say(
         f"{len(inputs.problems):,} problems, {config.eval.n_samples_per_prompt} responses each; starting Ray and "
-        f"{config.vllm.num_engines} engine(s) on {config.device}",
-        flush=True,
+        f"{config.vllm.num_engines} engine(s) on {config.device}"
     )
     for note in inputs.stop.notes:
-        print(note, flush=True)
+        say(note)
     try:
-        measured = launch.evaluate(
-            config,
-            inputs,
-            say=say,
-            on_answered=progress.answered,
-            progress=progress.words,
-        )
+        with stopping.telling(progress.when_stopped), waiting_for("the start of Ray and the engines, or answers"):
+            measured = launch.evaluate(
+                config,
+                inputs,
+                say=say,
+                on_answered=progress.answered,
+                progress=progress.words,
+            )
     except (ExceptionGroup, RuntimeError) as error:  # nothing could be judged, engines did not start, a server is gone
         print(first_words(error), file=sys.stderr)
         return 1
     summary = summary_of(config, measured) | {"total_seconds": round(time.monotonic() - started, 1)}
+    say(words(config, measured))
     if responses_file is not None:
         write_responses(responses_file, measured)
     if json_file is not None:
-        json_file.write_text(json.dumps(summary, indent=2) + "\n")
-    print(words(config, measured))
+        write_json(json_file, summary)
     return 0
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 
+from dapo_openrlhf.cli.outputs import check_output
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.event_log import EventLogError
+from dapo_openrlhf.whole_file import write_whole
 
 
 def trace(options: argparse.Namespace) -> int:
@@ -21,7 +23,9 @@ def trace(options: argparse.Namespace) -> int:
     except EventLogError as error:
         raise ConfigError(str(error)) from error
     output = options.output or options.run / "trace.json"
-    output.write_text(json.dumps(chrome_trace(log)))
+    check_output("--output", output)
+    check_output("--picture", options.picture)
+    write_whole(output, json.dumps(chrome_trace(log)))
     print(f"{output}: open it in Perfetto or chrome://tracing")
     if options.picture:
         first, _, last = options.steps.partition(":")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import shlex
 import sys
 import time
@@ -13,19 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from dapo_openrlhf import stopping
+from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.cautions import cautions
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import dump_config, preset_changes
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.heartbeat import Heartbeat, silence_of, waiting_for
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome
-from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.event_log import EventLog, LogFile
 from dapo_openrlhf.pipeline.events import RunStarted
+from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change, check_resume
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import Notices
+from dapo_openrlhf.report.phases import Phases
 from dapo_openrlhf.report.progress import ProgressLine
 from dapo_openrlhf.report.recorder import Recorder, Sink
 from dapo_openrlhf.report.responses import Responses
@@ -34,7 +37,7 @@ from dapo_openrlhf.report.run_lock import run_lock
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import TensorBoardSink
 from dapo_openrlhf.report.watch import Watch
-from dapo_openrlhf.whole_file import write_whole
+from dapo_openrlhf.whole_file import Unwritable, remove_unfinished, write_whole, writing
 
 if TYPE_CHECKING:
     from dapo_openrlhf.backend.run.inputs import Inputs
@@ -44,41 +47,55 @@ Say = Callable[[str], None]
 
 def train(config: Config, *, started: float, resume: ResumePoint | None = None, stream: TextIO = sys.stdout) -> int:
     """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
-    with contextlib.ExitStack() as held:
+    voice = Voice(stream)
+    heart = Heartbeat(voice, seconds=silence_of(stream))
+    say = heart.say
+    with contextlib.ExitStack() as held, stopping.telling(lambda: "nothing was trained yet"), heart.beating():
         if resume is not None:
             held.enter_context(run_lock(resume.run))
-        return _train(config, started=started, resume=resume, stream=stream, held=held)
+        status = _train(config, started=started, resume=resume, stream=stream, say=say, held=held)
+    return status or (1 if voice.lost else 0)
 
 
 def _train(
-    config: Config, *, started: float, resume: ResumePoint | None, stream: TextIO, held: contextlib.ExitStack
+    config: Config,
+    *,
+    started: float,
+    resume: ResumePoint | None,
+    stream: TextIO,
+    say: Say,
+    held: contextlib.ExitStack,
 ) -> int:
-    from dapo_openrlhf.backend.run.inputs import check_inputs
+    with stopping.nothing_to_lose("nothing was trained yet"), waiting_for("Ray to be imported"):
+        from dapo_openrlhf.backend.run import launch  # noqa: F401  # imported while a signal may end it at once
+        from dapo_openrlhf.backend.run.inputs import check_inputs
 
-    say = functools.partial(print, file=stream, flush=True)
     checkpoint: Path | None = None
     changes: list[Change] = []
     if resume is not None:
         checkpoint = resume.checkpoint
         changes = check_resume(config, run=resume.run, checkpoint=checkpoint)
-    inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
-    if resume is None:
-        folder = RunFolder.create(Path(config.run.dir), config.run.name)
-        held.enter_context(run_lock(folder.path))
-    else:
-        folder = RunFolder.reopen(resume.run)
+    with waiting_for("the model's files, the prompts and the reward to be read"):
+        inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
+    with writing(Path(config.run.dir) / config.run.name if resume is None else resume.run / "config.yaml"):
+        if resume is None:
+            folder = RunFolder.create(Path(config.run.dir), config.run.name)
+            held.enter_context(run_lock(folder.path))
+        else:
+            folder = RunFolder.reopen(resume.run)
     inputs = replace(inputs, bad_batches=folder.bad_batches)
     write_whole(folder.config, dump_config(config))
     if checkpoint is not None:
         say(f"resuming after {inputs.first_step} rollout steps from {checkpoint}")
     for line in _opening_words(config, inputs, folder, changes):
         say(line)
+    held.callback(remove_unfinished, folder.path)
     try:
         outcome, summary = _run(config, inputs, folder, started, stream, say)
     except ConfigError:
         raise
-    except (ExceptionGroup, RuntimeError) as error:
-        print(f"{first_words(error)}\nwhat had happened until then is in {folder.events}", file=sys.stderr)
+    except (ExceptionGroup, RuntimeError, Unwritable) as error:
+        print("\n".join(obituary(error, folder)), file=sys.stderr)
         return 1
     if outcome.stopped_by is not None:
         raise stopping.Stopped(outcome.stopped_by, _how_to_go_on(outcome, inputs, folder))
@@ -92,11 +109,25 @@ def _how_to_go_on(outcome: Outcome, inputs: Inputs, folder: RunFolder) -> str:
     done = f"{inputs.first_step + outcome.steps} rollout steps are done"
     if outcome.model_saved:
         return f"all {done}, and the model is in {folder.checkpoint}"
+    return f"{done}, and {_newest_checkpoint(folder)}"
+
+
+def _newest_checkpoint(folder: RunFolder) -> str:
+    """The newest checkpoint and the command that resumes the run from it."""
     kept = Checkpoints(folder.checkpoints, max_num=1).finished()
     if not kept:
-        return f"{done}, and no checkpoint was made"
+        return "no checkpoint was made"
     go_on = f"dapo-openrlhf train --resume {shlex.quote(str(folder.path))}"
-    return f"{done}, and the newest checkpoint is {kept[-1]}; to go on: {go_on}"
+    return f"the newest checkpoint is {kept[-1]}; to go on: {go_on}"
+
+
+def obituary(error: BaseException, folder: RunFolder) -> Iterator[str]:
+    """What ended a run, what is kept of it, and how to go on; an error of the file system in a rank is translated."""
+    words = first_words(error)
+    trouble = None if isinstance(first_error(error), Unwritable) else folder.trouble(words)
+    yield words if trouble is None else f"{trouble}; this ended the run: {words.splitlines()[0]}"
+    if folder.events.exists():
+        yield f"what had happened until then is in {folder.events}; {_newest_checkpoint(folder)}"
 
 
 def _opening_words(config: Config, inputs: Inputs, folder: RunFolder, changes: Sequence[Change]) -> Iterator[str]:
@@ -119,11 +150,11 @@ def _run(
     """Train and record everything; the sinks are closed in any case."""
     from dapo_openrlhf.backend.run import launch
 
-    with folder.events.open("a") as events:
+    with LogFile(folder.events) as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(_run_started(config, inputs, unix_time=time.time() - log.now()))
         sinks = _sinks(config, folder, stream, say, first_step=inputs.first_step)
-        recorder = Recorder(log, sinks, devices=config.devices)
+        recorder = Recorder(log, sinks, devices=config.devices, warn=say)
         head_start = time.monotonic() - started
         try:
             outcome = launch.train(
@@ -141,16 +172,33 @@ def _run(
 
 def _sinks(config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first_step: int) -> list[Sink]:
     """The sinks that the run is reported to; another one takes a file in ``report/`` and a line here."""
-    earlier = earlier_rows(folder.metrics, first_step)
     watch = Watch(batch_size=config.rollout.batch_size, max_new_tokens=config.rollout.max_new_tokens, say=say)
-    return [
-        MetricsFile(folder.metrics),
-        Notices(say, watch=watch),
-        ProgressLine(config.train.max_steps, stream),
-        TensorBoardSink(folder.tensorboard, first_step=first_step),
-        Curves(folder.picture, title=config.run.name, earlier=earlier),
-        Responses(folder.responses),
+    earlier: list[Row] = []
+    makers: list[Callable[[], Sink]] = [
+        lambda: MetricsFile(folder.metrics),
+        lambda: Phases(waiting_for),
+        lambda: Notices(say, watch=watch),
+        lambda: ProgressLine(config.train.max_steps, stream),
+        lambda: TensorBoardSink(folder.tensorboard, first_step=first_step),
+        lambda: Curves(folder.picture, title=config.run.name, earlier=earlier),
+        lambda: Responses(folder.responses),
     ]
+    sinks = []
+    with _going_on(say):
+        earlier = earlier_rows(folder.metrics, first_step)
+    for make in makers:
+        with _going_on(say):
+            sinks.append(make())
+    return sinks
+
+
+@contextlib.contextmanager
+def _going_on(say: Say) -> Iterator[None]:
+    """Say that a report cannot be written, and go on without it."""
+    try:
+        yield
+    except OSError as error:
+        say(f"warning: a report cannot be written, and the run goes on without: {error}")
 
 
 def _run_started(config: Config, inputs: Inputs, *, unix_time: float) -> RunStarted:
@@ -183,8 +231,14 @@ def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: f
     )
 
 
-def first_words(error: BaseException) -> str:
-    """The first error that is not an exception group, in words for the user."""
+def first_error(error: BaseException) -> BaseException:
+    """The first error that is not an exception group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+    return error
+
+
+def first_words(error: BaseException) -> str:
+    """The first error that is not an exception group, in words for the user."""
+    first = first_error(error)
+    return str(first) if isinstance(first, Unwritable) else f"{type(first).__name__}: {first}"

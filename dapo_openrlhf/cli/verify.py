@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from dapo_openrlhf.cli.outputs import check_output, write_json
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_reward, load_config
 from dapo_openrlhf.config.reward import RewardSection
@@ -51,10 +52,7 @@ def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
         prompt_key=options.prompt_key,
         by_rule=any(source.needs_answer for source in settings.sources),
     )
-    if options.json and not options.json.parent.is_dir():
-        raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
-    if options.json and options.json.is_dir():
-        raise ConfigError(f"--json {options.json}: is a folder, not a file")
+    check_output("--json", options.json)
     if options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least 1 process is needed")
     workers = min(options.workers, len(cases))
@@ -65,7 +63,7 @@ def verify(options: argparse.Namespace, overrides: Mapping[str, object]) -> int:
         raise ConfigError(f"{', '.join(source.name for source in settings.sources)}: {error}") from error
     _print_summary(options.file, cases, scored, seconds=seconds, loading=time.monotonic() - started - seconds)
     if options.json:
-        options.json.write_text(json.dumps(_result(scored, seconds), indent=1) + "\n")
+        write_json(options.json, _result(scored, seconds))
     return 0
 
 

@@ -19,6 +19,7 @@ from dapo_openrlhf.dataset.rows import blocks, unit
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import NotAStore, PromptSet, StoreWriter
 from dapo_openrlhf.types import Prompt
+from dapo_openrlhf.whole_file import Unwritable
 
 HEARTBEAT_SECONDS = 5.0
 """Seconds between two messages about the progress of the reading."""
@@ -56,7 +57,13 @@ def read_prompt_set(
     blocks(path)  # refuses a file of another kind before its bytes are read
     digest = digest_of(path)
     key = key_of(digest, rules)
-    prompts = _kept(path, key, say) or _made(path, key, digest, rules, setting, say)
+    prompts = _kept(path, key, say)
+    if prompts is None:
+        try:
+            prompts = _made(path, key, digest, rules, setting, say)
+        except Unwritable as error:  # of the cache, which is a convenience
+            say(f"{path} ({setting}): its prompts are not kept for the next run: {error}")
+            prompts = _made(path, None, digest, rules, setting, say)
     _judge(path, prompts, setting, on_bad_row, say)
     return prompts
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, Self
 
 from dapo_openrlhf.pipeline import events
 from dapo_openrlhf.pipeline.events import UNWRITTEN, Event
 from dapo_openrlhf.types import PolicyVersion, Span
+from dapo_openrlhf.whole_file import writing
 
 Listener = Callable[[Event], None]
 
@@ -38,6 +41,45 @@ WRITTEN: Mapping[type[Event], tuple[str, ...]] = {
 """The fields of each event that are written to the log."""
 
 
+class Lines(Protocol):
+    """What a log is written to: a text file, or a :class:`LogFile`."""
+
+    def write(self, text: str, /) -> int:
+        """Take in a line."""
+
+    def flush(self) -> None:
+        """Write out what was taken in."""
+
+
+class LogFile:
+    """A log's file. Every method raises :class:`~dapo_openrlhf.whole_file.Unwritable`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file to append to it."""
+        self._path = path
+        with writing(path):
+            self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with writing(self._path):
+            self._file.close()
+
+    def write(self, text: str, /) -> int:
+        """Take in a line."""
+        with writing(self._path):
+            return self._file.write(text)
+
+    def flush(self) -> None:
+        """Write out what was taken in. A file that is no longer where it was opened counts as unwritable."""
+        with writing(self._path):
+            self._file.flush()
+            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
+
+
 class EventLog:
     """Writes events to a file as they happen and hands them to listeners.
 
@@ -45,7 +87,7 @@ class EventLog:
     fields. Every line is flushed at once, so that a run that dies leaves a complete log.
     """
 
-    def __init__(self, file: TextIO | None, *, clock: Callable[[], float]) -> None:
+    def __init__(self, file: Lines | None, *, clock: Callable[[], float]) -> None:
         self._file = file
         self._clock = clock
         self._start = clock()

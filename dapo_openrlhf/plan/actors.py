@@ -41,6 +41,10 @@ class SimulatedTrainer:
         await asyncio.sleep(seconds)
         return {}
 
+    async def supervise(self) -> None:
+        """Wait until cancelled, since nothing happens to a model."""
+        await asyncio.get_running_loop().create_future()
+
     async def save(self, path: str) -> None:
         """Nothing is saved."""
 

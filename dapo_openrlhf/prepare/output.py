@@ -11,7 +11,7 @@ from dapo_openrlhf import __version__
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.prepare.cleaning import LISTED, Cleaned
 from dapo_openrlhf.prepare.rows import Source
-from dapo_openrlhf.whole_file import write_whole
+from dapo_openrlhf.whole_file import write_whole, writing
 
 
 def manifest_path(output: Path) -> Path:
@@ -45,7 +45,8 @@ def write(output: Path, cleaned: Cleaned, source: Source, options: Mapping[str, 
         "examples": cleaned.examples,
         "options": dict(options),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, content)
     write_whole(manifest_path(output), json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest

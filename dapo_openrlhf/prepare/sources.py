@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.dataset.hub import prefer_cache
 from dapo_openrlhf.dataset.rows import read_rows, unit
 from dapo_openrlhf.prepare.labels import is_integer
 from dapo_openrlhf.prepare.rows import Source
@@ -44,6 +45,7 @@ def hugging_face_source(name: str) -> Source:
     """
     dataset, _, split = name.partition(":")
     repository, _, subset = dataset.partition("@")
+    trouble = prefer_cache(repository, kind="datasets")
     try:
         import datasets
     except ImportError as error:
@@ -51,7 +53,7 @@ def hugging_face_source(name: str) -> Source:
     try:
         loaded = datasets.load_dataset(repository, subset or None, split=split or "train")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"hf:{name}: cannot be loaded: {error}") from error
+        raise ConfigError(f"hf:{name}: cannot be loaded: {trouble or error}") from error
     return _listed(f"hf:{name}", loaded)
 
 

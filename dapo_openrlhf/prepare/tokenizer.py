@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.dataset.hub import check_name
 from dapo_openrlhf.prepare.rows import Message, Problem
 
 
@@ -15,6 +17,8 @@ class Tokenizer:
 
     def __init__(self, name: str, *, option: str) -> None:
         """``name``: a folder, or a name on the Hugging Face hub; ``option`` is named in the ``ConfigError``."""
+        if not Path(name).exists():
+            check_name(option, name, say=lambda words: print(words, file=sys.stderr))
         from transformers import AutoTokenizer  # takes seconds
 
         try:

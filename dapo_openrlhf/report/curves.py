@@ -13,6 +13,8 @@ from dapo_openrlhf.report.recorder import Sink
 class Curves(Sink):
     """Keeps every row and the held-out accuracies, to draw them at the end."""
 
+    name = "the picture of the curves"
+
     def __init__(self, path: Path, *, title: str, earlier: Sequence[Row] = ()) -> None:
         """``earlier``: rows of the steps that were done before the run was resumed."""
         self._path = path

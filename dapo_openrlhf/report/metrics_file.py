@@ -14,6 +14,8 @@ from dapo_openrlhf.whole_file import write_whole
 class MetricsFile(Sink):
     """Appends each step's row to a file as soon as it comes."""
 
+    name = "the file of metrics"
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("a", encoding="utf-8")
@@ -36,10 +38,21 @@ class MetricsFile(Sink):
 
 
 def earlier_rows(path: Path, first_step: int) -> list[Row]:
-    """Return the rows of the steps before ``first_step``; those of steps to be repeated are removed from the file."""
+    """Return the rows of the steps before ``first_step``; those of steps to be repeated are removed from the file.
+
+    Lines that are no rows, as a full disk leaves them, are removed too.
+    """
     if not path.is_file():
         return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    kept = [line for line in lines if line["step"] < first_step]
+    lines = [_row(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    kept = [line for line in lines if line is not None and line["step"] < first_step]
     write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
     return [{name: value for name, value in line.items() if name != "step"} for line in kept]
+
+
+def _row(line: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

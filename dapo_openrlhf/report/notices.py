@@ -24,6 +24,8 @@ DROPPED_SHOWN = 20
 class Notices(Sink):
     """Prints held-out accuracies, what failed, and signs that nothing is learned."""
 
+    name = "what happened"
+
     def __init__(self, say: Callable[[str], None], *, watch: Watch) -> None:
         self._say = say
         self._watch = watch

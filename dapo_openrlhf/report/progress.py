@@ -35,6 +35,8 @@ class ProgressLine(Sink):
     last line are carried over to the next one.
     """
 
+    name = "the progress"
+
     def __init__(self, max_steps: int, stream: TextIO) -> None:
         """``max_steps`` is the number of rollout steps of the run, at least 1."""
         self._max_steps = max_steps
@@ -135,6 +137,13 @@ class EvaluationProgress:
         self._judged += result.judged
         self._right += result.right
         self._tokens += sum(response.length for response in result.responses)
+
+    def when_stopped(self) -> str:
+        """What is left of an evaluation that is stopped."""
+        return (
+            f"{self._answered} of {self._problems} problems were answered, and nothing is kept of them; the same command "
+            "begins anew"
+        )
 
     def words(self, seconds: float) -> str:
         """The progress as one line, ``seconds`` (more than 0) after the first problem was begun. Only tokens of

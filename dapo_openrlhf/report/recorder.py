@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Event, GroupDispatched, Rewound, StepDone
@@ -11,7 +10,10 @@ from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 
 
 class Sink:
-    """A destination for reports on a run. Subclasses override only the methods that they need."""
+    """A destination for reports on a run. Subclasses override only the methods that they need, and the name."""
+
+    name = "a report"
+    """What the sink writes, in words for the user."""
 
     def event(self, event: Event) -> None:
         """Take in an event."""
@@ -24,13 +26,20 @@ class Sink:
 
 
 class Recorder:
-    """Turns a run's events into rows as they occur."""
+    """Turns a run's events into rows as they occur. A sink that cannot write never ends the run."""
 
-    def __init__(self, log: EventLog, sinks: Sequence[Sink], *, devices: int) -> None:
-        """``devices``: number of devices of engines and trainer ranks together. Sinks are called in their order."""
+    def __init__(
+        self, log: EventLog, sinks: Sequence[Sink], *, devices: int, warn: Callable[[str], None] = print
+    ) -> None:
+        """``devices``: number of devices of engines and trainer ranks together. Sinks are called in their order.
+
+        ``warn`` gets a message when a sink cannot write, once for each sink.
+        """
         self._log = log
         self._sinks = sinks
         self._devices = devices
+        self._warn = warn
+        self._warned: set[Sink] = set()
         self._metrics: StepMetrics | None = None
         self._since: float | None = None
         self._rows: dict[int, Row] = {}  # by step, from 0
@@ -44,8 +53,7 @@ class Recorder:
             self._metrics = StepMetrics(started=now, devices=self._devices, restarts=self._restarts)
         if self._metrics is not None:
             self._metrics.add(event)
-        for sink in self._sinks:
-            sink.event(event)
+        self._each(lambda sink: sink.event(event))
         if isinstance(event, StepDone):
             self._step(event.step)
         if isinstance(event, Rewound):
@@ -62,15 +70,23 @@ class Recorder:
         now = self._log.now()
         row = self._metrics.row(now=now)
         self._rows[step] = row
-        for sink in self._sinks:
-            sink.step(step, row, now - self._since)
+        seconds = now - self._since
+        self._each(lambda sink: sink.step(step, row, seconds))
 
     def tokens(self, kind: str) -> int:
         """Number of response tokens over all steps that were not undone; ``kind`` is ``generated`` or ``trained``."""
         return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self._rows.values()))
 
     def close(self) -> None:
-        """Close every sink, even if one fails."""
-        with contextlib.ExitStack() as stack:
-            for sink in reversed(self._sinks):
-                stack.callback(sink.close)
+        """Close every sink, even if one cannot write."""
+        self._each(lambda sink: sink.close())
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink, also one that could not write before: space may be free again."""
+        for sink in self._sinks:
+            try:
+                call(sink)
+            except OSError as error:
+                if sink not in self._warned:
+                    self._warned.add(sink)
+                    self._warn(f"warning: {sink.name} cannot be written, and the run goes on without: {error}")

@@ -35,6 +35,8 @@ class JudgedProblem:
 class Responses(Sink):
     """Writes every evaluation's responses to a file of its own."""
 
+    name = "the responses of an evaluation"
+
     def __init__(self, path_of: Callable[[int], Path]) -> None:
         """``path_of``: returns the file for the evaluation after a number of steps."""
         self._path_of = path_of

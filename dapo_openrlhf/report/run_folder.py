@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from dapo_openrlhf.whole_file import whole_file, write_whole
+from dapo_openrlhf.whole_file import REMEDIES, Unwritable, whole_file, write_whole
 
 LATEST = "latest"
 READ_BYTES = 1 << 16
+PROBE_BYTES = 1 << 20
+"""A file system without room for this many bytes counts as full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,21 @@ class RunFolder:
     def responses(self, step: int) -> Path:
         """File with every response of the evaluation after ``step`` steps, for ``dapo-openrlhf compare``."""
         return self.path / "eval" / f"step-{step}.jsonl"
+
+    def trouble(self, words: str) -> str | None:
+        """What keeps files from being written here, with the remedy; None if nothing does.
+
+        ``words`` are those of an error that a library or another process reported in its own way.
+        """
+        found = re.search(r"(?:Errno|os error) (\d+)", words)
+        if found and int(found[1]) in REMEDIES:
+            return str(Unwritable(self.checkpoints, int(found[1])))
+        try:
+            write_whole(self.path / "probe", bytes(PROBE_BYTES))
+            (self.path / "probe").unlink()
+        except Unwritable as error:
+            return str(Unwritable(self.checkpoints, error.errno or errno.EIO))
+        return None
 
     def write_summary(self, values: Mapping[str, object]) -> None:
         """Write ``summary.json``, with null for NaN and infinity."""

@@ -48,6 +48,8 @@ class TensorBoardSink(Sink):
     Every row is flushed, so a run that dies leaves complete curves.
     """
 
+    name = "the events for TensorBoard"
+
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
         """Create ``folder`` where it is missing, and a new event file in it.
 

@@ -23,6 +23,7 @@ from dapo_openrlhf.pipeline.events import (
     StepDone,
     WorkerSpans,
 )
+from dapo_openrlhf.whole_file import whole_file
 
 COLOURS = {
     "generate": "#0072b2",
@@ -153,4 +154,5 @@ def draw_timeline(log: Sequence[Logged], path: Path, *, first_step: int, last_st
     handles = [axes.broken_barh([(0, 0)], (0, 0), color=COLOURS[kind]) for kind in kinds]
     figure.legend(handles, kinds, loc="outside upper center", ncols=len(kinds), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format=path.suffix[1:] or "png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -382,6 +383,23 @@ def test_without_a_place_for_the_cache_a_set_is_read_all_the_same(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     path = jsonl(tmp_path / "prompts.jsonl", GOOD_ROWS[:5])
     assert list(read(path, rules(model))[0]) == expected(path, GOOD_ROWS[:5], range(1, 6))
+
+
+def test_a_cache_that_runs_full_is_gone_on_without(
+    model: Path, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Writer(reading.StoreWriter):
+        def finish(self, description: Any) -> None:
+            if "cache" in str(self._file.name):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().finish(description)
+
+    monkeypatch.setattr(reading, "StoreWriter", Writer)
+    path = jsonl(tmp_path / "prompts.jsonl", GOOD_ROWS[:5])
+    prompts, said = read(path, rules(model))
+    assert list(prompts) == expected(path, GOOD_ROWS[:5], range(1, 6))
+    assert len(said) == 1 and "are not kept for the next run" in said[0] and "free some space there" in said[0]
+    assert list(cache_folder.iterdir()) == []
 
 
 def test_the_cache_keeps_what_was_used_last(

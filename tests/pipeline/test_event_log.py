@@ -8,6 +8,7 @@ import io
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from fakes import FakeEngine, FakeScorer, World, build, filtered
 from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline import event_log
-from dapo_openrlhf.pipeline.event_log import KINDS, EventLog, EventLogError, Logged, read
+from dapo_openrlhf.pipeline.event_log import KINDS, EventLog, EventLogError, LogFile, Logged, read
 from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained, UpdateSkipped, WorkerSpans
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.types import Span
+from dapo_openrlhf.whole_file import Unwritable
 
 NOT_IN_THIS_RUN = {
     "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "GroupCut", "GroupSurplus", "PromptDropped",
@@ -100,6 +102,31 @@ def test_lines_are_in_the_file_before_it_is_closed(tmp_path: Path) -> None:
         for step in range(3):
             log.emit(Checkpointed(step=step, path="there", seconds=0.0))
             assert len(path.read_text().splitlines()) == step + 1
+
+
+def test_a_log_that_is_no_longer_where_it_was_or_finds_no_room_is_an_error(tmp_path: Path) -> None:
+    event = Checkpointed(step=0, path="there", seconds=0.0)
+    run = tmp_path / "run"
+    for spoil, cause in (
+        (lambda: shutil.rmtree(run), "No such file or directory"),
+        (lambda: (run.rename(tmp_path / "old"), run.touch()), "Not a directory"),
+        (lambda: (run / "events.jsonl").rename(run / "moved"), "No such file or directory"),
+    ):
+        run.unlink() if run.is_file() else None
+        run.mkdir()
+        with LogFile(run / "events.jsonl") as file:
+            log = EventLog(file, clock=lambda: 0.0)
+            log.emit(event)
+            spoil()
+            for _ in range(2):
+                with pytest.raises(Unwritable, match=rf"run/events.jsonl cannot be written: {cause}; its folder is"):
+                    log.emit(event)
+    (tmp_path / "full").symlink_to("/dev/full")
+    with (
+        pytest.raises(Unwritable, match="full cannot be written: No space left on device"),
+        LogFile(tmp_path / "full") as file,
+    ):
+        EventLog(file, clock=lambda: 0.0).emit(event)
 
 
 def test_listeners_hear_every_later_event_in_order_and_need_no_file() -> None:

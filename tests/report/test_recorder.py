@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import World, build
@@ -54,12 +58,12 @@ class Quiet(Sink):
     """Wants nothing."""
 
 
-def recorded(*sinks: Sink, steps: int = 3) -> tuple[World, Recorder]:
+def recorded(*sinks: Sink, steps: int = 3, warn: Callable[[str], None] = pytest.fail) -> tuple[World, Recorder]:
     """A run of a second of generation and a second of training a step, with two evaluations."""
 
     async def main() -> tuple[World, Recorder]:
         log = EventLog(None, clock=asyncio.get_running_loop().time)
-        recorder = Recorder(log, sinks, devices=2)
+        recorder = Recorder(log, sinks, devices=2, warn=warn)
         world = build(steps=steps, max_staleness=0, problem_count=2, log=log)
         await world.run()
         return world, recorder
@@ -79,16 +83,56 @@ def test_sinks_hear_every_event_and_every_steps_row() -> None:
     assert recorder.tokens("trained") == sum(lengths)
 
 
-def test_every_sink_is_closed_though_one_fails() -> None:
-    class Broken(Heard):
-        def close(self) -> None:
-            raise OSError("disk full")
+class Unlucky(Sink):
+    """Never finds room."""
 
+    name = "the picture"
+
+    def event(self, event: Event) -> None:
+        raise OSError("disk full")
+
+    def step(self, step: int, row: Row, elapsed: float) -> None:
+        raise OSError("disk full")
+
+    def close(self) -> None:
+        raise OSError("disk full")
+
+
+def test_a_sink_that_cannot_write_never_ends_the_run_and_is_told_of_once() -> None:
     first, last = Heard(), Heard()
-    recorder = Recorder(EventLog(None, clock=lambda: 0.0), [first, Broken(), last], devices=1)
-    with pytest.raises(OSError, match="disk full"):
-        recorder.close()
+    said: list[str] = []
+    world, recorder = recorded(first, Unlucky(), last, warn=said.append)
+    recorder.close()
+    assert first.events == last.events == [event for _, event in world.events]
+    assert len(first.steps) == len(last.steps) == 3
     assert (first.closed, last.closed) == (1, 1)
+    assert said == ["warning: the picture cannot be written, and the run goes on without: disk full"]
+
+
+def test_what_found_no_room_is_written_once_there_is_room_again(tmp_path: Path) -> None:
+    class Disk(io.RawIOBase):
+        """Takes ten bytes, until there is room."""
+
+        taken, room = b"", 10
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if len(self.taken) >= self.room:
+                raise OSError(errno.ENOSPC, "full")
+            part = bytes(data)[: self.room - len(self.taken)]
+            self.taken += part
+            return len(part)
+
+    sink, disk = MetricsFile(tmp_path / "metrics.jsonl"), Disk()
+    sink._file = io.TextIOWrapper(io.BufferedWriter(disk), encoding="utf-8")
+    for step in range(2):
+        with pytest.raises(OSError, match="full"):
+            sink.step(step, {"reward": 1.0}, 0.0)
+    disk.room = 1000
+    sink.step(2, {"reward": 1.0}, 0.0)
+    assert [json.loads(line)["step"] for line in disk.taken.splitlines()] == [0, 1, 2]
 
 
 def test_rows_are_in_the_file_at_once_and_those_done_anew_are_removed(tmp_path: Path) -> None:
@@ -101,6 +145,10 @@ def test_rows_are_in_the_file_at_once_and_those_done_anew_are_removed(tmp_path: 
     sink.close()
     assert earlier_rows(path, 2) == [{"reward": 0.0}, {"reward": 1.0}]
     assert path.read_text().splitlines() == ['{"step": 0, "reward": 0.0}', '{"step": 1, "reward": 1.0}']
+    with path.open("a") as file:
+        file.write('{"step": 1, "rew\n[]\n{"reward": 3.0}\n')
+    assert earlier_rows(path, 5) == [{"reward": 0.0}, {"reward": 1.0}]
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_each_evaluations_responses_have_a_file(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from dapo_openrlhf.heartbeat import waiting_for
+
 ECHO_SECONDS = 2.0
 """Seconds to wait for the other calls after an error: when a process dies, its peers' collectives fail first."""
 
@@ -33,7 +35,8 @@ async def all_within(calls: Sequence[Any], names: Sequence[str], timeout: float,
     """
     tasks = {asyncio.ensure_future(_result(call)): name for call, name in zip(calls, names, strict=True)}
     try:
-        done, late = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+        with waiting_for(lambda: f"{', '.join(sorted(tasks[task] for task in tasks if not task.done()))} ({what})"):
+            done, late = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
         errors = [task.exception() for task in done]
         if late and any(errors) and not any(isinstance(error, RayActorError) for error in errors):
             more, late = await asyncio.wait(late, timeout=ECHO_SECONDS, return_when=asyncio.FIRST_EXCEPTION)

@@ -15,6 +15,7 @@ from dapo_openrlhf.backend.run.model_files import read_model_files
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.dataset.hub import check_name
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
@@ -72,6 +73,12 @@ def check_inputs(
     check_model(config.actor.model_name_or_path)
     if training and config.critic.model_name_or_path is not None:
         check_model(config.critic.model_name_or_path, "critic.model_name_or_path")
+    names = {"actor.model_name_or_path": config.actor.model_name_or_path}
+    if training and config.critic.model_name_or_path is not None:
+        names["critic.model_name_or_path"] = config.critic.model_name_or_path
+    for setting, name in names.items():
+        if not Path(name).is_dir():
+            check_name(setting, name, say=say)
     check_rewards(reward_settings(config.reward))
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.heartbeat import waiting_for
 
 SHARE = 0.5
 """Fraction of a GPU that Ray assigns to each of two actors that share it."""
@@ -99,7 +100,9 @@ class Placement:
         """Reserve the layout. Raises ``ConfigError`` if other work holds the GPUs for over ``timeout`` seconds."""
         self._layout = layout
         self._group: PlacementGroup = placement_group(layout.resources(), strategy="PACK")
-        if not self._group.wait(timeout):
+        with waiting_for("GPUs that other work of the cluster holds (ray status shows whose)"):
+            reserved = self._group.wait(timeout)
+        if not reserved:
             raise ConfigError(
                 f"the cluster has the {sum(layout.bundles)} GPUs in all, but did not free them within {timeout:g} s "
                 "(async.start_timeout); `ray status` shows who holds them"

@@ -10,17 +10,20 @@ and `samples.md` with responses over training and the reflective phrases in them
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dapo_openrlhf import stopping
+from dapo_openrlhf.bench.process_tree import run_tree
+from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import parse_overrides
 from dapo_openrlhf.report.reflection import PHRASES, PhraseCounter
+from dapo_openrlhf.whole_file import Unwritable
 from scripts.experiments.ablation.ladder import RUNGS, choose_rungs
 from scripts.experiments.ablation.report import write_report
-from scripts.experiments.ablation.trials import plan_trials, run_trials
+from scripts.experiments.ablation.trials import plan_trials, run_trials, when_stopped
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -49,17 +52,23 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def start(arguments: Sequence[str], log: Path) -> int:
     """`dapo-openrlhf` of this checkout."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with log.open("a", encoding="utf-8") as file:
-        return subprocess.run(
-            [sys.executable, "-m", "dapo_openrlhf", *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return run_tree([sys.executable, "-m", "dapo_openrlhf", *arguments], environment, log, None)
 
 
 def main() -> int:
+    with stopping.handled():
+        try:
+            return run()
+        except Unwritable as error:
+            print(error, file=sys.stderr)
+            return 1
+        except stopping.Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.status
+
+
+def run() -> int:
     options, rest = parse_arguments()
     try:
         overrides = parse_overrides(rest)
@@ -74,7 +83,8 @@ def main() -> int:
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    failed = [] if options.report_only else run_trials(trials, start=start, say=lambda text: print(text, flush=True))
+    with stopping.telling(lambda: when_stopped(trials)):
+        failed = [] if options.report_only else run_trials(trials, start=start, say=Voice(sys.stdout))
     table = write_report(trials, options.output, counter=counter)
     print(f"\n{table}\n{options.output}: table, figures, samples" if table else "no trial is finished")
     return 1 if failed or table is None else 0

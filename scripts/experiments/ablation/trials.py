@@ -120,6 +120,15 @@ def run_trials(trials: Iterable[Trial], *, start: Start, say: Callable[[str], No
     return failed
 
 
+def when_stopped(trials: Sequence[Trial]) -> str:
+    """What is kept of a ladder that is stopped, and how to go on."""
+    resumable = sum(trial.resumable and not trial.finished for trial in trials)
+    return (
+        f"{sum(trial.finished for trial in trials)} of {len(trials)} trials are finished, and {resumable} can go on from a "
+        "checkpoint; to go on: the same command"
+    )
+
+
 def _check_settings(trial: Trial) -> None:
     """Raises :class:`ConfigError` if what lies in the trial's folder is not a run with its settings."""
     wanted = trial.config()
