@@ -12,7 +12,7 @@ from dapo_openrlhf import stopping
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
-from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, publish_once, reviver_of
+from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, publish_once
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
@@ -168,9 +168,7 @@ def build_pipeline(
     trained_model: str,
 ) -> Pipeline:
     """Connect the loops to the workers."""
-    engines = EnginePool(
-        workers.engines, reviver=reviver_of(publisher), max_restarts=config.vllm.max_restarts, on_event=log.emit
-    )
+    engines = EnginePool(workers.engines, reviver=publisher, max_restarts=config.vllm.max_restarts, on_event=log.emit)
     rollouts = _rollouts(config, inputs, engines, workers.rewards, log)
     trainer = _trainer(config, inputs, workers, log)
     return Pipeline(
