@@ -12,10 +12,13 @@ from typing import Any, Literal, get_args
 import pytest
 import torch
 from patience import HANG_SECONDS
+from test_buckets import layout_of
 from torch import Tensor
 
 from dapo_openrlhf.backend.messages import Meeting, TransferAborted
 from dapo_openrlhf.backend.transfer import buckets
+from dapo_openrlhf.backend.transfer import checksum as checksums
+from dapo_openrlhf.backend.transfer.buckets import Unpacking, packed
 from dapo_openrlhf.backend.transfer.checksum import Checksum
 from dapo_openrlhf.backend.transfer.group import GIVEN_UP, Group
 from dapo_openrlhf.backend.transfer.store import StoreHost
@@ -151,6 +154,38 @@ def test_one_that_never_joins_keeps_nobody_waiting(kind: Kind, host: StoreHost, 
             member.result(HANG_SECONDS)
     with pytest.raises(TransferAborted, match=r"could not join: waited 0\.01 s for 2 members to join"):
         Group(meeting(host, kind, timeout=0.01), rank=0, size=2, device=HOST)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_done_does_not_grow_with_the_number_of_parameters(
+    kind: Kind, host: StoreHost, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models of the same size, one of eight times as many parameters: as many sums, and as many broadcasts."""
+
+    def done(parameters: int) -> dict[str, int]:
+        tensors = {f"layer.{number}": torch.full((16 * 128 // parameters,), 1.0) for number in range(parameters)}
+        count = dict.fromkeys(("sum", "broadcast"), 0)
+
+        def counting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*arguments: Any) -> Any:
+                count[name] += 1
+                return original(*arguments)
+
+            return counted
+
+        sender, receiver = formed(threads, meeting(host, kind), 2)
+        unpacking = Unpacking(layout_of(tensors))
+        with monkeypatch.context() as patch:
+            patch.setattr(checksums, "bucket_sum", counting("sum", checksums.bucket_sum))
+            patch.setattr(Group, "_begin", counting("broadcast", Group._begin))
+            result = threads.submit(received, receiver, unpacking.sizes)
+            sender.send(packed(layout_of(tensors), tensors.items(), HOST))
+            arrived = [tensor for bucket in result.result(HANG_SECONDS) for tensor in unpacking.take(bucket)]
+        assert [name for name, _ in arrived] == [*tensors]
+        return count
+
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", 4096)
+    assert done(16) == done(128) == {"sum": 2, "broadcast": 4}
 
 
 def test_the_first_reason_to_leave_is_the_one_that_is_told(host: StoreHost) -> None:

@@ -351,3 +351,24 @@ def test_ranks_that_differ_are_refused() -> None:
             await world.publish(1)
 
     run(main, ranks=2, engines=2, transport="ipc")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_calls_do_not_grow_with_the_number_of_parameters(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two for each rank and engine, of which joining is done once; with no engine left, one for each rank."""
+
+    async def main(world: World) -> None:
+        if lost:
+            world.publisher._engines.end(0, world.engines[0].actor, "lost")
+        await world.publish(1, 2)
+
+    def calls(parameters: int) -> int:
+        names = tuple(map(str, range(parameters)))
+        layout = WeightLayout(
+            names=names, dtypes=("bfloat16",) * parameters, shapes=((2,),) * parameters, sizes=(4,) * parameters
+        )
+        monkeypatch.setitem(globals(), "LAYOUT", layout)
+        world = run(main, ranks=2)
+        return sum(len(rank.calls) for rank in world.ranks) + len(world.engines[0].calls)
+
+    assert calls(2) == calls(2000) == (5 if lost else 10)

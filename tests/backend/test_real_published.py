@@ -18,7 +18,7 @@ from families import distinct_model
 from garbage import exempt_what_is_left, imports_exempt
 from torch import Tensor
 
-from dapo_openrlhf.backend.transfer import buckets
+from dapo_openrlhf.backend.transfer import buckets, checksum
 from dapo_openrlhf.backend.transfer.receivers import WORKER_EXTENSION
 
 pytestmark = pytest.mark.real
@@ -128,7 +128,15 @@ class Engine:
         )
         made = [bucket.numpy() for bucket in packed(layout, tensors, torch.device("cpu"))]
         assert len(made) > 1, "layers begin in one bucket and end in another"
-        load(self.core, layout, made, lambda phase: None)
+        sums, calls = [], []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checksum, "bucket_sum", lambda bucket: sums.append(len(bucket)) or 0)
+            rpc = self.core.collective_rpc
+            patch.setattr(self.core, "collective_rpc", lambda name, **given: calls.append(name) or rpc(name, **given))
+            load(self.core, layout, made, lambda phase: None)
+        # Whatever the number of parameters: one sum and one call for each bucket, and two calls around them.
+        assert sums == [len(bucket) for bucket in made]
+        assert calls == ["begin_weights", *["take_bucket"] * len(made), "end_weights"]
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}

@@ -6,6 +6,7 @@ code of ``nccl`` on a machine without a GPU, and ``shared`` that of ``ipc``.
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any, Protocol, assert_never
 
@@ -18,6 +19,7 @@ from dapo_openrlhf.backend.transfer.shared_buffers import CudaMemory, HostMemory
 from dapo_openrlhf.backend.transfer.store import Store
 
 LOOPBACK = "127.0.0.1"
+ON_ERROR = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
 class Work(Protocol):
@@ -98,6 +100,14 @@ def _nccl(meeting: Meeting, store: Store, rank: int, size: int, device: torch.de
     # Members poll with a deadline of their own. At the end of this one torch would end the whole process.
     options._timeout = timedelta(seconds=2 * meeting.timeout)
     options.config.blocking = 0  # so that forming a communicator can be given up too
-    group = ProcessGroupNCCL(store, rank, size, options)
+    # By default a thread of torch's ends the process when a broadcast fails: here its members leave and go on.
+    before = os.environ.get(ON_ERROR)
+    os.environ[ON_ERROR] = "0"  # read while the group is made
+    try:
+        group = ProcessGroupNCCL(store, rank, size, options)
+    finally:
+        del os.environ[ON_ERROR]
+        if before is not None:
+            os.environ[ON_ERROR] = before
     group.eager_connect_single_device(device)
     return group
