@@ -314,6 +314,21 @@ def test_a_trainer_rank_that_fails_ends_the_publication_and_no_engine(fault: Any
     run(main)
 
 
+def test_a_publication_that_is_cancelled_leaves_no_member_waiting() -> None:
+    """As when somebody else finds that a trainer rank is lost."""
+
+    async def main(world: World) -> None:
+        world.misbehave["trainer rank 0"] = on("send_weights", hangs)
+        sending = asyncio.create_task(world.publish(1))
+        await asyncio.sleep(10)
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert world.reasons == ["sending the weights of version 1: given up"]
+        await world.publish(2)
+
+    assert run(main).took(0) == [("broadcast", 1), ("broadcast", 2)]
+
+
 def test_weights_that_do_not_fit_the_engines_end_the_publication() -> None:
     async def main(world: World) -> None:
         unfit = IncompleteWeights("up as published went into none of its parameters")

@@ -33,7 +33,7 @@ async def held(
     """Wait for every member's call.
 
     When one fails, or at the end of ``timeout`` seconds, ``abort`` is called with the reason, and the others have
-    :data:`LEAVING_SECONDS` to leave.
+    :data:`LEAVING_SECONDS` to leave. It is called too when the wait is cancelled, so that no member is left behind.
     """
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
     try:
@@ -41,6 +41,9 @@ async def held(
         if pending:
             abort(_reason(tasks, done, f"{what}: not done within {timeout:g} s"))
             await asyncio.wait(pending, timeout=LEAVING_SECONDS)
+    except asyncio.CancelledError:
+        abort(f"{what}: given up")
+        raise
     finally:
         for task in tasks.values():
             task.cancel()
