@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.messages import IncompleteWeights, Meeting, WeightLayout
+from dapo_openrlhf.backend.messages import Meeting, WeightLayout
 from dapo_openrlhf.backend.transfer.buckets import Unpacking
 from dapo_openrlhf.backend.transfer.shared_buffers import HostMemory
 
@@ -20,7 +20,7 @@ Entering = Callable[[str], None]
 def join(core: Any, meeting: Meeting, first: int, size: int) -> None:
     """Have an engine core's workers join a transfer group of ``size`` members; ``first`` is worker 0's number in it.
 
-    Raises :class:`TransferAborted`.
+    Raises ``TransferAborted``.
     """
     _raise_first(core.collective_rpc("join_weights", args=(meeting, first, size)))
 
@@ -28,7 +28,7 @@ def join(core: Any, meeting: Meeting, first: int, size: int) -> None:
 def receive(core: Any, layout: WeightLayout, entering: Entering) -> int:
     """Have the workers take a publication from their transfer group; returns the checksum of what they loaded.
 
-    Raises :class:`TransferAborted` or :class:`IncompleteWeights`.
+    Raises ``TransferAborted`` or ``IncompleteWeights``.
     """
     entering("preparing its layers")
     core.collective_rpc("begin_weights", args=(layout,))
@@ -40,7 +40,7 @@ def receive(core: Any, layout: WeightLayout, entering: Entering) -> int:
 def load(core: Any, layout: WeightLayout, buckets: Sequence[NDArray[np.uint8]], entering: Entering) -> int:
     """Have the workers load a publication that is in this process's memory; returns the checksum of what they loaded.
 
-    Raises :class:`IncompleteWeights`.
+    Raises ``IncompleteWeights``.
     """
     sizes = Unpacking(layout).sizes
     if (found := tuple(len(bucket) for bucket in buckets)) != sizes:
@@ -68,7 +68,7 @@ def _hand_over(core: Any, buckets: Sequence[NDArray[np.uint8]]) -> None:
 
 def _ended(core: Any, entering: Entering) -> int:
     entering("processing what it received")
-    results: list[int | IncompleteWeights] = core.collective_rpc("end_weights")
+    results: list[int | tuple[Exception, ...]] = core.collective_rpc("end_weights")
     _raise_first(results)
     checksums = {result for result in results if isinstance(result, int)}
     if len(checksums) != 1:
@@ -77,7 +77,7 @@ def _ended(core: Any, entering: Entering) -> int:
 
 
 def _raise_first(results: Sequence[object]) -> None:
-    """Raise the first error that a worker returned."""
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+    """Raise the first error that a worker returned; see ``worker.py``."""
+    for errors in results:
+        if isinstance(errors, tuple) and errors:
+            raise errors[0]
