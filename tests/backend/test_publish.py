@@ -21,7 +21,7 @@ from dapo_openrlhf.backend.messages import (
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, WorkerFailed
 from dapo_openrlhf.backend.run.publishers.broadcast import ATTEMPTS, BroadcastPublisher
 from dapo_openrlhf.backend.run.publishers.groups import GroupKind, TransferGroups
-from dapo_openrlhf.backend.run.publishers.members import LEAVING_SECONDS
+from dapo_openrlhf.backend.run.publishers.members import LEAVING_SECONDS, Limits
 from dapo_openrlhf.backend.run.publishers.ranks import Ranks
 from dapo_openrlhf.backend.run.publishers.service import EngineService
 from dapo_openrlhf.config.transports import TransportName
@@ -36,7 +36,13 @@ class World:
     """Ranks and engines in groups: a call waits until every member of its group has called, or is told to leave."""
 
     def __init__(
-        self, ranks: int = 1, engines: int = 1, *, transport: TransportName = "gloo", workers: int = 1
+        self,
+        ranks: int = 1,
+        engines: int = 1,
+        *,
+        transport: TransportName = "gloo",
+        workers: int = 1,
+        leaving: float = LEAVING_SECONDS,
     ) -> None:
         self.address, self.port = "10.0.0.1", 4242
         self.trained = 0
@@ -52,6 +58,7 @@ class World:
             Ranks(self.ranks, timeout=TIMEOUT),
             EngineService(self.engines, timeout=TIMEOUT, start_timeout=100.0),  # type: ignore[arg-type]
             TransferGroups(self, GroupKind(transport=transport, workers=workers), timeout=TIMEOUT),  # type: ignore[arg-type]
+            limits=Limits(timeout=TIMEOUT, leaving=leaving),
         )
 
     def abort(self, generation: int, reason: str) -> None:
@@ -218,6 +225,19 @@ def test_the_version_is_sent_again_among_the_living(where: str, fault: str) -> N
     assert words[fault] in world.engines[1].stopped
     assert world.took(0)[-1] == world.took(2)[-1] == ("broadcast", 3)
     assert not world.engines[0].stopped and not world.engines[2].stopped
+
+
+def test_an_engine_that_is_still_at_its_groups_when_told_to_leave_has_time_for_them() -> None:
+    """It loads only when these are done."""
+
+    async def main(world: World) -> None:
+        world.misbehave["engine 0"] = on("receive_weights", lambda: after(400, TransferAborted("told to leave")))
+        world.misbehave["engine 1"] = on("receive_weights", lambda: after(1, died()))
+        await world.publish(1)
+
+    world = run(main, engines=2, leaving=LEAVING_SECONDS + 600)
+    assert not world.engines[0].stopped
+    assert world.took(0) == [("broadcast", 1), ("broadcast", 1)]
 
 
 def test_an_engine_that_comes_back_gets_a_copy_and_joins_before_the_next_version() -> None:

@@ -13,7 +13,15 @@ import ray
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.engine.rollout_worker import WeightUpdates
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, Meeting, WeightAck, WeightLayout
+from dapo_openrlhf.backend.messages import (
+    GenerationReport,
+    GroupTexts,
+    GroupTokens,
+    Meeting,
+    TransferAborted,
+    WeightAck,
+    WeightLayout,
+)
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.pipeline.ports import Sampling
 
@@ -134,7 +142,11 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     async def _take(self, version: int, load: Callable[[Any], int]) -> WeightAck:
         self._enter("waiting for the running step to end")
-        checksum, spans = await asyncio.wrap_future(self._loop.load_weights(version, load))
+        try:
+            checksum, spans = await asyncio.wrap_future(self._loop.load_weights(version, load))
+        except TransferAborted:
+            self._enter(f"waiting for weights, since a transfer of version {version} was given up")
+            raise
         self._enter(f"generating with version {version}")
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from dapo_openrlhf.backend.messages import IncompleteWeights, WeightAck
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, WorkerFailed
 from dapo_openrlhf.backend.run.publishers.groups import TransferGroups, engine_name
-from dapo_openrlhf.backend.run.publishers.members import Round, held
+from dapo_openrlhf.backend.run.publishers.members import Limits, Round, held
 from dapo_openrlhf.backend.run.publishers.ranks import SETTING, Ranks, StagedCopy
 from dapo_openrlhf.backend.run.publishers.service import EngineService, confirm
 from dapo_openrlhf.backend.run.remote_trainer import OnSpans
@@ -36,11 +36,18 @@ class BroadcastPublisher:
     """
 
     def __init__(
-        self, ranks: Ranks, engines: EngineService, groups: TransferGroups, *, on_spans: OnSpans = lambda spans: None
+        self,
+        ranks: Ranks,
+        engines: EngineService,
+        groups: TransferGroups,
+        *,
+        limits: Limits,
+        on_spans: OnSpans = lambda spans: None,
     ) -> None:
         self._ranks = ranks
         self._engines = engines
         self._groups = groups
+        self._limits = limits
         self._on_spans = on_spans
         self._sent: PolicyVersion | None = None
         self._copy: StagedCopy | None = None
@@ -122,7 +129,7 @@ class BroadcastPublisher:
 
     async def _round(self, calls: Mapping[str, Awaitable[Any]], engines: Mapping[int, Any], what: str) -> Round:
         """Hold a round, and end the engines that failed in it. Raises for a trainer rank, and for unfit weights."""
-        outcome = await held(calls, timeout=self._ranks.timeout, abort=self._groups.abort, what=what)
+        outcome = await held(calls, self._limits, abort=self._groups.abort, what=what)
         for name in self._ranks.names:
             self._refuse(name, outcome, what)
         for error in outcome.failed.values():
@@ -141,7 +148,7 @@ class BroadcastPublisher:
             raise WorkerFailed(f"{what}: {rank} failed: {outcome.failed[rank]}") from outcome.failed[rank]
         if rank in outcome.late:
             late = ", ".join(sorted(outcome.late))
-            raise PipelineTimeout(f"{what}: {late} did not answer within {self._ranks.timeout:g} s ({SETTING})")
+            raise PipelineTimeout(f"{what}: {late} did not answer within {self._limits.timeout:g} s ({SETTING})")
 
     async def _cause(self, name: str, actor: Any, outcome: Round, what: str) -> str | None:
         """Why an engine has to be ended, or None."""
@@ -150,7 +157,7 @@ class BroadcastPublisher:
         if name in outcome.failed:
             return f"{what}: {name} failed: {outcome.failed[name]}"
         if name in outcome.late:
-            limit = f"{self._ranks.timeout:g} s ({SETTING})"
+            limit = f"{self._limits.timeout:g} s ({SETTING})"
             return f"{what}: {name} did not answer within {limit}; it {await _said(actor)}"
         return None
 

@@ -15,6 +15,17 @@ LEAVING_SECONDS = 30.0
 """Seconds that members have to leave a transfer that was given up; one that has not hangs."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of a round, in seconds."""
+
+    timeout: float
+    """Until every member must have answered."""
+    leaving: float = LEAVING_SECONDS
+    """Until every member must have left a round that was given up. An engine that first finishes its running groups
+    leaves only then."""
+
+
 @dataclass(slots=True)
 class Round:
     """What became of each member's call."""
@@ -28,19 +39,18 @@ class Round:
 
 
 async def held(
-    calls: Mapping[str, Awaitable[Any]], *, timeout: float, abort: Callable[[str], None], what: str
+    calls: Mapping[str, Awaitable[Any]], limits: Limits, *, abort: Callable[[str], None], what: str
 ) -> Round:
     """Wait for every member's call.
 
-    When one fails, or at the end of ``timeout`` seconds, ``abort`` is called with the reason, and the others have
-    :data:`LEAVING_SECONDS` to leave. It is called too when the wait is cancelled, so that no member is left behind.
+    When one fails, or at the end of the time, ``abort`` is called with the reason, and the others have to leave. It is called too when the wait is cancelled, so that no member is left behind.
     """
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
     try:
-        done, pending = await asyncio.wait(tasks.values(), timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+        done, pending = await asyncio.wait(tasks.values(), timeout=limits.timeout, return_when=asyncio.FIRST_EXCEPTION)
         if pending:
-            abort(_reason(tasks, done, f"{what}: not done within {timeout:g} s"))
-            await asyncio.wait(pending, timeout=LEAVING_SECONDS)
+            abort(_reason(tasks, done, f"{what}: not done within {limits.timeout:g} s"))
+            await asyncio.wait(pending, timeout=limits.leaving)
     except asyncio.CancelledError:
         abort(f"{what}: given up")
         raise

@@ -9,6 +9,7 @@ import ray
 
 from dapo_openrlhf.backend.run.publishers.broadcast import BroadcastPublisher
 from dapo_openrlhf.backend.run.publishers.groups import GroupKind, TransferGroups
+from dapo_openrlhf.backend.run.publishers.members import LEAVING_SECONDS, Limits
 from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
 from dapo_openrlhf.backend.run.publishers.ranks import Ranks
 from dapo_openrlhf.backend.run.publishers.service import EngineService
@@ -28,7 +29,8 @@ async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans)
     """The publisher of the run's transport, ready for the first publication."""
     timing = config.async_
     # An engine that first finishes its running groups answers only after that.
-    timeout = timing.publish_timeout + (0 if config.train.partial_rollout_enable else timing.generate_timeout)
+    later = 0.0 if config.train.partial_rollout_enable else timing.generate_timeout
+    timeout = timing.publish_timeout + later
     ranks = Ranks(workers.ranks, timeout=timeout)
     engines = EngineService(workers.engines, timeout=timeout, start_timeout=timing.start_timeout)
     match config.weight_transfer:
@@ -37,7 +39,8 @@ async def open_publisher(config: Config, workers: Workers, *, on_spans: OnSpans)
         case "nccl" | "gloo" | "ipc":
             kind = GroupKind(transport=config.weight_transfer, workers=config.vllm.tensor_parallel_size)
             groups = await asyncio.to_thread(_groups, kind, timeout)
-            return BroadcastPublisher(ranks, engines, groups, on_spans=on_spans)
+            limits = Limits(timeout=timeout, leaving=LEAVING_SECONDS + later)
+            return BroadcastPublisher(ranks, engines, groups, limits=limits, on_spans=on_spans)
         case other:
             assert_never(other)
 
