@@ -48,13 +48,13 @@ TRANSPORTS: Mapping[TransportName, Transport] = {
         way="in buckets through Ray's object store, in host memory, from which every engine loads",
         machine="any",
         shared_gpu="allowed",
-        tensor_parallel=True,
+        tensor_parallel=False,
     ),
     "gloo": Transport(
         way="as `nccl`, by a gloo broadcast between CPUs: a rehearsal of that code on a machine without a GPU",
         machine="cpu",
         shared_gpu="allowed",
-        tensor_parallel=True,
+        tensor_parallel=False,
     ),
 }
 """The transports by name; ``auto`` takes the first that fits."""

@@ -85,9 +85,3 @@ def test_a_row_has_a_communicator(kind: Any) -> None:
     made.broadcast(torch.zeros(4, dtype=torch.uint8)).wait()
     with pytest.raises(AssertionError):
         communicator(replace(at, kind="pigeon"), store, 0, 1, torch.device("cpu"))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_tensor_parallel_engines_are_refused_only_where_an_engine_has_one_gpu(transport: TransportName) -> None:
-    row = TRANSPORTS[transport]
-    assert row.tensor_parallel == (row.shared_gpu != "needed")
