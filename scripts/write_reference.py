@@ -32,10 +32,11 @@ puts an algorithm's settings below the run's own ([algorithms.md](algorithms.md)
 TRANSPORTS_HEAD = """
 ## Transports of the weight sync
 
-What `vllm.sync_backend` may be; `auto` takes the first that the placement allows.
+What `vllm.sync_backend` may be; `auto` takes the first that the placement allows. An engine that is lost is replaced,
+whatever the transport (`vllm.max_restarts`).
 
-| transport | weights travel | placement | `vllm.tensor_parallel_size` above 1 | an engine that is lost |
-|---|---|---|---|---|"""
+| transport | weights travel | placement | `vllm.tensor_parallel_size` above 1 |
+|---|---|---|---|"""
 
 METRICS_HEAD = """\
 # Metrics
@@ -67,8 +68,7 @@ def transport_row(name: str, transport: Transport) -> str:
     gpus = f"GPUs {placements[transport.shared_gpu]}"
     where = {"cuda": gpus, "cpu": "`device: cpu`", "any": f"{gpus}, or `device: cpu`"}[transport.machine]
     parallel = "yes" if transport.tensor_parallel else "no"
-    lost = "is replaced (`vllm.max_restarts`)" if transport.revives else "ends the run"
-    return f"| `{name}` | {transport.way} | {where} | {parallel} | {lost} |"
+    return f"| `{name}` | {transport.way} | {where} | {parallel} |"
 
 
 def choices(annotation: object) -> str:

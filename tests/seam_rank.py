@@ -51,7 +51,7 @@ def main(port: str, model: str, critic: str, stage: str, offload: str) -> None:
     )  # fmt: skip
     strategy = strategy_of(model, critic, int(stage), offload=offload == "offload")
     strategy.setup_distributed()
-    beginning = Beginning(total_updates=4, updates_done=0, checkpoint=None, reference=model)
+    beginning = Beginning(total_updates=4, updates_done=0, first_step=0, checkpoint=None, reference=model)
     loaded = load_rank(strategy, settings(), beginning, spans=Spans("DeepSpeed"))
     rank, plain = plain_rank(model, critic)
     assert loaded.ready.parameters == plain.parameter_count

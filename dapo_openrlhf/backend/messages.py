@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,14 @@ class BadPrompt(ValueError):
 
     def __str__(self) -> str:
         return str(self.args[1])
+
+
+class IncompleteWeights(RuntimeError):
+    """A publication did not replace all of an engine's weights, or part of it was not loaded anywhere."""
+
+
+class TransferAborted(RuntimeError):
+    """A transfer between processes was given up before its end; the message says why. It may be tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,27 +96,8 @@ class GenerationReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightManifest:
-    """How a flat buffer of bytes is divided into named tensors."""
-
-    names: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    """Names of torch dtypes, such as ``bfloat16``."""
-    shapes: tuple[tuple[int, ...], ...]
-    offsets: tuple[int, ...]
-    """Byte offsets, one more than there are names; each is a multiple of 64."""
-    checksum: int
-    """XXH3-64 checksum of the whole buffer."""
-
-    @property
-    def bytes(self) -> int:
-        """Size of the buffer in bytes."""
-        return self.offsets[-1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightLayout:
-    """The tensors of a publication, in the order in which they travel from GPU to GPU."""
+    """The tensors of a publication, in the order in which they travel."""
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
@@ -123,28 +111,29 @@ class WeightLayout:
         """Size of all tensors together, in bytes."""
         return sum(self.sizes)
 
-    def update_info(self, **more: Any) -> dict[str, Any]:
-        """A transfer's description under vLLM's names; workers use the fields that their vLLM version knows."""
-        return {
-            "names": list(self.names),
-            "dtype_names": list(self.dtypes),
-            "shapes": [list(shape) for shape in self.shapes],
-            **PACKED,
-            **more,
-        }
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """Where and how a transfer group is formed: one sender, a trainer rank, and its receivers, engines' workers."""
 
-PACKED: Mapping[str, Any] = {"packed": True, "packed_buffer_size_bytes": 256 << 20, "packed_num_buffers": 2}
-"""Parameters that both ends of a transfer between GPUs must agree on, under vLLM's names."""
+    kind: Literal["gloo", "nccl", "ipc", "shared"]
+    """The communicator. ``shared`` is ``ipc`` in host memory."""
+    address: str
+    port: int
+    """Address and port of the controller's store."""
+    generation: int
+    """Number of the group, which no other group of a run has."""
+    timeout: float
+    """Seconds for joining, and for each wait of a transfer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedWeights:
-    """Weights in memory that other processes on the same GPU may read."""
+    """What a rank says of weights that it has put into the object store, bucket by bucket."""
 
+    version: int
+    """Number of rollout steps that these weights have been trained for: the version that they have or will have."""
     checksum: int
-    handles: Mapping[str, tuple[Any, ...]]
-    """CUDA IPC handles of the memory, by the UUID of the GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +142,6 @@ class WeightAck:
 
     version: int
     checksum: int
-    """The checksum of the bytes that the engine received."""
+    """The checksum of what the engine loaded."""
     spans: tuple[Span, ...]
     """The engine's spans since its last acknowledgement; the last span is this loading."""

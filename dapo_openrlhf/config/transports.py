@@ -1,7 +1,7 @@
 """Transports of the weight sync: the values of ``vllm.sync_backend``, and what each can do.
 
-A transport consists of a row here, a sender and a receiver of its name in ``backend/transfer/``, and a publisher of its
-name in ``backend/run/publishers/``.
+A transport consists of a row here, and of a communicator in ``backend/transfer/communicators.py`` or, for the object store,
+a publisher of its own in ``backend/run/publishers/``. By all of them an engine that is lost is replaced.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ class Transport:
     """Whether engine and trainer may live on the same GPU (``train.colocate_all``)."""
     tensor_parallel: bool
     """Whether an engine may consist of several workers."""
-    revives: bool
-    """Whether a lost engine is replaced; otherwise its loss ends the run."""
 
     def fits(self, *, device: str, shared: bool) -> bool:
         """Whether a placement allows the transport."""
@@ -35,32 +33,28 @@ class Transport:
 
 TRANSPORTS: Mapping[TransportName, Transport] = {
     "nccl": Transport(
-        way="one packed NCCL broadcast from trainer rank 0 to every worker of every engine",
+        way="in buckets by NCCL broadcasts from trainer rank 0 to every worker of every engine",
         machine="cuda",
         shared_gpu="refused",
         tensor_parallel=True,
-        revives=False,
     ),
     "ipc": Transport(
-        way="through a copy in GPU memory that engine and trainer rank both map (CUDA IPC)",
+        way="in buckets through two buffers in GPU memory that engine and trainer rank both map (CUDA IPC)",
         machine="cuda",
         shared_gpu="needed",
         tensor_parallel=False,
-        revives=False,
     ),
     "object_store": Transport(
-        way="packed once into Ray's object store, in host memory, from which every engine loads",
+        way="in buckets through Ray's object store, in host memory, from which every engine loads",
         machine="any",
         shared_gpu="allowed",
         tensor_parallel=False,
-        revives=True,
     ),
     "gloo": Transport(
         way="as `nccl`, by a gloo broadcast between CPUs: a rehearsal of that code on a machine without a GPU",
         machine="cpu",
         shared_gpu="allowed",
         tensor_parallel=False,
-        revives=False,
     ),
 }
 """The transports by name; ``auto`` takes the first that fits."""

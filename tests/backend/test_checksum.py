@@ -6,19 +6,23 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+import xxhash
 from torch import Tensor
 
 from dapo_openrlhf.backend.transfer import checksum as checksums
-from dapo_openrlhf.backend.transfer.checksum import BLOCK, PRIME, Checksum, bits_sum
+from dapo_openrlhf.backend.transfer.checksum import BLOCK, PRIME, Checksum, bits_sum, bucket_sum
 
 Named = list[tuple[str, Tensor]]
 
 
+def packed_bytes(tensors: Iterable[tuple[str, Tensor]]) -> Tensor:
+    """A bucket with these tensors one after the other."""
+    return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in tensors])
+
+
 def checksum(tensors: Iterable[tuple[str, Tensor]]) -> int:
-    made = Checksum()
-    for name, tensor in tensors:
-        made.add(name, tensor)
-    return made.value()
+    """The sum of a bucket on a device."""
+    return int(bits_sum(packed_bytes(tensors)))
 
 
 @pytest.fixture
@@ -74,6 +78,23 @@ def test_any_type_and_odd_sizes(dtype: torch.dtype) -> None:
     changed[6] += 1
     assert int(bits_sum(tensor)) != int(bits_sum(changed))
     assert int(bits_sum(torch.empty(0, dtype=dtype))) == 0
+
+
+def test_buckets_in_host_memory_have_sums_that_depend_on_bytes_and_order(weights: Named) -> None:
+    def value(*buckets: Tensor) -> int:
+        made = Checksum()
+        for bucket in buckets:
+            made.add(bucket)
+        assert made.buckets == len(buckets)
+        return made.value()
+
+    bucket = packed_bytes(weights)
+    changed = bucket.clone()
+    changed[-1] ^= 1
+    assert value(bucket) == value(bucket.clone())
+    values = {value(bucket), value(changed), value(bucket, changed), value(changed, bucket), value()}
+    assert len(values) == 5
+    assert bucket_sum(bucket) == xxhash.xxh3_64_intdigest(bucket.numpy().data)
 
 
 def test_sums_wrap_instead_of_failing() -> None:

@@ -25,6 +25,7 @@ from dapo_openrlhf.config.generation import AsyncSection
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.reward_origin import RewardOrigin, origin_of
 from dapo_openrlhf.config.settings import Config, settings_of
+from dapo_openrlhf.config.transports import TRANSPORTS
 from dapo_openrlhf.dataset import reading
 from dapo_openrlhf.dataset.bad_rows import BadRows
 from dapo_openrlhf.rewards.function import FunctionReward
@@ -136,9 +137,8 @@ def on_bad_row(value: Any) -> object:
 
 
 def sync_backend(value: Any) -> object:
-    """The transport that engines are told to use, on one GPU that is shared."""
-    config = config_with("vllm.sync_backend", value, train={"colocate_all": True})
-    return engine_args(config, Device(kind="cuda", threads=1), 0)["weight_transfer_config"]
+    """The row of the transport, on one GPU that is shared; ``test_transports.py`` has what is made of it."""
+    return TRANSPORTS[config_with("vllm.sync_backend", value, train={"colocate_all": True}).weight_transfer]
 
 
 def param_dtype(value: Any) -> object:

@@ -14,6 +14,7 @@ import pytest
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_settings
+from dapo_openrlhf.backend.transfer.receivers import WORKER_EXTENSION
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.config.settings import Config
 
@@ -68,8 +69,7 @@ def test_deepspeed_configuration(name: str) -> None:
 
 def test_placement_decides_what_engines_are_told() -> None:
     shared, separate, parallel = (for_engine(name) for name in NAMES[1:])
-    assert shared["weight_transfer_config"] == {"backend": "checked_ipc"}
-    assert separate["weight_transfer_config"] == parallel["weight_transfer_config"] == {"backend": "checked_nccl"}
+    assert {arguments["worker_extension_cls"] for arguments in (shared, separate, parallel)} == {WORKER_EXTENSION}
     assert "distributed_executor_backend" not in separate
     assert (parallel["tensor_parallel_size"], parallel["distributed_executor_backend"]) == (4, "mp")
     assert not any(arguments["enforce_eager"] for arguments in (shared, separate, parallel)), "CUDA graphs are used"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from plain_model import Bigram, PlainModel, TokenValues, random_batch
 
-from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.messages import GroupTokens, StagedWeights
 from dapo_openrlhf.backend.run.step_statistics import SUMS, step_statistics
 from dapo_openrlhf.backend.trainer import attention
 from dapo_openrlhf.backend.trainer import rank as rank_module
@@ -31,6 +31,7 @@ from dapo_openrlhf.backend.trainer.saving import Saving
 from dapo_openrlhf.backend.trainer.spans import Spans
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, GuardSettings, LossSettings, TrainSettings
 from dapo_openrlhf.backend.trainer.weights_out import WeightsOut
+from dapo_openrlhf.backend.transfer.checksum import Checksum
 from dapo_openrlhf.pipeline.batch import PlanSettings, plan_batch
 from dapo_openrlhf.pipeline.metrics import METRICS
 from dapo_openrlhf.types import TrainBatch
@@ -230,20 +231,25 @@ def test_a_state_is_gone_on_from_as_if_nothing_had_been_in_between(tmp_path: Pat
 
 def test_weights_go_out_whole_and_not_if_a_number_is_not_finite(tmp_path: Path) -> None:
     trainer = Trainer(PPO)
-    weights = WeightsOut(trainer.models, Peers())
-    manifest, array = weights.export()
-    assert manifest is not None and array is not None
-    assert (manifest.names, manifest.shapes) == (("table",), ((VOCABULARY, VOCABULARY),))
-    published = torch.from_numpy(array[: manifest.bytes]).view(torch.float32)[: VOCABULARY**2]
+    weights = WeightsOut(trainer.models, Peers(), version=7)
+    assert (weights.layout.names, weights.layout.shapes) == (("table",), ((VOCABULARY, VOCABULARY),))
+    bucket, staged = weights.export()
+    assert isinstance(staged, StagedWeights) and not isinstance(bucket, StagedWeights)
+    published = torch.from_numpy(bucket).view(torch.float32)[: VOCABULARY**2]
     assert torch.equal(published.view(VOCABULARY, VOCABULARY), trainer.policy.inner.table)
-    assert manifest.offsets == (0, 512), "484 bytes to the next multiple of 64"
+    assert len(bucket) == 512, "484 bytes to the next multiple of 64"
+    checksum = Checksum()
+    checksum.add(torch.from_numpy(bucket))
+    assert staged == StagedWeights(version=7, checksum=checksum.value())
     assert trainer.critic is not None
     trainer.critic.inner.values.data[3] = math.inf
     tokenizer: Any = None
     saving = Saving(trainer.models, tokenizer, keep_critic=True, peers=Peers())
     what = "1 of 2 tensors hold NaN or infinity: values"
     with pytest.raises(NotFinite, match=f"these weights are not published: {what}"):
-        weights.export()
+        next(weights.export())
+    with pytest.raises(NotFinite, match=f"these weights are not published: {what}"):
+        weights.send()
     with pytest.raises(NotFinite, match=f"the model is not saved to .*: {what}"):
         saving.save(str(tmp_path / "model"))
     with pytest.raises(NotFinite, match=f"no checkpoint is made in .*: {what}"):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from patience import HANG_SECONDS
 from safetensors.torch import load_file, save_file
 from test_real_algorithms import _batch, _config, _start
 from tiny_model import make_tiny_model
@@ -20,6 +21,7 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.run.calls import WorkerFailed
 from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.publishers.ranks import Ranks
 from dapo_openrlhf.types import TrainBatch
 
 pytestmark = pytest.mark.real
@@ -42,9 +44,8 @@ def poisoned(batch: TrainBatch, group: int, value: float) -> TrainBatch:
 
 
 async def checksum(ranks: list[Any]) -> int:
-    calls = [rank.export_weights.options(num_returns=2).remote() for rank in ranks]
-    manifests = await asyncio.gather(*(manifest for manifest, _ in calls))
-    return int(manifests[0].checksum)
+    copy = await Ranks(ranks, timeout=HANG_SECONDS).stage("packing")
+    return copy.publication.checksum
 
 
 async def stopped_by_a_gradient(trainer: Any, ranks: list[Any], batch: TrainBatch) -> dict[str, int]:

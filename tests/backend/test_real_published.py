@@ -18,6 +18,9 @@ from families import distinct_model
 from garbage import exempt_what_is_left, imports_exempt
 from torch import Tensor
 
+from dapo_openrlhf.backend.transfer import buckets, checksum
+from dapo_openrlhf.backend.transfer.receivers import WORKER_EXTENSION
+
 pytestmark = pytest.mark.real
 
 PROMPT = [5, 9, 3, 17, 8, 2, 11, 30, 4, 7]
@@ -67,6 +70,7 @@ def _in_this_process(module_settings: pytest.MonkeyPatch) -> Iterator[None]:
         module_settings.setenv(name, value)
     from vllm.model_executor.models import registry
 
+    module_settings.setattr(buckets, "BUCKET_BYTES", 20_000)
     module_settings.setattr(registry, "_run_in_subprocess", lambda look: look())
     with imports_exempt():
         yield
@@ -93,8 +97,6 @@ class Engine:
         from vllm.v1.engine.core_client import InprocClient
         from vllm.v1.executor.abstract import Executor
 
-        from dapo_openrlhf.backend.transfer.receivers import object_store as weights  # noqa: F401  registers the weight-transfer engine
-
         cleanup_dist_env_and_memory()  # one engine at a time: process groups are made for the model that comes first
         config = EngineArgs(
             model=str(folder),
@@ -106,32 +108,35 @@ class Engine:
             enforce_eager=True,
             enable_prefix_caching=False,
             disable_log_stats=True,
-            weight_transfer_config={"backend": "object_store"},  # type: ignore[arg-type]
+            worker_extension_cls=WORKER_EXTENSION,
         ).create_engine_config()
         self.core = InprocClient(config, Executor.get_class(config), False)
         self.model: Any = self.core.engine_core.model_executor.driver_worker.worker.model_runner.model
 
     def publish(self, named: Iterator[tuple[str, Tensor]]) -> None:
-        """Pack into a flat buffer as a trainer does, and load it."""
-        import numpy as np
-
-        from dapo_openrlhf.backend.messages import WeightManifest
+        """Pack into buckets as a trainer does, and load them."""
+        from dapo_openrlhf.backend.messages import WeightLayout
+        from dapo_openrlhf.backend.transfer.buckets import packed
+        from dapo_openrlhf.backend.transfer.receivers.driving import load
 
         tensors = [(name, tensor.contiguous()) for name, tensor in named]
-        offsets = np.cumsum([0, *(-(-tensor.nbytes // 64) * 64 for _, tensor in tensors)])
-        buffer = np.zeros(offsets[-1], np.uint8)
-        for (_, tensor), start in zip(tensors, offsets, strict=False):
-            buffer[start : start + tensor.nbytes] = tensor.detach().view(-1).view(torch.uint8).numpy()
-        manifest = WeightManifest(
+        layout = WeightLayout(
             names=tuple(name for name, _ in tensors),
             dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors),
             shapes=tuple(tuple(tensor.shape) for _, tensor in tensors),
-            offsets=tuple(map(int, offsets)),
-            checksum=0,
+            sizes=tuple(tensor.nbytes for _, tensor in tensors),
         )
-        self.core.collective_rpc("start_weight_update")
-        self.core.collective_rpc("update_weights", kwargs={"update_info": {"manifest": manifest, "buffer": buffer}})
-        self.core.collective_rpc("finish_weight_update")
+        made = [bucket.numpy() for bucket in packed(layout, tensors, torch.device("cpu"))]
+        assert len(made) > 1, "layers begin in one bucket and end in another"
+        sums, calls = [], []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checksum, "bucket_sum", lambda bucket: sums.append(len(bucket)) or 0)
+            rpc = self.core.collective_rpc
+            patch.setattr(self.core, "collective_rpc", lambda name, **given: calls.append(name) or rpc(name, **given))
+            load(self.core, layout, made, lambda phase: None)
+        # Whatever the number of parameters: one sum and one call for each bucket, and two calls around them.
+        assert sums == [len(bucket) for bucket in made]
+        assert calls == ["begin_weights", *["take_bucket"] * len(made), "end_weights"]
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
@@ -236,7 +241,7 @@ def test_a_published_model_is_the_saved_one(family: str, tmp_path: Path, start: 
 def test_a_publication_that_lacks_or_misnames_a_tensor_is_an_error(
     family: str, tmp_path: Path, start: Callable[..., Engine]
 ) -> None:
-    from dapo_openrlhf.backend.transfer.receivers.delivery import IncompleteWeights
+    from dapo_openrlhf.backend.messages import IncompleteWeights
 
     folder = saved(family, tmp_path / "model", seed=0)
     weights = published(folder)

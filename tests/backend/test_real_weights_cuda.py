@@ -9,128 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from dapo_openrlhf.backend.messages import PACKED, WeightLayout
-from dapo_openrlhf.backend.transfer.checksum import Checksum
-from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
+from dapo_openrlhf.backend.transfer.receivers import WORKER_EXTENSION
 
 pytestmark = pytest.mark.real
 
-WEIGHTS = {"up": torch.randn(8, 4).bfloat16(), "down": torch.randn(4, 8).bfloat16()}
-LAYOUT = WeightLayout(
-    names=tuple(WEIGHTS),
-    dtypes=("bfloat16",) * 2,
-    shapes=tuple(tuple(w.shape) for w in WEIGHTS.values()),
-    sizes=(64,) * 2,
-)
 
+def test_the_extension_hides_nothing_of_vllms_worker() -> None:
+    from vllm.v1.worker.gpu_worker import Worker
 
-class Model:
-    """Keeps what it is given to load."""
-
-    def __init__(self) -> None:
-        self.loaded: dict[str, Tensor] = {}
-
-    def load_weights(self, weights: Any) -> None:
-        self.loaded |= {name: tensor.clone() for name, tensor in weights}
-
-    def modules(self) -> list[Any]:
-        return []
-
-    def named_modules(self) -> list[Any]:
-        return []
-
-
-class Broadcast:
-    """The receiving end of a group whose sender sends ``WEIGHTS`` in order, with ``flaw`` on the way."""
-
-    def __init__(self, flaw: Any = lambda tensor: tensor) -> None:
-        self._tensors = iter(WEIGHTS.values())
-        self._flaw = flaw
-
-    def broadcast(self, tensor: Tensor, *, src: int, stream: Any) -> None:
-        tensor.copy_(self._flaw(next(self._tensors).clone()))
-
-
-def sent() -> int:
-    checksum = Checksum()
-    for name, tensor in WEIGHTS.items():
-        checksum.add(name, tensor)
-    return checksum.value()
-
-
-SETTINGS = SimpleNamespace(
-    parallel_config=None, model_config=SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
-)
-
-
-def receive(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, int]:
-    engine = receiver(group, monkeypatch)
-    return engine.model, engine.received_checksum()
-
-
-def receiver(group: Broadcast, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """vLLM's engine for NCCL after a publication, which a model of ours has taken."""
-    from dapo_openrlhf.backend.transfer.receivers import nccl
-
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(nccl.NCCLWeightTransferEngine, "start_weight_update", lambda self: None)
-    model = Model()
-    engine = nccl.CheckedNcclEngine(None, SETTINGS, torch.device("cpu"), model)
-    engine.model_update_group = group
-    engine.start_weight_update()
-    engine.receive_weights(engine.parse_update_info(LAYOUT.update_info(packed=False)))
-    assert engine.model is model
-    return engine
-
-
-def test_what_arrives_is_loaded_and_summed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, checksum = receive(Broadcast(), monkeypatch)
-    assert checksum == sent()
-    assert all(torch.equal(model.loaded[name], tensor) for name, tensor in WEIGHTS.items())
-
-
-def test_what_changes_on_the_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, checksum = receive(Broadcast(flaw=lambda tensor: tensor.flip(0)), monkeypatch)
-    assert checksum != sent()
-
-
-def test_what_the_model_did_not_take_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that loads nothing into any parameter of vLLM's."""
-    from dapo_openrlhf.backend.transfer.receivers import nccl
-    from dapo_openrlhf.backend.transfer.receivers.delivery import IncompleteWeights
-
-    finished: list[Any] = []
-    monkeypatch.setattr(nccl.NCCLWeightTransferEngine, "finish_weight_update", lambda self: finished.append(self))
-    engine = receiver(Broadcast(), monkeypatch)
-    with pytest.raises(IncompleteWeights, match=r"model Model:\n  up, down as published went into none"):
-        engine.finish_weight_update()
-    assert finished == [engine], "the engine is left whole"
-
-
-def test_messages_are_cut_to_what_the_installed_version_knows() -> None:
-    from dapo_openrlhf.backend.transfer.receivers import ipc, nccl
-
-    where = {"master_address": "h", "master_port": 1, "rank_offset": 1, "world_size": 2}
-    for engine_class in (nccl.CheckedNcclEngine, ipc.CheckedIpcEngine):
-        engine = engine_class(None, SETTINGS, torch.device("cpu"), Model())
-        init = engine.parse_init_info({**where, **PACKED})
-        update = engine.parse_update_info(LAYOUT.update_info(ipc_handles={"GPU": (1,)}, tensor_sizes=[64, 64]))
-        assert update.names == ["up", "down"]
-        # 0.26 has it in the update, 0.29 in the rendezvous; nowhere would mean one call per parameter.
-        assert getattr(init, "packed", False) or getattr(update, "packed", False)
-
-
-@pytest.mark.parametrize("transport", [name for name, told in RECEIVERS.items() if told.worker_extension])
-def test_the_extension_hides_nothing_of_vllms_worker(transport: str) -> None:
-    from vllm.v1.worker.worker_base import WorkerBase
-
-    module, _, name = str(RECEIVERS[transport].worker_extension).rpartition(".")
-    added = {name for name in dir(getattr(import_module(module), name)) if not name.startswith("__")}
-    assert added == {"received_checksum"}
-    assert not hasattr(WorkerBase, "received_checksum")
+    module, _, name = WORKER_EXTENSION.rpartition(".")
+    added = {name for name in vars(getattr(import_module(module), name)) if not name.startswith("__")}
+    assert "begin_weights" in added
+    assert not [name for name in added if hasattr(Worker, name)]
 
 
 class AsyncCore:

@@ -8,24 +8,21 @@ from typing import Any
 
 import pytest
 from fake_actors import FakeActor
+from fake_engines import FakeEngine, after, failed
 from ray.exceptions import RayActorError
 from virtual_time import run_virtual
 
-from dapo_openrlhf.backend.messages import WeightAck, WeightManifest
-from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, all_within
+from dapo_openrlhf.backend.messages import IncompleteWeights, StagedWeights, WeightAck, WeightLayout
+from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, WorkerFailed, all_within
 from dapo_openrlhf.backend.run.publishers.object_store import ObjectStorePublisher
+from dapo_openrlhf.backend.run.publishers.ranks import Ranks
+from dapo_openrlhf.backend.run.publishers.service import EngineService
 from dapo_openrlhf.backend.run.remote_engine import ObjectStoreTexts
 from dapo_openrlhf.pipeline.ports import GroupError, NotRevived
 from dapo_openrlhf.types import PolicyVersion
 
-MANIFEST = WeightManifest(names=("a",), dtypes=("float32",), shapes=((1,),), offsets=(0, 64), checksum=77)
-
-
-async def after(seconds: float, result: Any = None) -> Any:
-    await asyncio.sleep(seconds)
-    if isinstance(result, Exception):
-        raise result
-    return result
+LAYOUT = WeightLayout(names=("a",), dtypes=("float32",), shapes=((1,),), sizes=(4,))
+STAGED = StagedWeights(version=9, checksum=77)
 
 
 # ---------------------------------------------------------------- all_within
@@ -71,28 +68,26 @@ def test_of_a_dead_process_and_its_peers_errors_the_dead_one_is_named() -> None:
 # ---------------------------------------------------------------- object store
 
 
-class FakeEngine:
-    """A ``RemoteEngine`` whose actor loads by ``load``, given the version; a new one by ``load_again``."""
+class LoadingEngine(FakeEngine):
+    """Its actor loads by ``load``, given the version; a new one by ``load_again``."""
 
     def __init__(self, load: Callable[[int], Any], load_again: Callable[[int], Any] | None = None) -> None:
-        self._load_again = load_again or load
-        self.start: Any = None
-        self.actor = self._new(load)
-        self.stopped = ""
-        self.loaded: list[int] = []
+        loads = [load_again or load, load]
+        self.start_answer: Any = None
+        super().__init__(
+            lambda: FakeActor(
+                load_weights=self._loaded(loads.pop() if len(loads) > 1 else loads[0]),
+                ready=lambda: self.start_answer or after(20),
+            )
+        )
 
-    def _new(self, load: Callable[[int], Any]) -> FakeActor:
-        def load_weights(version: int, manifest: Any, buffer: Any) -> Any:
-            self.loaded.append(version)
-            return load(version)
+    def _loaded(self, load: Callable[[int], Any]) -> Callable[..., Any]:
+        return lambda version, layout, *buckets: load(version)
 
-        return FakeActor(load_weights=load_weights, ready=lambda: self.start or after(20))
-
-    def stop(self, cause: str) -> None:
-        self.stopped = cause
-
-    def replace(self) -> None:
-        self.actor = self._new(self._load_again)
+    @property
+    def loaded(self) -> list[int]:
+        """The versions that its actors were to load."""
+        return [given[0] for name, given in self.calls if name == "load_weights"]
 
 
 def acknowledge(seconds: float = 1.0, checksum: int = 77) -> Callable[[int], Any]:
@@ -107,9 +102,11 @@ def hangs(version: int) -> Any:
     return after(1e9)
 
 
-def publisher(*engines: FakeEngine) -> ObjectStorePublisher:
-    rank = FakeActor(export_weights=lambda: MANIFEST)
-    return ObjectStorePublisher([rank], engines, timeout=60.0, start_timeout=100.0)  # type: ignore[arg-type]
+def publisher(*engines: LoadingEngine) -> ObjectStorePublisher:
+    rank = FakeActor(weight_layout=lambda: LAYOUT, export_weights=lambda: [b"bucket", STAGED])
+    other = FakeActor(export_weights=lambda: [])
+    service = EngineService(engines, timeout=60.0, start_timeout=100.0)  # type: ignore[arg-type]
+    return ObjectStorePublisher(Ranks([rank, other], timeout=60.0), service)
 
 
 async def publish(publisher: ObjectStorePublisher, *versions: int) -> None:
@@ -118,16 +115,16 @@ async def publish(publisher: ObjectStorePublisher, *versions: int) -> None:
 
 
 def test_every_engine_gets_every_version_and_another_acknowledgement_is_refused() -> None:
-    engines = FakeEngine(acknowledge()), FakeEngine(acknowledge(2.0))
+    engines = LoadingEngine(acknowledge()), LoadingEngine(acknowledge(2.0))
     run_virtual(publish(publisher(*engines), 1, 2))
     assert [engine.loaded for engine in engines] == [[1, 2], [1, 2]]
     with pytest.raises(ExceptionGroup) as raised:
-        run_virtual(publish(publisher(FakeEngine(acknowledge(checksum=78))), 1))
-    assert raised.group_contains(RuntimeError, match="engine 0 acknowledged version 1 with checksum 78")
+        run_virtual(publish(publisher(LoadingEngine(acknowledge(checksum=78))), 1))
+    assert raised.group_contains(RuntimeError, match=r"engine 0 acknowledged version 1 with checksum 0x0*4e")
 
 
 def test_a_version_goes_live_without_an_engine_that_dies() -> None:
-    dead, well = FakeEngine(dies, acknowledge()), FakeEngine(acknowledge())
+    dead, well = LoadingEngine(dies, acknowledge()), LoadingEngine(acknowledge())
 
     async def main() -> None:
         store = publisher(dead, well)
@@ -143,7 +140,7 @@ def test_a_version_goes_live_without_an_engine_that_dies() -> None:
 
 def test_the_news_that_an_engine_has_died_does_not_end_the_one_in_its_place() -> None:
     """Its groups have failed first, so it is replaced already when the publication hears of it."""
-    engine = FakeEngine(dies, acknowledge())
+    engine = LoadingEngine(dies, acknowledge())
 
     async def main() -> None:
         store = publisher(engine)
@@ -159,7 +156,7 @@ def test_the_news_that_an_engine_has_died_does_not_end_the_one_in_its_place() ->
 
 def test_an_engine_that_hangs_is_ended_and_the_version_goes_live_without_it() -> None:
     """Its groups fail then, so that the pool replaces it."""
-    hung, well = FakeEngine(hangs, acknowledge()), FakeEngine(acknowledge())
+    hung, well = LoadingEngine(hangs, acknowledge()), LoadingEngine(acknowledge())
 
     async def main() -> None:
         store = publisher(hung, well)
@@ -174,25 +171,42 @@ def test_an_engine_that_hangs_is_ended_and_the_version_goes_live_without_it() ->
     assert (hung.loaded, well.loaded, well.stopped) == ([1, 2, 3], [1, 2, 3], "")
 
 
-def test_a_new_engine_that_is_late_ends_the_run() -> None:
+def test_an_engine_that_fails_to_load_is_ended_and_the_version_goes_live_without_it() -> None:
+    broken, well = (
+        LoadingEngine(lambda version: after(1, failed("no room")), acknowledge()),
+        LoadingEngine(acknowledge()),
+    )
+
     async def main() -> None:
-        store = publisher(FakeEngine(acknowledge(), hangs))
+        store = publisher(broken, well)
         await publish(store, 1)
         await store.revive(0)
+        await publish(store, 2)
 
-    with pytest.raises(PipelineTimeout, match="loading the weights of version 1: engine 0 did not answer within 60 s"):
-        run_virtual(main())
+    run_virtual(main())
+    assert "loading the weights of version 1: engine 0 failed" in broken.stopped
+    assert (broken.loaded, well.loaded) == ([1, 1, 2], [1, 2])
 
 
-@pytest.mark.parametrize("fails", ["in its start", "in loading"])
+def test_weights_that_fit_no_engine_end_the_run() -> None:
+    unfit = lambda version: after(1, failed(IncompleteWeights("up went into none")))  # noqa: E731
+    engine = LoadingEngine(unfit)
+    with pytest.raises(ExceptionGroup) as raised:
+        run_virtual(publish(publisher(engine), 1))
+    assert raised.group_contains(WorkerFailed, match="up went into none")
+    assert not engine.stopped
+
+
+@pytest.mark.parametrize("fails", ["in its start", "in loading", "late"])
 def test_a_new_engine_that_fails_is_no_reason_to_end_the_run(fails: str) -> None:
-    engine = FakeEngine(acknowledge(), dies if fails == "in loading" else acknowledge())
+    again = {"in its start": acknowledge(), "in loading": dies, "late": hangs}
+    engine = LoadingEngine(acknowledge(), again[fails])
 
     async def main() -> None:
         store = publisher(engine)
         await publish(store, 1)
-        engine.start = after(3.0, RayActorError()) if fails == "in its start" else engine.start
-        with pytest.raises(NotRevived, match="engine 0 died"):
+        engine.start_answer = after(3.0, RayActorError()) if fails == "in its start" else None
+        with pytest.raises(NotRevived, match="did not answer within 60 s" if fails == "late" else "engine 0 died"):
             await store.revive(0)
         await publish(store, 2)
 
@@ -202,7 +216,7 @@ def test_a_new_engine_that_fails_is_no_reason_to_end_the_run(fails: str) -> None
 
 def test_a_publication_while_an_engine_is_replaced_reaches_it_too() -> None:
     """It starts for 20 s and loads for 10; version 2 is packed when it begins to load, version 3 meanwhile."""
-    engines = FakeEngine(acknowledge(), acknowledge(10.0)), FakeEngine(acknowledge())
+    engines = LoadingEngine(acknowledge(), acknowledge(10.0)), LoadingEngine(acknowledge())
 
     async def main() -> None:
         store = publisher(*engines)
@@ -222,7 +236,7 @@ def test_a_publication_while_an_engine_is_replaced_reaches_it_too() -> None:
 
 
 def test_before_the_first_publication_a_new_engine_has_the_weights_the_run_began_with() -> None:
-    engine = FakeEngine(acknowledge())
+    engine = LoadingEngine(acknowledge())
     run_virtual(publisher(engine).revive(0))
     assert engine.loaded == []
 

@@ -1,27 +1,30 @@
-"""Every transport of the table is whole: a setting, a sender, a receiver, a publisher, and what they can do."""
+"""Every transport of the table is whole: a setting, a publisher, a communicator, and what they can do."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+import torch
 from fake_actors import FakeActor
+from torch.distributed import HashStore
 
-from dapo_openrlhf.backend.messages import WeightLayout
-from dapo_openrlhf.backend.run.publishers.opening import Irreplaceable, Publisher, open_publisher, reviver_of
+from dapo_openrlhf.backend.messages import Meeting
+from dapo_openrlhf.backend.run.publishers.broadcast import BroadcastPublisher
+from dapo_openrlhf.backend.run.publishers.groups import GroupKind
+from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher
 from dapo_openrlhf.backend.run.workers import Workers
-from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
+from dapo_openrlhf.backend.transfer.communicators import communicator
+from dapo_openrlhf.backend.transfer.receivers import WORKER_EXTENSION
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.config.transports import TRANSPORTS, TransportName
-
-BACKEND = "dapo_openrlhf.backend"
-LAYOUT = WeightLayout(names=("a",), dtypes=("float32",), shapes=((1,),), sizes=(4,))
+from dapo_openrlhf.pipeline.ports import EngineReviver
 
 
 def config_with(transport: TransportName) -> Config:
@@ -40,17 +43,11 @@ def config_with(transport: TransportName) -> Config:
     )
 
 
-def opened(transport: TransportName) -> Publisher:
+def opened(transport: TransportName, monkeypatch: pytest.MonkeyPatch) -> Publisher:
     """Its publisher, with one rank and one engine."""
-    rank = FakeActor(
-        weight_layout=lambda: LAYOUT,
-        transfer_address=lambda: ("10.0.0.1", 4242),
-        open_nccl=lambda address, port, size: None,
-        open_gloo=lambda address, port, size: None,
-        open_ipc=lambda: None,
-    )
-    engine: Any = SimpleNamespace(actor=FakeActor(join_transfer=lambda info: None))
-    workers = Workers(engines=[engine], ranks=[rank], rewards=SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    engine: Any = SimpleNamespace(actor=FakeActor())
+    workers = Workers(engines=[engine], ranks=[FakeActor()], rewards=SimpleNamespace())  # type: ignore[arg-type]
     return asyncio.run(open_publisher(config_with(transport), workers, on_spans=lambda spans: None))
 
 
@@ -60,36 +57,31 @@ def test_every_choice_of_the_setting_has_a_row_and_every_row_a_choice() -> None:
     assert tuple(TRANSPORTS) == get_args(TransportName)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_row_has_a_file_for_each_of_its_ends_and_for_who_is_told_when(transport: TransportName) -> None:
-    for folder in ("transfer.senders", "transfer.receivers", "run.publishers"):
-        assert find_spec(f"{BACKEND}.{folder}.{transport}") is not None, f"{folder} has no {transport}.py"
-
-
-def extensions() -> Iterator[str]:
-    for receiver in RECEIVERS.values():
-        if receiver.worker_extension is not None:
-            yield receiver.worker_extension
-
-
-def test_a_row_has_a_receiver_that_vllm_is_told_of() -> None:
-    assert RECEIVERS.keys() == TRANSPORTS.keys()
-    assert len({receiver.backend for receiver in RECEIVERS.values()}) == len(RECEIVERS)
-    for extension in extensions():
-        module, _, name = extension.rpartition(".")
-        spec = find_spec(module)
-        assert spec is not None, f"there is no {module}"
-        assert f"class {name}(" in Path(str(spec.origin)).read_text()
+def test_vllm_is_told_of_a_receiver_that_is_there() -> None:
+    module, _, name = WORKER_EXTENSION.rpartition(".")
+    spec = find_spec(module)
+    assert spec is not None and f"class {name}:" in Path(str(spec.origin)).read_text()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_row_has_a_publisher_that_revives_engines_if_it_says_so(transport: TransportName) -> None:
-    publisher = opened(transport)
-    assert type(publisher).__module__ == f"{BACKEND}.run.publishers.{transport}"
-    assert hasattr(publisher, "revive") == TRANSPORTS[transport].revives
-    assert (reviver_of(publisher) is publisher) == TRANSPORTS[transport].revives
+def test_a_row_has_a_publisher_that_revives_engines(transport: TransportName, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher = opened(transport, monkeypatch)
+    reviver: EngineReviver = publisher
+    assert callable(reviver.revive)
+    if isinstance(publisher, BroadcastPublisher):
+        groups: Any = publisher._groups
+        assert groups._kind == GroupKind(transport=transport, workers=1)
+        assert groups._host.address == "127.0.0.1", "the only machine that is left"
+    else:
+        assert transport == "object_store"
 
 
-def test_a_lost_engine_that_no_new_one_can_replace_ends_the_run_with_the_ways_to_go_on() -> None:
-    with pytest.raises(RuntimeError, match=r"^engine 3 is lost.*--resume, or use vllm\.sync_backend object_store$"):
-        asyncio.run(Irreplaceable().revive(3))
+@pytest.mark.parametrize("kind", ["gloo", "shared"])
+def test_a_row_has_a_communicator(kind: Any) -> None:
+    """Those of NCCL and of CUDA IPC need a GPU; another name has none."""
+    store = HashStore()
+    at = Meeting(kind=kind, address="127.0.0.1", port=1, generation=0, timeout=9.0)
+    made = communicator(at, store, 0, 1, torch.device("cpu"))
+    made.broadcast(torch.zeros(4, dtype=torch.uint8)).wait()
+    with pytest.raises(AssertionError):
+        communicator(replace(at, kind="pigeon"), store, 0, 1, torch.device("cpu"))  # type: ignore[arg-type]

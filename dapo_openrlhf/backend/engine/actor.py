@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,15 @@ import ray
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.engine.rollout_worker import WeightUpdates
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, WeightAck, WeightManifest
+from dapo_openrlhf.backend.messages import (
+    GenerationReport,
+    GroupTexts,
+    GroupTokens,
+    Meeting,
+    TransferAborted,
+    WeightAck,
+    WeightLayout,
+)
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.pipeline.ports import Sampling
 
@@ -25,8 +33,8 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     """OpenRLHF's rollout actor with its own generation and weight loading. Implements ``RolloutWorker``.
 
     Kept from OpenRLHF: device and environment set-up, and placement. Replaced: requests (one per group instead of one
-    per response), outputs (arrays instead of one object per token) and weight updates (vLLM's weight-transfer API,
-    acknowledged with version and checksum, instead of a broadcast per parameter).
+    per response), outputs (arrays instead of one object per token) and weight updates (buckets for
+    vLLM's layerwise reload, acknowledged with version and checksum, instead of a broadcast per parameter).
 
     Generation runs on the engine loop's thread and decoding on another one. This actor's event loop only passes work
     on, so a pause, a health check or a publication never queues behind token generation.
@@ -48,7 +56,6 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         from transformers import AutoTokenizer
 
         from dapo_openrlhf.backend.engine.loop import EngineLoop
-        from dapo_openrlhf.backend.transfer.receivers import object_store as weights  # noqa: F401  registers the weight-transfer engine
 
         backend = engine_args.get("distributed_executor_backend", "uni")
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -111,14 +118,11 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """End a group with the tokens generated so far; see :meth:`EngineLoop.cut`."""
         self._loop.cut(group_id)
 
-    async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
-        """Replace the weights; see :meth:`EngineLoop.load_weights`."""
-        from dapo_openrlhf.backend.transfer.receivers.object_store import receive
+    async def load_weights(self, version: int, layout: WeightLayout, *buckets: NDArray[np.uint8]) -> WeightAck:
+        """Replace the weights between two steps by those in the buckets; running requests continue with them."""
+        from dapo_openrlhf.backend.transfer.receivers.driving import load
 
-        checksum, spans = await asyncio.wrap_future(
-            self._loop.load_weights(version, lambda core: receive(core, version, manifest, buffer))
-        )
-        return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
+        return await self._take(version, lambda core: load(core, layout, buckets, self._enter))
 
     async def forget_prefixes(self) -> None:
         """Empty the prefix cache; see :class:`RolloutWorker`."""
@@ -128,24 +132,29 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         if not emptied:
             raise RuntimeError("vLLM's prefix cache could not be emptied")
 
-    async def join_transfer(self, init_info: Mapping[str, Any]) -> None:
-        """Join the trainer's group for weight transfers between GPUs. Blocks until all engines have joined."""
+    async def join_transfer(self, meeting: Meeting, first: int, size: int) -> None:
+        """Join a transfer group. Blocks until all members have joined; raises ``TransferAborted`` if they do not."""
+        from dapo_openrlhf.backend.transfer.receivers.driving import join
+
         self._enter("joining the trainer's transfer group")
-        arguments = {"init_info": dict(init_info)}
-        await asyncio.wrap_future(
-            self._loop.between_steps(
-                lambda core: core.collective_rpc("init_weight_transfer_engine", kwargs=arguments),
-            )
-        )
+        await asyncio.wrap_future(self._loop.between_steps(lambda core: join(core, meeting, first, size)))
 
-    async def receive_weights(self, version: int, update_info: Mapping[str, Any]) -> WeightAck:
-        """Replace the weights between two steps by those on a trainer's GPU; running requests continue with them."""
-        from dapo_openrlhf.backend.transfer.receivers.checked import receive
+    async def receive_weights(self, version: int, layout: WeightLayout) -> WeightAck:
+        """Replace the weights by those sent to the transfer group; running requests continue with them.
 
+        If it raises ``TransferAborted``, nothing is generated until weights are loaded.
+        """
+        from dapo_openrlhf.backend.transfer.receivers.driving import receive
+
+        return await self._take(version, lambda core: receive(core, layout, self._enter))
+
+    async def _take(self, version: int, load: Callable[[Any], int]) -> WeightAck:
         self._enter("waiting for the running step to end")
-        checksum, spans = await asyncio.wrap_future(
-            self._loop.load_weights(version, lambda core: receive(core, update_info, self._enter))
-        )
+        try:
+            checksum, spans = await asyncio.wrap_future(self._loop.load_weights(version, load))
+        except TransferAborted:
+            self._enter(f"waiting for weights, since a transfer of version {version} was given up")
+            raise
         self._enter(f"generating with version {version}")
         return WeightAck(version=version, checksum=checksum, spans=tuple(spans))
 

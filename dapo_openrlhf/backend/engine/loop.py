@@ -115,6 +115,7 @@ class EngineLoop:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._responses: dict[str, _Response] = {}  # responses in the core, by request id
         self._version = version
+        self._whole = True  # false while the model has parts of two versions: a loading was given up
         self._spans: list[Span] = []
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -143,7 +144,7 @@ class EngineLoop:
         return future
 
     def load_weights(self, version: int, load: Callable[[InprocClient], Result]) -> Future[tuple[Result, list[Span]]]:
-        """Replace the weights; tokens of later steps carry ``version``.
+        """Replace the weights; tokens of later steps carry ``version``. If that fails, nothing is generated until it succeeds.
 
         The future also returns this engine's spans since the previous loading; the last span is this loading.
         """
@@ -152,7 +153,9 @@ class EngineLoop:
         def command(core: InprocClient) -> tuple[Result, list[Span]]:
             self._close_span()
             started = time.time()
+            self._whole = False
             result = load(core)
+            self._whole = True
             if self._updates.recompute_kv_cache:
                 core.reset_prefix_cache(reset_running_requests=True)
             self._version = version
@@ -161,7 +164,8 @@ class EngineLoop:
             return result, spans
 
         answer = functools.partial(self._answer, future, command)
-        self._commands.put(answer if self._updates.in_flight else lambda: self._loads.append(answer))
+        in_flight = self._updates.in_flight
+        self._commands.put(lambda: answer() if in_flight or not self._whole else self._loads.append(answer))
         return future
 
     # ------------------------------------------------------------------ on the engine's thread from here on
@@ -178,8 +182,8 @@ class EngineLoop:
             return
         try:
             while True:
-                self._obey(block=not self._responses)
-                if self._responses:
+                self._obey(block=not (self._responses and self._whole))
+                if self._responses and self._whole:
                     if self._busy_since is None:
                         self._busy_since = time.time()
                     self._step()
@@ -204,6 +208,8 @@ class EngineLoop:
         loads, self._loads = self._loads, []
         for load in loads:
             load()
+        if not self._whole:
+            return
         held_back, self._held_back = self._held_back, {}
         for _, add in held_back.values():
             add()

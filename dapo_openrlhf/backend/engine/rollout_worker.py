@@ -1,20 +1,20 @@
 """The interface of a rollout worker as the controller uses it; another engine than vLLM would implement it.
 
 :class:`~dapo_openrlhf.backend.engine.actor.EngineActor` is the only implementation. Another one would be an actor class
-with these methods, used in its place in ``backend/run/workers.py``, with a weight-sync receiver of its own in
-``backend/transfer/receivers/``.
+with these methods, used in its place in ``backend/run/workers.py``; ``backend/transfer/group.py`` is a member's end of a
+transfer group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, WeightAck, WeightManifest
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, Meeting, WeightAck, WeightLayout
 from dapo_openrlhf.pipeline.ports import Sampling
 
 
@@ -54,20 +54,26 @@ class RolloutWorker(Protocol):
         """Sample a response of at most ``new_tokens`` tokens to a random prompt of each of ``lengths``."""
         ...
 
-    async def load_weights(self, version: int, manifest: WeightManifest, buffer: NDArray[np.uint8]) -> WeightAck:
-        """Replace the weights by those in a flat buffer; tokens of later steps carry ``version``."""
+    async def load_weights(self, version: int, layout: WeightLayout, *buckets: NDArray[np.uint8]) -> WeightAck:
+        """Replace the weights by those in the buckets; tokens of later steps carry ``version``."""
         ...
 
     async def forget_prefixes(self) -> None:
         """Empty the prefix cache, whose entries are told apart by version: the next publication may repeat a number."""
         ...
 
-    async def join_transfer(self, init_info: Mapping[str, Any]) -> None:
-        """Join the trainer's group for weight transfers between GPUs. Blocks until all engines have joined."""
+    async def join_transfer(self, meeting: Meeting, first: int, size: int) -> None:
+        """Join a transfer group of ``size`` members, of which this worker's first process is number ``first``.
+
+        Blocks until all members have joined; raises ``messages.TransferAborted`` if they do not.
+        """
         ...
 
-    async def receive_weights(self, version: int, update_info: Mapping[str, Any]) -> WeightAck:
-        """Replace the weights by those on a trainer's GPU; tokens of later steps carry ``version``."""
+    async def receive_weights(self, version: int, layout: WeightLayout) -> WeightAck:
+        """Replace the weights by those sent to the transfer group; tokens of later steps carry ``version``.
+
+        If it raises ``messages.TransferAborted``, the worker generates nothing until weights are loaded.
+        """
         ...
 
     async def phase(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from dapo_openrlhf.algorithm.choices import DataType
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.inputs import local_model
-from dapo_openrlhf.backend.transfer.receivers import RECEIVERS
+from dapo_openrlhf.backend.transfer.receivers import WORKER_EXTENSION
 from dapo_openrlhf.config.settings import Config
 
 ENGINE_SEQUENCES = 512
@@ -92,10 +92,7 @@ def max_num_seqs(config: Config) -> int:
 
 def _transfer_settings(config: Config) -> dict[str, Any]:
     """vLLM's arguments for the weight sync, and for workers that run in processes of their own."""
-    receiver = RECEIVERS[config.weight_transfer]
-    settings: dict[str, Any] = {"weight_transfer_config": {"backend": receiver.backend}}
-    if receiver.worker_extension is not None:
-        settings["worker_extension_cls"] = receiver.worker_extension
+    settings: dict[str, Any] = {"worker_extension_cls": WORKER_EXTENSION}
     if config.vllm.tensor_parallel_size > 1:
         settings["distributed_executor_backend"] = "mp"  # all on the actor's own GPUs, without Ray inside Ray
     return settings

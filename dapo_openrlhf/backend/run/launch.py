@@ -13,7 +13,7 @@ from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.new_trainer import NewTrainer
-from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, reviver_of
+from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer, WatchedPublisher
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
@@ -173,9 +173,7 @@ def build_pipeline(
     trained_model: str,
 ) -> Pipeline:
     """Connect the loops to the workers. ``inputs`` say where they begin."""
-    engines = EnginePool(
-        workers.engines, reviver=reviver_of(publisher), max_restarts=config.vllm.max_restarts, on_event=log.emit
-    )
+    engines = EnginePool(workers.engines, reviver=publisher, max_restarts=config.vllm.max_restarts, on_event=log.emit)
     rollouts = _rollouts(config, inputs, engines, workers.rewards, _queue(config, inputs.first_step, carried), log)
     trainer = _trainer(config, inputs, workers, log)
     return Pipeline(

@@ -51,6 +51,7 @@ def beginning(config: Config, inputs: Inputs) -> Beginning:
     return Beginning(
         total_updates=config.gradient_steps,
         updates_done=inputs.first_step * config.updates_per_step,
+        first_step=inputs.first_step,
         checkpoint=None if inputs.checkpoint is None else str(inputs.checkpoint.resolve()),
         reference=model_path(config) if config.algo.kl.init_coef > 0 else None,  # also after a resume
     )

@@ -6,7 +6,7 @@ It meets the other ranks, fetches tokens, and delegates everything else.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import ray
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.device import Device, stand_in_for_cuda
-from dapo_openrlhf.backend.messages import Agreement, GroupTokens, StagedWeights, WeightLayout, WeightManifest
+from dapo_openrlhf.backend.messages import Agreement, GroupTokens, Meeting, StagedWeights, WeightLayout
 from dapo_openrlhf.backend.openrlhf_bases import policy_actor
 from dapo_openrlhf.backend.trainer.reports import RankReady, StepReport
 from dapo_openrlhf.backend.trainer.spans import Spans
@@ -90,7 +90,9 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         """
         with self._spans.span("fetch"):
             fetched: dict[int, GroupTokens] = dict(zip(plan.groups, ray.get(list(tokens)), strict=True))
-        return self.loaded.rank.train(plan, fetched)
+        report = self.loaded.rank.train(plan, fetched)
+        self.loaded.weights.version = plan.step + 1
+        return report
 
     def compare(self, engines: Sequence[Sequence[GroupTokens]]) -> Agreement:
         """How far the log-probabilities are from the model's own and from the engines'. Every rank must call it."""
@@ -115,40 +117,33 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     # ------------------------------------------------------------------ weights out
 
-    def export_weights(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
-        """All parameters in one flat buffer of bytes. Every rank must call it; only rank 0 returns them."""
+    def export_weights(self) -> Iterator[NDArray[np.uint8] | StagedWeights]:
+        """Yield all parameters in buckets, and then what they are; a streaming generator of Ray's.
+
+        Every rank must call it; only rank 0 yields anything.
+        """
         with self._spans.span("export_weights"):
-            return self.loaded.weights.export()
+            yield from self.loaded.weights.export()
 
     def weight_layout(self) -> WeightLayout:
         """The tensors that a publication consists of, in the form that they have in the model's checkpoint."""
         return self.loaded.weights.layout
 
-    def transfer_address(self) -> tuple[str, int]:
-        """This rank's address and a free port, for engines to meet it."""
-        return self._master_addr, self._get_free_port()
+    def join_transfer(self, meeting: Meeting, size: int) -> None:
+        """Form a transfer group of ``size`` members as its sender. Blocks until all have joined."""
+        self.loaded.weights.join(meeting, size)
 
-    def open_nccl(self, address: str, port: int, world_size: int) -> None:
-        """Form the transfer group with the engines' workers, on rank 0. Blocks until all have joined."""
-        self.loaded.weights.open_nccl(address, port, world_size)
+    def leave_transfer(self) -> None:
+        """Leave the transfer group, if there is one."""
+        self.loaded.weights.leave()
 
-    def open_gloo(self, address: str, port: int, world_size: int) -> None:
-        """The same as :meth:`open_nccl`, on a CPU."""
-        self.loaded.weights.open_gloo(address, port, world_size)
+    def send_weights(self) -> int | None:
+        """Send all parameters to the engines of this rank's group, if it has one; returns their checksum.
 
-    def open_ipc(self) -> None:
-        """Prepare to share the weights with the engine on this rank's GPU."""
-        self.loaded.weights.open_ipc()
-
-    def broadcast_weights(self) -> int | None:
-        """Send all parameters to the engines. Every rank must call it; rank 0 returns their checksum."""
+        Every rank must call it.
+        """
         with self._spans.span("export_weights"):
-            return self.loaded.weights.broadcast()
-
-    def stage_weights(self) -> StagedWeights:
-        """Copy all parameters aside for the engine on this rank's GPU. Every rank must call it."""
-        with self._spans.span("export_weights"):
-            return self.loaded.weights.stage()
+            return self.loaded.weights.send()
 
 
 def rank_actor() -> Any:

@@ -62,7 +62,7 @@ def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning,
     policy = Policy(language_model, packing, temperature=temperature, reference=reference)
     return LoadedRank(
         rank=Rank(policy, critic, settings, peers=peers, spans=spans),
-        weights=WeightsOut(trained, peers),
+        weights=WeightsOut(trained, peers, version=beginning.first_step),
         saving=saving,
         comparison=Comparison(language_model, packing, temperature=temperature),
         ready=RankReady(parameters=language_model.parameter_count, attention=packing.attention_name),

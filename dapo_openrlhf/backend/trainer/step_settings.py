@@ -70,6 +70,8 @@ class Beginning:
     """Gradient steps of the whole run, which the schedule covers."""
     updates_done: int
     """Gradient steps done before, after which the schedule continues."""
+    first_step: int
+    """Rollout steps done before, which is the version of the weights at the beginning."""
     checkpoint: str | None
     """Folder of a checkpoint whose moments and full-precision weights are resumed."""
     reference: str | None

@@ -2,80 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dapo_openrlhf.backend.messages import StagedWeights, WeightLayout, WeightManifest
+from dapo_openrlhf.backend.messages import Meeting, StagedWeights, WeightLayout
 from dapo_openrlhf.backend.trainer.finite import refuse_not_finite
 from dapo_openrlhf.backend.trainer.peers import Peers
 from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
-from dapo_openrlhf.backend.transfer.senders.gloo import GlooSender
-from dapo_openrlhf.backend.transfer.senders.ipc import IpcSender
-from dapo_openrlhf.backend.transfer.senders.nccl import NcclSender
-from dapo_openrlhf.backend.transfer.senders.object_store import ObjectStoreSender
+from dapo_openrlhf.backend.transfer.buckets import packed
+from dapo_openrlhf.backend.transfer.checksum import Checksum
+from dapo_openrlhf.backend.transfer.group import Group
 
 NOT_PUBLISHED = "these weights are not published"
+HOST = torch.device("cpu")
 
 
 class WeightsOut:
     """Sends the policy's whole tensors by any of the transports. Refuses weights that are not finite."""
 
-    def __init__(self, models: Sequence[ShardedModel], peers: Peers) -> None:
+    def __init__(self, models: Sequence[ShardedModel], peers: Peers, *, version: int) -> None:
         """``models``: the policy, which is published, and any other model that must be finite for that."""
+        self.version = version
+        """Number of rollout steps that the weights have been trained for."""
         self._models = models
         self._peers = peers
         self._whole = models[0].whole()
-        self._object_store: ObjectStoreSender | None = None
-        self._nccl: NcclSender | None = None
-        self._ipc: IpcSender | None = None
+        self._group: Group | None = None
 
     @property
     def layout(self) -> WeightLayout:
         """The tensors that a publication consists of, in the form that they have in the model's checkpoint."""
         return self._whole.layout
 
-    def export(self) -> tuple[WeightManifest | None, NDArray[np.uint8] | None]:
-        """All tensors in one flat buffer of bytes. Every rank must call it; only rank 0 returns them."""
+    def export(self) -> Iterator[NDArray[np.uint8] | StagedWeights]:
+        """Yield the buckets in host memory, one at a time, and then what they are.
+
+        Every rank must exhaust it; only rank 0 yields anything.
+        """
         self._refuse_not_finite()
         tensors = self._whole.tensors()
         if self._peers.rank > 0:
-            for _ in tensors:  # every rank must take part in gathering
-                pass
-            return None, None
-        if self._object_store is None:
-            self._object_store = ObjectStoreSender(self.layout)
-        return self._object_store.pack(tensors)
+            _exhaust(tensors)
+            return
+        checksum = Checksum()
+        for bucket in packed(self.layout, tensors, HOST):
+            checksum.add(bucket)
+            yield bucket.numpy()
+        yield StagedWeights(version=self.version, checksum=checksum.value())
 
-    def open_nccl(self, address: str, port: int, world_size: int) -> None:
-        """Form the transfer group with the engines' workers, on rank 0. Blocks until all have joined."""
-        self._nccl = NcclSender(address=address, port=port, world_size=world_size)
+    def join(self, meeting: Meeting, size: int) -> None:
+        """Form a transfer group of ``size`` members, in place of any other, as its sender.
 
-    def open_gloo(self, address: str, port: int, world_size: int) -> None:
-        """The same as :meth:`open_nccl`, on a CPU."""
-        self._nccl = GlooSender(address=address, port=port, world_size=world_size)
+        Blocks until all have joined; raises ``TransferAborted`` if they do not.
+        """
+        self.leave()
+        self._group = Group(meeting, rank=0, size=size, device=self._models[0].device)
 
-    def open_ipc(self) -> None:
-        """Prepare to share the weights with the engine on this rank's GPU."""
-        self._ipc = IpcSender()
+    def leave(self) -> None:
+        """Leave the transfer group, if there is one."""
+        if self._group is not None:
+            self._group.leave("another group is formed")
+            self._group = None
 
-    def broadcast(self) -> int | None:
-        """Send all tensors to the engines. Every rank must call it; rank 0 returns their checksum."""
+    def send(self) -> int | None:
+        """Send all tensors to the members of this rank's group, if it has one; returns their checksum.
+
+        Every rank must call it. Raises ``TransferAborted``.
+        """
         self._refuse_not_finite()
         tensors = self._whole.tensors()
-        if self._peers.rank == 0:
-            assert self._nccl is not None
-            return self._nccl.send(tensors)
-        for _ in tensors:  # every rank must take part in gathering
-            pass
-        return None
-
-    def stage(self) -> StagedWeights:
-        """Copy all tensors aside for the engine on this rank's GPU. Every rank must call it."""
-        assert self._ipc is not None
-        self._refuse_not_finite()
-        return self._ipc.stage(self._whole.tensors(), size=self.layout.bytes)
+        try:
+            if self._group is None:
+                return None
+            return self._group.send(packed(self.layout, tensors, self._models[0].device))
+        finally:
+            _exhaust(tensors)  # gathering is a collective, also for a rank whose transfer was given up
 
     def _refuse_not_finite(self) -> None:
         refuse_not_finite(NOT_PUBLISHED, self._models, self._peers)
+
+
+def _exhaust(tensors: Iterator[tuple[str, Tensor]]) -> None:
+    for _ in tensors:
+        pass

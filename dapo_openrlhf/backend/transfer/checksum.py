@@ -1,13 +1,11 @@
-"""A checksum of named tensors, computed where they are stored (torch; runs in trainer ranks and in vLLM's workers).
+"""The checksum of a publication, computed bucket by bucket where the bytes are (torch; runs at both ends).
 
-Weights go from one GPU to another without passing through the host, so what arrived is compared with what was sent by
-reading the memory of either side once. Every bit counts, and so does its position: a flipped bit, two exchanged
-tensors, rows or elements, and a missing tensor each change the sum.
+In host memory a bucket's sum is XXH3-64. Between GPUs weights do not pass through the host, so a bucket's sum is computed
+by its device, with some ten operations for each :data:`BLOCKS_AT_ONCE` blocks. Every bit counts, and so does its position:
+a flipped bit, two exchanged tensors, rows or elements, and a missing tensor each change the sum.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 
 import xxhash
 from torch import Tensor, arange, cat, int16, int64, stack, uint8
@@ -23,36 +21,31 @@ PRIME = 0x9E3779B1
 
 
 class Checksum:
-    """Takes tensors one after the other, and waits for the device once, at the end."""
+    """Takes a publication's buckets one after the other, and waits for their device once, at the end."""
 
     def __init__(self) -> None:
-        self._names: list[str] = []
-        self._sums: list[Tensor] = []
+        self._sums: list[int | Tensor] = []
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Include a tensor. The work is queued on the current stream; the tensor may be overwritten once it has run."""
-        self._names.append(name)
-        self._sums.append(bits_sum(tensor))
+    def add(self, bucket: Tensor) -> None:
+        """Include a bucket of bytes. On a device the work is queued on the current stream."""
+        self._sums.append(bucket_sum(bucket))
 
     @property
-    def tensors(self) -> int:
-        """Number of tensors that are included."""
-        return len(self._names)
+    def buckets(self) -> int:
+        """Number of buckets that are included."""
+        return len(self._sums)
 
     def value(self) -> int:
-        """The checksum, 0 to 2^64 - 1; it depends on names and order. All streams in use must have been waited for."""
-        sums = stack(self._sums).tolist() if self._sums else []
+        """The checksum, 0 to 2^64 - 1; it depends on the order. All streams in use must have been waited for."""
         digest = xxhash.xxh3_64()
-        for name, total in zip(self._names, sums, strict=True):
-            digest.update(f"{name}={total};".encode())
+        for total in self._sums:
+            digest.update(f"{int(total)};".encode())
         return digest.intdigest()
 
 
-def counted(named: Iterable[tuple[str, Tensor]], checksum: Checksum) -> Iterator[tuple[str, Tensor]]:
-    """Yield the same tensors, each included in the checksum as it passes."""
-    for name, tensor in named:
-        checksum.add(name, tensor)
-        yield name, tensor
+def bucket_sum(bucket: Tensor) -> int | Tensor:
+    """One bucket's sum, an int64 tensor if the bucket is on a device. Both ends have it on the same kind of device."""
+    return xxhash.xxh3_64_intdigest(bucket.numpy().data) if bucket.device.type == "cpu" else bits_sum(bucket)
 
 
 def bits_sum(tensor: Tensor) -> Tensor:

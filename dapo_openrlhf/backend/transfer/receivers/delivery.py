@@ -22,12 +22,10 @@ from vllm.model_executor.model_loader.reload import layerwise
 from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS, get_numel_loaded
 from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 
+from dapo_openrlhf.backend.messages import IncompleteWeights
+
 SHOWN = 8
 """Number of names that an error message lists."""
-
-
-class IncompleteWeights(RuntimeError):
-    """A publication did not replace all of an engine's weights, or part of it was not loaded anywhere."""
 
 
 class Delivery:

@@ -1,1 +1,0 @@
-"""The trainer's end of the weight sync, with one file per transport (runs in trainer ranks)."""
