@@ -50,7 +50,7 @@ def test_each_response_is_a_request_that_ends_at_the_stop_tokens_and_is_sampled_
     assert loop.in_core == ["g/0", "g/1", "g/2"] == [request.request_id for request in core.requests]
     for request in core.requests:
         params = request.sampling_params
-        assert (request.prompt_token_ids, request.cache_salt) == ([3, 4], "5")
+        assert (request.prompt_token_ids, request.cache_salt) == ([3, 4], "0")
         assert sorted(params.stop_token_ids) == [1, 7] == sorted(params.all_stop_token_ids)
         assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.9, 0, 0.0)
         assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
