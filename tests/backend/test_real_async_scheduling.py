@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from patience import HANG_SECONDS
 from tiny_model import CHARACTERS, make_tiny_model
 
 from dapo_openrlhf.backend.engine.rollout_worker import WeightUpdates
+from dapo_openrlhf.backend.engine.unfinished import UnfinishedGroup, UnfinishedResponse
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens
 from dapo_openrlhf.pipeline.ports import Sampling
 
@@ -298,3 +300,56 @@ def test_with_a_recomputed_cache_tokens_are_wholly_of_their_version_though_respo
     ]
     assert max(len(report.version_tokens) for report in reports) >= 4
     assert engine.preempted > before, "there was room for all"
+
+
+class Kernel:
+    """Stands for a Triton kernel: called as ``kernel[grid](...)``."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __getitem__(self, grid: object) -> Callable[..., object]:
+        return self._function
+
+
+def test_the_second_model_runner_puts_log_probs_where_the_first_one_does(
+    engine: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on Triton alone, which a CPU lacks; so its way from logits to outputs goes over two kernels in torch.
+
+    Three requests: the second one is in the middle of its prompt, so that what is sampled for it does not count.
+    """
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.worker.gpu.async_utils import AsyncOutput
+    from vllm.v1.worker.gpu.sample import logprob
+    from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+    def topk(found: torch.Tensor, logits: torch.Tensor, _: int, ids: torch.Tensor, *rest: int, **blocks: int) -> None:
+        found.copy_(torch.log_softmax(logits, dim=-1).gather(1, ids))
+
+    monkeypatch.setattr(logprob, "triton", SimpleNamespace(next_power_of_2=lambda number: number))
+    monkeypatch.setattr(logprob, "_topk_log_softmax_kernel", Kernel(topk))
+    monkeypatch.setattr(logprob, "_ranks_kernel", Kernel(lambda *_, **blocks: None))
+    logits, sampled = torch.randn(3, 19, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 0, 17])
+    output = AsyncOutput(
+        ModelRunnerOutput(req_ids=["a", "b", "c"], req_id_to_index={"a": 0, "b": 1, "c": 2}),
+        SamplerOutput(sampled[:, None], logprob.compute_topk_scores(logits, 0, sampled), None, None),
+        torch.tensor([1, 0, 1]),
+        torch.cuda.Stream(),
+        torch.cuda.Stream(),
+    ).get_output()
+    assert output.sampled_token_ids == [[4], [], [17]]
+    assert output.logprobs is not None
+    group = UnfinishedGroup(name="g", prompt_ids=PROMPT, done=Future(), unfinished=2)
+    for row in (0, 2):
+        response = UnfinishedResponse(group)
+        group.responses.append(response)
+        response.ids += output.sampled_token_ids[row]
+        response.logprobs.append(output.logprobs.slice_request(row, len(output.sampled_token_ids[row])).logprobs)
+        response.close_run(0)
+        group.end_one()
+    made = group.done.result(timeout=0)
+    assert made is not None
+    assert made[1].response_ids.tolist() == [4, 17]
+    expected = torch.log_softmax(logits, dim=-1)[[0, 2], [4, 17]]
+    assert made[1].rollout_logprobs.tolist() == pytest.approx(expected.tolist())
