@@ -32,9 +32,14 @@ class VersionRuns:
     ends: NDArray[np.int64]
     """[R] end of each run: run i ends before token ``ends[i]``, the last one before token N. Each has a token."""
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[R] number of tokens of each run."""
+        return np.diff(self.ends, prepend=0)
+
     def per_token(self) -> NDArray[np.int32]:
         """[N] version of each token."""
-        return np.repeat(self.versions, np.diff(self.ends, prepend=0))
+        return np.repeat(self.versions, self.lengths)
 
     def part(self, start: int, end: int) -> VersionRuns:
         """The runs of tokens ``[start, end)``, of which there is at least one."""

@@ -49,7 +49,7 @@ class UnfinishedGroup:
             cut=tuple(response.cut for response in responses),
             oldest_version=oldest,
             newest_version=int(versions.versions.max()),
-            version_tokens=tuple(np.bincount(versions.per_token() - oldest).tolist()),
+            version_tokens=tuple(map(int, np.bincount(versions.versions - oldest, weights=versions.lengths))),
         )
         tokens = GroupTokens(
             prompt_ids=np.asarray(self.prompt_ids, np.int32),
