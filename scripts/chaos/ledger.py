@@ -88,7 +88,6 @@ class Ledger:
     def _begin(self, event: Json) -> None:
         self._life += 1
         self._bound = event["max_staleness"]
-        self._known.clear()
         self._go_back(event["first_step"])
 
     def _go_back(self, step: int) -> None:
@@ -102,8 +101,8 @@ class Ledger:
                 end for end in ends if (end.step < step if end.step is not None else (end.life, end.time) < captured)
             ]
         self._step = self._live = step
-        self._open.clear()
-        self._kept.clear()
+        for numbered in (self._open, self._kept, self._known):  # groups may be numbered from 0 again
+            numbered.clear()
 
     def _dispatch(self, group: int, prompt: int) -> None:
         if group in self._known:

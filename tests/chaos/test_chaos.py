@@ -117,11 +117,13 @@ def test_what_came_before_the_checkpoint_must_not_come_again() -> None:
 
 
 def test_a_run_that_goes_back_by_itself() -> None:
-    """Group numbers go on, and the checkpoint's version may be sent to the engines once more."""
+    """Groups may be numbered anew or not, and the checkpoint's version may be sent to the engines once more."""
     back = [{"event": "rewound", "time": 6.0, "to_step": 1}]
     again = [*live(1), *dispatched((10, 1)), *judged(10), *taken(1, 10), *live(2)]
-    ledger = ledger_of([*begun(), *step(0), *saved(1), *step(1), *back, *again])
-    assert (ledger.problems, ledger.trained, ledger.steps_lost) == ([], 2, 1)
+    anew = [*dispatched((0, 1)), *judged(0), *taken(1, 0), *live(2)]
+    for after in (again, anew):
+        ledger = ledger_of([*begun(), *step(0), *saved(1), *step(1), *back, *after])
+        assert (ledger.problems, ledger.trained, ledger.steps_lost) == ([], 2, 1)
     assert ledger_of([*begun(), *step(0), *step(1), *step(1)]).problems
 
 
