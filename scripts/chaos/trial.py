@@ -76,7 +76,7 @@ def try_row(row: Row, work: Workload, folder: Path) -> Result:
     code, problems = life.end(family or [life.process])
     codes, happened = [code], []
     if code:
-        happened.append(life.last_words())
+        happened.append(life.last_words().replace(f"{folder}/", ""))
     if code and family:
         if row.fault == "damaged":
             happened.append(faults.damage(run / "checkpoints"))
