@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE)) $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart gpu-check ablation-small docs test test-fast bench-parts check format clean
+.PHONY: help setup setup-dev quickstart gpu-check ablation-small docs test test-fast bench-parts chaos check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -46,6 +46,9 @@ test-fast: setup-dev ## run the tests that need no Ray, vLLM or DeepSpeed
 
 bench-parts: setup ## rates of the parts that a run's controller spends its time in, as ratios to a yardstick
 	$(BIN)/python scripts/bench_parts.py $(ARGS)
+
+chaos: setup ## put faults into runs on this machine, for up to an hour, and write a table; ARGS="--short" for two minutes
+	$(BIN)/python -m scripts.chaos $(ARGS)
 
 check: setup-dev ## lint, formatting and types
 	$(BIN)/ruff check .

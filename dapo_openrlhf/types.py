@@ -11,6 +11,7 @@ workers resolve themselves.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
@@ -55,10 +56,12 @@ class Generation:
     cut: tuple[bool, ...]
     """Whether each response was cut because its group held up a batch; such responses count as truncated too."""
     oldest_version: PolicyVersion
-    """Version of the weights that sampled the group's first token."""
+    """Lowest version of the weights that sampled the group's tokens."""
     newest_version: PolicyVersion
-    """Version of the weights that sampled the group's last token; larger than ``oldest_version`` when new weights
+    """Highest version of the weights that sampled the group's tokens; larger than ``oldest_version`` when new weights
     arrived during generation."""
+    version_tokens: tuple[int, ...]
+    """Number of response tokens that each version sampled, from ``oldest_version`` to ``newest_version``."""
     engine: int
     """Index of the engine that generated the group."""
     tokens: object
@@ -113,6 +116,8 @@ class RolloutGroup:
     newest_version: PolicyVersion
     engine: int
     tokens: object
+    version_tokens: tuple[int, ...] = ()
+    """The same as in :class:`Generation`; empty where nobody has counted."""
 
     @property
     def accuracy(self) -> float:
@@ -158,6 +163,15 @@ class TrainBatch:
     def ages(self) -> tuple[int, ...]:
         """Policy age of each group: the trainer's version minus the group's oldest version."""
         return tuple(self.version - group.oldest_version for group in self.groups)
+
+    @property
+    def token_ages(self) -> tuple[int, ...]:
+        """Number of response tokens of each age from 0: the trainer's version minus the one that sampled the token."""
+        tokens = Counter[int]()
+        for group in self.groups:
+            for version, count in enumerate(group.version_tokens, start=group.oldest_version):
+                tokens[self.version - version] += count
+        return tuple(tokens[age] for age in range(max(tokens, default=-1) + 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,12 @@ class FakeGroup:
     def for_training(self) -> bool:
         return self.prompt.id < EVALUATION
 
+    @property
+    def version_tokens(self) -> tuple[int, ...]:
+        """The oldest version sampled one token, the newest one the others."""
+        tokens, newer = sum(self.lengths), self.newest_version - self.oldest_version
+        return (1, *[0] * (newer - 1), tokens - 1) if newer else (tokens,)
+
 
 def prompts(count: int) -> list[Prompt]:
     """A prompt set whose labels tell which prompt they belong to."""
@@ -207,6 +213,7 @@ class FakeEngine:
             cut=(cut.is_set(),) * len(group.lengths),
             oldest_version=PolicyVersion(group.oldest_version),
             newest_version=PolicyVersion(group.newest_version),
+            version_tokens=group.version_tokens,
             engine=self.index,
             tokens=group,
             texts=group,

@@ -99,7 +99,7 @@ def random_groups() -> list[Any]:
     """As an engine's, with log-probs that mean nothing."""
     import numpy as np
 
-    from dapo_openrlhf.backend.messages import GroupTokens
+    from dapo_openrlhf.backend.messages import GroupTokens, one_version
 
     dice = np.random.default_rng(1)
     return [
@@ -108,6 +108,7 @@ def random_groups() -> list[Any]:
             response_ids=dice.integers(3, VOCABULARY, NEW_TOKENS).astype(np.int32),
             rollout_logprobs=np.zeros(NEW_TOKENS, np.float32),
             offsets=np.asarray([0, NEW_TOKENS]),
+            versions=one_version(0, NEW_TOKENS),
         )
         for ids in random_prompts()
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dapo_openrlhf.backend.messages import GroupTokens, WeightLayout
+from dapo_openrlhf.backend.messages import GroupTokens, WeightLayout, one_version
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 
@@ -148,6 +148,7 @@ def random_batch(
             response_ids=dice.integers(first_token, vocabulary, offsets[-1]).astype(np.int32),
             rollout_logprobs=(dice.normal(0.0, 0.1, offsets[-1]) - np.log(vocabulary)).astype(np.float32),
             offsets=offsets,
+            versions=one_version(step, int(offsets[-1])),
         )
         rollouts = tuple(
             Rollout(length=n, truncated=False, cut=False, correct=n % 2 == 1, reward=1.0 if n % 2 else -1.0)

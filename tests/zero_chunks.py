@@ -35,7 +35,7 @@ def main(rank: str, port: str, folder: str, checkpointing: str) -> None:
     import numpy as np
     import torch
 
-    from dapo_openrlhf.backend.messages import GroupTokens
+    from dapo_openrlhf.backend.messages import GroupTokens, one_version
     from dapo_openrlhf.backend.run import start_check
     from dapo_openrlhf.backend.trainer import logprobs
     from dapo_openrlhf.backend.trainer.agreement import Comparison
@@ -70,6 +70,7 @@ def main(rank: str, port: str, folder: str, checkpointing: str) -> None:
         response_ids=sequences[0][5:],
         rollout_logprobs=np.zeros(len(sequences[0]) - 5, np.float32),
         offsets=np.asarray([0, len(sequences[0]) - 5]),
+        versions=one_version(0, len(sequences[0]) - 5),
     )
     found_agreement = comparison.agreement([[group]])
     assert found_agreement.packed.largest < 1e-4, found_agreement

@@ -31,6 +31,36 @@ class TransferAborted(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRuns:
+    """Which weights sampled each of N tokens, as R runs of neighbouring tokens that one version sampled."""
+
+    versions: NDArray[np.int32]
+    """[R] version of each run; two neighbours may have the same one."""
+    ends: NDArray[np.int64]
+    """[R] end of each run: run i ends before token ``ends[i]``, the last one before token N. Each has a token."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[R] number of tokens of each run."""
+        return np.diff(self.ends, prepend=0)
+
+    def per_token(self) -> NDArray[np.int32]:
+        """[N] version of each token."""
+        return np.repeat(self.versions, self.lengths)
+
+    def part(self, start: int, end: int) -> VersionRuns:
+        """The runs of tokens ``[start, end)``, of which there is at least one."""
+        first, last = np.searchsorted(self.ends, [start + 1, end])
+        runs = slice(first, last + 1)
+        return VersionRuns(versions=self.versions[runs], ends=np.minimum(self.ends[runs], end) - start)
+
+
+def one_version(version: int, tokens: int) -> VersionRuns:
+    """The runs of ``tokens`` tokens, at least one, that the same weights sampled."""
+    return VersionRuns(versions=np.asarray([version], np.int32), ends=np.asarray([tokens]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTokens:
     """The tokens of one group, as flat arrays: N is the number of response tokens of all G responses."""
 
@@ -42,11 +72,17 @@ class GroupTokens:
     """[N] log-probabilities of the sampled tokens, under the weights and temperature that sampled them."""
     offsets: NDArray[np.int64]
     """[G + 1] offsets: response i is ``[offsets[i], offsets[i + 1])``."""
+    versions: VersionRuns
+    """Which weights sampled each of the N tokens."""
 
     def response(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Token ids and log-probabilities of one response."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.response_ids[span], self.rollout_logprobs[span]
+
+    def response_versions(self, index: int) -> VersionRuns:
+        """Which weights sampled each token of one response."""
+        return self.versions.part(int(self.offsets[index]), int(self.offsets[index + 1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +129,7 @@ class GenerationReport:
     cut: tuple[bool, ...]
     oldest_version: int
     newest_version: int
+    version_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -310,6 +310,7 @@ class Pipeline:
             version=batch.version,
             groups=tuple(group.id for group in batch.groups),
             ages=batch.ages,
+            token_ages=batch.token_ages,
             waited=waited,
             reward=sum(rollout.reward for rollout in rollouts) / len(rollouts),
             accuracy=sum(rollout.correct for rollout in rollouts) / len(rollouts),

@@ -159,6 +159,8 @@ class BatchTaken(Event):
     """Number of groups beyond the slots: in flight + ready + training + free = slots + over-sampled."""
     training_slots: int
     """Number of slots of the batches taken, this one included, whose weights are not live yet."""
+    token_ages: tuple[int, ...] = ()
+    """Number of response tokens of each age from 0; empty in logs of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

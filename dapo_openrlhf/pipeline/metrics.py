@@ -76,6 +76,12 @@ METRICS: Mapping[str, Metric] = {
     "pass_rate": Metric("share", "kept groups over judged groups; absent where none was judged"),
     "policy_age/mean": Metric("versions", "mean policy age of the trained groups"),
     "policy_age/max": Metric("versions", "largest policy age of the trained groups"),
+    "policy_age/token_mean": Metric(
+        "versions", "mean age of the trained groups' response tokens, each counted from the version that sampled it"
+    ),
+    "stale_token_share": Metric(
+        "share", "share of the trained groups' response tokens that older weights than the step's sampled: age over 0"
+    ),
     "response_length/mean": Metric("tokens", "mean response length of the trained groups"),
     "response_length/max": Metric("tokens", "longest trained response"),
     "truncated_share": Metric("share", "share of the trained groups' responses that were truncated"),
@@ -230,6 +236,12 @@ class StepMetrics:
             "queue/over_sampled": event.over_sampled,
             **{f"policy_age/{age}": float(count) for age, count in sorted(Counter(event.ages).items())},
         }
+        if tokens := sum(event.token_ages):
+            aged = sum(age * count for age, count in enumerate(event.token_ages))
+            self._values |= {
+                "policy_age/token_mean": aged / tokens,
+                "stale_token_share": 1 - event.token_ages[0] / tokens,
+            }
         if 0 < event.cut < event.responses:
             others = (event.response_tokens - event.cut_tokens) / (event.responses - event.cut)
             self._values["cut_length_ratio"] = event.cut_tokens / event.cut / others

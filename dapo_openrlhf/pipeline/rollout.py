@@ -163,6 +163,7 @@ class RolloutLoop:
             ),
             oldest_version=generation.oldest_version,
             newest_version=generation.newest_version,
+            version_tokens=generation.version_tokens,
             engine=generation.engine,
             tokens=generation.tokens,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -30,6 +30,8 @@ class _Sequence:
     begin: float | None = None
     """Progress of the engine, in decode steps, at which it began; None while it waits."""
     ended: bool = False
+    counted: int = 0
+    """Tokens that are counted in the group's :attr:`_Group.made` already."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +45,8 @@ class _Group:
     sequences: list[_Sequence] = field(default_factory=list)
     oldest: int | None = None
     """Version of the weights that its first token was sampled from."""
+    made: Counter[int] = field(default_factory=Counter)
+    """Number of tokens by the version that sampled them."""
 
 
 class SimulatedEngine:
@@ -98,6 +102,7 @@ class SimulatedEngine:
             cut=tuple(group.cut),
             oldest_version=PolicyVersion(group.oldest),
             newest_version=PolicyVersion(self._version),
+            version_tokens=tuple(group.made[version] for version in range(group.oldest, self._version + 1)),
             engine=self._index,
             tokens=sample,
             texts=sample,
@@ -117,6 +122,9 @@ class SimulatedEngine:
     def load(self, version: int, *, pause: float) -> None:
         """Take new weights, generating nothing for ``pause`` seconds."""
         self._advance()
+        for _, _, sequence in self._running:
+            if not sequence.ended and sequence.begin is not None:
+                self._count_tokens(sequence, int(self._progress - sequence.begin))
         self._version = version
         self._stall(pause)
         self._schedule()
@@ -177,8 +185,14 @@ class SimulatedEngine:
                 self._end(sequence, sequence.group.sample.lengths[sequence.index])
         self._admit()
 
+    def _count_tokens(self, sequence: _Sequence, length: int) -> None:
+        """Attribute the tokens up to a length, as far as they are not counted yet, to the current version."""
+        sequence.group.made[self._version] += length - sequence.counted
+        sequence.counted = length
+
     def _end(self, sequence: _Sequence, length: int) -> None:
         sequence.ended = True
+        self._count_tokens(sequence, length)
         group = sequence.group
         if sequence.begin is not None:
             self._count -= 1

@@ -23,7 +23,7 @@ CHARTS = {
         "response length (tokens)": ("response_length/mean", "response_length/max"),
     },
     "Staleness": {
-        "policy age (versions)": ("policy_age/mean", "policy_age/max"),
+        "policy age (versions)": ("policy_age/mean", "policy_age/max", "policy_age/token_mean"),
         "importance weights": ("is_weight/mean", "is_weight/ess", "is_weight/outside"),
         "KL(rollout || old) (nats per token)": ("rollout_kl",),
     },

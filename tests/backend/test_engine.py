@@ -16,7 +16,7 @@ import pytest
 
 from dapo_openrlhf.backend.engine.actor import EngineActor, unheard_ids
 from dapo_openrlhf.backend.engine.rollout_worker import RolloutWorker
-from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, one_version
 from dapo_openrlhf.backend.run import remote_engine
 from dapo_openrlhf.pipeline.ports import Sampling
 
@@ -100,6 +100,7 @@ def group_tokens(*logprobs: float) -> GroupTokens:
         response_ids=np.asarray([7, 0, 8], np.int32),
         rollout_logprobs=np.asarray(logprobs, np.float32),
         offsets=np.asarray([0, 2, 3]),
+        versions=one_version(0, 3),
     )
 
 
@@ -119,6 +120,7 @@ def test_a_special_token_that_is_part_of_an_answer_is_judged() -> None:
         response_ids=np.asarray([7, 9, 8, 3, 2, 0], np.int32),
         rollout_logprobs=np.zeros(6, np.float32),
         offsets=np.asarray([0, 6]),
+        versions=one_version(0, 6),
     )
     actor = make_actor(FakeLoop())
     unheard = unheard_ids(WordTokenizer(), stop_ids=(3,))  # type: ignore[arg-type]
@@ -130,7 +132,13 @@ def test_a_special_token_that_is_part_of_an_answer_is_judged() -> None:
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])
 def test_log_probs_that_are_not_finite_are_the_engine_s_fault(logprob: float) -> None:
     report = GenerationReport(
-        prompt_length=2, lengths=(2, 1), truncated=(False, True), cut=(False,) * 2, oldest_version=3, newest_version=4
+        prompt_length=2,
+        lengths=(2, 1),
+        truncated=(False, True),
+        cut=(False,) * 2,
+        oldest_version=3,
+        newest_version=4,
+        version_tokens=(2, 1),
     )
 
     class SickLoop(FakeLoop):

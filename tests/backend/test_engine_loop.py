@@ -50,7 +50,7 @@ def test_each_response_is_a_request_that_ends_at_the_stop_tokens_and_is_sampled_
     assert loop.in_core == ["g/0", "g/1", "g/2"] == [request.request_id for request in core.requests]
     for request in core.requests:
         params = request.sampling_params
-        assert (request.prompt_token_ids, request.cache_salt) == ([3, 4], "5")
+        assert (request.prompt_token_ids, request.cache_salt) == ([3, 4], "0")
         assert sorted(params.stop_token_ids) == [1, 7] == sorted(params.all_stop_token_ids)
         assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.9, 0, 0.0)
         assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
@@ -75,3 +75,25 @@ def test_what_the_core_refuses_fails_its_group_only_and_leaves_nothing_in_the_co
     assert isinstance(done.exception(timeout=0), ValueError)
     assert loop.in_core == []
     assert core.aborted == ["g/0", "g/1", "g/2"]
+
+
+def test_a_core_that_fails_while_a_step_in_flight_ends_is_no_failed_loading() -> None:
+    """The process ends, as after any other failed step; an answer would let it go on with a broken core."""
+    from dapo_openrlhf.backend.engine.loop import EngineLoop
+
+    class BrokenCore:
+        def __init__(self) -> None:
+            self.engine_core = self.scheduler = self
+            self.batch_queue = [1]
+
+        def set_pause_state(self, state: Any) -> None: ...
+
+        def get_output(self) -> None:
+            raise RuntimeError("no more memory")
+
+    loop = EngineLoop({}, name="engine 0", stop_ids=[])
+    loop._core = BrokenCore()  # type: ignore[assignment]
+    loading = loop.load_weights(1, lambda core: None)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        loop._obey(block=False)
+    assert not loading.done()

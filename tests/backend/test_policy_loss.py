@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.messages import GroupTokens, VersionRuns
 from dapo_openrlhf.backend.trainer.collate import Tensors, collate
 from dapo_openrlhf.backend.trainer.per_sample import Known
 from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
@@ -46,6 +46,7 @@ def micro_batch(mode: str = "token-mean") -> Tensors:
         response_ids=np.array([7, 8, 9], np.int32),
         rollout_logprobs=np.array([*ROLLOUT[0], ROLLOUT[1, 0]], np.float32),
         offsets=np.array([0, 2, 3]),
+        versions=VersionRuns(versions=np.array([4, 6], np.int32), ends=np.array([1, 3])),
     )
     return collate(tuple(samples), {0: tokens}, device=torch.device("cpu"))
 

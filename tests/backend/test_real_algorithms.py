@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import make_tiny_model
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.messages import GroupTokens, one_version
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
@@ -99,6 +99,7 @@ def _batch(ranks: list[Any], step: int) -> TrainBatch:
             response_ids=response_ids,
             rollout_logprobs=np.concatenate(logprobs),
             offsets=offsets,
+            versions=one_version(step, int(offsets[-1])),
         )
         rollouts = tuple(
             Rollout(

@@ -242,5 +242,7 @@ def test_other_ways_to_take_weights_and_groups_run_and_stay_within_the_contract(
     if not config.train.partial_rollout_enable:
         assert all(event["oldest_version"] == event["newest_version"] for event in generated)
     rows = [json.loads(line) for line in (tmp_path / "runs" / "dapo" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert 0 <= row["policy_age/token_mean"] <= row["stale_token_share"] * row["policy_age/max"]
     same_age = [row["rollout_kl"] for row in rows if row["policy_age/max"] == 0]
     assert all(abs(kl) < 1e-4 for kl in same_age), same_age

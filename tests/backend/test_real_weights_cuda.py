@@ -49,12 +49,13 @@ class AsyncCore:
 
 
 def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> None:
-    from dapo_openrlhf.backend.engine.loop import EngineLoop, _Group, _Response
+    from dapo_openrlhf.backend.engine.loop import EngineLoop
+    from dapo_openrlhf.backend.engine.unfinished import UnfinishedGroup, UnfinishedResponse
 
     loop, core = EngineLoop({}, name="engine 0", stop_ids=[]), AsyncCore()
     loop._core = core  # type: ignore[assignment]
-    group = _Group(prompt_ids=[1], done=Future(), unfinished=1)
-    response = loop._responses["g/0"] = _Response(group)
+    group = UnfinishedGroup(name="g", prompt_ids=[1], done=Future(), unfinished=1)
+    response = loop._responses["g/0"] = UnfinishedResponse(group)
     for _ in range(3):
         loop._step()
     assert (len(response.ids), len(core.batch_queue)) == (2, 1)
@@ -62,22 +63,26 @@ def test_a_step_in_flight_ends_with_its_own_version_before_weights_change() -> N
     in_flight = loop.load_weights(1, lambda _: len(core.batch_queue))
     loop._obey(block=False)
     assert in_flight.result()[0] == 0, "weights were replaced under a running step"
-    assert (len(response.ids), group.newest_version) == (3, 0), "its token belongs to the weights before"
+    assert (response.versions, response.ends) == ([0], [3]), "its token belongs to the weights before"
     assert core.states == ["PAUSED_ALL", "UNPAUSED"]
 
     loop._step()
     loop._step()
-    assert group.newest_version == 1
+    response.close_run(1)
+    assert (response.versions, response.ends) == ([0, 1], [3, 4])
 
 
 def test_a_group_that_waits_for_weights_can_be_cut() -> None:
-    from dapo_openrlhf.backend.engine.loop import EngineLoop, _Group, _Response
+    from dapo_openrlhf.backend.engine.loop import EngineLoop
     from dapo_openrlhf.backend.engine.rollout_worker import WeightUpdates
+    from dapo_openrlhf.backend.engine.unfinished import UnfinishedGroup, UnfinishedResponse
     from dapo_openrlhf.pipeline.ports import Sampling
 
     loop = EngineLoop({}, name="engine 0", stop_ids=[], updates=WeightUpdates(in_flight=False))
     loop._core = AsyncCore()  # type: ignore[assignment]
-    loop._responses["busy/0"] = _Response(_Group(prompt_ids=[1], done=Future(), unfinished=1))
+    loop._responses["busy/0"] = UnfinishedResponse(
+        UnfinishedGroup(name="g", prompt_ids=[1], done=Future(), unfinished=1)
+    )
     loop.load_weights(1, lambda _: None)
     waiting = loop.generate("waiting", [1, 2], Sampling(n=2, max_new_tokens=4, temperature=1.0, top_p=1.0))
     loop._obey(block=False)

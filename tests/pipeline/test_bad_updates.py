@@ -14,7 +14,7 @@ import torch
 from fakes import some_group
 
 from dapo_openrlhf.algorithm.loss import importance_weights
-from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.messages import GroupTokens, VersionRuns
 from dapo_openrlhf.backend.run.launch import stall_timeout
 from dapo_openrlhf.backend.trainer.bad_batch import write_rank
 from dapo_openrlhf.backend.trainer.collate import collate
@@ -89,6 +89,7 @@ TOKENS = GroupTokens(
     response_ids=np.asarray([7, 8, 9], np.int32),
     rollout_logprobs=np.asarray([-0.5, math.nan, -math.inf], np.float32),
     offsets=np.asarray([0, 1, 3]),
+    versions=VersionRuns(versions=np.asarray([4, 4, 6], np.int32), ends=np.asarray([1, 2, 3])),
 )
 
 
@@ -101,6 +102,7 @@ def test_a_rank_s_arrays_are_read_without_pickle(tmp_path: Path) -> None:
     assert (found["prompt_ids"], found["prompt_offsets"]) == ([5, 6, 5, 6], [0, 2, 4])
     assert (found["response_ids"], found["response_offsets"]) == ([8, 9, 7], [0, 2, 3])
     assert str(found["rollout_logprobs"]) == "[nan, -inf, -0.5]"
+    assert found["versions"] == [4, 6, 4]
     assert str(found["logprobs"]) == "[-1.0, -2.0, nan]"
     assert "values" not in found
 

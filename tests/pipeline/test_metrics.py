@@ -72,6 +72,7 @@ TAKEN = BatchTaken(
     cut_tokens=240,
     free_slots=0,
     training_slots=4,
+    token_ages=(900, 240, 60),
 )
 
 SPANS = (
@@ -147,6 +148,8 @@ def test_a_row_in_numbers() -> None:
         "pass_rate": 0.5,
         "policy_age/mean": 0.5,
         "policy_age/max": 1,
+        "policy_age/token_mean": pytest.approx(0.3),  # (240 + 2 * 60) / 1200
+        "stale_token_share": pytest.approx(0.25),
         "response_length/mean": 150.0,
         "response_length/max": 400,
         "truncated_share": 0.25,
@@ -321,10 +324,20 @@ def test_rows_tell_ages_and_times_as_the_fakes_saw_them() -> None:
     for row, batch in zip(rows, world.trainer.batches, strict=True):
         assert row["policy_age/max"] == max(batch.ages)
         assert row["policy_age/mean"] == pytest.approx(sum(batch.ages) / 4)
+        tokens = [
+            (batch.version - group.oldest_version - newer, count)
+            for group in batch.groups
+            for newer, count in enumerate(group.version_tokens)
+        ]
+        number = sum(count for _, count in tokens)
+        assert row["policy_age/token_mean"] == pytest.approx(sum(age * count for age, count in tokens) / number)
+        assert row["policy_age/token_mean"] <= row["policy_age/max"]
+        assert row["stale_token_share"] == pytest.approx(sum(count for age, count in tokens if age > 0) / number)
         assert row["seconds/train"] == pytest.approx(batch.ended - batch.began)
         lengths = [length for group in batch.groups for length in group.lengths]
         assert row["response_length/max"] == max(lengths)
         assert row["response_length/mean"] == pytest.approx(sum(lengths) / len(lengths))
+    assert 0 < sum(row["stale_token_share"] for row in rows) < len(rows)
     batches = world.trainer.batches
     for row, before, batch in zip(rows[1:], batches[:-1], batches[1:], strict=True):
         assert row["seconds/wait_batch"] <= batch.began - before.ended + 1e-9

@@ -113,6 +113,7 @@ def test_new_weights_pause_it_and_mark_later_tokens() -> None:
     first, second, at = run_virtual(main())
     assert at == pytest.approx(1.5)
     assert (first.oldest_version, first.newest_version) == (0, 1)
+    assert (first.version_tokens, second.version_tokens) == ((5, 5), (10,))
     assert (second.oldest_version, second.newest_version) == (1, 1)
 
 

@@ -19,12 +19,12 @@ This table lists what vLLM's front end does for a request (``v1/engine/input_pro
 | ranges of sampling parameters        | ``config/``; ``SamplingParams`` checks its own once more                   |
 | n responses of a request             | :meth:`EngineLoop._add`: one request each; they share the prompt's cache   |
 | seed                                 | ``train.seed`` plus the engine's index; requests have none of their own    |
-| cache_salt                           | the version of the weights                                                 |
+| cache_salt                           | how often weights were replaced; a version may come back after a rewind    |
 | log-probs                            | those of the sampled token only, as arrays                                 |
 | detokenisation, stop strings         | ``actor.py`` decodes whole responses; there are no stop strings            |
 | bad words, logit bias, allowed ids,  | not offered                                                                |
 | structured output, LoRA, multi-modal |                                                                            |
-| request ids made unique              | callers give unique names                                                  |
+| request ids made unique              | :meth:`EngineLoop._add` numbers them                                       |
 
 This file uses vLLM's internals for generation, and ``backend/transfer/`` those for the weight sync.
 """
@@ -32,6 +32,7 @@ This file uses vLLM's internals for generation, and ``backend/transfer/`` those 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import queue
@@ -39,11 +40,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.interface import PauseState
@@ -53,40 +51,14 @@ from vllm.v1.executor.abstract import Executor
 
 from dapo_openrlhf.backend.engine.prompt_checks import check_prompt
 from dapo_openrlhf.backend.engine.rollout_worker import IN_FLIGHT, WeightUpdates
-from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTokens
+from dapo_openrlhf.backend.engine.unfinished import Made, UnfinishedGroup, UnfinishedResponse
+from dapo_openrlhf.backend.messages import BadPrompt
 from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Span
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-Made: TypeAlias = "tuple[GenerationReport, GroupTokens] | None"
-"""A group as it leaves the engine; None if it was cut before each of its responses had a token."""
-
-
-@dataclass(slots=True)
-class _Group:
-    """A group that is being generated."""
-
-    prompt_ids: Sequence[int]
-    done: Future[Made]
-    unfinished: int
-    responses: list[_Response] = field(default_factory=list)
-    oldest_version: int = -1
-    newest_version: int = -1
-
-
-@dataclass(slots=True)
-class _Response:
-    """One response of a group that is being generated. It has few fields because every token passes through it."""
-
-    group: _Group
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[NDArray[np.float32]] = field(default_factory=list)
-    """Arrays [new tokens, 1], one per step, as the core returns them."""
-    truncated: bool = False
-    cut: bool = False
 
 
 class EngineLoop:
@@ -113,9 +85,11 @@ class EngineLoop:
         self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for new weights
         self._loads: list[Callable[[], None]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._responses: dict[str, _Response] = {}  # responses in the core, by request id
+        self._responses: dict[str, UnfinishedResponse] = {}  # responses in the core, by request id
+        self._serial = itertools.count()
         self._version = version
         self._whole = True  # false while the model has parts of two versions: a loading was given up
+        self._loaded = 0  # how often weights were replaced, or failed to be
         self._spans: list[Span] = []
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -154,10 +128,13 @@ class EngineLoop:
             self._close_span()
             started = time.time()
             self._whole = False
+            self._loaded += 1
             result = load(core)
             self._whole = True
             if self._updates.recompute_kv_cache:
                 core.reset_prefix_cache(reset_running_requests=True)
+            for response in self._responses.values():
+                response.close_run(self._version)
             self._version = version
             self._spans.append(Span(worker=self._name, kind="load_weights", start=started, end=time.time()))
             spans, self._spans = self._spans, []
@@ -198,8 +175,8 @@ class EngineLoop:
             os._exit(1)
 
     def _answer(self, future: Future[Result], command: Callable[[InprocClient], Result]) -> None:
+        self._settle()  # outside of what follows: a core that fails in a step ends the process
         try:
-            self._settle()
             future.set_result(command(self._core))
         except Exception as error:  # passed on to the caller, which waits on the future
             future.set_exception(error)
@@ -231,8 +208,9 @@ class EngineLoop:
             return
 
     def _add(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling, done: Future[Any]) -> None:
-        group = _Group(prompt_ids=prompt_ids, done=done, unfinished=sampling.n)
-        begun = {f"{group_id}/{index}": _Response(group) for index in range(sampling.n)}
+        group = UnfinishedGroup(name=group_id, prompt_ids=prompt_ids, done=done, unfinished=sampling.n)
+        # A name may come again while a step with its last requests is in flight, so requests are numbered.
+        begun = {f"{group_id}/{next(self._serial)}": UnfinishedResponse(group) for _ in range(sampling.n)}
         try:
             check_prompt(
                 prompt_ids, new_tokens=sampling.max_new_tokens, vocabulary=self.vocabulary, longest=self._longest
@@ -267,18 +245,14 @@ class EngineLoop:
             pooling_params=None,
             arrival_time=time.time(),
             lora_request=None,
-            cache_salt=str(self._version),  # a prefix computed with other weights must not be reused
+            cache_salt=str(self._loaded),  # a prefix computed with other weights must not be reused
             data_parallel_rank=None,
         )
 
     def _step(self) -> None:
-        version, responses = self._version, self._responses
+        responses = self._responses
         for output in self._core.get_output().outputs:
             response = responses[output.request_id]
-            group = response.group
-            if group.oldest_version < 0:
-                group.oldest_version = version
-            group.newest_version = version
             response.ids += output.new_token_ids
             if output.new_logprobs is not None:
                 response.logprobs.append(output.new_logprobs.logprobs)
@@ -303,39 +277,17 @@ class EngineLoop:
             core.scheduler.set_pause_state(PauseState.UNPAUSED)
 
     def _finish(self, request_id: str) -> None:
-        group = self._responses.pop(request_id).group
-        group.unfinished -= 1
-        if group.unfinished == 0:
-            group.done.set_result(_result(group) if all(response.ids for response in group.responses) else None)
+        response = self._responses.pop(request_id)
+        response.close_run(self._version)
+        response.group.end_one()
 
     def _cut(self, group_id: str) -> None:
         if group_id in self._held_back:
             self._held_back.pop(group_id)[0].set_result(None)
             return
-        requests = [request_id for request_id in self._responses if request_id.rpartition("/")[0] == group_id]
+        requests = [request for request, response in self._responses.items() if response.group.name == group_id]
         self._core.abort_requests(requests)
         for request_id in requests:
             response = self._responses[request_id]
             response.truncated = response.cut = True
             self._finish(request_id)
-
-
-def _result(group: _Group) -> tuple[GenerationReport, GroupTokens]:
-    responses = group.responses
-    lengths = tuple(len(response.ids) for response in responses)
-    report = GenerationReport(
-        prompt_length=len(group.prompt_ids),
-        lengths=lengths,
-        truncated=tuple(response.truncated for response in responses),
-        cut=tuple(response.cut for response in responses),
-        oldest_version=group.oldest_version,
-        newest_version=group.newest_version,
-    )
-    tokens = GroupTokens(
-        prompt_ids=np.asarray(group.prompt_ids, np.int32),
-        response_ids=np.concatenate([np.asarray(response.ids, np.int32) for response in responses]),
-        # The first column of a step's array belongs to the sampled token.
-        rollout_logprobs=np.concatenate([np.concatenate(response.logprobs)[:, 0] for response in responses]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
-    return report, tokens

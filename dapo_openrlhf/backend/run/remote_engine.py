@@ -58,6 +58,7 @@ class RemoteEngine:
             cut=report.cut,
             oldest_version=PolicyVersion(report.oldest_version),
             newest_version=PolicyVersion(report.newest_version),
+            version_tokens=report.version_tokens,
             engine=self._index,
             tokens=tokens,
             texts=texts,

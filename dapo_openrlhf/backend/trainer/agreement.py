@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens
+from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens, one_version
 from dapo_openrlhf.backend.trainer.collate import Tensors, collate
 from dapo_openrlhf.backend.trainer.own_forward import instead
 from dapo_openrlhf.backend.trainer.packing import Inputs
@@ -194,6 +194,7 @@ def _as_group(ids: NDArray[np.int32]) -> GroupTokens:
         response_ids=ids[1:],
         rollout_logprobs=np.zeros(len(ids) - 1, np.float32),
         offsets=np.asarray([0, len(ids) - 1]),
+        versions=one_version(0, len(ids) - 1),
     )
 
 

@@ -20,7 +20,8 @@ def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, Gro
 
     Arrays with one entry per sample (S of them): ``group`` (index in the batch, as in ``batch.json``), ``response``
     (index in the group), ``trained``, ``advantage``, ``weight``. Flat arrays over all samples: ``prompt_ids``, divided
-    by ``prompt_offsets`` [S + 1]; ``response_ids`` and ``rollout_logprobs``, divided by ``response_offsets`` [S + 1].
+    by ``prompt_offsets`` [S + 1]; ``response_ids``, ``rollout_logprobs`` and ``versions`` (of the weights that sampled
+    each token), divided by ``response_offsets`` [S + 1].
     Arrays of the same length as ``response_ids``, as far as they were known, with NaN where they were not: ``logprobs``
     (of the weights, which the stopped update did not change), ``old_logprobs``, ``ref_logprobs``, ``values``,
     ``advantages``, ``returns``.
@@ -38,6 +39,7 @@ def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, Gro
         "prompt_offsets": _offsets(prompts, len),
         "response_ids": np.concatenate([ids for ids, _ in responses]),
         "rollout_logprobs": np.concatenate([logprobs for _, logprobs in responses]),
+        "versions": np.concatenate([tokens[s.group].response_versions(s.index).per_token() for s in samples]),
         "response_offsets": _offsets(samples, lambda sample: sample.length),
     }
     for name, values in (

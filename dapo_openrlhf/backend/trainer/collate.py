@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.messages import GroupTokens, VersionRuns
 from dapo_openrlhf.pipeline.batch import MicroBatch
 
 
@@ -45,16 +45,23 @@ class Tensors:
     """[B, 1] float32, 1 for responses that were sampled with the weights that the step begins with."""
     rollout_logprobs: Tensor
     """[B, T] float32 log-probabilities of the sampling policy, 0 beyond a response."""
+    versions: tuple[VersionRuns, ...]
+    """[B] which weights sampled each token of each response; see :meth:`token_versions`."""
 
     def unflatten(self, values: Tensor) -> Tensor:
         """[R] values of response tokens as [B, T], 0 beyond a response; differentiable."""
         return torch.zeros_like(self.mask).masked_scatter(self.present, values)
 
+    def token_versions(self) -> Tensor:
+        """[B, T] int32 version of the weights that sampled each token, -1 beyond a response."""
+        flat = torch.from_numpy(np.concatenate([runs.per_token() for runs in self.versions])).to(self.mask.device)
+        return torch.full_like(self.mask, -1, dtype=torch.int32).masked_scatter(self.present, flat)
+
 
 def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, device: torch.device) -> Tensors:
     """Build one micro-batch from its samples and the tokens of their groups."""
     samples = tuple(sorted(micro_batch, key=lambda sample: sample.tokens, reverse=True))
-    ids, positions, logprobs = [], [], []
+    ids, positions, logprobs, versions = [], [], [], []
     start = 0
     for sample in samples:
         group = tokens[sample.group]
@@ -62,6 +69,7 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
         ids += [group.prompt_ids, response_ids]
         positions.append(np.arange(start + sample.prompt_length - 1, start + sample.tokens - 1))
         logprobs.append(rollout_logprobs)
+        versions.append(group.response_versions(sample.index))
         start += sample.tokens
     input_ids = torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device)
     flat_positions = torch.from_numpy(np.concatenate(positions)).to(device)
@@ -84,4 +92,5 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
         weights=torch.tensor([[sample.weight] for sample in samples]).to(device),
         fresh=torch.tensor([[float(sample.fresh)] for sample in samples]).to(device),
         rollout_logprobs=padded_logprobs.to(device),
+        versions=tuple(versions),
     )

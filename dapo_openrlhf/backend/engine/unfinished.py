@@ -1,0 +1,85 @@
+"""What an engine has generated of a group so far: tokens, their log-probabilities, and which weights sampled them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, VersionRuns
+
+Made: TypeAlias = "tuple[GenerationReport, GroupTokens] | None"
+"""A group as it leaves the engine; None if it was cut before each of its responses had a token."""
+
+
+@dataclass(slots=True, kw_only=True)
+class UnfinishedGroup:
+    """A group that is being generated."""
+
+    name: str
+    prompt_ids: Sequence[int]
+    done: Future[Made]
+    unfinished: int
+    """Number of responses that have not ended."""
+    responses: list[UnfinishedResponse] = field(default_factory=list)
+
+    def end_one(self) -> None:
+        """Note that one response has ended; with the last one the group is done."""
+        self.unfinished -= 1
+        if self.unfinished == 0:
+            self.done.set_result(self._result() if all(response.ids for response in self.responses) else None)
+
+    def _result(self) -> tuple[GenerationReport, GroupTokens]:
+        responses = self.responses
+        lengths = tuple(len(response.ids) for response in responses)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        versions = VersionRuns(
+            versions=np.asarray([version for response in responses for version in response.versions], np.int32),
+            ends=np.concatenate([start + np.asarray(r.ends) for r, start in zip(responses, offsets, strict=False)]),
+        )
+        oldest = int(versions.versions.min())
+        report = GenerationReport(
+            prompt_length=len(self.prompt_ids),
+            lengths=lengths,
+            truncated=tuple(response.truncated for response in responses),
+            cut=tuple(response.cut for response in responses),
+            oldest_version=oldest,
+            newest_version=int(versions.versions.max()),
+            version_tokens=tuple(map(int, np.bincount(versions.versions - oldest, weights=versions.lengths))),
+        )
+        tokens = GroupTokens(
+            prompt_ids=np.asarray(self.prompt_ids, np.int32),
+            response_ids=np.concatenate([np.asarray(response.ids, np.int32) for response in responses]),
+            # The first column of a step's array belongs to the sampled token.
+            rollout_logprobs=np.concatenate([np.concatenate(response.logprobs)[:, 0] for response in responses]),
+            offsets=offsets,
+            versions=versions,
+        )
+        return report, tokens
+
+
+@dataclass(slots=True)
+class UnfinishedResponse:
+    """One response of a group that is being generated. It has few fields because every token passes through it."""
+
+    group: UnfinishedGroup
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[NDArray[np.float32]] = field(default_factory=list)
+    """Arrays [new tokens, 1], one per step, as the core returns them."""
+    versions: list[int] = field(default_factory=list)
+    """The version of each run of tokens that :meth:`close_run` has ended."""
+    ends: list[int] = field(default_factory=list)
+    """The number of tokens at the end of each of these runs."""
+    truncated: bool = False
+    cut: bool = False
+
+    def close_run(self, version: int) -> None:
+        """Note that ``version`` sampled all tokens since the last call; called when weights change and at the end."""
+        length = len(self.ids)
+        if length > (self.ends[-1] if self.ends else 0):
+            self.versions.append(version)
+            self.ends.append(length)

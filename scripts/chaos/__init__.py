@@ -1,0 +1,1 @@
+"""Faults put into runs on the real stack, and what became of them: ``make chaos``."""
