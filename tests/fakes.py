@@ -36,7 +36,8 @@ from dapo_openrlhf.pipeline.events import (
     PublicationLive,
     StepDone,
 )
-from dapo_openrlhf.pipeline.ports import GroupError, NotRevived, Publication, Sampling
+from dapo_openrlhf.pipeline.health import HealthLimits
+from dapo_openrlhf.pipeline.ports import EngineGone, GroupError, Health, NotRevived, Publication, Sampling
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
@@ -143,7 +144,10 @@ class FakeEngine:
         self._fault = fault
         self._outage = outage
         self._cuts: dict[str, asyncio.Event] = {}
+        self.life = 0
         self._dead = asyncio.Event()
+        self._hung = False
+        self._steps = 0
         self._random = random.Random(f"{seed}/{index}")
 
     @property
@@ -159,12 +163,36 @@ class FakeEngine:
         """Groups in flight fail, and later ones at once, until :meth:`rise`."""
         self._dead.set()
 
+    def hang(self) -> None:
+        """Nothing ends and nothing is answered, until it is killed."""
+        self._hung = True
+
+    def stop(self, cause: str, *, life: int) -> bool:
+        """Killed, unless it is too late for that."""
+        if life == self.life:
+            self.die()
+        return life == self.life
+
+    def begin(self) -> None:
+        """A new process is started in the place of the old one, which is killed."""
+        self.die()
+        self.life += 1
+
     def rise(self, version: int) -> None:
-        """A new process with these weights."""
+        """The new process is ready, with these weights."""
         if self.alive:
             raise Misuse(f"engine {self.index} is replaced while it is alive")
         self._dead = asyncio.Event()
+        self._hung = False
         self.version = version
+
+    async def health(self) -> Health:
+        if self._hung:
+            await self._dead.wait()
+        if not self.alive:
+            raise EngineGone(f"engine {self.index} died")
+        self._steps += 1
+        return Health(doing="generating", steps_begun=self._steps, steps_ended=self._steps)
 
     def load(self, version: int) -> None:
         """New weights, in flight."""
@@ -216,6 +244,8 @@ class FakeEngine:
         working = asyncio.create_task(work)
         try:
             await asyncio.wait((dying, working), return_when=asyncio.FIRST_COMPLETED)
+            if self._hung:
+                await dying
             if dying.done():
                 raise GroupError("engine_died", f"engine {self.index} died")
             working.result()
@@ -540,7 +570,7 @@ class FakeReviver:
         self._seconds = seconds
 
     async def revive(self, engine: int) -> None:
-        self._engines[engine].die()
+        self._engines[engine].begin()
         if (seconds := self._seconds()) == HANG:
             raise NotRevived(f"engine {engine} did not start")
         await asyncio.sleep(seconds)
@@ -625,6 +655,7 @@ def build(
     cut_late: bool = False,
     revive_seconds: Seconds | None = None,
     max_restarts: int = 1000,
+    health: HealthLimits | None = None,
     state: RunState | None = None,
     checked: bool = True,
     seed: int = 0,
@@ -663,6 +694,7 @@ def build(
         engines,
         reviver=FakeReviver(engines, publisher, seconds=revive_seconds) if revive_seconds else None,
         max_restarts=max_restarts,
+        health=health,
         on_event=log.emit,
     )
     queue = RolloutQueue(

@@ -55,6 +55,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual_clock.now
 
+    def stand_still(self, seconds: float) -> None:
+        """As when the process is stopped, or is busy with a single call."""
+        self._virtual_clock.now += seconds
+
     @property
     def rounds(self) -> int:
         """How often the loop has turned."""

@@ -178,6 +178,7 @@ def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: f
         generated_tokens=recorder.tokens("generated"),
         trained_tokens=recorder.tokens("trained"),
         counters=outcome.counters,
+        engines_lost=recorder.losses.words(),
     )
 
 

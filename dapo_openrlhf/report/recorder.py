@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Event, GroupDispatched, StepDone
+from dapo_openrlhf.pipeline.losses import EngineLosses
 from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 
 
@@ -34,6 +35,7 @@ class Recorder:
         self._metrics: StepMetrics | None = None
         self._since = 0.0
         self._rows: list[Row] = []
+        self.losses = EngineLosses()
         log.listen(self._listen)
 
     def _listen(self, event: Event) -> None:
@@ -42,6 +44,7 @@ class Recorder:
             self._metrics = StepMetrics(started=self._since, devices=self._devices)
         if self._metrics is not None:
             self._metrics.add(event)
+        self.losses.add(event)
         for sink in self._sinks:
             sink.event(event)
         if isinstance(event, StepDone):

@@ -22,8 +22,8 @@ from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.types import Span
 
 NOT_IN_THIS_RUN = {
-    "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "GroupCut", "GroupSurplus", "PromptDropped",
-    "UpdateSkipped",
+    "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "EngineSilent", "EngineAnswers", "EngineGivenUp",
+    "GroupCut", "GroupSurplus", "PromptDropped", "UpdateSkipped",
 }  # fmt: skip
 FIELDS = {
     kind.__name__: {one.name for one in dataclasses.fields(kind)} - {"measured"} for kind in Event.__subclasses__()

@@ -57,8 +57,9 @@ class ObjectStorePublisher:
 
         An engine that dies or is late gets the newest weights when it is replaced.
         """
+        lives = {index: self._engines[index].life for index in sorted(self._in_service)}
         async with asyncio.TaskGroup() as tasks:
-            loads = [tasks.create_task(self._load_or_stop(index)) for index in sorted(self._in_service)]
+            loads = [tasks.create_task(self._load_or_stop(index, life)) for index, life in lives.items()]
         self._on_spans(tuple(span for load in loads for span in load.result()))
 
     async def revive(self, engine: int) -> None:
@@ -71,19 +72,21 @@ class ObjectStorePublisher:
             while self._newest is not loaded:  # a publication may begin while the last one is loaded
                 loaded = self._newest
                 await self._load(engine)
-        except WorkerFailed as error:
+        except (WorkerFailed, PipelineTimeout) as error:
             raise NotRevived(str(error)) from error
         self._in_service.add(engine)
 
-    async def _load_or_stop(self, index: int) -> tuple[Span, ...]:
-        """Load the weights, or stop an engine that hangs or is unreachable: it must not continue with older weights."""
-        actor = self._engines[index].actor
+    async def _load_or_stop(self, index: int, life: int) -> tuple[Span, ...]:
+        """Load the weights, or stop an engine that hangs or is unreachable: it must not continue with older weights.
+
+        An engine in a later life than ``life`` is left alone, since it is replaced with the newest weights.
+        """
+        engine = self._engines[index]
         try:
-            return await self._load(index)
+            return await self._load(index) if engine.life == life else ()
         except (PipelineTimeout, WorkerDied) as error:
-            if self._engines[index].actor is actor:  # otherwise a new engine has replaced it
+            if engine.stop(str(error), life=life):
                 self._in_service.discard(index)
-                self._engines[index].stop(str(error))
             return ()
 
     async def _load(self, index: int) -> tuple[Span, ...]:
