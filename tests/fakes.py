@@ -44,6 +44,7 @@ from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
+from dapo_openrlhf.pipeline.stop import StopRequest
 from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
 
@@ -116,7 +117,8 @@ def some_group(group_id: int, *, version: int = 0, right: Sequence[bool] = (True
 class FakeEngine:
     """Generates by sleeping. Weights arrive through :meth:`load` while it does.
 
-    ``latency`` gives a group's seconds, of which it waits up to half a second for its first token. ``fault``
+    ``latency`` gives a group's seconds, of which it waits up to half a second for its first token. ``report_seconds`` is how
+    long the news of a death takes to reach a group. ``fault``
     is asked once per group and may return the error to raise at the end, ``HANG`` or ``DEADLY``. During ``outage`` (from,
     until) the engine is dead: groups in flight at its beginning fail, later ones wait for its end.
     """
@@ -130,6 +132,7 @@ class FakeEngine:
         max_length: int = 100,
         fault: Callable[[Prompt], GroupError | float | None] = lambda prompt: None,
         outage: tuple[float, float] | None = None,
+        report_seconds: Seconds = lambda: 0.0,
         seed: int = 0,
     ) -> None:
         self.index = index
@@ -145,6 +148,9 @@ class FakeEngine:
         self._outage = outage
         self._cuts: dict[str, asyncio.Event] = {}
         self.life = 0
+        self.faulty: set[int] = set()
+        """Lives with a fault, of which each may cost a restart."""
+        self._report_seconds = report_seconds
         self._dead = asyncio.Event()
         self._hung = False
         self._steps = 0
@@ -161,11 +167,14 @@ class FakeEngine:
 
     def die(self) -> None:
         """Groups in flight fail, and later ones at once, until :meth:`rise`."""
+        self.faulty.add(self.life)
         self._dead.set()
 
     def hang(self) -> None:
         """Nothing ends and nothing is answered, until it is killed."""
-        self._hung = True
+        if self.alive:
+            self.faulty.add(self.life)
+            self._hung = True
 
     def stop(self, cause: str, *, life: int) -> bool:
         """Killed, unless it is too late for that."""
@@ -175,7 +184,7 @@ class FakeEngine:
 
     def begin(self) -> None:
         """A new process is started in the place of the old one, which is killed."""
-        self.die()
+        self._dead.set()
         self.life += 1
 
     def rise(self, version: int) -> None:
@@ -185,6 +194,15 @@ class FakeEngine:
         self._dead = asyncio.Event()
         self._hung = False
         self.version = version
+
+    async def takes(self, seconds: float) -> bool:
+        """Whether it loads weights, or hangs for so long."""
+        dead = self._dead
+        if self._hung and not dead.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(dead.wait(), seconds)
+            return False
+        return True
 
     async def health(self) -> Health:
         if self._hung:
@@ -247,6 +265,8 @@ class FakeEngine:
             if self._hung:
                 await dying
             if dying.done():
+                if (seconds := self._report_seconds()) > 0:
+                    await asyncio.sleep(seconds)
                 raise GroupError("engine_died", f"engine {self.index} died")
             working.result()
         finally:
@@ -502,11 +522,12 @@ class FakePublisher:
         engines: Sequence[FakeEngine],
         send_seconds: Seconds = lambda: 0.0,
         deliver_seconds: Seconds = lambda: 0.0,
+        late_seconds: float = 600.0,
         fail_at: int | None = None,
         seed: int = 0,
         version: int = 0,
     ) -> None:
-        """``fail_at``: the version whose delivery ends in an error."""
+        """``fail_at``: the version whose delivery ends in an error. After ``late_seconds`` an engine that hangs is late."""
         self._first = version
         self.sent: list[float] = []
         """When the sending of version 1, 2, ... began."""
@@ -516,6 +537,7 @@ class FakePublisher:
         self._engines = engines
         self._send_seconds = send_seconds
         self._deliver_seconds = deliver_seconds
+        self._late_seconds = late_seconds
         self._fail_at = fail_at
         self._random = random.Random(f"publisher/{seed}")
         self._busy = False
@@ -552,17 +574,23 @@ class FakePublisher:
         self._busy = False
 
     async def _load(self, engine: FakeEngine, version: int, seconds: float) -> None:
-        loads_after = seconds * self._random.random()
+        """As a carrier does: who does not take the weights is stopped, unless somebody else is there by then."""
+        life, loads_after = engine.life, seconds * self._random.random()
         if seconds > 0:
             await asyncio.sleep(loads_after)
-        if engine.version < version:
+        if not await engine.takes(self._late_seconds):
+            engine.stop(f"engine {engine.index} did not take version {version}", life=life)
+        elif engine.life == life and engine.version < version:
             engine.load(version)
         if seconds > 0:
             await asyncio.sleep(seconds - loads_after)
 
 
 class FakeReviver:
-    """Replaces dead engines after ``seconds``; the new ones have the newest weights. ``inf`` seconds: the start fails."""
+    """Replaces dead engines after ``seconds``; the new ones have the newest weights.
+
+    ``inf`` seconds: the start fails; fewer than 0: it fails after as many.
+    """
 
     def __init__(self, engines: Sequence[FakeEngine], publisher: FakePublisher, *, seconds: Seconds) -> None:
         self._engines = engines
@@ -572,9 +600,15 @@ class FakeReviver:
     async def revive(self, engine: int) -> None:
         self._engines[engine].begin()
         if (seconds := self._seconds()) == HANG:
-            raise NotRevived(f"engine {engine} did not start")
-        await asyncio.sleep(seconds)
+            raise self._did_not_start(engine)
+        await asyncio.sleep(abs(seconds))
+        if seconds < 0:
+            raise self._did_not_start(engine)
         self._engines[engine].rise(self._publisher.newest)
+
+    def _did_not_start(self, engine: int) -> NotRevived:
+        self._engines[engine].faulty.add(self._engines[engine].life)
+        return NotRevived(f"engine {engine} did not start")
 
 
 class FakeCheckpoints:
@@ -616,9 +650,13 @@ class World:
         """Times and events of one kind."""
         return [(time, event) for time, event in self.events if isinstance(event, kind)]
 
-    async def run(self) -> Outcome:
+    def prompt_of(self, group: int) -> int:
+        """The prompt of a group that was dispatched."""
+        return next(event.prompt for _, event in self.of(GroupDispatched) if event.group == group)
+
+    async def run(self, stop: StopRequest | None = None) -> Outcome:
         self.log.listen(self._tell)
-        return await self.pipeline.run()
+        return await self.pipeline.run(stop)
 
     def _tell(self, event: Event) -> None:
         match event:
@@ -641,6 +679,7 @@ def build(
     train_seconds: Seconds = lambda: 1.0,
     send_seconds: Seconds = lambda: 0.0,
     deliver_seconds: Seconds = lambda: 0.0,
+    late_seconds: float = 600.0,
     train_fails_at: int | None = None,
     deliver_fails_at: int | None = None,
     work: Callable[[TrainBatch], object] = lambda batch: None,
@@ -684,6 +723,7 @@ def build(
         engines=engines,
         send_seconds=send_seconds,
         deliver_seconds=deliver_seconds,
+        late_seconds=late_seconds,
         fail_at=deliver_fails_at,
         seed=seed,
         version=start,
