@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE)) $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart ablation-small docs test test-fast bench-parts check format clean
+.PHONY: help setup setup-dev quickstart gpu-check ablation-small docs test test-fast bench-parts check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -21,10 +21,14 @@ setup: ## make .venv with all packages, or bring it up to date
 setup-dev: ## the same, with the tools for tests and checks
 	@$(SETUP) --dev
 
-quickstart: setup ## train a tiny model with the whole stack on this machine; ARGS="..." is passed on
+quickstart: setup ## train a tiny model with the whole stack on two cores or one GPU; ARGS="..." is passed on
 	@$(BIN)/python scripts/build_quickstart_model.py --output .cache/quickstart/model
 	@$(BIN)/python data/quickstart_prompts.py --output .cache/quickstart/prompts
-	$(BIN)/dapo-openrlhf train --config configs/quickstart_cpu.yaml $(ARGS)
+	$(BIN)/dapo-openrlhf train --config configs/quickstart_$$($(SETUP) --which).yaml $(ARGS)
+
+gpu-check: ## set up, check and measure one GPU or two within ten minutes; ARGS="--stock" adds stock OpenRLHF
+	@$(PYTHON) scripts/setup_env.py --device cuda $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+	@scripts/gpu_check.sh $(ARGS)
 
 ablation-small: setup ## the paper's Table 1 on a small model: 18 runs, then table and figures; goes on where it stopped
 	@$(BIN)/python scripts/build_ablation_model.py --output .cache/ablation/model --threads 2

@@ -127,6 +127,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make the project's environment, .venv, or bring it up to date.")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: as before, else what this machine has")
     parser.add_argument("--dev", action="store_true", help="also install the tools for tests and checks")
+    parser.add_argument(
+        "--which", action="store_true", help="print cpu or gpu, for which .venv was made, and do nothing"
+    )
     parser.add_argument("--torch-index", metavar="URL", help="a package index that is asked for torch alone, first")
     return parser.parse_args()
 
@@ -136,6 +139,10 @@ def main() -> int:
     arguments = parse_arguments()
     place = Place(Path(__file__).resolve().parent.parent)
     commands = Commands(place)
+    if arguments.which:
+        last = Progress.load(place)
+        print("gpu" if last and last.device == "cuda" else "cpu")
+        return 0
     try:
         if PYTHON_VERSION not in SUPPORTED_PYTHONS:
             raise SetupError(f"Python {' or '.join(SUPPORTED_PYTHONS)} is needed; this is {PYTHON_VERSION}.")

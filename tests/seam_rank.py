@@ -1,4 +1,4 @@
-"""``python seam_rank.py PORT MODEL CRITIC STAGE``: a rank under DeepSpeed beside the same rank on plain models of torch.
+"""``python seam_rank.py PORT MODEL CRITIC STAGE OFFLOAD``: a rank under DeepSpeed beside the same rank on plain models of torch.
 
 Both are in float32 and train the same two rollout steps of PPO: two updates each, of several micro-batches, with a
 reference, a critic and clipped gradients.
@@ -24,7 +24,7 @@ WEIGHTS = 1e-6
 """Of weights that moved by up to 4e-3."""
 
 
-def main(port: str, model: str, critic: str, stage: str) -> None:
+def main(port: str, model: str, critic: str, stage: str, offload: str) -> None:
     """Raise unless losses, gradient norms, all other sums and the updated weights are the same."""
     os.environ.update(
         RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, DS_ACCELERATOR="cpu"
@@ -49,7 +49,7 @@ def main(port: str, model: str, critic: str, stage: str) -> None:
         train_batch_size=8, max_epochs=1, max_tokens=40, overlong_filtering=False, seed=0, estimator="gae",
         loss_agg_mode="token-mean", longest_response=12,
     )  # fmt: skip
-    strategy = strategy_of(model, critic, int(stage))
+    strategy = strategy_of(model, critic, int(stage), offload=offload == "offload")
     strategy.setup_distributed()
     beginning = Beginning(total_updates=4, updates_done=0, checkpoint=None, reference=model)
     loaded = load_rank(strategy, settings(), beginning, spans=Spans("DeepSpeed"))
@@ -97,7 +97,7 @@ def settings() -> Any:
     )  # fmt: skip
 
 
-def strategy_of(model: str, critic: str, stage: int) -> Any:
+def strategy_of(model: str, critic: str, stage: int, *, offload: bool) -> Any:
     """As the configuration would make it."""
     from dapo_openrlhf.backend.device import Device
     from dapo_openrlhf.backend.openrlhf_args import openrlhf_namespace
@@ -117,6 +117,7 @@ def strategy_of(model: str, critic: str, stage: int) -> Any:
         "actor.max_norm": MAX_NORM,
         "critic.value_clip": 0.2,
         "ds.zero_stage": stage,
+        "ds.adam_offload": offload,
         "ds.param_dtype": "fp32",
         "ds.attn_implementation": "sdpa",
         "train.batch_size": 8,
@@ -135,7 +136,7 @@ def plain_rank(model: str, critic: str) -> tuple[Any, Any]:
     from dapo_openrlhf.backend.trainer.rank import Rank
     from dapo_openrlhf.backend.trainer.spans import Spans
 
-    strategy = strategy_of(model, critic, 2)
+    strategy = strategy_of(model, critic, 2, offload=False)
     models = Models(strategy, device=strategy.torch_device)
     policy = PlainModel(models.language_model(model), lr=RATES["actor"], eps=EPS, max_norm=MAX_NORM)
     values = PlainModel(models.critic(critic), lr=RATES["critic"], eps=EPS, max_norm=MAX_NORM)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
+from dapo_openrlhf.backend.passed_on import passed_on
 from dapo_openrlhf.config.choices import DeviceKind
 
 DEVICE_NODES, DRIVER_GPUS = Path("/dev"), Path("/proc/driver/nvidia/gpus")
@@ -51,8 +52,11 @@ class Device:
                 assert_never(self.kind)
 
     def environment(self) -> Mapping[str, str]:
-        """Environment variables that must be set before torch or vLLM are imported in an actor."""
-        common = {
+        """Environment variables that must be set before torch or vLLM are imported in an actor.
+
+        The settings of this process for the libraries concerned are among them, see :mod:`.passed_on`.
+        """
+        common = passed_on(os.environ) | {
             "DAPO_OPENRLHF_ACTOR": "1",  # see openrlhf_bases
             "TOKENIZERS_PARALLELISM": "false",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in its actor's own process

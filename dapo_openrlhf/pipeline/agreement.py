@@ -33,7 +33,7 @@ class Agreement:
             "  in the first step: the trainer computes this architecture otherwise than vLLM (scales, soft caps, sliding "
             "windows, dropout, position embeddings); try another attention (ds.attn_implementation) or model\n"
             "  after a publication: the engines did not take the weights; compare the checksums of publications in "
-            "events.jsonl, and on GPUs run scripts/gpu_check.sh\n"
+            "events.jsonl, and on GPUs run make gpu-check\n"
             "  in bf16 only slightly above: experts or long responses round differently; try ds.param_dtype fp32 to see, and "
             "raise train.max_rollout_kl if it is rounding"
         )

@@ -14,6 +14,9 @@ ALL_WRONG = "all_wrong"
 SURPLUS = "surplus"
 """Reason of a group that over-sampling dispatched and that turned out not to be needed."""
 
+WINDOW_BATCHES = 8
+"""The pass rate is measured over this many batches' worth of groups, kept and dropped together. With 2 it varies so much
+that a fifth of what the engines generate is surplus."""
 MOST_OVER_SAMPLING = 8.0
 CAUTION = 0.85
 """Share of the groups called for by the pass rate that is dispatched at once; the rest follows as groups are dropped.

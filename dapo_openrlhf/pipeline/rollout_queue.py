@@ -51,8 +51,8 @@ class RolloutQueue:
         self._failures_in_a_row: list[tuple[str, str]] = []  # reason and message
         self._slot_freed = asyncio.Event()
         self._group_ended = asyncio.Event()
-        self._late: frozenset[int] = frozenset()
-        self._late_changed = asyncio.Event()
+        self._held_up = False  # the trainer waits although P groups are ready
+        self._held_up_changed = asyncio.Event()
 
     @property
     def in_flight(self) -> int:
@@ -142,12 +142,13 @@ class RolloutQueue:
         return dropped
 
     async def late(self) -> frozenset[int]:
-        """Wait until P groups are ready but no batch can be taken; returns the groups in flight that it waits for."""
-        while not self._late:
-            self._late_changed.clear()
-            await self._late_changed.wait()
-        late, self._late = self._late, frozenset()
-        return late
+        """Wait until the trainer waits for groups in flight although P groups are ready; returns those groups."""
+        while True:
+            if self._held_up and isinstance(waiting := self._policy.select(), Waiting) and waiting.late:
+                self._held_up = False
+                return frozenset(waiting.late)
+            self._held_up_changed.clear()
+            await self._held_up_changed.wait()
 
     def fail(self, group_id: int, reason: str, message: str) -> None:
         """Count a group that could not be made and free its slot. The caller keeps its prompt."""
@@ -163,20 +164,24 @@ class RolloutQueue:
         Raises :class:`BatchStarvation` when too many groups were dropped or failed on the way, or when nothing has
         ended for ``stall_timeout`` seconds.
         """
-        while isinstance(chosen := self._policy.select(), Waiting):
-            self._diagnose(chosen)
-            if chosen.late:
-                self._late = frozenset(chosen.late)
-                self._late_changed.set()
+        while not self._policy.available:
+            self._diagnose()
+            self._held_up = self._policy.ready >= self._policy.batch_size
+            self._held_up_changed.set()
             self._group_ended.clear()
             try:
                 async with asyncio.timeout(self._stall_timeout):
                     await self._group_ended.wait()
             except TimeoutError:
+                waiting = self._waiting()
                 raise BatchStarvation(
-                    f"step {step}: no group has ended for {self._stall_timeout:g} s ({chosen.reason}); "
-                    f"{self._who_is_late(chosen)}"
+                    f"step {step}: no group has ended for {self._stall_timeout:g} s ({waiting.reason}); "
+                    f"{self._who_is_late(waiting)}"
                 ) from None
+            finally:
+                self._held_up = False
+        chosen = self._policy.select()
+        assert not isinstance(chosen, Waiting)
         groups = tuple(self._ready[group_id] for group_id in chosen)
         version = self._policy.take(groups)
         for group_id in chosen:
@@ -216,7 +221,13 @@ class RolloutQueue:
         """Whether so many groups failed in a row that it is not a single outage: enough for two in every slot."""
         return len(self._failures_in_a_row) >= max(2 * self._policy.over_sampling * self._policy.slots, MIN_FAILURES)
 
-    def _diagnose(self, waiting: Waiting) -> None:
+    def _waiting(self) -> Waiting:
+        """Why no batch can be taken, which looks at each group."""
+        waiting = self._policy.select()
+        assert isinstance(waiting, Waiting)
+        return waiting
+
+    def _diagnose(self) -> None:
         """Raise when no batch can be expected, because groups only fail or are only dropped."""
         if self._hopeless and not self._in_flight:
             reasons = Counter(reason for reason, _ in self._failures_in_a_row)
@@ -235,7 +246,7 @@ class RolloutQueue:
             )
             raise BatchStarvation(
                 f"{dropped.total()} groups were dropped while one batch of {self._policy.batch_size} was filled "
-                f"({waiting.reason}): {easy} all right, {hard} all wrong. {cure}. "
+                f"({self._waiting().reason}): {easy} all right, {hard} all wrong. {cure}. "
                 "algo.max_filtered_batches sets this limit, algo.dynamic_filtering_enable switches the filter off"
             )
 

@@ -43,8 +43,9 @@ on how long a response takes, so that no length is favoured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 
 from dapo_openrlhf.types import PolicyVersion, RolloutGroup
 
@@ -59,6 +60,15 @@ class Waiting:
 
     reason: str
     late: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Cohort:
+    """The untaken groups with one deadline, which were dispatched one after the other."""
+
+    group_ids: dict[int, None] = field(default_factory=dict)
+    """In order of dispatch."""
+    ready: int = 0
 
 
 class StalenessPolicy:
@@ -78,6 +88,7 @@ class StalenessPolicy:
         self._over_sampling = 1.0
         self._deadlines: dict[int, int] = {}  # untaken groups, in order of dispatch
         self._ready: set[int] = set()
+        self._cohorts: dict[int, _Cohort] = {}  # the same groups by deadline, earliest first; at most K + 1
         self._slots_held: dict[int, int] = {}  # batch taken at version -> slots until version + 1 is live
 
     @property
@@ -135,6 +146,7 @@ class StalenessPolicy:
             raise StalenessViolation(f"group {group_id} dispatched twice")
         deadline = self.live_version + self.max_staleness
         self._deadlines[group_id] = deadline
+        self._cohorts.setdefault(deadline, _Cohort()).group_ids[group_id] = None
         return deadline
 
     def keep(self, group_id: int) -> None:
@@ -142,24 +154,65 @@ class StalenessPolicy:
         if group_id not in self._deadlines or group_id in self._ready:
             raise StalenessViolation(f"group {group_id} was kept, but is not in flight")
         self._ready.add(group_id)
+        self._cohorts[self._deadlines[group_id]].ready += 1
 
     def drop(self, group_id: int) -> None:
         """Free the slot of a group that will not be trained."""
-        del self._deadlines[group_id]
-        self._ready.discard(group_id)
+        self._remove(group_id)
+
+    def _remove(self, group_id: int) -> None:
+        deadline = self._deadlines.pop(group_id)
+        cohort = self._cohorts[deadline]
+        del cohort.group_ids[group_id]
+        if group_id in self._ready:
+            self._ready.remove(group_id)
+            cohort.ready -= 1
+        if not cohort.group_ids:
+            del self._cohorts[deadline]
 
     def surplus(self) -> tuple[int, ...]:
         """Groups in flight or ready that can never be trained in time: enough ready ones precede them. Pure."""
-        earliest = next(iter(self._deadlines.values()), None)
-        if earliest is None or self.ready < self._capacity(earliest):
-            return ()  # capacities only grow with deadlines
-        surplus, preceding = [], 0
-        for group_id, deadline in self._deadlines.items():
-            if preceding >= self._capacity(deadline):
-                surplus.append(group_id)
-            elif group_id in self._ready:
-                preceding += 1
+        surplus: list[int] = []
+        preceding = 0
+        for deadline, cohort in self._cohorts.items():
+            excess = preceding + cohort.ready - self._capacity(deadline)
+            preceding += cohort.ready - max(0, excess)
+            if excess >= 0:
+                surplus += reversed(list(self._behind(cohort, excess)))
         return tuple(surplus)
+
+    def _behind(self, cohort: _Cohort, excess: int) -> Iterator[int]:
+        """The cohort's groups from the last one on, up to the one before which only ``excess`` ready ones remain."""
+        for group_id in reversed(cohort.group_ids):
+            if group_id in self._ready:
+                if excess == 0:
+                    return
+                excess -= 1
+            yield group_id
+
+    @property
+    def available(self) -> bool:
+        """Whether a batch can be taken, as :meth:`select` decides; without looking at each group."""
+        if self.ready < self.batch_size:
+            return False
+        position = chosen = left = 0
+        possible = True
+        for deadline, cohort in self._cohorts.items():
+            secure = min(len(cohort.group_ids), max(0, self._capacity(deadline) - position))
+            taken = min(self._ready_among_first(cohort, secure), self.batch_size - chosen)
+            if taken < secure and left + secure - taken > self._capacity(deadline) - self.batch_size:
+                possible = False
+            chosen += taken
+            position += len(cohort.group_ids)
+            left = position - chosen
+        return possible and chosen == self.batch_size
+
+    def _ready_among_first(self, cohort: _Cohort, count: int) -> int:
+        """Number of ready groups among a cohort's first ``count``."""
+        if count == len(cohort.group_ids):
+            return cohort.ready
+        behind = islice(reversed(cohort.group_ids), len(cohort.group_ids) - count)
+        return cohort.ready - sum(group_id in self._ready for group_id in behind)
 
     def select(self) -> tuple[int, ...] | Waiting:
         """The P groups of the next batch, earliest deadline first, or why none can be taken yet. Pure."""
@@ -203,9 +256,10 @@ class StalenessPolicy:
                 raise StalenessViolation(
                     f"group {group.id} has policy age {age} at version {version}, allowed 0 to {self.max_staleness}"
                 )
-            del self._deadlines[group.id]
-            self._ready.remove(group.id)
-        overdue = [group_id for group_id, deadline in self._deadlines.items() if deadline <= version]
+            if group.id not in self._ready:
+                raise StalenessViolation(f"group {group.id} was taken, but is not ready")
+            self._remove(group.id)
+        overdue = [group_id for due, cohort in self._cohorts.items() if due <= version for group_id in cohort.group_ids]
         if overdue:
             raise StalenessViolation(f"groups {overdue} were due at version {version} and are not in its batch")
         self._slots_held[version] = len(groups)

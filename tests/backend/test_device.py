@@ -13,6 +13,7 @@ import pytest
 from dapo_openrlhf.backend import device
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.openrlhf_bases import FLASH_ATTENTION, flash_attention_installed
+from dapo_openrlhf.config.choices import DeviceKind
 
 
 @pytest.mark.parametrize(("installed", "value"), [(True, None), (False, "0")])
@@ -64,3 +65,43 @@ def test_gpus_are_counted_without_cuda(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert Device(kind="cuda", threads=1).count() == count
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_settings_of_the_submitting_side_reach_the_actors(monkeypatch: pytest.MonkeyPatch, kind: DeviceKind) -> None:
+    exported = {
+        "NCCL_SOCKET_IFNAME": "eth1",
+        "NCCL_DEBUG": "INFO",
+        "HF_HOME": "/shared/hub",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_ATTENTION_BACKEND": "FLASH_ATTN",
+        "CUDA_HOME": "/opt/cuda",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TORCHINDUCTOR_CACHE_DIR": "/scratch/inductor",
+    }
+    for name, value in exported.items():
+        monkeypatch.setenv(name, value)
+    environment = Device(kind=kind, threads=1).environment()
+    assert exported.items() <= environment.items()
+
+
+def test_what_belongs_to_one_machine_or_is_secret_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [
+        "CUDA_VISIBLE_DEVICES",
+        "VLLM_HOST_IP",
+        "HF_TOKEN",
+        "VLLM_API_KEY",
+        "HF_API_TOKENS",
+        "NCCL_SECRET",
+        "EDITOR",
+    ]
+    for name in kept:
+        monkeypatch.setenv(name, "of this machine")
+    assert "of this machine" not in Device(kind="cuda", threads=1).environment().values()
+
+
+def test_what_the_code_relies_on_is_not_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    environment = Device(kind="cpu", threads=1).environment()
+    assert (environment["VLLM_ENABLE_V1_MULTIPROCESSING"], environment["CUDA_VISIBLE_DEVICES"]) == ("0", "")

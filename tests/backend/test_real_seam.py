@@ -16,8 +16,9 @@ from tiny_model import make_tiny_model
 pytestmark = pytest.mark.real
 
 
+@pytest.mark.parametrize("states", ["device", "offload"])
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_step_under_deepspeed_is_a_step_of_plain_torch(stage: int, tmp_path: Path, port: int) -> None:
+def test_a_step_under_deepspeed_is_a_step_of_plain_torch(stage: int, states: str, tmp_path: Path, port: int) -> None:
     """Losses, gradient norms and updated weights of policy and critic; tolerances stand in the script."""
     model, critic = make_tiny_model(tmp_path / "model", tied=True), tmp_path / "critic"
     shutil.copytree(model, critic)
@@ -26,7 +27,7 @@ def test_a_step_under_deepspeed_is_a_step_of_plain_torch(stage: int, tmp_path: P
     save_file(weights | {"score.weight": head}, critic / "model.safetensors", {"format": "pt"})
     script = Path(__file__).parents[1] / "seam_rank.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(port), str(model), str(critic), str(stage)],
+        [sys.executable, str(script), str(port), str(model), str(critic), str(stage), states],
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,

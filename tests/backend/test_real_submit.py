@@ -69,10 +69,11 @@ def _answers(cluster: subprocess.Popen[bytes], url: str) -> bool:
     return False
 
 
-def _submit(address: str, config: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+def _submit(address: str, config: Path, *settings: str, **exported: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dapo_openrlhf", "submit", "--address", address, "--config", str(config), *settings],
         cwd=config.parent,
+        env=os.environ | exported,
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
@@ -109,7 +110,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_job_runs_with_its_log_and_result(dashboard: str, config: Path) -> None:
-    result = _submit(dashboard, config, "--train.seed", "7")
+    result = _submit(dashboard, config, "--train.seed", "7", NCCL_DEBUG="WARN", HF_TOKEN="hf_planted")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert "engines and trainer ready" in result.stdout
     assert "succeeded" in result.stdout
@@ -117,6 +118,10 @@ def test_a_job_runs_with_its_log_and_result(dashboard: str, config: Path) -> Non
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 2
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["seed"] == 7
+    with urlopen(f"{dashboard}/api/jobs/", timeout=HANG_SECONDS) as reply:
+        jobs = reply.read().decode()
+    assert json.loads(jobs)[0]["runtime_env"]["env_vars"]["NCCL_DEBUG"] == "WARN"
+    assert "hf_planted" not in jobs
 
 
 def test_a_job_too_large_for_the_cluster_says_so_at_once(dashboard: str, config: Path) -> None:

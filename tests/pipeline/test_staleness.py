@@ -342,6 +342,17 @@ class World:
             self.live += 1
             self.policy.publication_live(PolicyVersion(self.live))
 
+    def in_vain(self) -> tuple[int, ...]:
+        """Groups that enough ready ones precede, by the definition."""
+        surplus, preceding = [], 0
+        for group_id in sorted(self.born):
+            batches = self.born[group_id] + self.policy.max_staleness - self.trained + 1
+            if preceding >= batches * self.policy.batch_size:
+                surplus.append(group_id)
+            elif group_id in self.ready:
+                preceding += 1
+        return tuple(surplus)
+
     def dispatch_and_finish_all(self) -> None:
         for _ in range(self.policy.dispatchable):
             self.dispatch()
@@ -361,6 +372,8 @@ class World:
             assert policy.dispatchable == policy.free_slots
         # Nothing waits for ever: whatever is missing is on its way, may be dispatched, or waits for a publication.
         chosen = policy.select()
+        assert policy.available == (not isinstance(chosen, Waiting))
+        assert policy.surplus() == self.in_vain()
         if isinstance(chosen, Waiting):
             if len(self.ready) < policy.batch_size:
                 assert self.in_flight or policy.dispatchable or not_live

@@ -269,3 +269,23 @@ def test_a_checkout_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and str(tmp_path / ".venv") in done.stderr
+
+
+@pytest.mark.parametrize(("base", "word"), [("cpu", "cpu"), ("cuda", "gpu"), (None, "cpu")])
+def test_the_quickstart_runs_where_the_environment_was_made_for(tmp_path: Path, base: str | None, word: str) -> None:
+    """`make quickstart` asks which of its two configurations to take."""
+    (tmp_path / ".venv").mkdir()
+    if base:
+        progress = {"base": [base, "3.11", str(tmp_path)], "contents": "", "done": []}
+        (tmp_path / ".venv" / ".complete").write_text(json.dumps(progress))
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        "import setup_env\n"
+        f"setup_env.__file__ = {str(tmp_path / 'scripts' / 'setup_env.py')!r}\n"
+        "sys.argv = ['setup_env.py', '--which']\n"
+        "sys.exit(setup_env.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{word}\n"), done.stderr
+    assert (ROOT / "configs" / f"quickstart_{word}.yaml").exists()

@@ -36,6 +36,7 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "actor.lr_scheduler": actor.lr_scheduler,
         "actor.lr_warmup_ratio": config.lr_warmup_ratio,
         "actor.max_norm": actor.max_norm,
+        "actor.num_gpus_per_node": actor.num_gpus_per_node,
         "critic.model_name_or_path": local_model(critic.model_name_or_path or actor.model_name_or_path),
         "critic.adam.lr": critic.adam.lr,
         "critic.adam.betas": critic.adam.betas,

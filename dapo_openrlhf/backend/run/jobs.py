@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from dapo_openrlhf.backend.passed_on import passed_on
 from dapo_openrlhf.config.errors import ConfigError
 
 AGENT_SECONDS = 60.0
@@ -20,7 +22,11 @@ class Job:
     """A job that a cluster has accepted."""
 
     def __init__(self, address: str, entrypoint: str, *, working_dir: Path | None) -> None:
-        """Submit ``entrypoint`` to the dashboard at ``address``; upload ``working_dir``. Raises ``ConfigError``."""
+        """Submit ``entrypoint`` to the dashboard at ``address``; upload ``working_dir``. Raises ``ConfigError``.
+
+        The job gets this process's settings for the libraries that it uses, see
+        :mod:`~dapo_openrlhf.backend.passed_on`.
+        """
         try:
             self._client = JobSubmissionClient(address)
         except ConnectionError as error:
@@ -32,10 +38,10 @@ class Job:
             raise ConfigError(
                 f"--address: what answers at {address} is no Ray dashboard; give the address `ray start --head` prints"
             ) from error
-        uploaded = {"working_dir": str(working_dir), "excludes": NOT_UPLOADED} if working_dir else None
-        self.id = self._submit(entrypoint, uploaded)
+        uploaded = {"working_dir": str(working_dir), "excludes": NOT_UPLOADED} if working_dir else {}
+        self.id = self._submit(entrypoint, {"env_vars": passed_on(os.environ), **uploaded})
 
-    def _submit(self, entrypoint: str, runtime_env: dict[str, Any] | None) -> str:
+    def _submit(self, entrypoint: str, runtime_env: dict[str, Any]) -> str:
         """Submit the job, repeatedly if need be: a dashboard answers some seconds before its agent accepts jobs."""
         deadline = time.monotonic() + AGENT_SECONDS
         while True:

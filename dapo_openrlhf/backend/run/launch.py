@@ -23,7 +23,7 @@ from dapo_openrlhf.pipeline.agreement import Agreement
 from dapo_openrlhf.pipeline.bad_updates import BadUpdates
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
-from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
+from dapo_openrlhf.pipeline.dynamic_sampling import WINDOW_BATCHES, GroupFilter, OverSampling
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
 from dapo_openrlhf.pipeline.evaluator import Evaluator
@@ -41,10 +41,6 @@ from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
 from dapo_openrlhf.pipeline.stop import StopAsked, StopRequest
 from dapo_openrlhf.types import PolicyVersion, Prompt
-
-OVER_SAMPLING_WINDOW = 8
-"""The filter's pass rate is measured over this many batches' worth of groups, kept and dropped together. With 2 it
-varies so much that a fifth of what the engines generate is surplus."""
 
 PROGRESS_SECONDS = 10.0
 """Seconds between two progress reports of an evaluation."""
@@ -248,7 +244,7 @@ def _queue(config: Config, *, version: int) -> RolloutQueue:
         ),
         over_sampling=OverSampling(
             factor=timing.over_sampling_factor,
-            window=OVER_SAMPLING_WINDOW * rollout.batch_size,
+            window=WINDOW_BATCHES * rollout.batch_size,
         ),
         max_filtered_batches=config.algo.max_filtered_batches,
         stall_timeout=stall_timeout(config),

@@ -66,8 +66,8 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         from dapo_openrlhf.backend.trainer.loading import load_rank
         from dapo_openrlhf.backend.trainer.strategy import Strategy
 
-        torch.set_num_threads(device.threads)
         strategy = Strategy(openrlhf_namespace(openrlhf_settings), device=device)
+        torch.set_num_threads(strategy.threads)
         self._setup_distributed(strategy)
         self._loaded = load_rank(strategy, settings, beginning, spans=self._spans)
         return self._loaded.ready

@@ -94,8 +94,8 @@ def packed_sdpa(
         attention_mask.buckets, *(torch.split(tensor[0], sizes, dim=1) for tensor in (query, key, value)), strict=True
     ):
         q, k, v = (_side_by_side(tensor, bucket) for tensor in packed)
-        attended = _attend(q, k, v, attention_mask, scores).transpose(1, 2)
-        outputs.append(attended.flatten(0, 1) if bucket.valid is None else attended[bucket.valid])
+        attended = _attend(q, k, v, attention_mask, scores).transpose(1, 2).flatten(0, 1)
+        outputs.append(attended if bucket.valid is None else attended[bucket.valid])
     return torch.cat(outputs)[None], None
 
 

@@ -31,7 +31,8 @@ class Bucket:
     """[b, L] indices into the bucket's tokens; beyond a sequence's end, that of its last token. None without
     padding."""
     valid: Tensor | None
-    """[b, L] bool, false beyond a sequence's end. None without padding."""
+    """[tokens] indices of the bucket's tokens into the b x L; the rest lies beyond a sequence's end. None without
+    padding. Indices, because selecting by a mask would make the host wait for a GPU in every layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def _bucket(lengths: Sequence[int], device: torch.device) -> Bucket:
     counts, offsets = torch.tensor(lengths), torch.arange(longest)
     starts = counts.cumsum(0) - counts
     index = starts[:, None] + torch.minimum(offsets, counts[:, None] - 1)
-    return Bucket(tokens, longest, index.to(device), (offsets < counts[:, None]).to(device))
+    valid = (offsets < counts[:, None]).flatten().nonzero()[:, 0]
+    return Bucket(tokens, longest, index.to(device), valid.to(device))
 
 
 def parts(input_ids: Tensor, position_ids: Tensor, positions: Tensor) -> Iterator[Part]:
@@ -84,6 +86,6 @@ def parts(input_ids: Tensor, position_ids: Tensor, positions: Tensor) -> Iterato
         of = ((positions >= start) & (positions < start + bucket.tokens)).nonzero()[:, 0]
         local = positions[of] - start
         if bucket.valid is not None:
-            local = bucket.valid.flatten().nonzero()[:, 0][local]
+            local = bucket.valid[local]
         yield Part(ids, local, of)
         start += bucket.tokens

@@ -40,6 +40,14 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
         cuda = self._device.kind == "cuda"
         return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
 
+    @property
+    def threads(self) -> int:
+        """Number of CPU threads of this rank: its share of the machine's cores where the host runs the optimizer."""
+        if not self.adam_offload:
+            return self._device.threads
+        ranks: int = self.args.actor.num_gpus_per_node
+        return max(self._device.threads, len(os.sched_getaffinity(0)) // ranks)
+
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
         """Join the ranks as OpenRLHF does, but with the device's own backend and mesh."""
         transformers.set_seed(self.seed)
@@ -57,15 +65,16 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
         self.accumulated_gradient = 1
 
     def get_ds_train_config(self, optim_dict: dict[str, Any] | None = None, *, max_norm: float | None = None) -> Any:
-        """OpenRLHF's configuration, with torch's own Adam if possible: DeepSpeed's needs a compiler at the first start.
+        """OpenRLHF's configuration, with torch's own Adam: DeepSpeed's are compiled at the first start.
 
-        On CUDA torch's is fused as well. With the optimizer's states in host memory only DeepSpeed's can be used.
+        That needs a compiler, and on CUDA a toolkit of the same version. torch's is fused as well, also on a host that
+        holds the optimizer's states.
         """
         config = self._on_device(super().get_ds_train_config(optim_dict, max_norm=max_norm))
         if self._device.kind == "cpu":
-            config["zero_optimization"]["offload_optimizer"] = {"device": "none"}
-        if optim_dict is not None and not self.adam_offload:
-            fused = {"fused": True} if self._device.kind == "cuda" else {}
+            del config["zero_optimization"]["offload_optimizer"]["pin_memory"]  # there is no device to copy to
+        if optim_dict is not None:
+            fused = {"fused": True} if self._device.kind == "cuda" or self.adam_offload else {}
             config["optimizer"]["params"] |= {"torch_adam": True, **fused}
         return config
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Found: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""The figures of all parts that have run, by the name of the part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,30 +17,32 @@ class Check:
 
     name: str
     measured: str
-    wanted: str = ""
-    """What is wanted, in words; empty for a figure that is only shown."""
+    expected: str = ""
+    """What a healthy installation reaches, in words; empty for a figure that is only shown."""
     passed: bool | None = None
     """Whether the check passed; None for a figure that is only shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One measurement, made in a process of its own and judged in the calling one."""
+    """One measurement, made in a process of its own and assessed in the calling one."""
 
     name: str
     limit: float
     """Time limit in seconds."""
     run: Callable[[Path], Mapping[str, Any]]
     """Measures, in that process, with the workload in a folder. The figures are written as JSON."""
-    judge: Callable[[Mapping[str, Any]], list[Check]]
-    """Turns the figures into checks, in the calling process."""
+    assess: Callable[[Found], list[Check]]
+    """Turns the part's figures into checks, in the calling process; it may look at those of earlier parts."""
+    extra: bool = False
+    """Whether the part may be left out when no time is left for it."""
 
 
 def table(checks: Sequence[Check]) -> str:
     """The checks as a table of plain text."""
     verdict = {True: "ok", False: "FAILED", None: ""}
-    rows = [("check", "measured", "wanted", "")]
-    rows += [(check.name, check.measured, check.wanted, verdict[check.passed]) for check in checks]
+    rows = [("check", "measured", "expected", "")]
+    rows += [(check.name, check.measured, check.expected, verdict[check.passed]) for check in checks]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()

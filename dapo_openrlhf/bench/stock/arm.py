@@ -16,7 +16,7 @@ from subprocess import TimeoutExpired
 
 from dapo_openrlhf.bench.arm import WARM_UP_STEPS, Arm, ArmError, ArmSettings, Measurement
 from dapo_openrlhf.bench.process_tree import last_lines, run_tree
-from dapo_openrlhf.bench.stock.command import StockMode, stock_arguments, stock_environment
+from dapo_openrlhf.bench.stock.command import ON_CPU, StockMode, stock_arguments, stock_environment
 from dapo_openrlhf.bench.stock.steps import StockStep, complete_steps, read_scalars
 from dapo_openrlhf.bench.workload.workload import Workload
 
@@ -49,7 +49,7 @@ def run_stock(mode: StockMode, workload: Workload, settings: ArmSettings, output
     with tempfile.TemporaryDirectory(prefix="stock-") as scratch:
         folder = Path(scratch)
         command = [sys.executable, "-m", "dapo_openrlhf.bench.stock.driver"]
-        command += stock_arguments(mode, workload, settings, folder)
+        command += [*stock_arguments(mode, workload, settings, folder), *ON_CPU]
         started = time.time()  # TensorBoard's clock
         try:
             status = run_tree(command, stock_environment(settings, folder), log, settings.timeout)

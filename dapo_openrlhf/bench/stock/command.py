@@ -25,17 +25,18 @@ MODE_FLAGS: Mapping[StockMode, tuple[str, ...]] = {
 FLAGS = (
     "--algo.dynamic_filtering_enable",
     "--vllm.enable_prefix_caching",
-    "--vllm.enforce_eager",
     "--ds.packing_samples",
     "--train.dynamic_batch_enable",
 )
+ON_CPU = ("--vllm.enforce_eager", "--ds.attn_implementation", PACKED_ATTENTION)
+"""Arguments for a machine without a GPU."""
 SPARE_STEPS = 2
 """Number of steps for which additional prompts are given, since stock stops when they are used up and the pass rate
 varies."""
 
 
 def stock_arguments(mode: StockMode, workload: Workload, settings: ArmSettings, folder: Path) -> list[str]:
-    """OpenRLHF's command line. ``folder`` is for the files that it writes."""
+    """OpenRLHF's command line, but for what depends on the machine. ``folder`` is for the files that it writes."""
     prompts = math.ceil((settings.steps + SPARE_STEPS) * settings.batch_size / workload.pass_rate)
     if prompts > workload.prompt_count:
         raise ValueError(f"{settings.steps} steps need {prompts} prompts, the workload has {workload.prompt_count}")
@@ -61,7 +62,6 @@ def stock_arguments(mode: StockMode, workload: Workload, settings: ArmSettings, 
         "data.label_key": "label",
         "data.max_len": workload.max_len,
         "data.max_samples": prompts,
-        "ds.attn_implementation": PACKED_ATTENTION,
         "ds.param_dtype": settings.param_dtype,
         "ds.zero_stage": 2,
         "logger.tensorboard_dir": folder / "tensorboard",

@@ -86,5 +86,5 @@ def confirm(publication: Publication, acks: Mapping[str, WeightAck]) -> None:
             raise RuntimeError(
                 f"{name} acknowledged version {ack.version} with checksum {ack.checksum:#018x}, but version "
                 f"{publication.version} with checksum {publication.checksum:#018x} was sent: what it received is not what "
-                "the trainer holds; run scripts/gpu_check.sh on that machine"
+                "the trainer holds; run make gpu-check on that machine"
             )
