@@ -53,7 +53,7 @@ class HealthCheck:
         self._index = index
         self._limits = limits
         self._on_event = on_event
-        self._last = Health(doing="starting", steps_begun=0, steps_ended=0)
+        self._last = Health(doing="ready", steps_begun=0, steps_ended=0)
         self._in_step = 0.0
         self._word_given = False
 
@@ -88,11 +88,11 @@ class HealthCheck:
         limit = self._limits.answer
         if waited >= limit:
             raise Unhealthy(
-                f"engine {self._index} hangs: its process did not answer within {limit:g} s (vllm.health_timeout); last it "
-                f"was {self._last.doing}"
+                f"engine {self._index} hangs: its process did not answer within {limit:g} s (vllm.health_timeout); last seen: "
+                f"{self._last.doing}"
             )
         if waited >= WORD_SECONDS:
-            self._say(f"has not answered for {waited:.0f} s; last it was {self._last.doing}", limit, "health_timeout")
+            self._say(f"has not answered for {waited:.0f} s (last seen: {self._last.doing})", limit, "health_timeout")
 
     def _take_in(self, health: Health, seconds: float) -> None:
         """Judge an answer that came ``seconds`` after the last one."""

@@ -86,7 +86,7 @@ def test_a_silent_process_is_told_of_after_ten_seconds_and_hangs_after_sixty() -
     assert "engine 3 hangs: its process did not answer within 60 s (vllm.health_timeout)" in cause
     assert when == ASK_SECONDS + 60.0
     assert [event.message for event in said] == [
-        "engine 3 has not answered for 10 s; last it was starting; it is replaced after 60 s (vllm.health_timeout)"
+        "engine 3 has not answered for 10 s (last seen: ready); it is replaced after 60 s (vllm.health_timeout)"
     ]
 
 
