@@ -58,7 +58,7 @@ class EngineLosses:
     def words(self) -> list[str]:
         """A sentence for each engine that was lost."""
         return [
-            f"engine {engine} was lost {_times(self.lost[engine])} and replaced {_times(self.replaced[engine])}"
+            f"engine {engine} was lost {_times(self.lost[engine])}, replaced {_times(self.replaced[engine])}"
             + (", then given up" if engine in self.given_up else "")
             + f" ({self.causes[engine]})"
             for engine in sorted(self.lost)
@@ -70,4 +70,4 @@ def _times(count: int) -> str:
 
 
 def _first_line(message: str) -> str:
-    return message.splitlines()[0] if message else message
+    return message.partition("\n")[0].rstrip(".")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -448,6 +449,13 @@ def test_closing_words_say_what_came_out_and_where_it_lies(tmp_path: Path) -> No
         "checkpoint": str(folder.checkpoint),
         "TensorBoard": f"tensorboard --logdir '{folder.tensorboard}'",
     }
+
+
+def test_closing_words_name_the_engines_that_were_lost(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "dapo")
+    assert "engines" not in closing(SUMMARY, folder)
+    summary = replace(SUMMARY, engines_lost=["engine 0 was lost once", "engine 2 was lost twice"])
+    assert closing(summary, folder)["engines"] == "engine 0 was lost once; engine 2 was lost twice"
 
 
 def test_closing_words_of_a_run_without_steps_and_evaluation(tmp_path: Path) -> None:
