@@ -18,18 +18,25 @@ class FakeEngine:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         """Of all its actors, in order."""
         self.stopped = ""
+        self.life = 0
+        self.ended: set[int] = set()
+        """Lives that were ended."""
         self.actor = self._new()
 
     def _new(self) -> FakeActor:
         actor = self._start()
         return actor.with_calls(self.calls, **actor.answers)
 
-    def stop(self, cause: str) -> None:
-        """Note the cause."""
-        self.stopped = cause
+    def stop(self, cause: str, *, life: int) -> bool:
+        """Note the cause, if that life is not over."""
+        if life == self.life:
+            self.stopped = cause
+            self.ended.add(life)
+        return life == self.life
 
     def replace(self) -> None:
         """Start another actor."""
+        self.life += 1
         self.actor = self._new()
 
 

@@ -36,14 +36,24 @@ from dapo_openrlhf.pipeline.events import (
     PublicationLive,
     StepDone,
 )
+from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.lives import Carried
-from dapo_openrlhf.pipeline.ports import GroupError, NotRevived, Publication, Sampling, TrainerLost
+from dapo_openrlhf.pipeline.ports import (
+    EngineGone,
+    GroupError,
+    Health,
+    NotRevived,
+    Publication,
+    Sampling,
+    TrainerLost,
+)
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
+from dapo_openrlhf.pipeline.stop import StopRequest
 from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
 
@@ -122,7 +132,8 @@ def some_group(group_id: int, *, version: int = 0, right: Sequence[bool] = (True
 class FakeEngine:
     """Generates by sleeping. Weights arrive through :meth:`load` while it does.
 
-    ``latency`` gives a group's seconds, of which it waits up to half a second for its first token. ``fault``
+    ``latency`` gives a group's seconds, of which it waits up to half a second for its first token. ``report_seconds`` is how
+    long the news of a death takes to reach a group. ``fault``
     is asked once per group and may return the error to raise at the end, ``HANG`` or ``DEADLY``. During ``outage`` (from,
     until) the engine is dead: groups in flight at its beginning fail, later ones wait for its end.
     """
@@ -136,6 +147,7 @@ class FakeEngine:
         max_length: int = 100,
         fault: Callable[[Prompt], GroupError | float | None] = lambda prompt: None,
         outage: tuple[float, float] | None = None,
+        report_seconds: Seconds = lambda: 0.0,
         seed: int = 0,
     ) -> None:
         self.index = index
@@ -150,7 +162,13 @@ class FakeEngine:
         self._fault = fault
         self._outage = outage
         self._cuts: dict[str, asyncio.Event] = {}
+        self.life = 0
+        self.faulty: set[int] = set()
+        """Lives with a fault, of which each may cost a restart."""
+        self._report_seconds = report_seconds
         self._dead = asyncio.Event()
+        self._hung = False
+        self._steps = 0
         self._random = random.Random(f"{seed}/{index}")
 
     @property
@@ -164,14 +182,50 @@ class FakeEngine:
 
     def die(self) -> None:
         """Groups in flight fail, and later ones at once, until :meth:`rise`."""
+        self.faulty.add(self.life)
         self._dead.set()
 
+    def hang(self) -> None:
+        """Nothing ends and nothing is answered, until it is killed."""
+        if self.alive:
+            self.faulty.add(self.life)
+            self._hung = True
+
+    def stop(self, cause: str, *, life: int) -> bool:
+        """Killed, unless it is too late for that."""
+        if life == self.life:
+            self.die()
+        return life == self.life
+
+    def begin(self) -> None:
+        """A new process is started in the place of the old one, which is killed."""
+        self._dead.set()
+        self.life += 1
+
     def rise(self, version: int) -> None:
-        """A new process with these weights."""
+        """The new process is ready, with these weights."""
         if self.alive:
             raise Misuse(f"engine {self.index} is replaced while it is alive")
         self._dead = asyncio.Event()
+        self._hung = False
         self.version = version
+
+    async def takes(self, seconds: float) -> bool:
+        """Whether it loads weights, or hangs for so long."""
+        dead = self._dead
+        if self._hung and not dead.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(dead.wait(), seconds)
+            return False
+        return True
+
+    async def health(self) -> Health:
+        if self._hung:
+            await self._dead.wait()
+        if not self.alive:
+            raise EngineGone(f"engine {self.index} died")
+        self._steps += 1
+        return Health(doing="generating", steps_begun=self._steps, steps_ended=self._steps)
 
     def load(self, version: int) -> None:
         """New weights, in flight."""
@@ -224,7 +278,11 @@ class FakeEngine:
         working = asyncio.create_task(work)
         try:
             await asyncio.wait((dying, working), return_when=asyncio.FIRST_COMPLETED)
+            if self._hung:
+                await dying
             if dying.done():
+                if (seconds := self._report_seconds()) > 0:
+                    await asyncio.sleep(seconds)
                 raise GroupError("engine_died", f"engine {self.index} died")
             working.result()
         finally:
@@ -504,11 +562,12 @@ class FakePublisher:
         engines: Sequence[FakeEngine],
         send_seconds: Seconds = lambda: 0.0,
         deliver_seconds: Seconds = lambda: 0.0,
+        late_seconds: float = 600.0,
         fail_at: int | None = None,
         seed: int = 0,
         version: int = 0,
     ) -> None:
-        """``fail_at``: the version whose delivery ends in an error."""
+        """``fail_at``: the version whose delivery ends in an error. After ``late_seconds`` an engine that hangs is late."""
         self._first = version
         self.sent: list[float] = []
         """When the sending of version 1, 2, ... began."""
@@ -518,6 +577,7 @@ class FakePublisher:
         self._engines = engines
         self._send_seconds = send_seconds
         self._deliver_seconds = deliver_seconds
+        self._late_seconds = late_seconds
         self._fail_at = fail_at
         self._random = random.Random(f"publisher/{seed}")
         self._busy = False
@@ -553,17 +613,23 @@ class FakePublisher:
         self._busy = False
 
     async def _load(self, engine: FakeEngine, version: int, seconds: float) -> None:
-        loads_after = seconds * self._random.random()
+        """As a carrier does: who does not take the weights is stopped, unless somebody else is there by then."""
+        life, loads_after = engine.life, seconds * self._random.random()
         if seconds > 0:
             await asyncio.sleep(loads_after)
-        if engine.version < version:
+        if not await engine.takes(self._late_seconds):
+            engine.stop(f"engine {engine.index} did not take version {version}", life=life)
+        elif engine.life == life and engine.version < version:
             engine.load(version)
         if seconds > 0:
             await asyncio.sleep(seconds - loads_after)
 
 
 class FakeReviver:
-    """Replaces dead engines after ``seconds``; the new ones have the newest weights. ``inf`` seconds: the start fails."""
+    """Replaces dead engines after ``seconds``; the new ones have the newest weights.
+
+    ``inf`` seconds: the start fails; fewer than 0: it fails after as many.
+    """
 
     def __init__(self, engines: Sequence[FakeEngine], publisher: FakePublisher, *, seconds: Seconds) -> None:
         self._engines = engines
@@ -571,11 +637,17 @@ class FakeReviver:
         self._seconds = seconds
 
     async def revive(self, engine: int) -> None:
-        self._engines[engine].die()
+        self._engines[engine].begin()
         if (seconds := self._seconds()) == HANG:
-            raise NotRevived(f"engine {engine} did not start")
-        await asyncio.sleep(seconds)
+            raise self._did_not_start(engine)
+        await asyncio.sleep(abs(seconds))
+        if seconds < 0:
+            raise self._did_not_start(engine)
         self._engines[engine].rise(self._publisher.newest)
+
+    def _did_not_start(self, engine: int) -> NotRevived:
+        self._engines[engine].faulty.add(self._engines[engine].life)
+        return NotRevived(f"engine {engine} did not start")
 
 
 class FakeCheckpoints:
@@ -617,9 +689,13 @@ class World:
         """Times and events of one kind."""
         return [(time, event) for time, event in self.events if isinstance(event, kind)]
 
-    async def run(self) -> Outcome:
+    def prompt_of(self, group: int) -> int:
+        """The prompt of a group that was dispatched."""
+        return next(event.prompt for _, event in self.of(GroupDispatched) if event.group == group)
+
+    async def run(self, stop: StopRequest | None = None) -> Outcome:
         self.log.listen(self._tell)
-        return await self.pipeline.run()
+        return await self.pipeline.run(stop)
 
     def _tell(self, event: Event) -> None:
         match event:
@@ -642,6 +718,7 @@ def build(
     train_seconds: Seconds = lambda: 1.0,
     send_seconds: Seconds = lambda: 0.0,
     deliver_seconds: Seconds = lambda: 0.0,
+    late_seconds: float = 600.0,
     train_fails_at: int | None = None,
     deliver_fails_at: int | None = None,
     work: Callable[[TrainBatch], object] = lambda batch: None,
@@ -656,6 +733,7 @@ def build(
     cut_late: bool = False,
     revive_seconds: Seconds | None = None,
     max_restarts: int = 1000,
+    health: HealthLimits | None = None,
     state: RunState | None = None,
     carried: Carried | None = None,
     checkpoints: FakeCheckpoints | None = None,
@@ -686,6 +764,7 @@ def build(
         engines=engines,
         send_seconds=send_seconds,
         deliver_seconds=deliver_seconds,
+        late_seconds=late_seconds,
         fail_at=deliver_fails_at,
         seed=seed,
         version=start,
@@ -696,6 +775,7 @@ def build(
         engines,
         reviver=FakeReviver(engines, publisher, seconds=revive_seconds) if revive_seconds else None,
         max_restarts=max_restarts,
+        health=health,
         on_event=log.emit,
     )
     queue = RolloutQueue(

@@ -19,7 +19,7 @@ COMPARES_CONFIGURATIONS = "pipeline.resume"
 JUDGED_BY_SECTION = "rewards.settings"
 """Makes of the section ``reward`` what reward processes are told."""
 
-OWN_DEADLINE = {"backend/run/publish.py: _answer": "called through asyncio.wait_for"}
+OWN_DEADLINE = {"backend/run/remote_engine.py: health": "pipeline/health.py counts the seconds that it waits"}
 """Functions that await an actor and whose callers set the limit."""
 
 

@@ -228,6 +228,7 @@ def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: f
         counters=outcome.counters,
         restarts=outcome.restarts,
         steps_undone=outcome.steps_undone,
+        engines_lost=recorder.losses.words(),
     )
 
 

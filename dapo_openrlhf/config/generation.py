@@ -32,7 +32,14 @@ class VllmSection(Section):
     max_num_batched_tokens: PositiveInt | None = None
     """Most tokens that an engine processes in one step; null takes 8192."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often each engine that dies, hangs, or fails one group after the other is replaced before the run ends."""
+    """How often each engine that dies, hangs, or fails one group after the other is replaced. After that the run goes on
+    with the other engines, and ends with a checkpoint when none is left."""
+    health_timeout: Annotated[float, Field(ge=10, allow_inf_nan=False)] = 60.0
+    """Seconds within which an engine's process must answer the question whether it works, asked every 5 s; one that does
+    not is replaced. At least 10; the user is told after 10."""
+    step_timeout: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 600.0
+    """Seconds that one step of an engine may take, compilation and prefill included, before the engine counts as hung
+    although its process answers. At least 60; the user is told after 60."""
     sync_backend: Literal["auto", TransportName] = "auto"
     """How weights reach the engines: ``nccl`` between GPUs, ``ipc`` on a GPU that engine and trainer share, or through
     Ray's object store and host memory; ``gloo`` takes the place of ``nccl`` on a CPU. ``auto`` takes the first of these

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from dapo_openrlhf.pipeline.agreement import Agreement
-from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.engine_pool import EnginePool, EngineUnusable
 from dapo_openrlhf.pipeline.evaluator import Evaluator
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import BatchTaken, Evaluated, PublicationLive, StepDone, StepTrained
@@ -121,6 +121,7 @@ class Pipeline:
         self._log = log
         self._delivery: asyncio.Task[None] | None = None
         self._saved: int | None = None
+        self._unusable: BaseException | None = None
         self.outcome = Outcome()
 
     @property
@@ -142,12 +143,13 @@ class Pipeline:
     async def run(self, stop: StopRequest | None = None) -> Outcome:
         """Train, save, evaluate. Raises the first error of either loop, after stopping the other one.
 
-        When ``stop`` is asked for, it finishes the step in training, makes a checkpoint and leaves the rest undone.
+        When ``stop`` is asked for, or no engine is left, it finishes the step in training, makes a checkpoint and leaves
+        the rest undone. Raises :class:`EngineUnusable` if no engine is left.
         """
         self._stop = stop or StopRequest(grace=0.0)
         schedule = self._schedule
         async with asyncio.TaskGroup() as tasks:
-            supervision = tasks.create_task(self._engines.supervise())
+            supervision = tasks.create_task(self._supervise())
             self._watch = tasks.create_task(self._trainer.supervise())
             before = self._evaluation = tasks.create_task(self._evaluate_first())
             self._started = self._log.now()
@@ -162,8 +164,25 @@ class Pipeline:
             for task in (rollouts, before, self._evaluation, self._delivery, supervision, self._watch):
                 if task is not None:
                     task.cancel()
+        if self._unusable is not None:
+            raise EngineUnusable(f"{self._unusable}; {self._kept()}")
         self.outcome.accuracy_before = None if before.cancelled() else before.result()
         return self.outcome
+
+    async def _supervise(self) -> None:
+        try:
+            await self._engines.supervise()
+        except* EngineUnusable as errors:
+            self._unusable = errors.exceptions[0]
+            self._stop.ask_without_deadline()
+
+    def _kept(self) -> str:
+        """What a run that could not go on leaves, for its last message."""
+        if self.outcome.model_saved:
+            return "all steps are done and the model is saved, only its evaluation is missing"
+        if self.outcome.checkpoint is None:
+            return "no step was done since the last checkpoint; --resume goes on from it"
+        return f"{self.outcome.steps} steps of this run are kept in {self.outcome.checkpoint}; --resume goes on from it"
 
     async def _finish(self, rollouts: asyncio.Task[None]) -> None:
         """Do what follows the last step."""

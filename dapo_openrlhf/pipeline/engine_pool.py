@@ -7,12 +7,13 @@ repeatedly fail or die is detected and dropped, see :mod:`~dapo_openrlhf.pipelin
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from dapo_openrlhf.pipeline.events import EngineLost, EngineReplaced, Event
+from dapo_openrlhf.pipeline.engine_life import EngineLife
+from dapo_openrlhf.pipeline.events import EngineGivenUp, EngineLost, EngineReplaced, Event
+from dapo_openrlhf.pipeline.health import HealthCheck, HealthLimits, Unhealthy
 from dapo_openrlhf.pipeline.ports import (
     CUT_TOO_EARLY,
     ENGINE_DIED,
@@ -22,16 +23,12 @@ from dapo_openrlhf.pipeline.ports import (
     NotRevived,
     Sampling,
 )
-from dapo_openrlhf.pipeline.suspects import FAILURES, Suspects, Suspicion
+from dapo_openrlhf.pipeline.suspects import Suspects, Suspicion
 from dapo_openrlhf.types import Generation, Prompt
-
-SICK = 8
-"""Number of groups that fail on one engine, with none done in between, after which it counts as dead; each prompt
-counts at most ``suspects.FAILURES`` times."""
 
 
 class EngineUnusable(RuntimeError):
-    """An engine died more often than is allowed; the message names it and its last error."""
+    """Every engine died more often than is allowed; the message names the last one and its last error."""
 
 
 @dataclass(slots=True)
@@ -39,19 +36,13 @@ class _Seat:
     """One engine's place in the pool."""
 
     engine: GenerationEngine
-    load: int = 0
-    up: bool = True
-    failures: Counter[Prompt] = field(default_factory=Counter)
-    """How many groups of each prompt failed since a group was done."""
-    done: int = 0
-    replaced: int = 0
-    proven: bool = False
-    """Whether a group was done since the engine was started."""
+    life: EngineLife = field(init=False)
+    charged: set[int] = field(default_factory=set)
+    """Lives whose end counts as one of the engine's restarts; that of a prompt that killed it does not."""
+    given_up: bool = False
 
-    @property
-    def sick(self) -> bool:
-        """Whether the engine counts as dead, because it only fails, and not just on a few prompts."""
-        return sum(min(times, FAILURES) for times in self.failures.values()) >= SICK
+    def __post_init__(self) -> None:
+        self.life = EngineLife.of(self.engine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +57,6 @@ class _Request:
         return replace(self, name=f"{self.name}, {name}", prompt=prompt, sampling=self.sampling.probe())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Death:
-    engine: int
-    cause: str
-    own_fault: bool
-    """Whether the death counts as one of the engine's restarts."""
-
-
 class EnginePool:
     """Chooses an engine for each group and knows which engines are up.
 
@@ -86,15 +69,19 @@ class EnginePool:
         *,
         reviver: EngineReviver | None = None,
         max_restarts: int = 0,
+        health: HealthLimits | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """``max_restarts``: how often each engine may be replaced for reasons other than a prompt."""
+        """``max_restarts``: how often each engine may be replaced for reasons other than a prompt.
+
+        ``health``: when an engine counts as hung; None asks no engine.
+        """
         self._seats = [_Seat(engine) for engine in engines]
         self._reviver = reviver
         self._max_restarts = max_restarts
+        self._health = health
         self._on_event = on_event
         self._changed = asyncio.Event()
-        self._dead: asyncio.Queue[_Death] = asyncio.Queue()
         self._requests: dict[str, int] = {}  # in flight, by the engine that has it
         self._suspects = Suspects()
         self._one_suspect = asyncio.Lock()
@@ -104,8 +91,8 @@ class EnginePool:
 
     def least_loaded(self) -> int | None:
         """Index of the engine with the fewest groups, the first of several; None while no engine can take one."""
-        free = [index for index, seat in enumerate(self._seats) if seat.up and index != self._reserved]
-        return min(free, key=lambda index: self._seats[index].load, default=None)
+        free = [index for index, seat in enumerate(self._seats) if seat.life.up and index != self._reserved]
+        return min(free, key=lambda index: self._seats[index].life.load, default=None)
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling, timeout: float) -> Generation:
         """Generate a group within ``timeout`` seconds, once an engine is up. Raises :class:`GroupError`."""
@@ -127,37 +114,54 @@ class EnginePool:
             self._seats[index].engine.cut(request)
 
     async def supervise(self) -> None:
-        """Replace dead engines until cancelled. Raises :class:`EngineUnusable`."""
+        """Ask engines whether they work and replace dead ones, until cancelled.
+
+        Raises :class:`EngineUnusable` once no engine may be replaced any more.
+        """
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                tasks.create_task(self._replace(await self._dead.get()))
+            for index in range(len(self._seats)):
+                tasks.create_task(self._keep_up(index))
+
+    async def _keep_up(self, index: int) -> None:
+        seat = self._seats[index]
+        while not seat.given_up:
+            await self._end_of(index, seat.life)
+            await self._replace(index)
+
+    async def _end_of(self, index: int, life: EngineLife) -> None:
+        """Return when a life has ended, by what its groups report or by its health."""
+        try:
+            if self._health is None or self._reviver is None:
+                await life.meanwhile(asyncio.Event().wait())
+            else:
+                await life.meanwhile(HealthCheck(life.engine, index, self._health, self._on_event).watch())
+        except Unhealthy as error:
+            self._lost(index, life, str(error))
+        except GroupError:  # it has ended
+            pass
 
     async def _run(self, index: int, group: _Request, *, alone: bool = False) -> Generation:
         """Generate a group. ``alone``: nothing else is in the engine, which is proven first where possible."""
-        seat = self._seats[index]
-        seat.load += 1
-        done = seat.done
+        life = self._seats[index].life
+        if life.cause is not None:  # a moment ago; the group was not in it
+            raise GroupError(ENGINE_DIED, life.cause)
+        done = life.done
         self._requests[group.name] = index
         try:
-            async with asyncio.timeout(group.timeout):
-                generation = await seat.engine.generate(group.name, group.prompt, group.sampling)
+            generation = await life.generate(group.name, group.prompt, group.sampling, group.timeout)
         except TimeoutError:
             error = GroupError(
                 "generate_timeout", f"engine {index} did not finish {group.prompt.name} within {group.timeout:g} s"
             )
-            self._failed(index, group.prompt, error, died=seat.done == done, alone=alone)  # hangs: did nothing else
+            self._failed(index, life, group, error, died=life.done == done, alone=alone)  # hangs: did nothing else
             raise error from None
         except GroupError as error:
             if not error.permanent and error.reason != CUT_TOO_EARLY:
-                self._failed(index, group.prompt, error, died=error.reason == ENGINE_DIED, alone=alone)
+                self._failed(index, life, group, error, died=error.reason == ENGINE_DIED, alone=alone)
             raise
         finally:
-            seat.load -= 1
             del self._requests[group.name]
             self._changed.set()
-        seat.failures.clear()
-        seat.done += 1
-        seat.proven = True
         self._last_done = group.prompt
         return generation
 
@@ -165,23 +169,29 @@ class EnginePool:
         self._suspects.done(prompt)
         return generation
 
-    def _failed(self, index: int, prompt: Prompt, error: GroupError, *, died: bool, alone: bool) -> None:
-        """Count a failure against engine and prompt, as far as either can be at fault. Raises ``PromptFault``."""
-        seat = self._seats[index]
-        seat.failures[prompt] += 1
-        convicted = died and alone and seat.proven
-        if self._reviver is not None and seat.up and (died or seat.sick):
-            seat.up = False
-            self._dead.put_nowait(_Death(engine=index, cause=str(error), own_fault=not convicted))
-        if convicted:
-            engines, fault = self._suspects.killed(prompt, error)
-            for engine in engines:
-                self._seats[engine].replaced = max(0, self._seats[engine].replaced - 1)
+    def _failed(
+        self, index: int, life: EngineLife, group: _Request, error: GroupError, *, died: bool, alone: bool
+    ) -> None:
+        """Count a failure against a life and a prompt, as far as either can be at fault. Raises ``PromptFault``."""
+        prompt = group.prompt
+        life.failures[prompt] += 1
+        if died or life.sick:
+            self._lost(index, life, str(error))
+        if died and alone and life.proven:
+            lives, fault = self._suspects.killed(prompt, error)
+            for engine, number in (*lives, (index, life.number)):
+                self._seats[engine].charged.discard(number)
             raise fault
         if died:
-            self._suspects.died(prompt, index)
+            self._suspects.died(prompt, (index, life.number))
         else:
-            self._suspects.failed(prompt, (index, seat.replaced, seat.done), error)
+            self._suspects.failed(prompt, (index, life.number, life.done), error)
+
+    def _lost(self, index: int, life: EngineLife, cause: str) -> None:
+        """End a life of an engine; nothing happens if it is over."""
+        if self._reviver is not None and life.up:
+            self._seats[index].charged.add(life.number)
+            life.end(cause)
 
     @asynccontextmanager
     async def _engine_alone(self) -> AsyncIterator[int]:
@@ -189,7 +199,7 @@ class EnginePool:
         self._suspects_waiting += 1
         try:
             async with self._one_suspect:
-                while (index := self._emptiest()) is None or self._seats[index].load > 0:
+                while (index := self._emptiest()) is None or self._seats[index].life.load > 0:
                     self._reserved = index
                     await self._change()
                 self._reserved = index
@@ -202,38 +212,45 @@ class EnginePool:
 
     def _emptiest(self) -> int | None:
         """The engine that is up with the fewest groups; the one that is kept free already, unless another is empty."""
-        up = [index for index, seat in enumerate(self._seats) if seat.up]
-        return min(up, key=lambda index: (self._seats[index].load > 0, index != self._reserved), default=None)
+        up = [index for index, seat in enumerate(self._seats) if seat.life.up]
+        return min(up, key=lambda index: (self._seats[index].life.load > 0, index != self._reserved), default=None)
 
     async def _prove(self, index: int, group: _Request) -> None:
         """Show that a new engine works at all, with a prompt that was done before, where there is one."""
-        if not self._seats[index].proven and self._last_done not in (None, group.prompt):
+        if not self._seats[index].life.proven and self._last_done not in (None, group.prompt):
             await self._run(index, group.probe(self._last_done, "control"))
 
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
 
-    async def _replace(self, death: _Death) -> None:
+    async def _replace(self, index: int) -> None:
+        """Replace an engine whose life has ended, or give it up."""
         assert self._reviver is not None
-        index, cause, counts = death.engine, death.cause, death.own_fault
         seat = self._seats[index]
-        while not seat.up:
+        while (cause := seat.life.cause) is not None:
             self._on_event(EngineLost(engine=index, message=cause))
-            if counts and seat.replaced >= self._max_restarts:
-                raise EngineUnusable(
-                    f"engine {index} failed after {seat.replaced} replacements (vllm.max_restarts): {cause}. Look at its "
-                    "log in Ray's session folder; the run can be continued from its last checkpoint with --resume"
-                    + self._suspects.words()
-                )
-            seat.replaced += counts
+            if len(seat.charged) > self._max_restarts:
+                return self._give_up(index, cause)
             try:
                 await self._reviver.revive(index)
-                seat.up, seat.proven = True, False
-                seat.failures.clear()
+                seat.life = EngineLife.of(seat.engine)
             except NotRevived as error:
-                cause, counts = str(error), True
-        self._on_event(EngineReplaced(engine=index, times=seat.replaced))
+                seat.life = EngineLife.of(seat.engine, str(error))
+                seat.charged.add(seat.life.number)
+        self._on_event(EngineReplaced(engine=index, times=len(seat.charged)))
+        self._changed.set()
+
+    def _give_up(self, index: int, cause: str) -> None:
+        """Go on without an engine. Raises :class:`EngineUnusable` if it was the last one."""
+        seat = self._seats[index]
+        seat.given_up = True
+        seat.engine.stop(cause, life=seat.life.number)
+        left = sum(not other.given_up for other in self._seats)
+        message = f"engine {index} failed after {len(seat.charged) - 1} replacements (vllm.max_restarts): {cause}"
+        self._on_event(EngineGivenUp(engine=index, left=left, message=message))
+        if not left:
+            raise EngineUnusable(f"{message}. Look at its log in Ray's session folder{self._suspects.words()}")
         self._changed.set()
 
 

@@ -117,7 +117,26 @@ class GroupSurplus(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSilent(Event):
+    """An engine does not answer, or does not end a step; it is still in service."""
+
+    engine: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAnswers(Event):
+    """An engine that was silent works again."""
+
+    engine: int
+    seconds: float
+    """Duration of the silence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLost(Event):
+    """An engine died, hangs or only fails, or a new one did not start; what it was doing is done again elsewhere."""
+
     engine: int
     message: str
 
@@ -128,7 +147,17 @@ class EngineReplaced(Event):
 
     engine: int
     times: int
-    """How often this engine has been replaced."""
+    """How often this engine has been lost for reasons other than a prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineGivenUp(Event):
+    """An engine was lost more often than it may be replaced; the run goes on with the others."""
+
+    engine: int
+    left: int
+    """Number of engines that are not given up."""
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

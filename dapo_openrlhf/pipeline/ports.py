@@ -51,8 +51,43 @@ class Sampling:
         return replace(self, n=1, max_new_tokens=1)
 
 
+class EngineGone(Exception):
+    """An engine's process is gone; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """An engine's answer to the question whether it works."""
+
+    doing: str
+    """In words for the user."""
+    steps_begun: int
+    """Number of steps of generation that the engine has begun since it was started."""
+    steps_ended: int
+    """Number of these that have ended: as many, unless a step is running."""
+
+
 class GenerationEngine(Protocol):
     """A dedicated inference engine: a rollout worker."""
+
+    @property
+    def life(self) -> int:
+        """How often the engine was started anew.
+
+        A failure belongs to the life in which the work was begun, and says nothing about a later one.
+        """
+        ...
+
+    async def health(self) -> Health:
+        """How the engine does; it answers even while it computes. Raises :class:`EngineGone`."""
+        ...
+
+    def stop(self, cause: str, *, life: int) -> bool:
+        """End the engine's process, whose work then fails with ``cause``; nothing happens if that life is over.
+
+        Returns whether it was not over.
+        """
+        ...
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample G responses; ``request`` is a unique name. Raises :class:`GroupError`."""
@@ -71,9 +106,9 @@ class EngineReviver(Protocol):
     """Replaces engines."""
 
     async def revive(self, engine: int) -> None:
-        """Replace a dead or sick engine; returns once the new one generates with the newest weights.
+        """Replace a dead, hanging or sick engine; returns once the new one generates with the newest weights.
 
-        Raises :class:`NotRevived`; it may be tried again.
+        Every attempt begins a new life of the engine. Raises :class:`NotRevived`; it may be tried again.
         """
         ...
 

@@ -135,6 +135,8 @@ CHANGEABLE: Mapping[str, str] = {
     "vllm.max_num_seqs": "engines are started anew",
     "vllm.max_num_batched_tokens": "engines are started anew",
     "vllm.max_restarts": "restarts are counted anew",
+    "vllm.health_timeout": _WAITS,
+    "vllm.step_timeout": _WAITS,
     "vllm.sync_backend": "publications from then on",
     "rollout.batch_size": f"{_GROUPS}; {_SCHEDULE}",
     "rollout.n_samples_per_prompt": f"{_GROUPS}; {_SCHEDULE}",

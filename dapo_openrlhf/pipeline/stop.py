@@ -29,16 +29,22 @@ class StopRequest:
         self._grace = grace
         self._deadline: float | None = None
         self._asked = asyncio.Event()
+        self._timed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._save = asyncio.Event()
 
     def ask(self) -> None:
         """Ask the run to end; the second call asks it to end at once."""
-        if self._asked.is_set():
+        if self._timed.is_set():
             self._hurry.set()
         else:
             self._deadline = asyncio.get_running_loop().time() + self._grace
+            self._timed.set()
             self._asked.set()
+
+    def ask_without_deadline(self) -> None:
+        """Ask the run to end because it cannot go on; nobody waits for that, so it has all the time that it needs."""
+        self._asked.set()
 
     def ask_to_save(self) -> None:
         """Ask for a checkpoint at the next opportunity, after which the run goes on."""
@@ -84,7 +90,7 @@ class StopRequest:
         """Return the result of work that should be finished; raises :class:`GraceOver` when time is up."""
         task = asyncio.ensure_future(work)
         if self._seconds_left() > 0:
-            await _first(task, self._asked)
+            await _first(task, self._timed)
         if not task.done() and (left := self._seconds_left()) > 0:
             await _first(task, self._hurry, timeout=left)
         if not task.done():

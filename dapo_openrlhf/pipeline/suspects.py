@@ -22,9 +22,12 @@ FAILURES = 3
 KILLS_ENGINES = "prompt_kills_engines"
 FAILS = "prompt_fails"
 
+Life = tuple[int, int]
+"""An engine, and which of its lives."""
+
 Moment = tuple[int, int, int]
-"""An engine, how often it was replaced and how many groups it has done; while these stay the same, the engine may be
-at fault."""
+"""An engine, which of its lives, and how many groups were done in it; while these stay the same, the engine may be at
+fault."""
 
 
 class Suspicion(Enum):
@@ -41,7 +44,7 @@ class Suspects:
     """Remembers what happened to engines while they had a prompt, until the prompt is done."""
 
     def __init__(self) -> None:
-        self._deaths: defaultdict[Prompt, list[int]] = defaultdict(list)
+        self._deaths: defaultdict[Prompt, list[Life]] = defaultdict(list)
         self._failures: defaultdict[Prompt, set[Moment]] = defaultdict(set)
         self._convicted: dict[Prompt, PromptFault] = {}
 
@@ -59,9 +62,9 @@ class Suspects:
             self._deaths.pop(prompt, None)
             self._failures.pop(prompt, None)
 
-    def died(self, prompt: Prompt, engine: int) -> None:
+    def died(self, prompt: Prompt, life: Life) -> None:
         """Take note that an engine died with the prompt, and others, in it."""
-        self._deaths[prompt].append(engine)
+        self._deaths[prompt].append(life)
 
     def failed(self, prompt: Prompt, moment: Moment, error: GroupError) -> None:
         """Take note that the prompt failed in an engine that goes on. Raises :class:`PromptFault` at the last time."""
@@ -73,16 +76,16 @@ class Suspects:
             )
             self._convict(prompt, fault)
 
-    def killed(self, prompt: Prompt, error: GroupError) -> tuple[list[int], PromptFault]:
-        """Convict a prompt that killed an engine alone; returns the engines that it killed before, and the error."""
-        engines = self._deaths.pop(prompt, [])
+    def killed(self, prompt: Prompt, error: GroupError) -> tuple[list[Life], PromptFault]:
+        """Convict a prompt that killed an engine alone; returns the lives that it ended before, and the error."""
+        lives = self._deaths.pop(prompt, [])
         fault = PromptFault(
             KILLS_ENGINES,
-            f"{prompt.name} is dropped: engines died under it {len(engines) + 1} times, the last time with nothing else "
+            f"{prompt.name} is dropped: engines died under it {len(lives) + 1} times, the last time with nothing else "
             f"in it: {error}",
         )
         self._convicted[prompt] = fault
-        return engines, fault
+        return lives, fault
 
     def words(self) -> str:
         """The prompts that most of the deaths have in common, for a diagnosis; "" if none were in two."""

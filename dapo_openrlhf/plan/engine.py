@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dapo_openrlhf.pipeline.ports import CUT_TOO_EARLY, GroupError, Sampling
+from dapo_openrlhf.pipeline.ports import CUT_TOO_EARLY, GroupError, Health, Sampling
 from dapo_openrlhf.plan.scenario import EngineSpeed, Sample
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
 
@@ -50,7 +50,9 @@ class _Group:
 
 
 class SimulatedEngine:
-    """A ``GenerationEngine`` whose responses are drawn from samples."""
+    """A ``GenerationEngine`` whose responses are drawn from samples. It has one life, which does not end."""
+
+    life = 0
 
     def __init__(self, index: int, speed: EngineSpeed, draw: Callable[[Prompt], Sample], *, version: int) -> None:
         """``draw`` gives the responses to a prompt, ``version`` is that of the first weights."""
@@ -107,6 +109,14 @@ class SimulatedEngine:
             tokens=sample,
             texts=sample,
         )
+
+    async def health(self) -> Health:
+        """It is always well."""
+        return Health(doing="generating", steps_begun=0, steps_ended=0)
+
+    def stop(self, cause: str, *, life: int) -> bool:
+        """Nobody may end it."""
+        raise AssertionError(cause)
 
     def cut(self, request: str) -> None:
         """End a group with the tokens so far."""

@@ -14,6 +14,7 @@ from dapo_openrlhf.pipeline.events import (
     TrainerReplaced,
     UpdateSkipped,
 )
+from dapo_openrlhf.pipeline.losses import words_of_engines
 from dapo_openrlhf.report.recorder import Sink
 from dapo_openrlhf.report.watch import Watch
 
@@ -34,6 +35,8 @@ class Notices(Sink):
     def event(self, event: Event) -> None:
         """Print the message about an event, if there is one."""
         self._watch.add(event)
+        if said := words_of_engines(event):
+            self._say(said)
         match event:
             case Evaluated():
                 errors = f"; {event.errors} of {event.responses} responses were errors" if event.errors else ""

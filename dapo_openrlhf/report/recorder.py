@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Event, GroupDispatched, Rewound, StepDone
+from dapo_openrlhf.pipeline.losses import EngineLosses
 from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 
 
@@ -44,6 +45,7 @@ class Recorder:
         self._since: float | None = None
         self._rows: dict[int, Row] = {}  # by step, from 0
         self._restarts = 0
+        self.losses = EngineLosses()
         log.listen(self._listen)
 
     def _listen(self, event: Event) -> None:
@@ -53,6 +55,7 @@ class Recorder:
             self._metrics = StepMetrics(started=now, devices=self._devices, restarts=self._restarts)
         if self._metrics is not None:
             self._metrics.add(event)
+        self.losses.add(event)
         self._each(lambda sink: sink.event(event))
         if isinstance(event, StepDone):
             self._step(event.step)

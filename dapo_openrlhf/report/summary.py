@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dapo_openrlhf.report.progress import clock_time
@@ -41,6 +41,8 @@ class Summary:
     """Number of times that the trainer was lost and a new one went on from a checkpoint."""
     steps_undone: int = 0
     """Number of rollout steps that were lost with it and done again."""
+    engines_lost: list[str] = field(default_factory=list)
+    """A sentence for each engine that was lost: how often, how often it was replaced, and the last cause."""
 
     def as_dict(self) -> dict[str, object]:
         """The fields by name, as they go into ``summary.json``; ``Summary(**...)`` gives the same summary back."""
@@ -60,6 +62,7 @@ def closing_words(summary: Summary, folder: RunFolder) -> str:
         f"{_rate(summary.trained_tokens, seconds)} trained",
         "groups": _groups(summary.counters),
         **({"trainer": _restarts(summary)} if summary.restarts else {}),
+        **({"engines": "; ".join(summary.engines_lost)} if summary.engines_lost else {}),
         "policy age": f"at most {summary.max_policy_age} (max_staleness {summary.max_staleness})",
         "config": _place(folder.config),
         "events": _place(folder.events),

@@ -72,10 +72,14 @@ def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_or_hanging_engine_is_replaced_with_the_newest_weights(tmp_path: Path, end: signal.Signals) -> None:
-    """From outside, in the middle of the run; one engine of one, so that groups must wait."""
-    limit = {"async.publish_timeout": 20.0} if end == signal.SIGSTOP else {}
+    """From outside, in the middle of the run; one engine of one, so that groups must wait.
+
+    Every other limit is far away: what is found is found by the engine's health.
+    """
+    limit = {"vllm.health_timeout": 20.0} if end == signal.SIGSTOP else {}
     config = make_config(tmp_path, **{"train.max_steps": 6, **limit})
     killed = []
+    terminal = []
 
     class Killer(io.StringIO):
         """The terminal of the run, on which a line appears with every few steps."""
@@ -84,14 +88,18 @@ def test_a_killed_or_hanging_engine_is_replaced_with_the_newest_weights(tmp_path
             if " 1/6 " in text and not killed:
                 killed.append(pid_of("EngineActor"))
                 os.kill(killed[0], end)
+            terminal.append(text)
             return super().write(text)
 
     assert train(config, started=time.monotonic(), stream=Killer()) == 0
     events = events_of(tmp_path / "runs" / "dapo")
     names = [event["event"] for event in events]
     assert names.count("engine_lost") == names.count("engine_replaced") == 1
-    cause = "did not answer within 20 s" if end == signal.SIGSTOP else "engine 0 died"
+    cause = "did not answer within 20 s (vllm.health_timeout)" if end == signal.SIGSTOP else "engine 0 died"
     assert cause in events[names.index("engine_lost")]["message"]
+    said = "".join(terminal)
+    assert ("engine 0 has not answered for 1" in said) == (end == signal.SIGSTOP)
+    assert "engine 0 was lost once, replaced once" in said
     assert not psutil.pid_exists(killed[0])
     back = names.index("engine_replaced")
     live = max((event["version"] for event in events[:back] if event["event"] == "publication_live"), default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -239,6 +240,53 @@ def test_before_the_first_publication_a_new_engine_has_the_weights_the_run_began
     engine = LoadingEngine(acknowledge())
     run_virtual(publisher(engine).revive(0))
     assert engine.loaded == []
+
+
+def test_a_delivery_that_was_meant_for_an_engine_s_predecessor_leaves_it_alone() -> None:
+    """The pool hears of the death in the very moment in which a publication begins; the new engine starts for 90 s."""
+    engine, well = LoadingEngine(acknowledge(), acknowledge()), LoadingEngine(acknowledge())
+
+    async def main() -> None:
+        store = publisher(engine, well)
+        await publish(store, 1)
+        publication = await store.send(PolicyVersion(2))
+        engine.start_answer, reviving = after(90.0), []
+        # It begins between the moment in which the delivery decides whom to reach and its first call.
+        asyncio.get_running_loop().call_soon(lambda: reviving.append(asyncio.ensure_future(store.revive(0))))
+        await asyncio.ensure_future(store.deliver(publication))
+        assert asyncio.get_running_loop().time() < 60.0, "it waits for the engines that are there"
+        await reviving[0]
+
+    run_virtual(main())
+    assert (engine.stopped, engine.loaded) == ("", [1, 2])
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_whenever_engines_die_and_are_replaced_the_news_ends_no_successor(seed: int) -> None:
+    dice = random.Random(seed)
+
+    def load(version: int) -> Any:
+        return after(
+            dice.choice([1.0, 30.0, 1e9]),
+            dice.choice([WeightAck(version=version, checksum=77, spans=()), RayActorError()]),
+        )
+
+    engines = [LoadingEngine(load, acknowledge(dice.choice([1.0, 20.0]))) for _ in range(2)]
+
+    async def replace(store: ObjectStorePublisher, index: int) -> None:
+        await asyncio.sleep(dice.choice([0.0, 0.5, 1.0, 30.0, 59.9, 60.0, 61.0]))
+        await store.revive(index)
+
+    async def main() -> None:
+        store = publisher(*engines)
+        replacing = [asyncio.ensure_future(replace(store, index)) for index in range(2)]
+        await publish(store, 1, 2, 3)
+        await asyncio.gather(*replacing)
+        await publish(store, 4)
+
+    run_virtual(main())
+    assert [engine.loaded[-1] for engine in engines] == [4, 4]
+    assert all(engine.ended <= {0} for engine in engines), "a successor was ended"
 
 
 def test_texts_that_do_not_arrive_are_an_error() -> None:

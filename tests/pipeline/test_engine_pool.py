@@ -11,9 +11,10 @@ from fakes import HANG, FakeEngine, FakeGroup, FakeScorer, World, build, check_p
 from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.conductor import Outcome
-from dapo_openrlhf.pipeline.engine_pool import SICK, EngineUnusable
+from dapo_openrlhf.pipeline.engine_life import SICK
+from dapo_openrlhf.pipeline.engine_pool import EngineUnusable
 from dapo_openrlhf.pipeline.evaluator import EvaluationFailed
-from dapo_openrlhf.pipeline.events import BatchTaken, EngineLost, EngineReplaced, GroupFailed
+from dapo_openrlhf.pipeline.events import BatchTaken, EngineGivenUp, EngineLost, EngineReplaced, GroupFailed
 from dapo_openrlhf.pipeline.ports import CUT_TOO_EARLY, GroupError
 
 
@@ -183,24 +184,35 @@ def test_a_new_engine_that_does_not_start_counts_as_a_replacement_and_is_tried_a
         return build(batch_size=4, steps=8, engines=engines, revive_seconds=lambda: next(seconds), max_restarts=3)
 
     if failures == 3:
-        with pytest.raises(ExceptionGroup) as raised:
-            run_with_deaths(make, (6.0, 1))
-        assert raised.group_contains(EngineUnusable, match="after 3 replacements .*: engine 1 did not start", depth=2)
+        world = run_with_deaths(make, (6.0, 1))
+        ((_, event),) = world.of(EngineGivenUp)
+        assert (event.engine, event.left) == (1, 1)
+        assert event.message == "engine 1 failed after 3 replacements (vllm.max_restarts): engine 1 did not start"
+        assert len(world.of(BatchTaken)) == 8, "it goes on with the other one"
         return
     world = run_with_deaths(make, (6.0, 1))
     assert [event.times for _, event in world.of(EngineReplaced)] == [3]
     assert [event.message for _, event in world.of(EngineLost)] == ["engine 1 died", *["engine 1 did not start"] * 2]
 
 
-def test_an_engine_that_dies_again_and_again_ends_the_run_with_the_remedy() -> None:
-    with pytest.raises(ExceptionGroup) as raised:
-        run_with_deaths(lambda: two_engines(steps=80, max_restarts=1), (6.0, 1), (30.0, 1))
-    error: BaseException = raised.value
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, EngineUnusable)
-    assert "engine 1 failed after 1 replacements (vllm.max_restarts): engine 1 died" in str(error)
-    assert "--resume" in str(error)
+def test_a_run_whose_engines_are_all_given_up_ends_with_a_checkpoint_and_the_remedy() -> None:
+    """Engine 0 is dead from 6 s on for good, engine 1 from 30 s; 40 s do not suffice for all steps."""
+    worlds: list[World] = []
+
+    def make() -> World:
+        worlds.append(two_engines(steps=80, max_restarts=1))
+        return worlds[0]
+
+    with pytest.raises(EngineUnusable) as raised:
+        run_with_deaths(make, (6.0, 0), (17.0, 0), (19.0, 1), (30.5, 1))
+    (world,) = worlds
+    assert [(event.engine, event.left) for _, event in world.of(EngineGivenUp)] == [(0, 1), (1, 0)]
+    assert "engine 1 failed after 1 replacements (vllm.max_restarts): engine 1 died" in str(raised.value)
+    (state,) = world.checkpoints.states
+    assert state.step == len(world.trainer.batches) > 0
+    assert str(raised.value).endswith(
+        f"{state.step} steps of this run are kept in checkpoint-{state.step}; --resume goes on from it"
+    )
 
 
 @pytest.mark.parametrize("dies", ["with the rollouts", "in the evaluation"])

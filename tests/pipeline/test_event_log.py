@@ -24,8 +24,8 @@ from dapo_openrlhf.types import Span
 from dapo_openrlhf.whole_file import Unwritable
 
 NOT_IN_THIS_RUN = {
-    "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "GroupCut", "GroupSurplus", "PromptDropped",
-    "UpdateSkipped", "Rewound", "TrainerReplaced",
+    "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "EngineSilent", "EngineAnswers", "EngineGivenUp",
+    "GroupCut", "GroupSurplus", "PromptDropped", "UpdateSkipped", "Rewound", "TrainerReplaced",
 }  # fmt: skip
 FIELDS = {
     kind.__name__: {one.name for one in dataclasses.fields(kind)} - {"measured"} for kind in Event.__subclasses__()

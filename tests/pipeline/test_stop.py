@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -94,3 +95,23 @@ def test_errors_of_the_work_come_through_and_its_waiter_takes_it_along() -> None
         return ended
 
     assert run(main()) == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [((), 5000.0), ((20.0,), 30.0), ((20.0, 22.0), 22.0)], ids=["never", "once", "twice"]
+)
+def test_a_run_that_cannot_go_on_has_all_the_time_until_somebody_asks(
+    asked: tuple[float, ...], expected: float
+) -> None:
+    async def main() -> float:
+        stop, loop = StopRequest(grace=10.0), asyncio.get_running_loop()
+        stop.ask_without_deadline()
+        with pytest.raises(StopAsked):
+            await stop.unless_asked(after(1.0))
+        for time in asked:
+            loop.call_later(time, stop.ask)
+        with contextlib.suppress(GraceOver):
+            await stop.within_grace(after(5000.0))
+        return loop.time()
+
+    assert run(main()) == expected

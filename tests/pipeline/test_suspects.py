@@ -33,7 +33,7 @@ def ran(fault: Fault, *, engines: int = 1, **settings: object) -> World:
 
 
 def failed_run(fault: Fault, **settings: object) -> BaseException:
-    with pytest.raises(ExceptionGroup) as raised:
+    with pytest.raises((ExceptionGroup, EngineUnusable)) as raised:
         ran(fault, **settings)
     error: BaseException = raised.value
     while isinstance(error, BaseExceptionGroup):
@@ -122,9 +122,8 @@ def test_an_engine_that_dies_of_everything_after_a_while_convicts_nobody() -> No
         world.log.listen(said.append)
         await world.run()
 
-    with pytest.raises(ExceptionGroup) as raised:
+    with pytest.raises(EngineUnusable):
         run_virtual(main())
-    assert raised.group_contains(EngineUnusable, depth=2)
     assert not [event for event in said if isinstance(event, PromptDropped)]
 
 

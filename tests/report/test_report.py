@@ -466,6 +466,13 @@ def test_closing_words_say_what_came_out_and_where_it_lies(tmp_path: Path) -> No
     }
 
 
+def test_closing_words_name_the_engines_that_were_lost(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "dapo")
+    assert "engines" not in closing(SUMMARY, folder)
+    summary = replace(SUMMARY, engines_lost=["engine 0 was lost once", "engine 2 was lost twice"])
+    assert closing(summary, folder)["engines"] == "engine 0 was lost once; engine 2 was lost twice"
+
+
 def test_closing_words_of_a_run_without_steps_and_evaluation(tmp_path: Path) -> None:
     summary = Summary(
         accuracy_before=None,

@@ -23,7 +23,7 @@ from dapo_openrlhf.backend.messages import (
     WeightLayout,
 )
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
-from dapo_openrlhf.pipeline.ports import Sampling
+from dapo_openrlhf.pipeline.ports import Health, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,6 +79,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
     async def phase(self) -> str:
         """The engine's last phase of a publication, for the error message if it is late. Answers even while busy."""
         return self._phase
+
+    async def health(self) -> Health:
+        """Whether this process answers, and how far its loop is; answers even while busy."""
+        return Health(doing=self._phase, steps_begun=self._loop.steps_begun, steps_ended=self._loop.steps_ended)
 
     async def generate(
         self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling

@@ -92,6 +92,7 @@ class EngineLoop:
         self._loaded = 0  # how often weights were replaced, or failed to be
         self._spans: list[Span] = []
         self._busy_since: float | None = None
+        self.steps_begun = self.steps_ended = 0
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._started: Future[None] = Future()
 
@@ -163,7 +164,9 @@ class EngineLoop:
                 if self._responses and self._whole:
                     if self._busy_since is None:
                         self._busy_since = time.time()
+                    self.steps_begun += 1
                     self._step()
+                    self.steps_ended += 1
                 if not self._responses:
                     self._close_span()
                     self._load_when_idle()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, Meeting, WeightAck, WeightLayout
-from dapo_openrlhf.pipeline.ports import Sampling
+from dapo_openrlhf.pipeline.ports import Health, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,4 +78,8 @@ class RolloutWorker(Protocol):
 
     async def phase(self) -> str:
         """The worker's last phase of a publication, for the error message if it is late. Answers even while busy."""
+        ...
+
+    async def health(self) -> Health:
+        """What the worker is doing, and how many steps of generation it has begun and ended. Answers even while busy."""
         ...

@@ -29,9 +29,11 @@ from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
 from dapo_openrlhf.pipeline.evaluator import Evaluator
 from dapo_openrlhf.pipeline.event_log import EventLog
-from dapo_openrlhf.pipeline.events import WorkerSpans
+from dapo_openrlhf.pipeline.events import Event, WorkerSpans
+from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.lives import Carried, Lives
-from dapo_openrlhf.pipeline.ports import Sampling
+from dapo_openrlhf.pipeline.losses import words_of_engines
+from dapo_openrlhf.pipeline.ports import EngineReviver, Sampling
 from dapo_openrlhf.pipeline.prompts import PromptStream
 from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
@@ -151,7 +153,7 @@ async def _evaluate(
             say(progress(time.monotonic() - begun))
 
     reviver = EngineRestarts(workers.engines, start_timeout=config.async_.start_timeout)
-    engines = EnginePool(workers.engines, reviver=reviver, max_restarts=config.vllm.max_restarts)
+    engines = _pool(config, workers, reviver, on_event=lambda event: _say_of_engines(event, say))
     evaluator = _evaluator(config, inputs.problems, engines, workers.rewards, on_answered)
     async with asyncio.TaskGroup() as tasks:
         helpers = [tasks.create_task(report()), tasks.create_task(engines.supervise())]
@@ -173,7 +175,7 @@ def build_pipeline(
     trained_model: str,
 ) -> Pipeline:
     """Connect the loops to the workers. ``inputs`` say where they begin."""
-    engines = EnginePool(workers.engines, reviver=publisher, max_restarts=config.vllm.max_restarts, on_event=log.emit)
+    engines = _pool(config, workers, publisher, on_event=log.emit)
     rollouts = _rollouts(config, inputs, engines, workers.rewards, _queue(config, inputs.first_step, carried), log)
     trainer = _trainer(config, inputs, workers, log)
     return Pipeline(
@@ -195,6 +197,21 @@ def build_pipeline(
         ),
         log=log,
     )
+
+
+def _pool(config: Config, workers: Workers, reviver: EngineReviver, *, on_event: Callable[[Event], None]) -> EnginePool:
+    return EnginePool(
+        workers.engines,
+        reviver=reviver,
+        max_restarts=config.vllm.max_restarts,
+        health=HealthLimits(answer=config.vllm.health_timeout, step=config.vllm.step_timeout),
+        on_event=on_event,
+    )
+
+
+def _say_of_engines(event: Event, say: Callable[[str], None]) -> None:
+    if words := words_of_engines(event):
+        say(words)
 
 
 def _rollouts(

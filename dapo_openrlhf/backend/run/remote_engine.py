@@ -14,7 +14,9 @@ from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerFailed, all_w
 from dapo_openrlhf.pipeline.ports import (
     CUT_TOO_EARLY,
     ENGINE_DIED,
+    EngineGone,
     GroupError,
+    Health,
     NotRevived,
     PromptFault,
     Sampling,
@@ -29,21 +31,35 @@ class RemoteEngine:
         """``start`` starts the actor of the engine with that index, with the weights that the run began with."""
         self._start = start
         self._index = index
-        self._cause = ""
+        self._life = 0
+        self._causes: dict[int, str] = {}  # of lives that this process has ended
         self.actor = start(index)
+
+    @property
+    def life(self) -> int:
+        """How often the engine was started anew."""
+        return self._life
+
+    async def health(self) -> Health:
+        """How the actor does."""
+        life = self._life
+        try:
+            health: Health = await self.actor.health.remote()
+        except RayActorError as error:
+            raise EngineGone(self._death(life, error)) from error
+        return health
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample a group; its tokens and texts stay in the object store."""
-        report_ref, tokens, texts = self.actor.generate.options(num_returns=3).remote(
-            request, prompt.token_ids, sampling
-        )
+        life, actor = self._life, self.actor
+        report_ref, tokens, texts = actor.generate.options(num_returns=3).remote(request, prompt.token_ids, sampling)
         try:
             report: GenerationReport | None = await report_ref
         except asyncio.CancelledError:
-            self.cut(request)
+            actor.cut.remote(request)
             raise
         except RayActorError as error:
-            raise GroupError(ENGINE_DIED, f"engine {self._index} died: {self._cause or error}") from error
+            raise GroupError(ENGINE_DIED, self._death(life, error)) from error
         except RayTaskError as error:
             _take_note(tokens, texts)
             if isinstance(error.cause, BadPrompt):
@@ -70,23 +86,29 @@ class RemoteEngine:
 
     async def forget_prefixes(self, timeout: float) -> None:
         """Empty the prefix cache before versions go back. An engine that fails to, dies or hangs is stopped."""
-        what = "emptying the prefix cache"
+        what, life = "emptying the prefix cache", self._life
         call = self.actor.forget_prefixes.remote()
         try:
             await all_within([call], [f"engine {self._index}"], timeout, what, "async.publish_timeout")
         except (WorkerFailed, PipelineTimeout) as error:
-            self.stop(str(error))
+            self.stop(str(error), life=life)
 
-    def stop(self, cause: str) -> None:
-        """Kill the actor, which may hang; its groups fail with ``cause``."""
-        self._cause = cause
+    def stop(self, cause: str, *, life: int) -> bool:
+        """Kill the actor, which may hang; its groups fail with ``cause``. Returns False if that life is over."""
+        if life != self._life:
+            return False
+        self._causes[life] = cause
         ray.kill(self.actor)
+        return True
 
     def replace(self) -> None:
         """Start a new actor in place of this one, which may be dead, hanging or failing."""
-        self._cause = ""
         ray.kill(self.actor)
+        self._life += 1
         self.actor = self._start(self._index)
+
+    def _death(self, life: int, error: RayActorError) -> str:
+        return f"engine {self._index} died: {self._causes.get(life, error)}"
 
 
 class EngineRestarts:
@@ -108,7 +130,7 @@ async def start_again(engine: RemoteEngine, name: str, timeout: float) -> None:
     ready = engine.actor.ready.remote()
     try:
         await all_within([ready], [name], timeout, f"starting {name} again", "async.start_timeout")
-    except WorkerFailed as error:
+    except (WorkerFailed, PipelineTimeout) as error:
         raise NotRevived(str(error)) from error
 
 

@@ -36,7 +36,7 @@ class EngineService:
         """End an engine that failed or is late: it must not continue with older weights. Never ends its successor."""
         if self.still(index, actor):
             self._in_service.discard(index)
-            self._engines[index].stop(cause)
+            self._engines[index].stop(cause, life=self._engines[index].life)
 
     async def start_again(self, index: int) -> None:
         """Start a new engine in place of one; it is not in service yet. Raises ``NotRevived``."""
@@ -54,11 +54,12 @@ class EngineService:
     async def load_all(self, copy: StagedCopy) -> tuple[Span, ...]:
         """Load a staged copy into every engine in service; one that fails is ended. Returns the engines' spans."""
         async with asyncio.TaskGroup() as tasks:
-            loads = [tasks.create_task(self._load_or_end(index, copy)) for index in sorted(self._in_service)]
+            loads = [tasks.create_task(self._load_or_end(*engine, copy)) for engine in self.actors().items()]
         return tuple(span for load in loads for span in load.result())
 
-    async def _load_or_end(self, index: int, copy: StagedCopy) -> tuple[Span, ...]:
-        actor = self._engines[index].actor
+    async def _load_or_end(self, index: int, actor: Any, copy: StagedCopy) -> tuple[Span, ...]:
+        if not self.still(index, actor):
+            return ()  # its successor is in service only once it has the newest weights
         try:
             return await self._load(index, copy)
         except (PipelineTimeout, WorkerFailed) as error:
