@@ -1,6 +1,7 @@
 """Writes files and folders atomically: under another name first, then renamed (standard library only).
 
-A reader sees either the old or the new content and nothing in between, even if the writing process is killed.
+A reader sees either the old or the new content and nothing in between, even if the writing process is killed. What
+appears may be read by whom the user's umask lets, also if a library has made it private (safetensors does).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,10 +43,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def put_in_place(finished: Path, path: Path) -> None:
-    """Rename a finished file or folder to ``path``, in the same file system.
+    """Rename a finished file or folder to ``path``, in the same file system, with the permissions of the umask.
 
     A folder replaces a folder. Raises ``OSError`` where only one of the two is a folder.
     """
+    _permit(finished)
     if not _is_folder(finished):
         os.rename(finished, path)
         return
@@ -62,6 +65,25 @@ def remove_whole(path: Path) -> None:
     _remove(doomed)
     os.rename(path, doomed)
     _remove(doomed)
+
+
+def _permit(path: Path) -> None:
+    """Add the permissions that the umask leaves to a file, or to a folder and all that is in it; links stay as they are."""
+    if path.is_symlink():
+        return
+    add = (0o777 if path.is_dir() else 0o666) & ~_umask()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode | add != mode:
+        path.chmod(mode | add)
+    if path.is_dir():
+        for part in path.iterdir():
+            _permit(part)
+
+
+def _umask() -> int:
+    """This process's umask; reading it from the kernel changes it for no other thread meanwhile."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
 
 
 def _is_folder(path: Path) -> bool:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dapo_openrlhf.config.addresses import without_user
+
 
 def submit(options: argparse.Namespace, settings: Sequence[str]) -> int:
     """Submit ``train`` with the same configuration and settings and follow its log; returns 0 if the job succeeded."""
@@ -17,7 +19,8 @@ def submit(options: argparse.Namespace, settings: Sequence[str]) -> int:
     source += [] if options.resume is None else ["--resume", options.resume]
     command = entrypoint([*source, *settings], uploaded=options.working_dir is not None)
     job = Job(options.address, command, working_dir=options.working_dir)
-    print(f"job {job.id} accepted by {options.address}; to stop it: ray job stop --address {options.address} {job.id}")
+    address = without_user(options.address)
+    print(f"job {job.id} accepted by {address}; to stop it: ray job stop --address {address} {job.id}")
     if options.no_wait:
         return 0
     job.follow()

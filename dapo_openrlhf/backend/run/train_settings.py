@@ -53,6 +53,7 @@ def beginning(config: Config, inputs: Inputs) -> Beginning:
         updates_done=inputs.first_step * config.updates_per_step,
         checkpoint=None if inputs.checkpoint is None else str(inputs.checkpoint.resolve()),
         reference=model_path(config) if config.algo.kl.init_coef > 0 else None,  # also after a resume
+        trust_remote_code=config.actor.trust_remote_code,
     )
 
 
