@@ -1,9 +1,9 @@
 """Ends whatever a reward process has started, however rewards and their owner end (standard library only; Linux).
 
-``python -m dapo_openrlhf.rewards.child`` forks: the parent becomes the guard, the child computes the rewards. The guard is
-the subreaper of everything below it, so that processes which leave their session or their parent stay its descendants
-(``PR_SET_CHILD_SUBREAPER`` in prctl(2)). It ends when the child ends or the owner's end of the socket closes, which the
-kernel does even for an owner that was killed.
+``python -m dapo_openrlhf.rewards.child`` forks twice: rewards are computed in the grandchild, and the two above it guard it. A
+guard is the subreaper of everything below it, so that processes which leave their session or their parent stay its descendants
+(``PR_SET_CHILD_SUBREAPER`` in prctl(2)). It ends them when its child ends, or when the owner's end of the socket closes, which
+the kernel does even for an owner that was killed.
 """
 
 from __future__ import annotations
@@ -16,31 +16,40 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 MARK = "DAPO_OPENRLHF_REWARD"
-"""Environment variable by which processes are found whose guard was killed; its value differs for each process."""
+"""Environment variable by which processes are found whose guards were killed; its value differs for each process."""
 PAUSE_SECONDS = 0.005
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def fork_guarded(handle: int) -> None:
-    """Fork, and return in the child only; the parent becomes the guard and exits like the child.
+    """Fork twice, and return in the grandchild only; the others become guards and exit like it.
 
-    ``handle``: the socket whose other end the owner holds.
+    ``handle``: the socket whose other end the owner holds. The outer guard ends what is left if a reward kills or stops
+    the inner one. The inner guard ends everything if a dying owner kills the outer one first, as Ray's workers do with
+    their children.
     """
+    _fork_below_guard(handle)
+    inner = _fork_below_guard(handle)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != inner:
+        os._exit(1)
+
+
+def _fork_below_guard(handle: int) -> int:
+    """Fork, and return in the child, with the id of the parent, which stays as a guard and exits like the child."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     guard = os.getpid()
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
     child = os.fork()
     if child == 0:
         os.close(reader)
         os.close(writer)
         os.setsid()  # what the rewards do to their own process group does not reach the guard
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guard:
-            os._exit(1)
-        return
+        return guard
+    os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     with open(os.devnull, "r+b") as nothing:
@@ -101,7 +110,7 @@ def _reap() -> dict[int, int]:
     return ended
 
 
-def _exit_like(status: int) -> None:
+def _exit_like(status: int) -> NoReturn:
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         with contextlib.suppress(OSError):  # SIGKILL and SIGSTOP have no handler

@@ -90,7 +90,7 @@ class RewardProcess:
 
     @property
     def pid(self) -> int:
-        """Id of the process that scores now; until it is ready, that of its guard."""
+        """Id of the process that scores now; until it is ready, that of its outer guard."""
         return self._pid
 
     def wait_ready(self) -> None:
@@ -177,15 +177,20 @@ class RewardProcess:
 
     def close(self) -> None:
         """End the process and all processes that it started."""
-        self._connection.close()  # which the guard waits for
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGCONT)  # a reward may have stopped the guard
+            os.kill(self._process.pid, signal.SIGCONT)  # a reward may have stopped it
+        with contextlib.suppress(OSError):  # also when the time is over
+            self._connection.settimeout(END_SECONDS)
+            self._connection.shutdown(socket.SHUT_WR)  # which the guards wait for
+            while self._connection.recv(65536):
+                pass
+        self._connection.close()
         try:
             self._process.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        guard.end_marked(self._mark, seconds=END_SECONDS)  # a reward may have killed the guard
+        guard.end_marked(self._mark, seconds=END_SECONDS)  # a reward may have killed both guards
         self._printed.read()
         self._printed.close()
 

@@ -63,6 +63,10 @@ def reward_func(queries, prompts, labels):
     if what == "clean child then hang": subprocess.Popen(["sh", "-c", f"echo $$ >> {file}; exec sleep 1000"], env={}, start_new_session=True); wait_for(file, 1); sleep_for_ever(file)
     if what == "kill the parent": daemon(file); wait_for(file, 1); os.kill(os.getppid(), 9); sleep_for_ever(file)
     if what == "stop the parent": daemon(file); wait_for(file, 1); os.kill(os.getppid(), signal.SIGSTOP); sleep_for_ever(file)
+    if what == "kill both guards":
+        daemon(file); wait_for(file, 1)
+        inner = os.getppid(); outer = int(open(f"/proc/{inner}/stat").read().rpartition(")")[2].split()[1])
+        os.kill(outer, 9); os.kill(inner, 9); sleep_for_ever(file)
     if what == "kill the group": os.killpg(0, 9)
     if what == "stop": os.kill(os.getpid(), signal.SIGSTOP)
     if what == "killed": os.kill(os.getpid(), 9)
@@ -137,6 +141,7 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     [
         ("daemon then die", "reward_died", "exited with status 5"),
         ("kill the parent", "reward_died", "was ended by SIGKILL"),
+        ("kill both guards", "reward_died", "was ended by SIGKILL"),
         ("kill the group", "reward_died", "was ended by SIGKILL"),
         ("killed", "reward_died", "was ended by SIGKILL"),
         ("alarm", "reward_died", "was ended by SIGALRM"),
@@ -203,7 +208,7 @@ def owner_of(folder: Path, response: str) -> subprocess.Popen[str]:
         f"settings = RewardSettings(sources=(PythonFile({str(folder / 'hostile.py')!r}),), timeout=1e6)\n"
         "process = RewardProcess(settings)\n"
         "process.wait_ready()\n"
-        "print(process.pid, flush=True)\n"
+        "print(process.pid, process._process.pid, flush=True)\n"
         f"process.score({response!r}, label={str(folder / 'pids')!r})\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -211,22 +216,30 @@ def owner_of(folder: Path, response: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("response", ["daemon then hang", "clean child then hang"])
-def test_no_process_outlives_an_owner_that_was_killed(tmp_path: Path, response: str) -> None:
+@pytest.mark.parametrize("guard_first", [False, True], ids=["owner", "guard, then owner"])
+def test_no_process_outlives_an_owner_that_was_killed(tmp_path: Path, response: str, guard_first: bool) -> None:
+    """Ray's workers kill their children when they end, and so the outer guard."""
     with owner_of(tmp_path, response) as owner:
         assert owner.stdout is not None
-        pid = int(owner.stdout.readline())
+        pid, outer = map(int, owner.stdout.readline().split())
         assert wait_until(lambda: len(lines_of(tmp_path / "pids")) == 2)
+        if guard_first:
+            os.kill(outer, signal.SIGKILL)
         owner.send_signal(signal.SIGKILL)
-    assert wait_until(lambda: not any(map(is_running, [pid, *lines_of(tmp_path / "pids")])))
+    assert wait_until(lambda: not any(map(is_running, [pid, outer, *lines_of(tmp_path / "pids")])))
 
 
-def test_a_process_whose_guard_was_killed_ends_with_it(hostile: RewardProcess) -> None:
-    hostile.wait_ready()
-    pid, guard_pid = hostile.pid, hostile._process.pid
-    assert pid != guard_pid
-    os.kill(guard_pid, signal.SIGKILL)
-    assert wait_until(lambda: not is_running(pid))
-    assert hostile.score("fine", label="").reason == "reward_died"
+@pytest.mark.parametrize("which", ["outer", "inner"])
+def test_one_guard_is_enough(tmp_path: Path, which: str) -> None:
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    settings = RewardSettings(sources=(PythonFile(str(tmp_path / "hostile.py")),), timeout=HANG_SECONDS)
+    with RewardProcess(settings) as process:
+        assert process.score("clean child", label=str(tmp_path / "pids")).score == FINE
+        started, outer = [process.pid, *lines_of(tmp_path / "pids")], process._process.pid
+        inner = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        assert len({*started, outer, inner}) == 4
+        os.kill(outer if which == "outer" else inner, signal.SIGKILL)
+    assert not any(map(is_running, [*started, outer, inner]))
 
 
 @pytest.mark.parametrize("response", ["print 100 MB", "one line of 100 MB"])
