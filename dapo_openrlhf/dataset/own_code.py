@@ -8,7 +8,13 @@ from pathlib import Path
 
 from dapo_openrlhf.config.errors import ConfigError
 
-FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+FILES = (
+    "config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 """Files of a model in which ``auto_map`` names classes of its own."""
 FILES_ON_THE_HUB = FILES[:2]
 """Those of them that are fetched from the Hugging Face hub anyway."""
