@@ -73,6 +73,7 @@ def _submit(address: str, config: Path, *settings: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-m", "dapo_openrlhf", "submit", "--address", address, "--config", str(config), *settings],
         cwd=config.parent,
+        env={**os.environ, "HF_TOKEN": "hf_planted", "DATABASE_PASSWORD": "planted"},
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
@@ -117,6 +118,9 @@ def test_a_job_runs_with_its_log_and_result(dashboard: str, config: Path) -> Non
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 2
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["seed"] == 7
+    with urlopen(f"{dashboard}/api/jobs/", timeout=HANG_SECONDS) as reply:
+        jobs = reply.read().decode()
+    assert "dapo_openrlhf train" in jobs and "planted" not in jobs + result.stdout
 
 
 def test_a_job_too_large_for_the_cluster_says_so_at_once(dashboard: str, config: Path) -> None:
