@@ -1,6 +1,7 @@
 """Writes files and folders atomically: under another name first, then renamed (standard library only).
 
-A reader sees either the old or the new content and nothing in between, even if the writing process is killed.
+A reader sees either the old or the new content and nothing in between, even if the writing process is killed. What
+appears may be read by whom the user's umask lets, also if a library has made it private (safetensors does).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,10 +109,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def put_in_place(finished: Path, path: Path) -> None:
-    """Rename a finished file or folder to ``path``, in the same file system.
+    """Rename a finished file or folder to ``path``, in the same file system, with the permissions of the umask.
 
     A folder replaces a folder. Raises ``OSError`` where only one of the two is a folder.
     """
+    _permit(finished)
     if not _is_folder(finished):
         os.rename(finished, path)
         return
@@ -139,6 +142,25 @@ def remove_unfinished(folder: Path) -> None:
 
 def _is_device(path: Path) -> bool:
     return path.absolute().parent in DEVICES or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def _permit(path: Path) -> None:
+    """Add the permissions that the umask leaves to a file, or to a folder and all that is in it; links stay as they are."""
+    if path.is_symlink():
+        return
+    add = (0o777 if path.is_dir() else 0o666) & ~_umask()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode | add != mode:
+        path.chmod(mode | add)
+    if path.is_dir():
+        for part in path.iterdir():
+            _permit(part)
+
+
+def _umask() -> int:
+    """This process's umask; reading it from the kernel changes it for no other thread meanwhile."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
 
 
 def _is_folder(path: Path) -> bool:

@@ -121,3 +121,50 @@ def test_the_pipeline_never_blocks_its_loop() -> None:
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
     ]
+
+
+RUNS_WHAT_IT_READS = re.compile(
+    r"(pickle|cPickle|cloudpickle|dill|marshal|shelve|joblib)\.(load|loads|Unpickler|open)|(pandas|pd)\.read_pickle|eval|exec"
+)
+READS_OWN_PROCESSES = {
+    "dataset/readers.py: pickle.load": "from processes that it started itself, over a socket",
+    "backend/openrlhf_args.py: exec": "statements of the installed OpenRLHF",
+}
+
+
+def unsafe_reads(tree: ast.Module, path: str) -> list[str]:
+    """Calls that may run what a file holds: pickles, YAML and torch archives without their safe loaders."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        unsafe = (
+            RUNS_WHAT_IT_READS.fullmatch(name) is not None
+            or (name == "torch.load" and options.get("weights_only") != "True")
+            or (name in ("yaml.load", "yaml.load_all") and options.get("Loader") not in ("Loader", "yaml.SafeLoader"))
+            or re.fullmatch(r"yaml\.(full|unsafe)_load(_all)?", name) is not None
+            or options.get("allow_pickle", "False") != "False"
+            or (options.get("trust_remote_code") == "True" and name.endswith("from_pretrained"))
+        )
+        if unsafe:
+            found.append(f"{path}: {name}")
+    return found
+
+
+def test_no_file_is_read_that_could_run() -> None:
+    found = {place for path in FILES if PACKAGE in path.parents for place in unsafe_reads(parsed(path), short(path))}
+    assert found == set(READS_OWN_PROCESSES)
+
+
+@pytest.mark.parametrize(
+    ("call", "unsafe"),
+    [
+        ("torch.load(f)", True), ("torch.load(f, weights_only=False)", True), ("torch.load(f, weights_only=True)", False),
+        ("yaml.load(t, Loader=yaml.FullLoader)", True), ("yaml.load(t, Loader=Loader)", False), ("yaml.safe_load(t)", False),
+        ("np.load(f, allow_pickle=True)", True), ("np.load(f)", False), ("pickle.Unpickler(f)", True), ("json.loads(t)", False),
+        ("AutoConfig.from_pretrained(p, trust_remote_code=True)", True), ("model.eval()", False),
+    ],
+)  # fmt: skip
+def test_reads_that_could_run_are_found(call: str, unsafe: bool) -> None:
+    assert unsafe_reads(ast.parse(call), "x.py") == ([f"x.py: {call.partition('(')[0]}"] if unsafe else [])

@@ -69,6 +69,7 @@ OUTSIDE: Mapping[str, set[str]] = {
     "algorithm.gae": {"torch"},
     "pipeline.manifest": {"xxhash"},
     "dataset.rows": {"pyarrow"},
+    "dataset.own_code": {"transformers"},
     "dataset.renderer": {"jinja2", "transformers"},
     "rewards.algebra": {"mpmath"},
     "rewards.evaluate": {"mpmath"},

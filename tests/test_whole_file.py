@@ -212,3 +212,28 @@ def test_remains_are_removed_at_any_depth_and_nothing_else(tmp_path: Path) -> No
     ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
     remove_unfinished(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700)]
+)
+def test_what_appears_has_the_permissions_of_the_umask(
+    tmp_path: Path, umask: int, file_mode: int, folder_mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with whole_file(tmp_path / "model") as unfinished:
+            unfinished.mkdir(mode=0o700)
+            private = os.open(unfinished / "model.safetensors", os.O_CREAT | os.O_WRONLY, 0o600)
+            os.close(private)
+            (unfinished / "program").touch()
+            (unfinished / "program").chmod(0o711)
+            (unfinished / "outside").symlink_to(tmp_path)
+        write_whole(tmp_path / "config.yaml", "a: 1")
+    finally:
+        os.umask(before)
+    model = tmp_path / "model"
+    modes = [path.stat().st_mode & 0o777 for path in (model / "model.safetensors", tmp_path / "config.yaml", model)]
+    assert modes == [file_mode, file_mode, folder_mode]
+    assert (model / "program").stat().st_mode & 0o777 == 0o711 | file_mode
+    assert tmp_path.stat().st_mode & 0o777 == 0o700, "what a link points to is not touched"

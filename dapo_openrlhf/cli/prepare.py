@@ -47,11 +47,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl",
         help="worked examples, an {input, response} per line, put before each problem as earlier turns of a chat",
     )
-    command.add_argument(
-        "--chat-template", metavar="TOKENIZER", help="render the prompt with this tokenizer's chat template"
-    )
-    command.add_argument("--max-tokens", type=int, metavar="N", help="drop prompts of more tokens")
-    command.add_argument("--tokenizer", metavar="TOKENIZER", help="counts them (default: that of --chat-template)")
+    _add_tokenizer(command)
     command.add_argument("--keep-duplicates", action="store_true", help="keep rows with the same prompt and answer")
     command.add_argument(
         "--conflicts",
@@ -82,6 +78,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_tokenizer(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--chat-template", metavar="TOKENIZER", help="render the prompt with this tokenizer's chat template"
+    )
+    command.add_argument("--max-tokens", type=int, metavar="N", help="drop prompts of more tokens")
+    command.add_argument("--tokenizer", metavar="TOKENIZER", help="counts them (default: that of --chat-template)")
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python that comes with a tokenizer; read it before"
+    )
+
+
 def prepare(options: argparse.Namespace) -> int:
     """Read, clean and write the problems; returns the exit status. Raises ``ConfigError``."""
     _check(options)
@@ -92,12 +99,14 @@ def prepare(options: argparse.Namespace) -> int:
     if options.chat_template:
         from dapo_openrlhf.prepare.tokenizer import Tokenizer
 
-        template = tokenizer = Tokenizer(options.chat_template, option="--chat-template")
+        template = tokenizer = Tokenizer(
+            options.chat_template, option="--chat-template", trust_remote_code=options.trust_remote_code
+        )
         template.require_chat_template()
     if options.tokenizer:
         from dapo_openrlhf.prepare.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer(options.tokenizer, option="--tokenizer")
+        tokenizer = Tokenizer(options.tokenizer, option="--tokenizer", trust_remote_code=options.trust_remote_code)
 
     def finished(problem: Problem) -> Problem:
         wrapped = problem.with_text(wrap).with_turns_before(turns)

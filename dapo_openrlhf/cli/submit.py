@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dapo_openrlhf import stopping
+from dapo_openrlhf.config.addresses import without_user
 
 if TYPE_CHECKING:
     from dapo_openrlhf.backend.run.jobs import Job
@@ -32,13 +33,14 @@ def submit(options: argparse.Namespace, settings: Sequence[str], *, grace: float
     source = [] if options.config is None else ["--config", str(options.config)]
     source += [] if options.resume is None else ["--resume", options.resume]
     command = entrypoint([*source, *settings], uploaded=options.working_dir is not None)
+    address = without_user(options.address)
     with stopping.telling(lambda: "no job was submitted"):
         job = Job(options.address)
-    to_see, to_stop = (f"ray job {verb} --address {options.address} {job.id}" for verb in ("logs --follow", "stop"))
+    to_see, to_stop = (f"ray job {verb} --address {address} {job.id}" for verb in ("logs --follow", "stop"))
     with stopping.telling(lambda: f"the job {job.id} may have been accepted; to stop it: {to_stop}"):
         job.submit(command, working_dir=options.working_dir, stop_seconds=grace + MARGIN_SECONDS)
     with stopping.telling(lambda: f"the job {job.id} goes on; to see it: {to_see}; to stop it: {to_stop}"):
-        print(f"job {job.id} accepted by {options.address}; to stop it: {to_stop}", flush=True)
+        print(f"job {job.id} accepted by {address}; to stop it: {to_stop}", flush=True)
         if options.no_wait:
             return 0
         return _followed(job, to_see)

@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
+from urllib.parse import urlsplit
+
+from dapo_openrlhf.config.addresses import without_user
 
 _RULE = "rule"
 
@@ -95,11 +98,29 @@ def origin_of(name: str) -> RewardOrigin:
         return PythonFile(name)
     if re.match(r"https?://[^/]", name):
         return Server(name)
-    raise ValueError(f"{name} is no reward; give rule, a Python file that ends in .py, or an http(s) address")
+    raise ValueError(
+        f"{without_user(name)} is no reward; give rule, a Python file that ends in .py, or an http(s) address"
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return urlsplit(text.split(",")[0]).port != 0
+    except ValueError:  # the port is no number, or an IPv6 address is cut off
+        return False
 
 
 def refusals(name: str) -> Iterator[str]:
-    """Yield a sentence for each thing that is wrong with a name."""
+    """Yield a sentence for each thing that is wrong with a name. None repeats a password."""
+    if re.match(r"https?://[^/?#]*@", name):
+        yield (
+            f"{without_user(name)}: an address with a user or password would be in logs and saved settings; leave them out, "
+            "and write `machine HOST login USER password PASSWORD` in ~/.netrc, or in a file that NETRC names"
+        )
+        return
+    if re.match(r"https?://", name) and not _is_address(name):
+        yield f"{without_user(name)}: not the form of an address, http://host:port/path"
+        return
     try:
         origin_of(name)
     except ValueError as error:

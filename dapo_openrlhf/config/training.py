@@ -26,6 +26,9 @@ class AdamSection(Section):
 class ActorSection(Section):
     model_name_or_path: str
     """Hugging Face name or folder of the model to train."""
+    trust_remote_code: bool = False
+    """Run the Python that comes with the models of actor and critic (``auto_map`` in config.json or
+    tokenizer_config.json), tokenizer included; read it before. False refuses such models."""
     num_nodes: PositiveInt = 1
     """Number of machines that train; each holds ``actor.num_gpus_per_node`` ranks."""
     num_gpus_per_node: PositiveInt = 1

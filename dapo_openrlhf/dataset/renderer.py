@@ -53,8 +53,8 @@ class Renderer:
     def __init__(self, rules: RowRules) -> None:
         """Raises ``ConfigError`` if the tokenizer cannot be read, or cannot do what the rules ask of it."""
         self._rules = rules
-        self._tokenizer: Any = load_tokenizer(rules.model)
-        self._embedded = embedding_rows(rules.model)
+        self._tokenizer: Any = load_tokenizer(rules.model, trust_remote_code=rules.trust_remote_code)
+        self._embedded = embedding_rows(rules.model, trust_remote_code=rules.trust_remote_code)
         self._unknown = self._tokenizer.unk_token_id
         self._wrap = input_template(rules.input_template) if rules.input_template else str
         if rules.apply_chat_template:
@@ -181,12 +181,12 @@ class Renderer:
         )
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder or a name on the Hugging Face hub. Raises ``ConfigError``."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # files of any content, and code that came with the model
         raise ConfigError(
             f"actor.model_name_or_path: the tokenizer of {model} cannot be read: {type(error).__name__}: {error}"
@@ -195,12 +195,12 @@ def load_tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def embedding_rows(model: str) -> int | None:
+def embedding_rows(model: str, *, trust_remote_code: bool = False) -> int | None:
     """Number of rows of the model's embedding by its configuration; None where that does not tell."""
     from transformers import AutoConfig, PretrainedConfig
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         rows = config.get_text_config().vocab_size
     except Exception:  # a kind of model that this transformers does not know, or code that needs torch
         values: dict[str, Any] = PretrainedConfig.get_config_dict(model)[0]

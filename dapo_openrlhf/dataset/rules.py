@@ -26,5 +26,7 @@ class RowRules:
     apply_chat_template: bool = False
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     system_prompt: str | None = None
+    trust_remote_code: bool = False
+    """Whether Python that comes with the model may run."""
     max_rows: int | None = None
     """Number of rows to read from the beginning of the file; None reads all."""

@@ -119,6 +119,7 @@ CHANGEABLE: Mapping[str, str] = {
     "actor.lr_warmup_steps": _SCHEDULE,
     "actor.max_norm": _AT_ONCE,
     "actor.gradient_checkpointing_enable": _AT_ONCE,
+    "actor.trust_remote_code": "models are loaded anew",
     "critic.adam.lr": _RATE,
     "critic.adam.betas": _RATE,
     "critic.adam.eps": _RATE,

@@ -9,20 +9,26 @@ from typing import Any
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.hub import check_name
+from dapo_openrlhf.dataset.own_code import refuse_own_code
 from dapo_openrlhf.prepare.rows import Message, Problem
 
 
 class Tokenizer:
     """Renders and counts prompts the way an engine would."""
 
-    def __init__(self, name: str, *, option: str) -> None:
-        """``name``: a folder, or a name on the Hugging Face hub; ``option`` is named in the ``ConfigError``."""
+    def __init__(self, name: str, *, option: str, trust_remote_code: bool = False) -> None:
+        """``name``: a folder, or a name on the Hugging Face hub; ``option`` is named in the ``ConfigError``.
+
+        Without ``trust_remote_code`` a tokenizer with Python of its own is refused.
+        """
         if not Path(name).exists():
             check_name(option, name, say=lambda words: print(words, file=sys.stderr))
+        if not trust_remote_code:
+            refuse_own_code(name, setting=option, remedy="--trust-remote-code")
         from transformers import AutoTokenizer  # takes seconds
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             remedy = "give a folder with a tokenizer" if Path(name).exists() else "there is no such folder or name"
             raise ConfigError(f"{option}: no tokenizer in {name!r}; {remedy}: {error}") from error

@@ -1,7 +1,7 @@
 """The process in which rewards are computed on request (``process.py`` starts it with ``python -m``).
 
 It reads lines of JSON from a socket, each with one or several responses to a prompt, and answers each with one line. It
-sets its own limits; its parent enforces the deadline.
+sets its own limits; its owner enforces the deadline, and ``guard.py`` ends what the rewards start.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import resource
 import socket
 import sys
 import threading
-import time
 import traceback
 from io import BufferedRWPair
 from typing import cast
 
 from dapo_openrlhf.config.reward_origin import Rule
-from dapo_openrlhf.rewards import verifier
+from dapo_openrlhf.rewards import guard, verifier
 from dapo_openrlhf.rewards.failures import ServerAway, ServerLate, SourceFailed, Undecided
 from dapo_openrlhf.rewards.question import Question, RewardSource
 from dapo_openrlhf.rewards.replies import BadReply
@@ -29,7 +28,6 @@ from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.rewards.sources import WeightedReward, open_source
 from dapo_openrlhf.types import Score
 
-ORPHAN_CHECK_SECONDS = 1.0
 LONGEST_MESSAGE = 300
 LONGEST_ANSWER = 300
 """Most characters of an answer that are passed on, for majorities and files of responses."""
@@ -41,9 +39,10 @@ looks."""
 
 def main(handle: int, settings: RewardSettings) -> None:
     """Answer requests until the parent closes the socket."""
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_with_owner, args=(handle,), daemon=True).start()
     sys.set_int_max_str_digits(0)  # its ValueError would look like an odd expression; time is limited anyway
     process = os.getpid()
+    os.set_inheritable(handle, False)
     with socket.socket(fileno=handle) as connection, connection.makefile("rwb") as lines:
         try:
             reward = _open(settings)
@@ -54,7 +53,7 @@ def main(handle: int, settings: RewardSettings) -> None:
             isinstance(source, Rule) for source in settings.sources
         ):  # a user's libraries may map far more than they use: CUDA's do
             _limit_memory((settings.memory + HEADROOM) * MEBIBYTE)
-        _send(lines, {"request": 0})
+        _send(lines, {"request": 0, "pid": process})
         for line in lines:
             request = json.loads(line)
             question = Question(**request["question"])
@@ -150,13 +149,13 @@ def _limit_cpu(timeout: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _die_with(parent: int) -> None:
-    """End this process once its parent has ended, whatever the main thread is waiting for."""
-    while os.getppid() == parent:
-        time.sleep(ORPHAN_CHECK_SECONDS)
-    os._exit(0)
+def _die_with_owner(handle: int) -> None:
+    """End this process once its owner has ended, whatever the main thread does, in case the guard was stopped."""
+    if guard.owner_gone(handle):
+        os._exit(0)
 
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    guard.fork_guarded(int(sys.argv[1]))
     main(int(sys.argv[1]), RewardSettings.from_json(sys.argv[2]))

@@ -1,13 +1,14 @@
-"""Collects what rewards print from a pipe, and keeps a limited number of lines (standard library only)."""
+"""Collects what rewards print from a pipe, and keeps its first and last lines (standard library only)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable
 
-MOST_LINES = 20
-"""Most lines that are kept until they are taken; further ones are only counted."""
+FIRST_LINES = LAST_LINES = 10
+"""How many lines are kept from the beginning and from the end of what is printed; those between are only counted."""
 LONGEST_LINE = 500
 CHUNK = 1 << 16
 MOST_CHUNKS = 64
@@ -22,8 +23,9 @@ class Printed:
         self.open_ended = False
         """Whether the process may still print something."""
         self._rest = b""
-        self._lines: list[str] = []
-        self._more = 0
+        self._first: list[str] = []
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
+        self._count = 0
 
     def open(self) -> None:
         """Make a pipe for a new process, which is to write to ``writer``; lines that were not taken are kept."""
@@ -50,15 +52,23 @@ class Printed:
         if len(rest) > CHUNK:  # a line without an end
             lines, rest = [*lines, rest], b""
         self._rest = rest
-        room = max(0, MOST_LINES - len(self._lines))
-        self._lines += [_printable(line) for line in lines[:room] if line.strip()]
-        self._more += len(lines[room:])
+        lines = [line for line in lines if line.strip()]
+        room = FIRST_LINES - len(self._first)
+        self._first += map(_printable, lines[:room])
+        self._last += map(_printable, lines[room:][-LAST_LINES:])
+        self._count += len(lines)
+
+    def note(self, line: str) -> None:
+        """Add a line of one's own."""
+        self._split(b"\n" * bool(self._rest) + line.encode() + b"\n")
 
     def take(self) -> list[str]:
-        """Return the lines since the last call; the last one may say how many more there were."""
-        lines, more = self._lines, self._more
-        self._lines, self._more = [], 0
-        return [*lines, f"... and {more} more lines"] if more else lines
+        """Return the lines since the last call; one in the middle may say how many there were in its place."""
+        first, last = self._first, [*self._last]
+        left_out = self._count - len(first) - len(last)
+        self._first, self._count = [], 0
+        self._last.clear()
+        return [*first, *([f"... {left_out} lines left out ..."] if left_out else []), *last]
 
     def close(self) -> None:
         """Close the reading end; an incomplete last line counts as a line."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import secrets
 import select
 import signal
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
-from dapo_openrlhf.rewards import verifier
+from dapo_openrlhf.rewards import guard, verifier
 from dapo_openrlhf.rewards.printed import Printed
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.settings import RewardSettings
@@ -29,6 +30,16 @@ SERVER_AWAY = "reward_server"
 END_SECONDS = 10.0
 """Seconds a process that has closed its connection may take to end before it counts as hung."""
 MEBIBYTE = 1 << 20
+MOST_ANSWER = 16 * MEBIBYTE
+"""Most bytes that are kept of one answer, so that code which writes to the process's socket cannot fill this one's
+memory."""
+
+
+_TOO_MUCH_WRITTEN = f"over {MOST_ANSWER // MEBIBYTE} MiB were written where one answer belongs"
+
+
+class _TooMuchWritten(Exception):
+    """The process has written more than any answer has."""
 
 
 class _TooMuchMemory(Exception):
@@ -65,7 +76,7 @@ class RewardProcess:
         self._clock = clock
         self._tail_only = not any(source.reads_queries for source in settings.sources)
         self._ready = False
-        self._most_memory = 0
+        self._most_memory = self._pid = 0
         names = [source.short_name for source in settings.sources]
         self._name = "" if self._tail_only else f"{', '.join(names)}: "  # several cannot be told apart
         self._printed = Printed()
@@ -79,8 +90,8 @@ class RewardProcess:
 
     @property
     def pid(self) -> int:
-        """Id of the process that scores now."""
-        return self._process.pid
+        """Id of the process that scores now; until it is ready, that of its outer guard."""
+        return self._pid
 
     def wait_ready(self) -> None:
         """Return once the rewards are loaded. Raises :class:`RewardUnavailable` with the reason."""
@@ -89,11 +100,14 @@ class RewardProcess:
         try:
             answer = self._receive(self._clock() + self._start_timeout)
             self._ready = "error" not in answer
+            self._pid = int(str(answer.get("pid", self._pid)))
             problem = f"the reward does not load: {answer.get('error')}"
         except TimeoutError:
             problem = f"the reward did not load within {self._start_timeout:g} s"
         except ConnectionError:
             problem = f"the reward process {self._obituary()} while loading the reward"
+        except _TooMuchWritten:
+            problem = f"{_TOO_MUCH_WRITTEN} while loading the reward"
         if not self._ready:
             self._replace()  # the next attempt may succeed
             raise RewardUnavailable(problem)
@@ -119,11 +133,19 @@ class RewardProcess:
         except _TooMuchMemory:
             self._replace()
             error = f"{self._name}took over {self._settings.memory} MiB (reward.memory)"
+        except _TooMuchWritten:
+            self._replace()
+            error = f"{self._name}{_TOO_MUCH_WRITTEN}"
         except ConnectionError:
             error, reason = f"{self._name}the reward process {self._obituary()}", "reward_died"
             self._replace()
         else:
             if answer.get("spent"):
+                self._replace()
+            elif self._leaks():
+                self._printed.note(
+                    f"the reward process held over {self._settings.memory} MiB and was replaced (reward.memory)"
+                )
                 self._replace()
             scores = _scores(answer["scores"])
             error = str(answer.get("error", ""))
@@ -156,15 +178,26 @@ class RewardProcess:
     def close(self) -> None:
         """End the process and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # it has its own session, hence its own group
-        self._process.wait()
+            os.kill(self._process.pid, signal.SIGCONT)  # a reward may have stopped it
+        with contextlib.suppress(OSError):  # also when the time is over
+            self._connection.settimeout(END_SECONDS)
+            self._connection.shutdown(socket.SHUT_WR)  # which the guards wait for
+            while self._connection.recv(65536):
+                pass
         self._connection.close()
+        try:
+            self._process.wait(timeout=END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        guard.end_marked(self._mark, seconds=END_SECONDS)  # a reward may have killed both guards
         self._printed.read()
         self._printed.close()
 
     def _start(self) -> None:
         """Start a process without waiting for it to load; it is waited for when it is needed."""
         self._connection, theirs = socket.socketpair()
+        self._mark = secrets.token_hex(8)
         self._printed.open()
         with theirs:
             self._process = subprocess.Popen(
@@ -174,9 +207,10 @@ class RewardProcess:
                 stdout=self._printed.writer,
                 stderr=self._printed.writer,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), guard.MARK: self._mark},
             )
         self._printed.close_writer()
+        self._pid = self._process.pid
         self._buffer = bytearray()
         self._request = 0
         self._ready = False
@@ -199,14 +233,16 @@ class RewardProcess:
         Raises the same errors as :meth:`_line`.
         """
         while True:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 answer = json.loads(self._line(deadline))
                 if isinstance(answer, dict) and answer.get("request") == self._request:
                     return answer
+            if self._clock() >= deadline:  # it may write without end
+                raise TimeoutError
 
     def _line(self, deadline: float) -> bytes:
         """One line from the process. Raises ``TimeoutError``, ``ConnectionError`` when it has ended,
-        ``_TooMuchMemory``.
+        ``_TooMuchMemory``, ``_TooMuchWritten``.
 
         Memory is watched from outside, because inside the process libraries swallow the exception of running out of it.
         """
@@ -218,13 +254,15 @@ class RewardProcess:
             if self._connection.fileno() not in ready:
                 if self._clock() >= deadline:
                     raise TimeoutError
-                if self._ready and self._resident() > self._most_memory:
+                if self._leaks():
                     raise _TooMuchMemory
                 continue
             chunk = self._connection.recv(65536)
             if not chunk:
                 raise ConnectionError("the process has closed its end")
             self._buffer += chunk
+            if len(self._buffer) > MOST_ANSWER:
+                raise _TooMuchWritten
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
@@ -237,10 +275,13 @@ class RewardProcess:
             poll.register(self._printed.reader, select.POLLIN)
         return {handle for handle, _ in poll.poll(1000 * seconds)}
 
+    def _leaks(self) -> bool:
+        return self._ready and self._resident() > self._most_memory
+
     def _resident(self) -> int:
         """Bytes of memory that the process holds; 0 when it has ended."""
         try:
-            with open(f"/proc/{self._process.pid}/statm") as statm:
+            with open(f"/proc/{self._pid}/statm") as statm:
                 return int(statm.read().split()[1]) * resource.getpagesize()
         except (FileNotFoundError, ProcessLookupError):
             return 0

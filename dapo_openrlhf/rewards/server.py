@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import http.client
 import json
+import netrc
+import os
 import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from dapo_openrlhf.rewards.failures import ServerAway, ServerLate
 from dapo_openrlhf.rewards.question import Question
@@ -44,6 +49,8 @@ class ServerReward:
 
     def _post(self, body: bytes, seconds: float) -> object:
         request = urllib.request.Request(self.address, data=body, headers={"Content-Type": "application/json"})
+        if password := basic_authorization(urlsplit(self.address).hostname or ""):
+            request.add_unredirected_header("Authorization", password)  # not for a host that this one names
         try:
             with urllib.request.urlopen(request, timeout=seconds) as reply:
                 text = reply.read()
@@ -61,6 +68,26 @@ class ServerReward:
             return json.loads(text)
         except ValueError as error:
             raise BadReply(f"answered {excerpt(text)}, which is no JSON: {error}") from error
+
+
+@functools.cache
+def basic_authorization(host: str) -> str | None:
+    """The header value with the user and password for a host in ~/.netrc, or in the file that ``NETRC`` names.
+
+    Raises ``BadReply`` for a file that cannot be read as one.
+    """
+    file = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        found = netrc.netrc(file).authenticators(host)
+    except OSError:
+        return None
+    except (netrc.NetrcParseError, UnicodeDecodeError) as error:  # whose words may be a password
+        line = f", line {error.lineno}" if isinstance(error, netrc.NetrcParseError) else ""
+        raise BadReply(f"{file}{line}: not in the form of netrc(5)") from None
+    if found is None:
+        return None
+    user, _, password = found
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def _away(reason: object, seconds: float) -> ServerAway:

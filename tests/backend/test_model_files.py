@@ -54,7 +54,7 @@ def test_a_tokenizer_whose_code_needs_torch_gets_it(model: Path) -> None:
         "import torch\nfrom transformers import PreTrainedTokenizerFast\n\n\n"
         "class Own(PreTrainedTokenizerFast):\n    rows = torch.zeros(3)\n",
     )
-    assert read_model_files(str(model), chat=False).stop.ids == (1,)
+    assert read_model_files(str(model), chat=False, trust_remote_code=True).stop.ids == (1,)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_broken_file_is_refused(model: Path, file: str, text: str, words: str)
 def test_a_tokenizer_that_ends_its_process_is_refused_with_its_last_words(model: Path) -> None:
     own_tokenizer(model, "import os, sys\nsys.stderr.write('no licence')\nsys.stderr.flush()\nos._exit(3)\n")
     with pytest.raises(ConfigError, match=r"ended with status 3: .*no licence"):
-        read_model_files(str(model), chat=False)
+        read_model_files(str(model), chat=False, trust_remote_code=True)
 
 
 def test_a_name_that_the_hub_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,23 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / ".cache" / "quickstart"
 STEPS = 25
 NAME = "test-quickstart"
+SECRETS = {
+    "HF_TOKEN": "hf_planted-token",
+    "OPENAI_API_KEY": "sk-planted-key",
+    "AWS_SECRET_ACCESS_KEY": "planted-secret",
+    "DATABASE_PASSWORD": "planted-password",
+    "DATABASE_URL": "postgres://me:planted-user@localhost/x",
+}
+"""What the environment of the run holds, and nothing that it leaves may."""
+UMASK = 0o027
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_files() -> Iterator[Path]:
+    """A folder for Ray's files whose path is short enough for Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +53,26 @@ def base_model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(base_model: Path, ray_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one short run."""
     folder = tmp_path_factory.mktemp("runs")
-    result = _command("train", f"run.dir={folder}", f"run.name={NAME}", f"train.max_steps={STEPS}")
+    result = _command("train", ray_files, f"run.dir={folder}", f"run.name={NAME}", f"train.max_steps={STEPS}")
+    (folder / "console").write_text(result.stdout + result.stderr)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert "held-out accuracy" in result.stdout
     assert "error" not in (result.stdout + result.stderr).lower(), "a run that goes well frightens nobody"
     return folder / NAME
 
 
-def _command(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _command(command: str, ray_files: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dapo_openrlhf", command, "--config", "configs/quickstart_cpu.yaml", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
+        umask=UMASK,
+        env={**os.environ, **SECRETS, "RAY_TMPDIR": str(ray_files)},
     )
 
 
@@ -117,7 +141,20 @@ def test_the_run_leaves_everything(run: Path) -> None:
     assert (run.parent / "latest").resolve() == run.resolve()
 
 
-def test_the_checkpoint_loads_and_answers_as_well(run: Path, tmp_path: Path) -> None:
+def test_no_secret_of_the_environment_is_in_what_it_leaves(run: Path, ray_files: Path) -> None:
+    left = [path for folder in (run.parent, ray_files) for path in folder.rglob("*") if path.is_file()]
+    assert run.parent / "console" in left and run / "config.yaml" in left and run / "checkpoint/config.json" in left
+    assert [path for path in left if b"planted" in path.read_bytes()] == []
+
+
+def test_what_it_leaves_may_be_read_by_whom_the_umask_lets(run: Path) -> None:
+    modes = {path: path.stat().st_mode & 0o777 for path in [run, *run.rglob("*")]}
+    assert {path.name for path in modes} >= {"model.safetensors", "events.jsonl", "curves.png"}
+    wrong = [f"{path}: {mode:o}" for path, mode in modes.items() if mode != (0o750 if path.is_dir() else 0o640)]
+    assert wrong == []
+
+
+def test_the_checkpoint_loads_and_answers_as_well(run: Path, ray_files: Path, tmp_path: Path) -> None:
     """In transformers, which must find every weight, and in vLLM, through `eval`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -125,7 +162,7 @@ def test_the_checkpoint_loads_and_answers_as_well(run: Path, tmp_path: Path) -> 
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert AutoTokenizer.from_pretrained(run / "checkpoint").eos_token is not None
     answer = tmp_path / "eval.json"
-    result = _command("eval", f"actor.model_name_or_path={run / 'checkpoint'}", "--json", str(answer))
+    result = _command("eval", ray_files, f"actor.model_name_or_path={run / 'checkpoint'}", "--json", str(answer))
     assert result.returncode == 0, result.stderr[-2000:]
     accuracy = json.loads(answer.read_text())["accuracy"]
     assert accuracy == pytest.approx(_summary(run)["accuracy_after"], abs=0.05)

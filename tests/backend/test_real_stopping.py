@@ -70,6 +70,25 @@ def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def leave_a_daemon(reward: Path, pids: Path) -> None:
+    """Let a reward leave a process in a session of its own, without parent, at the first response it sees."""
+    reward.write_text(
+        "import os, time\n"
+        "left = []\n\n\n"
+        "def daemon():\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "        if os.fork() == 0:\n"
+        f"            with open({str(pids)!r}, 'a') as file:\n"
+        "                file.write(f'{os.getpid()}\\n')\n"
+        "            os.closerange(0, 256)\n"
+        "            time.sleep(1e6)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n\n\n"
+        + reward.read_text().replace("    right =", "    left or left.append(daemon())\n    right =")
+    )
+
+
 def test_while_ray_and_the_actors_start(tmp_path: Path) -> None:
     """The reward is loaded once before they start, and never comes to an end when one of them loads it."""
     config = make_config(tmp_path)
@@ -96,6 +115,7 @@ def test_while_it_trains_and_going_on_afterwards(tmp_path: Path) -> None:
     """SIGUSR1, as Slurm sends it, makes a checkpoint; Ctrl-C, to the whole group, another one."""
     endless = make_config(tmp_path, **{"train.max_steps": 100_000, "train.grace_seconds": float(HANG_SECONDS)})
     (tmp_path / "c.yaml").write_text(dump_config(endless))
+    leave_a_daemon(tmp_path / "reward.py", tmp_path / "daemons")
     process = begin(tmp_path, "--config", "c.yaml", "--run.name", "sums", "--resume", "auto")
     run = tmp_path / "runs" / "sums"
     wait_for_event(process, run / "events.jsonl", lambda event: isinstance(event, StepTrained))
@@ -125,3 +145,5 @@ def test_while_it_trains_and_going_on_afterwards(tmp_path: Path) -> None:
     assert f"resuming after {steps} rollout steps" in output
     trained = [logged.event.step for logged in read(run / "events.jsonl") if isinstance(logged.event, StepTrained)]
     assert trained == [*range(steps + 1)]
+    daemons = [int(pid) for pid in (tmp_path / "daemons").read_text().split()]
+    assert len(daemons) >= 2 and not any(map(psutil.pid_exists, daemons)), "each run's rewards have left one"

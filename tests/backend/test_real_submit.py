@@ -73,7 +73,7 @@ def _submit(address: str, config: Path, *settings: str, **exported: str) -> subp
     return subprocess.run(
         [sys.executable, "-m", "dapo_openrlhf", "submit", "--address", address, "--config", str(config), *settings],
         cwd=config.parent,
-        env=os.environ | exported,
+        env={**os.environ, "HF_TOKEN": "hf_planted", "DATABASE_PASSWORD": "planted", **exported},
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
@@ -110,7 +110,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_job_runs_with_its_log_and_result(dashboard: str, config: Path) -> None:
-    result = _submit(dashboard, config, "--train.seed", "7", NCCL_DEBUG="WARN", HF_TOKEN="hf_planted")
+    result = _submit(dashboard, config, "--train.seed", "7", NCCL_DEBUG="WARN")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert "engines and trainer ready" in result.stdout
     assert "succeeded" in result.stdout
@@ -121,7 +121,7 @@ def test_a_job_runs_with_its_log_and_result(dashboard: str, config: Path) -> Non
     with urlopen(f"{dashboard}/api/jobs/", timeout=HANG_SECONDS) as reply:
         jobs = reply.read().decode()
     assert json.loads(jobs)[0]["runtime_env"]["env_vars"]["NCCL_DEBUG"] == "WARN"
-    assert "hf_planted" not in jobs
+    assert "dapo_openrlhf train" in jobs and "planted" not in jobs + result.stdout
 
 
 def test_a_job_too_large_for_the_cluster_says_so_at_once(dashboard: str, config: Path) -> None:

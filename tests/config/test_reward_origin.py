@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_reward
 from dapo_openrlhf.config.reward_origin import PythonFile, RewardOrigin, Rule, Server, origin_of, refusals
 
@@ -33,6 +34,27 @@ def test_what_is_no_reward_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is no reward; give rule, a Python file"):
         origin_of(name)
     assert len(list(refusals(name))) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "http://me:hunter2@host:5000/get_reward", "https://hunter2@host", "http://a@b:hunter2@host/x", "http://me:hunter2/x@host/y",
+        "ftp://me:hunter2@host", "me:hunter2@host", "http://me:hunter2@[::1]:80/", "http://me:hunter2@host/x,http://b/x",
+    ],
+)  # fmt: skip
+def test_an_address_with_a_password_is_refused_without_saying_it(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_reward({"remote_url": ["rule", name]}, source="x")
+    assert "hunter2" not in str(caught.value)
+    assert "reward.remote_url: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["http://[::1]:80/x", "http://host/users/@me", "http://host:80?q=a@b", "http://host:80"]
+)
+def test_other_addresses_with_such_signs_are_taken(name: str) -> None:
+    assert build_reward({"remote_url": name}, source="x").origins == (Server(name),)
 
 
 @pytest.mark.parametrize("name", ["http://a/x,http://b/x", "a.py,b.py"])

@@ -11,7 +11,7 @@ import pytest
 
 from dapo_openrlhf.config.reward_origin import PythonFile
 from dapo_openrlhf.rewards.function import FunctionReward, load_function
-from dapo_openrlhf.rewards.printed import MOST_LINES, Limited
+from dapo_openrlhf.rewards.printed import FIRST_LINES, LAST_LINES, Limited
 from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable, Scored, score_group
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.replies import BadReply, read_reply
@@ -276,9 +276,9 @@ def test_what_it_prints_comes_in_lines_and_not_too_many(tmp_path: Path) -> None:
     scored, process = judged(tmp_path, HOSTILE, labelled("print"))
     assert len(scored) == 2 and process.printed() == ["x" * 99] * 2
     scored, process = judged(tmp_path, HOSTILE, labelled("flood"))
-    *lines, last = process.printed()
-    assert len(scored) == 2 and len(lines) == MOST_LINES
-    assert last == f"... and {2 * 2000 - MOST_LINES} more lines"
+    lines = process.printed()
+    assert len(scored) == 2 and len(lines) == FIRST_LINES + 1 + LAST_LINES
+    assert lines[FIRST_LINES] == f"... {2 * 2000 - FIRST_LINES - LAST_LINES} lines left out ..."
     scored, process = judged(tmp_path, HOSTILE, labelled("megabytes"))
     assert [scored.reason for scored in scored] == ["judged"] * 2
     assert sum(map(len, process.printed())) < 20_000

@@ -9,10 +9,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_actors import FakeActor
+from patience import HANG_SECONDS
 from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import GroupTexts
@@ -23,11 +25,15 @@ from dapo_openrlhf.config.reward_origin import Server
 from dapo_openrlhf.pipeline.outage import Outage, ServerGone
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.rewards.process import SERVER_AWAY, Scored
+from dapo_openrlhf.rewards.question import Question
+from dapo_openrlhf.rewards.replies import BadReply
+from dapo_openrlhf.rewards.server import ServerReward, basic_authorization
 from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Prompt, Score
 
 PROMPT = Prompt(id=4, text="<s>3+4=", label=7)
 TEXTS = GroupTexts(responses=("7", "8"), queries=("<s>3+4=7</s>", "<s>3+4=8</s>"))
+QUESTION = Question(responses=["7"], queries=["3+4=7"], prompt="3+4=", label="7")
 TIMES = RewardTimes(group=60.0, start=60.0, server=100.0)
 
 
@@ -234,3 +240,44 @@ def test_several_servers_of_one_reward_are_refused() -> None:
     with pytest.raises(ConfigError, match="OpenRLHF asks addresses with a comma between them in turn"):
         build_reward({"remote_url": "http://a:1/get,http://b:1/get"}, source="x")
     assert build_reward({"remote_url": ["http://a:1/", "http://b:1/"]}, source="x").server_timeout == 600.0
+
+
+# ------------------------------------------------------------------------------------------------------- passwords
+
+
+def test_a_user_and_password_come_from_netrc_and_only_for_their_host(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"rewards": 1.0}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silence."""
+
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        for text in ("machine 127.0.0.1 login me password hunter2", "machine elsewhere login me password hunter2"):
+            (tmp_path / "netrc").write_text(text)
+            basic_authorization.cache_clear()
+            reward = ServerReward(address=f"http://127.0.0.1:{port}/", correct_from=1.0, timeout=HANG_SECONDS)
+            assert reward(QUESTION) == [Score(correct=True, reward=1.0)]
+        running.shutdown()
+    assert seen == ["Basic bWU6aHVudGVyMg==", None]  # base64 of me:hunter2
+    basic_authorization.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["machine host login me hunter2 password", "hunter2", "machine \udcff"])
+def test_a_broken_netrc_is_named_without_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_bytes(text.encode("utf-8", "surrogateescape"))
+    basic_authorization.cache_clear()
+    with pytest.raises(BadReply, match="not in the form of netrc") as caught:
+        basic_authorization("host")
+    assert "hunter2" not in str(caught.value) and caught.value.__cause__ is None

@@ -63,7 +63,9 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
             # If Ray is told not to hide other GPUs, the base class keeps only the first of this actor's own.
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, ray.get_gpu_ids()))
         self._configure_vllm_env(packaging_version, vllm, full_determinism=False)
-        self._tokenizer = AutoTokenizer.from_pretrained(engine_args["model"], trust_remote_code=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            engine_args["model"], trust_remote_code=engine_args["trust_remote_code"]
+        )
         self._unheard = unheard_ids(self._tokenizer, stop_ids)
         self._texts = ThreadPoolExecutor(max_workers=1)  # one worker, because fast tokenizers are not thread-safe
         self._decode_queries = decode_queries

@@ -65,7 +65,7 @@ def engine_args(config: Config, device: Device, index: int, checkpoint: Path | N
     return {
         "model": model_path(config, begin),
         "dtype": ENGINE_DTYPES[config.ds.param_dtype],
-        "trust_remote_code": True,
+        "trust_remote_code": config.actor.trust_remote_code,
         "seed": config.train.seed + index,
         "tensor_parallel_size": vllm.tensor_parallel_size,
         "max_model_len": config.data.max_len,

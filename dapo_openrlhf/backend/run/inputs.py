@@ -16,6 +16,7 @@ from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.dataset.hub import check_name
+from dapo_openrlhf.dataset.own_code import own_code, refuse_own_code
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
@@ -70,15 +71,7 @@ def check_inputs(
             "not at all, which vllm.sync_backend ipc needs; unset it, or use vllm.sync_backend object_store"
         )
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
-    check_model(config.actor.model_name_or_path)
-    if training and config.critic.model_name_or_path is not None:
-        check_model(config.critic.model_name_or_path, "critic.model_name_or_path")
-    names = {"actor.model_name_or_path": config.actor.model_name_or_path}
-    if training and config.critic.model_name_or_path is not None:
-        names["critic.model_name_or_path"] = config.critic.model_name_or_path
-    for setting, name in names.items():
-        if not Path(name).is_dir():
-            check_name(setting, name, say=say)
+    check_models(config, checkpoint, say, training=training)
     check_rewards(reward_settings(config.reward))
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
@@ -88,7 +81,11 @@ def check_inputs(
             f"train.max_steps {config.train.max_steps}: {state.step} rollout steps are done already in {checkpoint}; use "
             "more to go on"
         )
-    files = read_model_files(local_model(config.actor.model_name_or_path), chat=config.data.apply_chat_template)
+    files = read_model_files(
+        local_model(config.actor.model_name_or_path),
+        chat=config.data.apply_chat_template,
+        trust_remote_code=config.actor.trust_remote_code,
+    )
     check_context(config, files.config)
     prompts, problems = read_sets(config, say, training=training)
     if first := prompts or problems:
@@ -123,6 +120,28 @@ def local_model(name_or_path: str) -> str:
     """The model's absolute path if it is a folder, otherwise its name on the hub."""
     path = Path(name_or_path)
     return str(path.resolve()) if path.is_dir() else name_or_path
+
+
+def check_models(config: Config, checkpoint: Path | None, say: Callable[[str], None], *, training: bool) -> None:
+    """Refuse paths and names without a model, and folders with Python that is not trusted; say which is trusted."""
+    models = {"actor.model_name_or_path": config.actor.model_name_or_path}
+    if training and config.critic.model_name_or_path is not None:
+        models["critic.model_name_or_path"] = config.critic.model_name_or_path
+    for setting, model in models.items():
+        check_model(model, setting)
+        if not Path(model).is_dir():
+            check_name(setting, model, say=say)
+    if checkpoint is not None:
+        models["--resume"] = str(checkpoint)
+    folders = {setting: model for setting, model in models.items() if Path(model).is_dir()}
+    if not config.actor.trust_remote_code:
+        for setting, model in folders.items():
+            refuse_own_code(model, setting=setting, remedy="actor.trust_remote_code true")
+        return
+    named = ", ".join(str(file) for model in folders.values() for file, _ in own_code(model))
+    say(
+        f"actor.trust_remote_code true: Python that comes with the models runs in this run ({named or 'no folder has any'})"
+    )
 
 
 def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") -> None:
@@ -202,4 +221,5 @@ def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:
         apply_chat_template=data.apply_chat_template,
         chat_template_kwargs=data.chat_template_kwargs,
         system_prompt=data.system_prompt,
+        trust_remote_code=config.actor.trust_remote_code,
     )

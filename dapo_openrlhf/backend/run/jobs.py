@@ -13,6 +13,7 @@ from typing import Any
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dapo_openrlhf.backend.passed_on import passed_on
+from dapo_openrlhf.config.addresses import without_user
 from dapo_openrlhf.config.errors import ConfigError
 
 AGENT_SECONDS = 60.0
@@ -33,12 +34,12 @@ class Job:
             self._client = JobSubmissionClient(address)
         except ConnectionError as error:
             raise ConfigError(
-                f"--address: no Ray dashboard answers at {address}; start the cluster with its dashboard, or give the "
+                f"--address: no Ray dashboard answers at {without_user(address)}; start the cluster with its dashboard, or give the "
                 "address `ray start --head` prints"
             ) from error
         except ValueError as error:  # raised by requests for an answer that is not JSON
             raise ConfigError(
-                f"--address: what answers at {address} is no Ray dashboard; give the address `ray start --head` prints"
+                f"--address: what answers at {without_user(address)} is no Ray dashboard; give the address `ray start --head` prints"
             ) from error
 
     def submit(self, entrypoint: str, *, working_dir: Path | None, stop_seconds: float) -> None:

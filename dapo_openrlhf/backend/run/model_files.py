@@ -19,6 +19,7 @@ from typing import Any
 
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.dataset.own_code import refuse_own_code
 from dapo_openrlhf.dataset.readers import LAST_WORDS, child_environment
 
 TIMEOUT = 600.0
@@ -35,11 +36,15 @@ class ModelFiles:
     """The tokens that end a response."""
 
 
-def read_model_files(model: str, *, chat: bool) -> ModelFiles:
-    """Read a model's files; ``chat`` as for :func:`stop_tokens`. Raises ``ConfigError`` for unusable files."""
+def read_model_files(model: str, *, chat: bool, trust_remote_code: bool = False) -> ModelFiles:
+    """Read a model's files; options as for :func:`stop_tokens`.
+
+    Raises ``ConfigError`` for unusable files, and without ``trust_remote_code`` for Python among them.
+    """
     with TemporaryDirectory() as folder:
         reply = Path(folder, "reply.json")
-        command = [sys.executable, "-m", __name__, json.dumps({"model": model, "chat": chat, "reply": str(reply)})]
+        question = {"model": model, "chat": chat, "trust_remote_code": trust_remote_code, "reply": str(reply)}
+        command = [sys.executable, "-m", __name__, json.dumps(question)]
         try:
             done = subprocess.run(
                 command, env=child_environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT
@@ -65,7 +70,7 @@ def read_model_files(model: str, *, chat: bool) -> ModelFiles:
 def main(question: Mapping[str, Any], *, with_torch: bool) -> None:
     """Write the answer to the file that the question names."""
     try:
-        answer = _read(question["model"], chat=question["chat"])
+        answer = _read(question["model"], chat=question["chat"], trust_remote_code=question["trust_remote_code"])
     except ConfigError as error:
         if isinstance(error.__cause__, ImportError) and not with_torch:
             os.execv(sys.executable, [*sys.orig_argv, "torch"])
@@ -73,14 +78,16 @@ def main(question: Mapping[str, Any], *, with_torch: bool) -> None:
     Path(question["reply"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
-def _read(model: str, *, chat: bool) -> dict[str, Any]:
+def _read(model: str, *, chat: bool, trust_remote_code: bool) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
+    if not trust_remote_code:
+        refuse_own_code(model, setting="actor.model_name_or_path", remedy="actor.trust_remote_code true")
     try:
         config, _ = PretrainedConfig.get_config_dict(model)
     except (OSError, ValueError) as error:
         raise ConfigError(f"actor.model_name_or_path: the configuration of {model} cannot be read: {error}") from error
-    stop = stop_tokens(model, chat=chat)
+    stop = stop_tokens(model, chat=chat, trust_remote_code=trust_remote_code)
     return {"config": config, "ids": stop.ids, "notes": stop.notes}
 
 

@@ -32,7 +32,7 @@ class StopTokens:
     """Messages for the user: which tokens these are and which files name them, then what was left out."""
 
 
-def stop_tokens(model: str, *, chat: bool) -> StopTokens:
+def stop_tokens(model: str, *, chat: bool, trust_remote_code: bool = False) -> StopTokens:
     """The union of the tokens that generation_config.json, config.json and the tokenizer name as the end of a text.
 
     With ``chat`` also the token that ends an answer in the tokenizer's chat template, such as ``<|im_end|>``. Left out
@@ -41,7 +41,7 @@ def stop_tokens(model: str, *, chat: bool) -> StopTokens:
     """
     from transformers import PretrainedConfig
 
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     config, _ = PretrainedConfig.get_config_dict(model)
     stated = {
         "generation_config.json": [_generation_config(model).get("eos_token_id")],

@@ -54,6 +54,7 @@ def beginning(config: Config, inputs: Inputs) -> Beginning:
         first_step=inputs.first_step,
         checkpoint=None if inputs.checkpoint is None else str(inputs.checkpoint.resolve()),
         reference=model_path(config) if config.algo.kl.init_coef > 0 else None,  # also after a resume
+        trust_remote_code=config.actor.trust_remote_code,
     )
 
 

@@ -43,10 +43,11 @@ def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning,
     missing.
     """
     args, peers = strategy.args, Peers.joined()
-    models = Models(strategy, device=strategy.torch_device)
+    trusted = beginning.trust_remote_code
+    models = Models(strategy, device=strategy.torch_device, trust_remote_code=trusted)
     packing, temperature = models.packing, settings.loss.temperature
     path = args.actor.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
     language_model = _under_deepspeed(models.language_model(path), strategy, args.actor.adam, beginning)
     reference = None if beginning.reference is None else _reference(models, strategy, beginning.reference)
     trained, critic = [language_model], None

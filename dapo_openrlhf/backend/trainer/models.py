@@ -20,17 +20,19 @@ from dapo_openrlhf.backend.trainer.strategy import PARAM_DTYPES, Strategy
 class Models:
     """Loads models as the strategy's settings say. All of them read packed sequences."""
 
-    def __init__(self, strategy: Strategy, *, device: torch.device) -> None:
+    def __init__(self, strategy: Strategy, *, device: torch.device, trust_remote_code: bool = False) -> None:
+        """``trust_remote_code``: whether Python that comes with a model may run."""
         attention.register()
         self._strategy = strategy
         self._device = device
         ds, wanted = strategy.args.ds, strategy.args.ds.attn_implementation
         self.packing = Packing(attention.implementation(wanted, flash_attention=flash_attention_installed()))
-        self._options = {"dtype": PARAM_DTYPES[ds.param_dtype], "trust_remote_code": True}
+        self._trusted = trust_remote_code
+        self._options = {"dtype": PARAM_DTYPES[ds.param_dtype], "trust_remote_code": trust_remote_code}
 
     def language_model(self, path: str) -> Any:
         """A causal language model that computes :func:`logprobs.token_logprobs`."""
-        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=self._trusted)
         by_rows = self._by_rows(config)
         with self._partitioned_loading():
             model = AutoModelForCausalLM.from_pretrained(
@@ -44,7 +46,7 @@ class Models:
 
         Only the class is OpenRLHF's; its loader is not used, because it does not support float32.
         """
-        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=self._trusted)
         config.normalize_reward = False
         head = getattr(config, "value_head_prefix", self._strategy.args.ds.value_head_prefix)
         base: Any = AutoModel._model_mapping[type(config)]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dapo_openrlhf.backend.trainer.finite import refuse_moments_not_finite, refuse_not_finite
 from dapo_openrlhf.backend.trainer.peers import Peers
 from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
 from dapo_openrlhf.pipeline.checkpoint import TRAINER_FOLDER
+from dapo_openrlhf.whole_file import put_in_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,8 +49,7 @@ class Saving:
         if self._critic is not None and self._keep_critic:
             self._critic.save(os.path.join(unfinished, "critic"), self._tokenizer)
         if self._peers.rank == 0:
-            shutil.rmtree(path, ignore_errors=True)
-            os.rename(unfinished, path)
+            put_in_place(Path(unfinished), Path(path))
 
     def save_state(self, path: str) -> None:
         """Write the state that training resumes from, next to a saved model."""

@@ -76,3 +76,5 @@ class Beginning:
     """Folder of a checkpoint whose moments and full-precision weights are resumed."""
     reference: str | None
     """The reference model, to which a KL is measured."""
+    trust_remote_code: bool = False
+    """Whether Python that comes with the models may run."""
