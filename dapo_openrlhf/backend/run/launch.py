@@ -7,6 +7,7 @@ import functools
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dapo_openrlhf import stopping
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
@@ -66,7 +67,7 @@ def train(
         checkpoints=checkpoints,
         trained_model=trained_model,
     )
-    with ray_cluster(config, inputs.device, say=say):
+    with ray_cluster(config, inputs.device, say=say, logs=Path(trained_model).parent / "ray_logs"):
         return asyncio.run(_train(config, inputs, log, say, build))
 
 

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import (  # type: ignore[attr-defined]  # TCPStore, which torch does not re-export
-    BroadcastOptions,
-    ProcessGroupGloo,
-    TCPStore,
-)
+from torch.distributed import BroadcastOptions, ProcessGroupGloo
+
+from dapo_openrlhf.backend.meeting import meeting_store
 
 TIMEOUT = timedelta(minutes=30)
 """Timeout of joining and of each broadcast; a publication has a deadline of its own, ``async.publish_timeout``."""
@@ -26,7 +24,7 @@ class GlooGroup:
 
     def __init__(self, *, address: str, port: int, rank: int, world_size: int) -> None:
         """Join the group. Blocks until all ``world_size`` members have joined; rank 0 listens on the port."""
-        store = TCPStore(address, port, world_size, is_master=rank == 0, timeout=TIMEOUT)
+        store = meeting_store(address, port, rank=rank, world_size=world_size, timeout=TIMEOUT)
         self._group: Any = ProcessGroupGloo(store, rank, world_size, TIMEOUT)
         _stand_in_for_streams()
 
