@@ -83,18 +83,20 @@ def test_a_start_that_timed_out_is_tried_again_with_more_time_and_without_what_t
     assert words.startswith(
         "Ray did not start within 0 s: The current node timed out during startup. This could happen"
     )
-    assert words.endswith("It is tried again with 240 s")
+    assert words.endswith("It is tried again with 120 s")
     assert starts.all_gone()
 
 
-def test_a_second_time_out_is_an_error_of_one_line(starts: Starts) -> None:
-    starts.outcomes = [Exception(TIMED_OUT), RuntimeError("Failed to start GCS.\n Last 0 lines of error files:\n.")]
+def test_a_third_time_out_is_an_error_of_one_line(starts: Starts) -> None:
+    starts.outcomes = [Exception(TIMED_OUT)] * 2 + [
+        RuntimeError("Failed to start GCS.\n Last 0 lines of error files:\n.")
+    ]
     with (
         pytest.raises(RayNotStarted, match=r"^Ray did not start within 0 s: Failed to start GCS\. Last .*memory$"),
         own_cluster.own_cluster(SIZE, say=lambda line: None),
     ):
         pass
-    assert starts.all_gone() and starts.shut_down == 3
+    assert starts.all_gone() and starts.shut_down == 4
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
@@ -117,9 +119,19 @@ def test_ray_may_take_longer_than_its_own_limit_to_know_its_node(monkeypatch: py
         return answer
 
     monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr(own_cluster, "_has_raylet", lambda: True)
     with own_cluster._patient(HANG_SECONDS):
         assert services.get_node("address", "node") == {"node": "here"}
     assert services.get_node is get_node
+
+
+def test_a_raylet_that_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_node(address: str, node: str) -> object:
+        raise RuntimeError("not yet")
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    with own_cluster._patient(HANG_SECONDS), pytest.raises(own_cluster._RayletEnded, match="its raylet ended"):
+        services.get_node("address", "node")
 
 
 def test_only_processes_of_the_cluster_are_ended(tmp_path: Path) -> None:

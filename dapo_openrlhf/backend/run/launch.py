@@ -14,6 +14,7 @@ from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher, publish_once, reviver_of
+from dapo_openrlhf.backend.run.ray_watch import while_ray_lives
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
@@ -68,7 +69,7 @@ def train(
         trained_model=trained_model,
     )
     with ray_cluster(config, inputs.device, say=say, logs=Path(trained_model).parent / "ray_logs"):
-        return asyncio.run(_train(config, inputs, log, say, build))
+        return asyncio.run(while_ray_lives(_train(config, inputs, log, say, build)))
 
 
 async def _train(
@@ -127,7 +128,7 @@ def evaluate(
     to ``say``.
     """
     with ray_cluster(config, inputs.device, say=say):
-        return asyncio.run(_evaluate(config, inputs, say, on_answered, progress))
+        return asyncio.run(while_ray_lives(_evaluate(config, inputs, say, on_answered, progress)))
 
 
 async def _evaluate(

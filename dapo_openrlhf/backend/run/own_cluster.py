@@ -25,8 +25,9 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 
 from dapo_openrlhf.backend.run.ray_folder import private_folder
 
-START_SECONDS = (30.0, 240.0)
-"""Seconds that Ray may take to start, at the first attempt and at the next ones."""
+START_SECONDS = (30.0, 120.0, 240.0)
+"""Seconds that Ray may take to start, at the first attempt and at the next ones. Its raylet gives up sooner if its
+agents, which are Python processes, are slow to start; a further attempt finds their files in memory."""
 MARK = "DAPO_OPENRLHF_RAY"
 """Environment variable by which the cluster's processes are recognised; its value is the cluster's folder."""
 LEAVE_SECONDS = 10.0
@@ -84,6 +85,7 @@ def closed_environment(folder: Path) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
         "RAY_worker_niceness": "0",
+        "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps the history of 100,000 calls, which nobody reads
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 
@@ -149,6 +151,15 @@ def _init(size: Size, folder: Path) -> None:
     )
 
 
+class _RayletEnded(Exception):
+    """Not a ``RuntimeError``, after which Ray would ask again."""
+
+
+def _has_raylet() -> bool:
+    children = psutil.Process().children()
+    return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
 @contextmanager
 def _patient(seconds: float) -> Iterator[None]:
     """Let Ray wait this long for its node, instead of for 30 seconds, which it has no setting for."""
@@ -159,9 +170,13 @@ def _patient(seconds: float) -> Iterator[None]:
         while True:
             try:
                 return ask(address, node)  # type: ignore[no-untyped-call]  # Ray's
-            except RuntimeError:
+            except RuntimeError as error:
                 if time.monotonic() > deadline:
                     raise
+                if not _has_raylet():
+                    raise _RayletEnded(
+                        "its raylet ended; its agents did not start in time, or there is no memory."
+                    ) from error
                 time.sleep(0.2)
 
     services.get_node = wait_for_node
