@@ -75,3 +75,15 @@ def test_the_processes_of_a_joined_cluster_are_not_known(monkeypatch: pytest.Mon
     assert not list(deaths())
     monkeypatch.setattr(worker, "_global_node", None)
     assert not list(deaths())
+
+
+def test_of_ray_s_own_errors_only_the_autopsy_of_its_raylet_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(worker, "print_to_stdstream", lambda error, **_: said.extend(error["lines"]))
+
+    async def work() -> None:
+        for line in ("Raylet is terminated. Termination is unexpected.", "2 workers were killed for want of memory"):
+            worker.print_to_stdstream({"lines": [line], "pid": "raylet"}, ignore_prefix=False)
+
+    asyncio.run(while_ray_lives(work()))
+    assert said == ["2 workers were killed for want of memory"]

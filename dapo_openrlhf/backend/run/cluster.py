@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray.exceptions import AuthenticationError
@@ -20,7 +21,14 @@ from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.stopping import reinstall
 
 PROCESSES_PER_CORE = 2
-OBJECT_STORE_BYTES_ON_CPU = 512 << 20
+LEAST_OBJECT_STORE = 512 << 20
+"""Bytes of shared memory for objects on a CPU machine, at least; on others Ray chooses."""
+MOST_OF_MEMORY = 0.25
+"""The share of the machine's memory that objects may take; Ray writes what goes beyond to disk, in the run's folder."""
+BYTES_PER_TOKEN = 24
+"""Id, log-probability, and text as a response and as part of a query."""
+MODELS_AT_ONCE = 2
+"""A published version and the one before, which an engine may still be reading."""
 
 
 def check_devices(config: Config, device: Device, available: float, where: str) -> None:
@@ -94,5 +102,15 @@ def _size(config: Config, device: Device) -> Size:
     return Size(
         cpus=max(os.cpu_count() or 1, model_processes),
         gpus=device.count() if device.kind == "cuda" else 0,
-        object_store_bytes=OBJECT_STORE_BYTES_ON_CPU if device.kind == "cpu" else None,
+        object_store_bytes=object_store_bytes(config, psutil.virtual_memory().total) if device.kind == "cpu" else None,
     )
+
+
+def object_store_bytes(config: Config, memory: int) -> int:
+    """What a run's groups and published weights take at most, within bounds. ``memory``: the machine's, in bytes."""
+    groups = 2 * (config.async_.max_staleness + 1) * config.rollout.batch_size  # in flight or ready, and being trained
+    tokens = groups * config.rollout.n_samples_per_prompt * config.data.max_len
+    files = Path(config.actor.model_name_or_path).glob("*.safetensors")
+    weights = 2 * sum(file.stat().st_size for file in files)  # trained in float32, perhaps kept in bfloat16
+    wanted = tokens * BYTES_PER_TOKEN + MODELS_AT_ONCE * weights
+    return max(LEAST_OBJECT_STORE, min(wanted, int(MOST_OF_MEMORY * memory)))

@@ -7,7 +7,7 @@ C++, without a cause and without a chance to close anything.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from ray._private import worker
@@ -33,6 +33,8 @@ async def while_ray_lives(work: Awaitable[T]) -> T:
     """
     running = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_until_death())
+    say = worker.print_to_stdstream
+    worker.print_to_stdstream = _without_autopsy(say)
     try:
         await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
         for death in deaths():  # the error that the run ended with is then a consequence
@@ -41,8 +43,19 @@ async def while_ray_lives(work: Awaitable[T]) -> T:
             raise RayDied(death)
         return await running
     finally:
+        worker.print_to_stdstream = say
         watching.cancel()
         running.cancel()
+
+
+def _without_autopsy(say: Callable[..., None]) -> Callable[..., None]:
+    """Ray's printing of errors, but for the counters of a dead raylet, which say nothing of the cause."""
+
+    def say_others(error: Mapping[str, Any], **options: Any) -> None:
+        if not error["lines"][0].startswith("Raylet is terminated"):
+            say(error, **options)
+
+    return say_others
 
 
 async def _until_death() -> None:
