@@ -10,6 +10,7 @@ which counts a page that several share in parts.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import subprocess
 import sys
@@ -86,15 +87,20 @@ def measure(root: psutil.Process) -> dict[str, int]:
 
 
 def soak(command: Sequence[str], metrics: Path) -> dict[str, list[Sample]]:
-    """Run a command to its end and sample it. Raises ``CalledProcessError`` if it fails."""
+    """Run a command to its end, or until Ctrl-C, and sample it. Raises ``CalledProcessError`` if it fails."""
     memory: dict[str, list[Sample]] = defaultdict(list)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
         root = psutil.Process(running.pid)
-        while running.poll() is None:
-            time.sleep(SAMPLE_SECONDS)
-            step = sum(1 for _ in metrics.open("rb")) if metrics.exists() else 0
-            for name, size in measure(root).items() if running.poll() is None else ():
-                memory[name].append(Sample(step, size))
+        try:
+            while running.poll() is None:
+                time.sleep(SAMPLE_SECONDS)
+                step = sum(1 for _ in metrics.open("rb")) if metrics.exists() else 0
+                for name, size in measure(root).items() if running.poll() is None else ():
+                    memory[name].append(Sample(step, size))
+        except KeyboardInterrupt:
+            running.send_signal(signal.SIGINT)
+            running.wait()
+            return memory
     if running.returncode:
         raise subprocess.CalledProcessError(running.returncode, command)
     return memory
@@ -115,9 +121,10 @@ def main() -> None:
         command += [word for name, value in settings.items() for word in (f"--{name}", value)]
         begun = time.monotonic()
         memory = soak(command, run / "metrics.jsonl")
-        print(f"{options.steps} steps in {time.monotonic() - begun:.0f} s, the first {options.warm_up} not counted")
+        steps = max(sample.step for samples in memory.values() for sample in samples)
+        print(f"{steps} steps in {time.monotonic() - begun:.0f} s, the first {options.warm_up} not counted")
         print("\n".join(table(memory, warm_up=options.warm_up)))
-        print(f"event log: {(run / 'events.jsonl').stat().st_size / options.steps:.0f} bytes a step")
+        print(f"event log: {(run / 'events.jsonl').stat().st_size / max(1, steps):.0f} bytes a step")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from patience import HANG_SECONDS
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-from dapo_openrlhf.backend.run import own_cluster
+from dapo_openrlhf.backend.run import cluster, own_cluster
 from dapo_openrlhf.backend.run.own_cluster import MARK, RayNotStarted, Size
 
 SIZE = Size(cpus=2, gpus=0, object_store_bytes=1 << 20)
@@ -165,3 +165,23 @@ def test_the_ends_of_ray_s_logs_are_kept_when_a_run_fails(
     assert {path.name: path.read_text() for path in logs.iterdir()} == {"raylet.err": " end"}
     assert said == [f"Ray's logs are kept in {logs}"]
     assert not session.exists()
+
+
+@pytest.mark.parametrize(
+    ("token", "addresses", "said"),
+    [
+        (True, ["127.0.0.1"], None),
+        (False, ["127.0.0.1"], "it asks for no token (RAY_AUTH_MODE=token); see"),
+        (True, ["10.0.0.7", "10.0.0.8"], "its ports are open on every interface of 10.0.0.7, 10.0.0.8; see"),
+        (False, ["10.0.0.7"], "it asks for no token (RAY_AUTH_MODE=token); its ports are open on every interface of 10.0.0.7; see"),
+    ],
+)  # fmt: skip
+def test_what_a_joined_cluster_lacks_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, token: bool, addresses: list[str], said: str | None
+) -> None:
+    nodes = [{"NodeManagerAddress": address, "Alive": True} for address in addresses]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"NodeManagerAddress": "10.0.0.9", "Alive": False}])
+    monkeypatch.setattr(cluster, "is_token_auth_enabled", lambda: token)
+    lines = list(cluster.open_doors("head:6379"))
+    assert len(lines) == (said is not None)
+    assert not said or said in lines[0]

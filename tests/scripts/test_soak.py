@@ -47,3 +47,21 @@ def test_processes_are_sampled_with_their_children(tmp_path: Path, monkeypatch: 
 def test_a_run_that_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(soak.subprocess.CalledProcessError):
         soak.soak([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "none")
+
+
+def test_an_interrupted_soak_ends_its_run_and_keeps_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "SAMPLE_SECONDS", 0.02)
+    roots: list[soak.psutil.Process] = []
+
+    def measure(root: soak.psutil.Process) -> dict[str, int]:
+        if roots:
+            raise KeyboardInterrupt
+        roots.append(root)
+        return {"python": 7}
+
+    monkeypatch.setattr(soak, "measure", measure)
+    memory = soak.soak([sys.executable, "-c", "import time; time.sleep(1e6)"], tmp_path / "none")
+    assert memory == {"python": [Sample(0, 7)]}
+    assert not roots[0].is_running()
