@@ -3,8 +3,8 @@
     .venv/bin/python scripts/soak.py [--steps N] [--warm-up N] [--set NAME VALUE ...]
 
 It trains the quickstart's model on very short responses, and prints a table with each process's growth per 1,000 steps
-after the warm-up: the slope of a straight line through its samples. The memory is a process's proportional set size,
-which counts a page that several share in parts.
+after the warm-up: the slope of a straight line through its samples. The memory is a process's unique set size: pages
+that it shares would count for more or less as other processes come and go.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(root: psutil.Process) -> dict[str, int]:
     found = {}
     for process in [root, *root.children(recursive=True)]:
         try:
-            found[name_of(process)] = process.memory_full_info().pss
+            found[name_of(process)] = process.memory_full_info().uss
         except psutil.Error:  # it has just ended
             continue
     return found
