@@ -32,8 +32,11 @@ class Starts:
         self.waited: list[float] = []
 
     def init(self, **_: object) -> None:
-        command = [sys.executable, "-c", "import time; time.sleep(1e6)"]
-        self.processes.append(subprocess.Popen(command, start_new_session=True))
+        command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(1e6)"]
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+        self.processes.append(process)
+        assert process.stdout is not None
+        process.stdout.readline()  # before a process runs its program it has the environment of its parent
         outcome = self.outcomes.pop(0)
         if outcome is not None:
             raise outcome
@@ -54,7 +57,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Starts]:
     yield made
     for process in made.processes:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_everything_in_a_cluster_is_closed_to_others_and_open_again_afterwards(starts: Starts) -> None:
@@ -135,18 +138,22 @@ def test_a_raylet_that_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_processes_of_the_cluster_are_ended(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "import time; time.sleep(1e6)"]
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(1e6)"]
     mine, other = (
-        subprocess.Popen(command, env={**os.environ, MARK: str(folder)}) for folder in (tmp_path, tmp_path / "other")
+        subprocess.Popen(command, env={**os.environ, MARK: str(folder)}, stdout=subprocess.PIPE)
+        for folder in (tmp_path, tmp_path / "other")
     )
     try:
+        for process in (mine, other):
+            assert process.stdout is not None
+            process.stdout.readline()
         own_cluster.end_processes(tmp_path)
         assert not psutil.pid_exists(mine.pid)
         assert other.poll() is None
     finally:
         for process in (mine, other):
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def test_the_ends_of_ray_s_logs_are_kept_when_a_run_fails(
