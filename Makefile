@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE)) $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart gpu-check ablation-small docs test test-fast bench-parts chaos check format clean
+.PHONY: help setup setup-dev quickstart gpu-check ablation-small docs test test-fast bench-parts chaos soak check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -49,6 +49,11 @@ bench-parts: setup ## rates of the parts that a run's controller spends its time
 
 chaos: setup ## put faults into runs on this machine, for up to an hour, and write a table; ARGS="--short" for two minutes
 	$(BIN)/python -m scripts.chaos $(ARGS)
+
+soak: setup ## the growth of every process over 5,000 steps of the real stack; ARGS="--steps N" changes that
+	@$(BIN)/python scripts/build_quickstart_model.py --output .cache/quickstart/model
+	@$(BIN)/python data/quickstart_prompts.py --output .cache/quickstart/prompts
+	$(BIN)/python scripts/soak.py $(ARGS)
 
 check: setup-dev ## lint, formatting and types
 	$(BIN)/ruff check .

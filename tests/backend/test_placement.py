@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.run.cluster import check_devices
+from dapo_openrlhf.backend.run.cluster import LEAST_OBJECT_STORE, check_devices, object_store_bytes
 from dapo_openrlhf.backend.run.placement import Layout, check_fit, together
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_config
@@ -100,3 +102,23 @@ def test_a_shared_gpu_is_counted_once() -> None:
         ConfigError, match=r"vllm.num_engines 2 .* = 4 GPUs, but this machine has 3;.* or let them share"
     ):
         check_devices(config(per_node=2, engines=2), cuda, 3, "this machine")
+
+
+def test_shared_memory_is_sized_by_what_the_run_puts_into_it(tmp_path: Path) -> None:
+    """2 x (1 + 1) x 64 groups of 8 responses of 1,000 tokens of 24 bytes, and two versions of weights of 2 x 100 MB."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    os.truncate(tmp_path / "model.safetensors", 100_000_000)
+    settings = {
+        "actor": {"model_name_or_path": str(tmp_path)},
+        "rollout": {"batch_size": 64, "n_samples_per_prompt": 8, "max_new_tokens": 500},
+        "train": {"batch_size": 512},
+        "async": {"max_staleness": 1},
+        "data": {"prompt_dataset": "p.jsonl", "max_len": 1000},
+    }
+    run = build_config(settings, source="test")
+    wanted = 2 * 2 * 64 * 8 * 1000 * 24 + 2 * 2 * 100_000_000
+    assert wanted < LEAST_OBJECT_STORE == object_store_bytes(run, memory=1 << 40)
+    os.truncate(tmp_path / "model.safetensors", 1_000_000_000)
+    wanted += 2 * 2 * 900_000_000
+    assert object_store_bytes(run, memory=1 << 40) == wanted
+    assert object_store_bytes(run, memory=4_000_000_000) == 1_000_000_000

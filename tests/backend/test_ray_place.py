@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -13,16 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import ray
 from grpc import server as grpc_server
 from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run import ray_address, ray_folder
-from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.ray_address import resolve
 from dapo_openrlhf.config.errors import ConfigError
-from dapo_openrlhf.config.settings import Config
 
 
 @pytest.fixture
@@ -134,7 +132,7 @@ def test_what_is_no_address_is_refused_by_name(address: str, words: str) -> None
 @pytest.fixture
 def others(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Stand-ins for the system's short folders, and neither TMPDIR nor RAY_TMPDIR set."""
-    found = [tmp_path_factory.getbasetemp() / "r", tmp_path_factory.getbasetemp() / "s"]
+    found = [tmp_path_factory.mktemp("r"), tmp_path_factory.mktemp("s")]
     monkeypatch.setattr(ray_folder, "_others", lambda: tuple(found))
     monkeypatch.setattr(ray_folder, "LONGEST", 1000)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
@@ -142,7 +140,7 @@ def others(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     return found
 
 
-def test_the_longest_folder_leaves_room_for_the_longest_socket() -> None:
+def test_the_longest_place_leaves_room_for_the_longest_socket() -> None:
     assert len(os.fsencode("/" + "t" * (ray_folder.LONGEST - 1) + ray_folder.UNDER_IT)) == 107
 
 
@@ -151,10 +149,28 @@ def test_ray_s_files_go_where_temporary_files_go(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     said: list[str] = []
-    assert ray_folder.ray_folder(said.append) == tmp_path / "ray"
-    monkeypatch.setenv("RAY_TMPDIR", str(others[0].parent))
-    assert ray_folder.ray_folder(said.append) == others[0].parent / "ray"
+    with ray_folder.private_folder(said.append) as folder:
+        assert folder.parent == tmp_path
+    monkeypatch.setenv("RAY_TMPDIR", str(others[0]))
+    with ray_folder.private_folder(said.append) as folder:
+        assert folder.parent == others[0]
     assert said == []
+
+
+def test_nobody_else_can_enter_the_folder_and_it_goes_with_all_that_is_in_it(
+    others: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = os.umask(0)
+    try:
+        with pytest.raises(KeyboardInterrupt), ray_folder.private_folder(print) as folder:
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            (folder / "ray").mkdir()
+            (folder / "ray" / "log").write_text("a log")
+            raise KeyboardInterrupt
+    finally:
+        os.umask(before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -177,20 +193,24 @@ def test_a_tmpdir_that_cannot_hold_sockets_is_said_and_a_short_one_taken(
     }
     monkeypatch.setenv("TMPDIR", str(folders[tmpdir]))
     said: list[str] = []
-    assert ray_folder.ray_folder(said.append) == others[0]
+    with ray_folder.private_folder(said.append) as folder:
+        assert folder.parent == others[0]
     assert len(said) == 1 and why in said[0] and f"they go to {others[0]}" in said[0]
     others[0].rmdir()
     others[0].write_text("in the way")
-    assert ray_folder.ray_folder(said.append) == others[1]
-    others[0].unlink()
+    with ray_folder.private_folder(said.append) as folder:
+        assert folder.parent == others[1]
 
 
 def test_a_ray_tmpdir_that_cannot_hold_sockets_is_refused(
     others: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "no"))
-    with pytest.raises(ConfigError, match=r"RAY_TMPDIR: .* no such folder; name another folder"):
-        ray_folder.ray_folder(print)
+    with (
+        pytest.raises(ConfigError, match=r"RAY_TMPDIR: .* no such folder; name another folder"),
+        ray_folder.private_folder(print),
+    ):
+        pass
 
 
 # -------------------------------------------------------------------------------------------------- interpreter
@@ -239,22 +259,3 @@ def test_actors_start_from_a_path_with_a_blank_and_an_umlaut(tmp_path: Path) -> 
         [python, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     assert f"found {python}" in done.stdout, done.stderr[-2000:]
-
-
-def test_an_interrupted_start_of_ray_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a connection that the interpreter's end finds is a crash in Ray."""
-    stopped: list[bool] = []
-
-    def interrupted(**_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for name in ("RAY_worker_niceness", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setattr(ray, "init", interrupted)
-    monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(True))
-    needed = {"actor": {"model_name_or_path": "model"}, "data": {"prompt_dataset": "prompts.jsonl"}}
-    config = Config.model_validate(needed | {"device": "cpu", "ds": {"attn_implementation": "sdpa"}})
-    with pytest.raises(KeyboardInterrupt), ray_cluster(config, Device.of("cpu", processes=1)):
-        pass
-    assert stopped == [True]

@@ -7,6 +7,7 @@ import functools
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dapo_openrlhf import stopping
 from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
@@ -14,6 +15,7 @@ from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.new_trainer import NewTrainer
 from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher
+from dapo_openrlhf.backend.run.ray_watch import while_ray_lives
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer, WatchedPublisher
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
@@ -73,8 +75,8 @@ def train(
         ),
         say=say,
     )
-    with ray_cluster(config, inputs.device, say=say):
-        return asyncio.run(_train(config, inputs, log, say, begin))
+    with ray_cluster(config, inputs.device, say=say, logs=Path(trained_model).parent / "ray_logs"):
+        return asyncio.run(while_ray_lives(_train(config, inputs, log, say, begin)))
 
 
 async def _train(
@@ -132,7 +134,7 @@ def evaluate(
     to ``say``.
     """
     with ray_cluster(config, inputs.device, say=say):
-        return asyncio.run(_evaluate(config, inputs, say, on_answered, progress))
+        return asyncio.run(while_ray_lives(_evaluate(config, inputs, say, on_answered, progress)))
 
 
 async def _evaluate(

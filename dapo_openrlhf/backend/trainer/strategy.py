@@ -14,6 +14,7 @@ from openrlhf.utils.deepspeed import DeepspeedStrategy
 from torch.distributed.device_mesh import init_device_mesh
 
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.meeting import MEETING
 from dapo_openrlhf.backend.trainer.accumulation import obey_accumulation_type
 
 PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -56,7 +57,7 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
         else:
             # Otherwise DeepSpeed compiles a shared-memory collective for half a minute at the first start.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend=self._device.distributed_backend, timeout=timeout)
+        deepspeed.init_distributed(dist_backend=self._device.distributed_backend, timeout=timeout, init_method=MEETING)
         self.world_size = torch.distributed.get_world_size()
         self.ds_device_mesh = init_device_mesh(
             self._device.kind, (self.world_size, 1, 1), mesh_dim_names=("dp", "sp", "tp")
