@@ -29,6 +29,7 @@ from dapo_openrlhf.backend.trainer.rank import Rank
 from dapo_openrlhf.backend.trainer.reports import StepReport
 from dapo_openrlhf.backend.trainer.saving import Saving
 from dapo_openrlhf.backend.trainer.spans import Spans
+from dapo_openrlhf.backend.trainer.state_tree import tensors_of
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, GuardSettings, LossSettings, TrainSettings
 from dapo_openrlhf.backend.trainer.weights_out import WeightsOut
 from dapo_openrlhf.pipeline.batch import PlanSettings, plan_batch
@@ -88,7 +89,7 @@ class Trainer:
     def state(self) -> list[Any]:
         """Weights and moments."""
         tensors = [tensor for model in self.models for _, tensor in model.held()]
-        moments = [tensor for model in self.models for _, held in model.held_moments() for tensor in held]
+        moments = [tensor for model in self.models for _, tensor in tensors_of(model.state())]
         return [tensor.clone() for tensor in tensors + moments]
 
 
@@ -212,9 +213,12 @@ def test_a_state_is_gone_on_from_as_if_nothing_had_been_in_between(tmp_path: Pat
     trainer.train(*a_batch(0))
     tokenizer: Any = None
     saving = Saving(trainer.models, tokenizer, keep_critic=True, peers=Peers())
-    saving.save_state(str(tmp_path / "checkpoint"))
+    saving.snapshot(str(tmp_path / "checkpoint"))
+    saving.write_snapshot()
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".pt", ".bin", ".pkl"}]
     saving.save(str(tmp_path / "model"))
-    assert (tmp_path / "model" / "model.pt").is_file() and (tmp_path / "model" / "critic" / "model.pt").is_file()
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "model" / "critic" / "model.safetensors").is_file()
     assert not (tmp_path / "model.unfinished").exists()
     other = Saving(resumed.models, tokenizer, keep_critic=True, peers=Peers())
     other.resume(str(tmp_path / "checkpoint"), 1)
@@ -223,7 +227,8 @@ def test_a_state_is_gone_on_from_as_if_nothing_had_been_in_between(tmp_path: Pat
     with pytest.raises(RuntimeError, match="holds no state of the optimizer"):
         other.resume(str(tmp_path / "model"), 1)
     saving_without = Saving(Trainer().models, tokenizer, keep_critic=False, peers=Peers())
-    saving_without.save_state(str(tmp_path / "without"))
+    saving_without.snapshot(str(tmp_path / "without"))
+    saving_without.write_snapshot()
     with pytest.raises(RuntimeError, match="holds no critic"):
         other.resume(str(tmp_path / "without"), 1)
 
@@ -247,7 +252,7 @@ def test_weights_go_out_whole_and_not_if_a_number_is_not_finite(tmp_path: Path) 
     with pytest.raises(NotFinite, match=f"the model is not saved to .*: {what}"):
         saving.save(str(tmp_path / "model"))
     with pytest.raises(NotFinite, match=f"no checkpoint is made in .*: {what}"):
-        saving.save_state(str(tmp_path / "state"))
+        saving.snapshot(str(tmp_path / "state"))
     assert not list(tmp_path.iterdir())
 
 

@@ -29,7 +29,7 @@ from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.backend.run.workers import start_rank
-from dapo_openrlhf.backend.trainer.actor import PolicyActor
+from dapo_openrlhf.backend.trainer.actor import rank_actor
 from dapo_openrlhf.config.loading import build_config, dump_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
@@ -61,7 +61,7 @@ def _config(model: Path, preset: str, *, ranks: int, zero_stage: int, updates: i
 async def _start(config: Config, device: Device) -> tuple[RemoteTrainer, list[Any]]:
     inputs = Inputs(device=device, prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))
     size = config.trainer_ranks
-    rank_class = ray.remote(PolicyActor).options(runtime_env=device.runtime_env())
+    rank_class = rank_actor().options(runtime_env=device.runtime_env())
     ranks = [rank_class.remote(size, 0, None, None)]
     if size > 1:
         address, port = await ranks[0].get_master_addr_port.remote()

@@ -18,7 +18,7 @@ from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
 from dapo_openrlhf.backend.run.start_check import check_agreement
 from dapo_openrlhf.backend.run.train_settings import beginning, train_settings
-from dapo_openrlhf.backend.trainer.actor import PolicyActor
+from dapo_openrlhf.backend.trainer.actor import rank_actor
 from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.rewards.settings import reward_settings
@@ -61,7 +61,7 @@ async def start_workers(
 
 
 async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[Any]:
-    rank_class, size = ray.remote(PolicyActor), config.trainer_ranks
+    rank_class, size = rank_actor(), config.trainer_ranks
     environment = {"runtime_env": inputs.device.runtime_env()}
 
     def create(rank: int, address: str | None, port: int | None) -> Any:
