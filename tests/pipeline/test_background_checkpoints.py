@@ -11,7 +11,8 @@ from fakes import World, build
 from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.conductor import Outcome
-from dapo_openrlhf.pipeline.events import Checkpointed, SnapshotTaken
+from dapo_openrlhf.pipeline.events import Checkpointed, Event, SnapshotTaken, StepDone
+from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline.stop import StopRequest
 
 AGES = 1000.0
@@ -54,6 +55,27 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits()
         assert pauses[2] == pytest.approx(0.1) and pauses[4] > AGES / 2, "what the second one waited is in its pause"
         seconds = {event.step: event.seconds for _, event in world.of(Checkpointed) if event.path != "model"}
         assert seconds[2] > AGES / 2
+
+    play(main)
+
+
+def test_pause_and_writing_are_in_the_metrics() -> None:
+    """The pause belongs to the step that was held up, the rest to the one in which the checkpoint was complete."""
+
+    async def main() -> None:
+        world = build(steps=4, save_steps=2, write=lambda folder: asyncio.sleep(1.5))
+        metrics, rows = StepMetrics(started=0.0), list[Row]()
+
+        def listen(event: Event) -> None:
+            metrics.add(event)
+            if isinstance(event, StepDone):
+                rows.append(metrics.row(now=world.log.now()))
+
+        world.log.listen(listen)
+        await world.run()
+        assert [row["seconds/save"] for row in rows] == pytest.approx([0.0, 0.1, 0.0, 0.0])
+        written = {step: row["seconds/checkpoint"] for step, row in enumerate(rows) if "seconds/checkpoint" in row}
+        assert written in ({2: pytest.approx(1.6)}, {3: pytest.approx(1.6)})
 
     play(main)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dapo_openrlhf.backend.trainer.finite import refuse_not_finite, refuse_tensors_not_finite
@@ -43,6 +45,10 @@ class Snapshot:
     """States of the optimizers, by their tags."""
 
 
+class NotWritten(RuntimeError):
+    """Files could not be written; the message names their folder and the cause."""
+
+
 class Saving:
     """Saves and resumes policy and critic. Every rank must call every method."""
 
@@ -70,9 +76,10 @@ class Saving:
         refuse_not_finite(f"the model is not saved to {path}", list(self._states.values()), self._peers)
         copies = self._copies()
         if self._peers.rank == 0:
-            self._write_models(copies, unfinished)
-            shutil.rmtree(path, ignore_errors=True)
-            os.rename(unfinished, path)
+            with _named(path):
+                self._write_models(copies, unfinished)
+                shutil.rmtree(path, ignore_errors=True)
+                os.rename(unfinished, path)
 
     def snapshot(self, path: str) -> None:
         """Copy what a checkpoint in the folder ``path`` consists of; once this returns, training may go on.
@@ -87,14 +94,19 @@ class Saving:
         )
 
     def write_snapshot(self) -> None:
-        """Write the newest snapshot and forget it. Other threads may train meanwhile; not a collective call."""
+        """Write the newest snapshot and forget it. Other threads may train meanwhile; not a collective call.
+
+        Raises :class:`NotWritten`, and ``NotFinite`` for a state that holds NaN or infinity.
+        """
         taken, self._taken = self._taken, None
         assert taken is not None, "there is no snapshot to write"
-        for tag, state in taken.states.items():
+        for state in taken.states.values():
             refuse_tensors_not_finite(f"no checkpoint is made in {taken.path}", tensors_of(state))
-            write_tree(state, self._file(taken.path, tag))
-        if self._peers.rank == 0:
-            self._write_models(taken.models, taken.path)
+        with _named(taken.path):
+            for tag, state in taken.states.items():
+                write_tree(state, self._file(taken.path, tag))
+            if self._peers.rank == 0:
+                self._write_models(taken.models, taken.path)
 
     def resume(self, checkpoint: str, updates_done: int) -> None:
         """Resume from a checkpoint after ``updates_done`` gradient steps.
@@ -125,3 +137,12 @@ class Saving:
     def _write_models(self, copies: Mapping[str, Mapping[str, Tensor]], path: str) -> None:
         for folder, model in self._folders.items():
             model.write_whole(copies[folder], os.path.join(path, folder), self._tokenizer)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Name the folder in the errors of safetensors, which say neither file nor folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise NotWritten(f"{path} cannot be written: {type(error).__name__}: {error}") from error
