@@ -10,6 +10,9 @@ from typing import Any
 
 from leaving import leave
 
+ALONE = tuple((stage, dtype) for stage in (1, 2, 3) for dtype in ("fp32", "bf16"))
+TOGETHER = ((1, "fp32"), (2, "bf16"), (3, "bf16"))
+"""ZeRO stages and data types that are tried with one rank, and with two."""
 DONE = 3
 """Gradient steps before the checkpoint."""
 BEFORE = {
@@ -34,9 +37,8 @@ def main(rank: str, ranks: str, port: str, folder: str) -> None:
 
     stand_in_for_cuda()
     import_openrlhf_lightly()
-    for stage in (1, 2, 3):
-        for dtype in ("fp32", "bf16"):
-            check(stage, dtype, Path(folder) / f"{stage}-{dtype}" / f"rank-{rank}")
+    for stage, dtype in ALONE if ranks == "1" else TOGETHER:
+        check(stage, dtype, Path(folder) / f"{stage}-{dtype}" / f"rank-{rank}")
 
 
 def prepared(stage: int, dtype: str, optimizer: dict[str, Any]) -> Any:

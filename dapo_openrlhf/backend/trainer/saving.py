@@ -7,7 +7,6 @@ ranks; :meth:`Saving.write_snapshot` writes the copies, each rank by itself, whi
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dapo_openrlhf.backend.trainer.peers import Peers
 from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
 from dapo_openrlhf.backend.trainer.state_tree import Tree, host_copies, read_tree, tensors_of, write_tree
 from dapo_openrlhf.pipeline.checkpoint import TRAINER_FOLDER
+from dapo_openrlhf.whole_file import put_in_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,8 +78,7 @@ class Saving:
         if self._peers.rank == 0:
             with _named(path):
                 self._write_models(copies, unfinished)
-                shutil.rmtree(path, ignore_errors=True)
-                os.rename(unfinished, path)
+                put_in_place(Path(unfinished), Path(path))
 
     def snapshot(self, path: str) -> None:
         """Copy what a checkpoint in the folder ``path`` consists of; once this returns, training may go on.
