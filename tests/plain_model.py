@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dapo_openrlhf.backend.messages import GroupTokens, WeightLayout
-from dapo_openrlhf.backend.trainer.state_tree import Tree, host_copies
+from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 
@@ -73,8 +73,8 @@ class PlainModel:
         self.inner.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def copy_whole(self, *, keep: bool) -> dict[str, Tensor]:
-        return host_copies(dict(self.inner.state_dict())) if keep else {}
+    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
+        return {} if copies is None else copies.copy(dict(self.inner.state_dict()), name)
 
     def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: Any) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -79,9 +79,9 @@ def updated(model: Any, dtype: str) -> float:
 
 def held(model: Any) -> dict[str, Any]:
     """Copies of its full-precision weights and of both moments, by their names in the state."""
-    from dapo_openrlhf.backend.trainer.state_tree import host_copy, tensors_of
+    from dapo_openrlhf.backend.trainer.state_tree import HostCopies, tensors_of
 
-    found = {name: host_copy(tensor) for name, tensor in tensors_of(model.state())}
+    found = dict(tensors_of(HostCopies().copy(model.state(), "state")))
     moments = [tensor for name, tensor in found.items() if name.endswith(("/exp_avg", "/exp_avg_sq"))]
     assert moments and all(moment.any() for moment in moments)
     assert any("fp32" in name for name in found)
@@ -101,12 +101,12 @@ def compare(model: Any, resumed: Any) -> None:
 
 def check(stage: int, dtype: str, file: Path) -> None:
     """Train, save, resume with other settings, train on; and resume with the same, as if nothing had been in between."""
-    from dapo_openrlhf.backend.trainer.state_tree import host_copies, read_tree, write_tree
+    from dapo_openrlhf.backend.trainer.state_tree import HostCopies, read_tree, write_tree
 
     model = prepared(stage, dtype, BEFORE)
     rates = [updated(model, dtype) for _ in range(DONE)]
     assert rates == [0.0, 2e-4 * 1 / 4, 2e-4 * 2 / 4], rates
-    write_tree(host_copies(model.state()), file)
+    write_tree(HostCopies().copy(model.state(), "state"), file)
     resumed = prepared(stage, dtype, AFTER)
     resumed.load_state(read_tree(file), updates_done=ENTERED)
     compare(model, resumed)

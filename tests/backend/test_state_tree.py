@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dapo_openrlhf.backend.trainer.state_tree import (
+    HostCopies,
     StateUnreadable,
-    host_copies,
     read_tree,
     tensors_of,
     write_tree,
@@ -56,7 +56,7 @@ def a_state() -> dict[str, Any]:
 
 def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     state = a_state()
-    write_tree(host_copies(state), tmp_path / "deep" / "rank-0")
+    write_tree(HostCopies().copy(state, "state"), tmp_path / "deep" / "rank-0")
     assert same(read_tree(tmp_path / "deep" / "rank-0"), state)
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["rank-0.json", "rank-0.safetensors"]
 
@@ -64,10 +64,23 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_copy_stays_as_it_was() -> None:
     whole = torch.arange(6.0)
     state = {"part": whole[2:4], "again": [whole]}
-    copies = host_copies(state)
+    held = HostCopies()
+    copies = held.copy(state, "state")
     whole.zero_()
     assert [tensor.tolist() for _, tensor in tensors_of(copies)] == [[2.0, 3.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]
     assert [name for name, _ in tensors_of(copies)] == ["part", "again/0"]
+
+
+def test_copies_go_into_the_same_memory_unless_shape_or_type_differ() -> None:
+    held = HostCopies()
+    first = held.copy({0: torch.ones(3), "0": torch.zeros(3), "n": 1}, "state")
+    other = held.copy({0: torch.ones(3)}, "another")
+    again = held.copy({0: torch.full((3,), 2.0), "0": torch.zeros(3), "n": 2}, "state")
+    assert again[0] is first[0] and first[0].tolist() == [2.0] * 3, "valid until the next call"
+    assert other[0].tolist() == [1.0] * 3 and first["0"].tolist() == [0.0] * 3
+    assert (first["n"], again["n"]) == (1, 2)
+    assert held.copy({0: torch.ones(4)}, "state")[0].tolist() == [1.0] * 4
+    assert held.copy({0: torch.ones(4, dtype=torch.int32)}, "state")[0].dtype == torch.int32
 
 
 @pytest.mark.parametrize(

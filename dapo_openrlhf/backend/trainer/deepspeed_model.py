@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dapo_openrlhf.backend.trainer.checkpoint_names import stored_tensors
 from dapo_openrlhf.backend.trainer.parameters import BUCKET_BYTES, Published, buckets, whole_numel
-from dapo_openrlhf.backend.trainer.state_tree import Tree, host_copies
+from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree
 from dapo_openrlhf.backend.trainer.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -162,18 +162,18 @@ class DeepSpeedModel:
         optimizer.clip_grad = max_norm
         _enter_schedule(self._engine.lr_scheduler, optimizer.param_groups, updates_done)
 
-    def copy_whole(self, *, keep: bool) -> dict[str, Tensor]:
+    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
         """Copy all tensors that belong in a Hugging Face folder, gathering those of ZeRO-3 in buckets."""
         stored = stored_tensors(self.inner)
-        names, copies = list(stored), dict[str, Tensor]()
+        names, whole = list(stored), dict[str, Tensor]()
         sizes = [tensor.element_size() * whole_numel(tensor) for tensor in stored.values()]
         for first, last in buckets(sizes, BUCKET_BYTES):
             bucket = {name: stored[name] for name in names[first:last]}
             partitioned = [tensor for tensor in bucket.values() if hasattr(tensor, "ds_id")]
             with GatheredParameters(partitioned, enabled=bool(partitioned)):
-                if keep:
-                    copies |= host_copies(bucket)
-        return copies
+                if copies is not None:
+                    whole |= copies.copy(bucket, name)
+        return whole
 
     def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a Hugging Face folder as transformers does: under the checkpoint's names, with remote code."""

@@ -7,6 +7,7 @@ ranks; :meth:`Saving.write_snapshot` writes the copies, each rank by itself, whi
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from dapo_openrlhf.backend.trainer.finite import refuse_not_finite, refuse_tensors_not_finite
 from dapo_openrlhf.backend.trainer.peers import Peers
 from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
-from dapo_openrlhf.backend.trainer.state_tree import Tree, host_copies, read_tree, tensors_of, write_tree
+from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree, read_tree, tensors_of, write_tree
 from dapo_openrlhf.pipeline.checkpoint import TRAINER_FOLDER
 from dapo_openrlhf.whole_file import put_in_place
 
@@ -65,7 +66,9 @@ class Saving:
         self._folders = dict(zip(("", CRITIC_FOLDER) if keep_critic else ("",), models, strict=False))
         self._tokenizer = tokenizer
         self._peers = peers
+        self._copies = HostCopies()
         self._taken: Snapshot | None = None
+        self._writing = threading.Lock()
 
     def save(self, path: str) -> None:
         """Write a Hugging Face folder, with the critic's in its subfolder ``critic`` if that is to be kept.
@@ -74,7 +77,7 @@ class Saving:
         """
         unfinished = path + ".unfinished"
         refuse_not_finite(f"the model is not saved to {path}", list(self._states.values()), self._peers)
-        copies = self._copies()
+        copies = self._whole(HostCopies())
         if self._peers.rank == 0:
             with _named(path):
                 self._write_models(copies, unfinished)
@@ -83,13 +86,15 @@ class Saving:
     def snapshot(self, path: str) -> None:
         """Copy what a checkpoint in the folder ``path`` consists of; once this returns, training may go on.
 
-        The copy takes as much host memory as the files that :meth:`write_snapshot` writes on this rank.
+        The copy takes as much host memory as the files that :meth:`write_snapshot` writes on this rank; the next one goes
+        into the same memory, so that one must have been written.
         """
+        assert not self._writing.locked(), "the snapshot before is being written"
         refuse_not_finite(f"no checkpoint is made in {path}", list(self._states.values()), self._peers)
         self._taken = Snapshot(
             path=path,
-            models=self._copies(),
-            states={tag: host_copies(model.state()) for tag, model in self._states.items()},
+            models=self._whole(self._copies),
+            states={tag: self._copies.copy(model.state(), f"state {tag}") for tag, model in self._states.items()},
         )
 
     def write_snapshot(self) -> None:
@@ -99,9 +104,9 @@ class Saving:
         """
         taken, self._taken = self._taken, None
         assert taken is not None, "there is no snapshot to write"
-        for state in taken.states.values():
-            refuse_tensors_not_finite(f"no checkpoint is made in {taken.path}", tensors_of(state))
-        with _named(taken.path):
+        with self._writing, _named(taken.path):
+            for state in taken.states.values():
+                refuse_tensors_not_finite(f"no checkpoint is made in {taken.path}", tensors_of(state))
             for tag, state in taken.states.items():
                 write_tree(state, self._file(taken.path, tag))
             if self._peers.rank == 0:
@@ -130,8 +135,9 @@ class Saving:
         """Path of this rank's part of a state, without suffix."""
         return Path(checkpoint) / TRAINER_FOLDER / tag / f"rank-{self._peers.rank}"
 
-    def _copies(self) -> Mapping[str, Mapping[str, Tensor]]:
-        return {folder: model.copy_whole(keep=self._peers.rank == 0) for folder, model in self._folders.items()}
+    def _whole(self, copies: HostCopies) -> Mapping[str, Mapping[str, Tensor]]:
+        own = copies if self._peers.rank == 0 else None
+        return {folder: model.copy_whole(own, f"model {folder}") for folder, model in self._folders.items()}
 
     def _write_models(self, copies: Mapping[str, Mapping[str, Tensor]], path: str) -> None:
         for folder, model in self._folders.items():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dapo_openrlhf.backend.messages import WeightLayout
-from dapo_openrlhf.backend.trainer.state_tree import Tree
+from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,10 +113,10 @@ class ShardedModel(Protocol):
         """
         ...
 
-    def copy_whole(self, *, keep: bool) -> dict[str, Tensor]:
-        """Copies in host memory of all tensors that belong in a Hugging Face folder, by their names in the module.
+    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
+        """Copies of all tensors that belong in a Hugging Face folder, by their names in the module.
 
-        Only ranks that ``keep`` them get any.
+        They are made by ``copies`` under ``name``; a rank without gets none.
         """
         ...
 

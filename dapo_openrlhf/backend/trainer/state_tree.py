@@ -26,21 +26,28 @@ class StateUnreadable(RuntimeError):
     """A file of a saved state is missing or holds something else; the message names it."""
 
 
-def host_copy(tensor: Tensor) -> Tensor:
-    """A copy of a tensor in host memory, which later changes of the tensor do not reach."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
+class HostCopies:
+    """Copies trees to host memory, into the same memory each time.
 
+    Memory that the system has just handed out takes several times as long to write to as memory in use.
+    """
 
-def host_copies(tree: Tree) -> Tree:
-    """The same tree with copies of its tensors in host memory."""
-    match tree:
-        case Tensor():
-            return host_copy(tree)
-        case dict():
-            return {key: host_copies(value) for key, value in tree.items()}
-        case list() | tuple():
-            return type(tree)(host_copies(value) for value in tree)
-    return tree
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def copy(self, tree: Tree, name: str) -> Tree:
+        """The same tree with copies of its tensors, valid until the next call with this ``name``."""
+        match tree:
+            case Tensor():
+                held = self._held.get(name)
+                if held is None or held.shape != tree.shape or held.dtype != tree.dtype:
+                    held = self._held[name] = torch.empty(tree.shape, dtype=tree.dtype, device="cpu")
+                return held.copy_(tree.detach())
+            case dict():
+                return {key: self.copy(value, _below(name, repr(key))) for key, value in tree.items()}
+            case list() | tuple():
+                return type(tree)(self.copy(value, _below(name, index)) for index, value in enumerate(tree))
+        return tree
 
 
 def tensors_of(tree: Tree, name: str = "") -> Iterator[tuple[str, Tensor]]:
