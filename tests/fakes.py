@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ from dapo_openrlhf.pipeline.events import (
     GroupSurplus,
     PromptDropped,
     PublicationLive,
+    SnapshotTaken,
     StepDone,
 )
 from dapo_openrlhf.pipeline.health import HealthLimits
@@ -441,8 +442,11 @@ class FakeTrainer:
         work: Callable[[TrainBatch], object] = lambda batch: None,
         version: int = 0,
         fresh_kl: Callable[[TrainBatch], float] = lambda batch: 1e-6,
+        write: Callable[[str], Awaitable[object]] = lambda folder: asyncio.sleep(0.0),
     ) -> None:
         """``fail_at``: the step that ends in an error. ``work`` is called with every batch.
+
+        ``write`` writes a checkpoint's files into a folder.
 
         ``fresh_kl`` is what trainer and engines differ by on responses of age 0, where a batch has any.
         """
@@ -450,6 +454,9 @@ class FakeTrainer:
         self.batches: list[Trained] = []
         self.saved: list[tuple[int, str]] = []
         self.doing = ""
+        self.snapshot_held: str | None = None
+        """The folder for which a snapshot was taken and not written yet."""
+        self._write = write
         self._batch_size = batch_size
         self._max_staleness = max_staleness
         self._engines = engines
@@ -547,9 +554,20 @@ class FakeTrainer:
         await self.live(0.1)
         self.end()
 
-    async def save_state(self, path: str) -> None:
-        if self.saved[-1] != (self.version, path):
-            raise Misuse(f"the trainer's state goes to {path}, its model to {self.saved[-1]}")
+    async def snapshot(self, path: str) -> None:
+        if self.snapshot_held is not None:
+            raise Misuse(f"a snapshot for {path} while that for {self.snapshot_held} is not written")
+        self.begin("copying")
+        await asyncio.sleep(0.1)
+        self.saved.append((self.version, path))
+        self.snapshot_held = path
+        self.end()
+
+    async def write_snapshot(self) -> None:
+        if self.snapshot_held is None:
+            raise Misuse("there is no snapshot to write")
+        await self._write(self.snapshot_held)
+        self.snapshot_held = None
 
 
 class FakePublisher:
@@ -655,11 +673,21 @@ class FakeCheckpoints:
 
     def __init__(self) -> None:
         self.states: list[RunState] = []
+        self.discarded: list[int] = []
+        self.evaluations: dict[int, Mapping[str, float]] = {}
         self._writing: str | None = None
 
     def begin(self, step: int) -> str:
         self._writing = f"checkpoint-{step}"
         return self._writing
+
+    def evaluated(self, step: int, estimates: Mapping[str, float]) -> None:
+        self.evaluations[step] = estimates
+
+    def discard(self, step: int) -> None:
+        if self._writing != f"checkpoint-{step}":
+            raise Misuse(f"the checkpoint of step {step} is discarded while {self._writing} is written")
+        self.discarded.append(step)
 
     async def complete(self, state: RunState) -> str:
         if self._writing != f"checkpoint-{state.step}":
@@ -723,6 +751,7 @@ def build(
     deliver_fails_at: int | None = None,
     work: Callable[[TrainBatch], object] = lambda batch: None,
     fresh_kl: Callable[[TrainBatch], float] = lambda batch: 1e-6,
+    write: Callable[[str], Awaitable[object]] = lambda folder: asyncio.sleep(0.0),
     problem_count: int = 0,
     eval_steps: int = -1,
     save_steps: int = -1,
@@ -756,6 +785,7 @@ def build(
         seconds=train_seconds,
         fail_at=train_fails_at,
         fresh_kl=fresh_kl,
+        write=write,
         work=work,
         version=start,
     )
@@ -840,6 +870,7 @@ def build(
     )
 
     outstanding = Outstanding(state.prompts if state else None)
+    snapshots: dict[int, PromptState] = {}
 
     def record(event: Event) -> None:
         world.events.append((log.now(), event))
@@ -847,8 +878,11 @@ def build(
         outstanding.add(event)
         if isinstance(event, GroupJudged | BatchTaken):
             outstanding.check(rollouts.prompt_state())
+        elif isinstance(event, SnapshotTaken):
+            snapshots[event.step] = rollouts.prompt_state()
+            outstanding.check(snapshots[event.step])
         elif isinstance(event, Checkpointed) and event.path != "model":
-            outstanding.check(checkpoints.states[-1].prompts)
+            assert checkpoints.states[-1] == RunState(step=event.step, prompts=snapshots[event.step])
 
     if checked:
         log.listen(record)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dapo_openrlhf.backend.messages import GroupTokens, WeightLayout, one_version
+from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree
 from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, TrainBatch
 
 
@@ -61,30 +63,22 @@ class PlainModel:
         for name, parameter in self.inner.named_parameters():
             yield name, parameter.detach().view(-1)
 
-    def held_moments(self) -> Iterator[tuple[str, Sequence[Tensor]]]:
-        for name in ("exp_avg", "exp_avg_sq"):
-            yield name, [state[name] for state in self._optimizer.state.values()]
-
     def whole(self) -> PlainTensors:
         return PlainTensors(self.inner)
 
-    def save_state(self, folder: str, tag: str) -> None:
-        (Path(folder) / tag).mkdir(parents=True)
-        state = {"model": self.inner.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save(state, Path(folder) / tag / "state.pt")
+    def state(self) -> Tree:
+        return {"model": dict(self.inner.state_dict()), "optimizer": self._optimizer.state_dict()}
 
-    def load_state(self, folder: str, tag: str, *, updates_done: int) -> bool:
-        file = Path(folder) / tag / "state.pt"
-        if not file.is_file():
-            return False
-        state = torch.load(file)
+    def load_state(self, state: Tree, *, updates_done: int) -> None:
         self.inner.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        return True
 
-    def save(self, folder: str, tokenizer: Any) -> None:
-        Path(folder).mkdir(parents=True)
-        torch.save(self.inner.state_dict(), Path(folder) / "model.pt")
+    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
+        return {} if copies is None else copies.copy(dict(self.inner.state_dict()), name)
+
+    def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: Any) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), Path(folder) / "model.safetensors")
 
 
 class PlainTensors:

@@ -161,7 +161,13 @@ def _run(
                 config,
                 inputs,
                 log=log,
-                checkpoints=Checkpoints(folder.checkpoints, max_num=config.ckpt.max_num, settings=dump_config(config)),
+                checkpoints=Checkpoints(
+                    folder.checkpoints,
+                    max_num=config.ckpt.max_num,
+                    settings=dump_config(config),
+                    best_metric=config.ckpt.best_metric_key,
+                    first_step=inputs.first_step,
+                ),
                 trained_model=str(folder.checkpoint.resolve()),
                 say=say,
             )

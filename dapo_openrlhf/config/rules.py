@@ -75,7 +75,22 @@ def impossible(config: Config) -> Iterator[str]:
         )
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
+    yield from _impossible_best(config)
     yield from _impossible_on_device(config)
+
+
+def _impossible_best(config: Config) -> Iterator[str]:
+    """Yield a sentence if the best checkpoint is to be known by a number that evaluations do not give."""
+    key, n = config.ckpt.best_metric_key, config.eval.n_samples_per_prompt
+    if key in ("", "none"):
+        return
+    ks = [1 << exponent for exponent in range(n.bit_length())]
+    names = [f"avg@{n}", *(f"pass@{k}" for k in ks), *(f"maj@{k}" for k in ks if k > 1)]
+    if key not in names:
+        yield (
+            f"ckpt.best_metric_key: {key!r} is no number of an evaluation with eval.n_samples_per_prompt {n}; use one of "
+            f"{', '.join(names)}, or none, or leave it empty for the accuracy"
+        )
 
 
 def _impossible_prompts(config: Config) -> Iterator[str]:

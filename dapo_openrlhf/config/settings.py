@@ -77,6 +77,9 @@ class CkptSection(Section):
     """Save a checkpoint to resume from every this many rollout steps and at the end; -1 saves the final model only."""
     max_num: PositiveInt = 3
     """Number of checkpoints to resume from that are kept, the newest ones."""
+    best_metric_key: str = ""
+    """Number of an evaluation by which the best checkpoint is known, which is kept besides the newest: ``pass@4`` for
+    example, or any other that an evaluation of the run gives; empty takes the accuracy, ``none`` keeps no best one."""
 
 
 class Config(Section):

@@ -120,6 +120,7 @@ class Pipeline:
         self._schedule = schedule
         self._log = log
         self._delivery: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._saved: int | None = None
         self._unusable: BaseException | None = None
         self.outcome = Outcome()
@@ -148,7 +149,7 @@ class Pipeline:
         """
         self._stop = stop or StopRequest(grace=0.0)
         schedule = self._schedule
-        async with asyncio.TaskGroup() as tasks:
+        async with self._saver.settling(self._stop), asyncio.TaskGroup() as tasks:
             supervision = tasks.create_task(self._supervise())
             self._watch = tasks.create_task(self._trainer.supervise())
             before = self._evaluation = tasks.create_task(self._evaluate_first())
@@ -161,7 +162,8 @@ class Pipeline:
                 await self._finish(rollouts)
             except (StopAsked, GraceOver):
                 await self._keep()
-            for task in (rollouts, before, self._evaluation, self._delivery, supervision, self._watch):
+            watches = (supervision, self._watch)
+            for task in (rollouts, before, self._evaluation, self._delivery, self._writing, *watches):
                 if task is not None:
                     task.cancel()
         if self._unusable is not None:
@@ -191,6 +193,7 @@ class Pipeline:
         outcome.train_seconds = self._log.now() - self._started
         if self._schedule.saves:
             await self._save(steps)
+        await stop.within_grace(self._written())
         outcome.counters = self._queue.counters()
         rollouts.cancel()
         await asyncio.wait([rollouts])
@@ -207,6 +210,7 @@ class Pipeline:
         with contextlib.suppress(GraceOver):
             if outcome.steps and not outcome.model_saved:
                 await self._save(self._schedule.first_step + outcome.steps)
+            await self._stop.within_grace(self._written())
 
     async def _step(self, step: int) -> None:
         laps = self._laps
@@ -268,14 +272,21 @@ class Pipeline:
         if self._stop.save_wanted:
             if self.outcome.steps:
                 await self._save(done)
+                await self._stop.within_grace(self._written())
             self._stop.saved()
 
     async def _save(self, done: int) -> None:
-        """Make a checkpoint of ``done`` steps, unless there is one."""
+        """Make a checkpoint of ``done`` steps, unless there is one; it is written while training goes on."""
         if self._saved != done:
-            self.outcome.checkpoint = await self._stop.within_grace(self._saver.checkpoint(done))
+            await self._stop.within_grace(self._saver.checkpoint(done))
             self._saved = done
+            self._writing = self._tasks.create_task(self._written())
             self._laps.lap("save")
+
+    async def _written(self) -> None:
+        """Wait until the newest checkpoint is complete."""
+        if (path := await self._saver.written()) is not None:
+            self.outcome.checkpoint = path
 
     async def _deliver(self, publication: Publication, started: float) -> None:
         await self._publisher.deliver(publication)
@@ -306,6 +317,7 @@ class Pipeline:
         started = self._log.now()
         version = self._queue.live_version
         measured = await self._evaluator.measure()
+        self._saver.evaluated(step, measured)
         self._log.emit(
             Evaluated(
                 step=step,

@@ -270,7 +270,19 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotTaken(Event):
+    """A checkpoint's contents were copied; training goes on while they are written."""
+
+    step: int
+    seconds: float
+    """Time that training was held up, also by the previous checkpoint if that was not written yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpointed(Event):
+    """A checkpoint, or the trained model, is complete."""
+
     step: int
     path: str
     seconds: float
+    """Time since training was held up for it; for a checkpoint most of it is spent beside training."""

@@ -11,6 +11,7 @@ from dapo_openrlhf.pipeline.agreement import FRESH_KL
 from dapo_openrlhf.pipeline.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,
+    Checkpointed,
     Evaluated,
     Event,
     GroupCut,
@@ -149,9 +150,12 @@ METRICS: Mapping[str, Metric] = {
     "seconds/wait_live": Metric("seconds", "time the train loop waited for the previous weights to be live"),
     "seconds/send": Metric("seconds", "time reading the trainer's weights"),
     "seconds/evaluate": Metric("seconds", "time the train loop waited for an evaluation"),
-    "seconds/save": Metric("seconds", "time saving checkpoints"),
+    "seconds/save": Metric("seconds", "time the train loop was held up by checkpoints"),
     "seconds/publish": Metric(
         "seconds", "time from reading the last published weights to their being live in every engine"
+    ),
+    "seconds/checkpoint": Metric(
+        "seconds", "time from the beginning of a checkpoint until it was complete, on steps in which one was completed"
     ),
     "eval/accuracy": Metric("share", "held-out accuracy, on steps in which a measurement ended"),
 }
@@ -217,6 +221,8 @@ class StepMetrics:
                 self._values["seconds/publish"] = event.seconds
             case Evaluated():
                 self._values["eval/accuracy"] = event.accuracy
+            case Checkpointed():
+                self._values["seconds/checkpoint"] = event.seconds
 
     def _take(self, event: BatchTaken) -> None:
         self._tokens["trained"] += event.response_tokens

@@ -157,8 +157,12 @@ class PolicyTrainer(Protocol):
         """Write the model into a folder, as transformers and vLLM load it."""
         ...
 
-    async def save_state(self, path: str) -> None:
-        """Write what training needs to resume into the same folder, beside the model."""
+    async def snapshot(self, path: str) -> None:
+        """Copy all that a checkpoint in this folder consists of; once this returns, training may go on."""
+        ...
+
+    async def write_snapshot(self) -> None:
+        """Write the newest snapshot into its folder, which may take as long as some steps of training."""
         ...
 
 
@@ -167,6 +171,14 @@ class CheckpointStore(Protocol):
 
     def begin(self, step: int) -> str:
         """Make a folder for the trainer to write into."""
+        ...
+
+    def discard(self, step: int) -> None:
+        """Remove a folder that could not be written."""
+        ...
+
+    def evaluated(self, step: int, estimates: Mapping[str, float]) -> None:
+        """Take note of what was measured of the weights after ``step`` steps."""
         ...
 
     async def complete(self, state: RunState) -> str:

@@ -205,6 +205,7 @@ CHANGEABLE: Mapping[str, str] = {
     "eval.max_new_tokens": _EVALUATION,
     "ckpt.save_steps": "checkpoints from then on",
     "ckpt.max_num": "checkpoints from then on; older ones beyond it are removed at the next",
+    "ckpt.best_metric_key": "which checkpoint is kept as the best, from the next one on, among all that are left",
 }
 """Settings that a resumed run may change, with what the new value governs."""
 

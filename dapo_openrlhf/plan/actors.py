@@ -48,7 +48,10 @@ class SimulatedTrainer:
     async def save(self, path: str) -> None:
         """Nothing is saved."""
 
-    async def save_state(self, path: str) -> None:
+    async def snapshot(self, path: str) -> None:
+        """Nothing is saved."""
+
+    async def write_snapshot(self) -> None:
         """Nothing is saved."""
 
 
@@ -82,3 +85,9 @@ class NoCheckpoints:
     async def complete(self, state: RunState) -> str:
         """No folder."""
         return ""
+
+    def discard(self, step: int) -> None:
+        """Nothing to remove."""
+
+    def evaluated(self, step: int, estimates: Mapping[str, float]) -> None:
+        """Nothing is kept."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from plain_model import Bigram, PlainModel, TokenValues, random_batch
+from safetensors.torch import load_file
 
 from dapo_openrlhf.backend.messages import GroupTokens, StagedWeights
 from dapo_openrlhf.backend.run.step_statistics import SUMS, step_statistics
@@ -27,8 +29,9 @@ from dapo_openrlhf.backend.trainer.peers import Peers
 from dapo_openrlhf.backend.trainer.policy import Policy
 from dapo_openrlhf.backend.trainer.rank import Rank
 from dapo_openrlhf.backend.trainer.reports import StepReport
-from dapo_openrlhf.backend.trainer.saving import Saving
+from dapo_openrlhf.backend.trainer.saving import NotWritten, Saving
 from dapo_openrlhf.backend.trainer.spans import Spans
+from dapo_openrlhf.backend.trainer.state_tree import tensors_of
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, GuardSettings, LossSettings, TrainSettings
 from dapo_openrlhf.backend.trainer.weights_out import WeightsOut
 from dapo_openrlhf.backend.transfer.checksum import Checksum
@@ -89,7 +92,7 @@ class Trainer:
     def state(self) -> list[Any]:
         """Weights and moments."""
         tensors = [tensor for model in self.models for _, tensor in model.held()]
-        moments = [tensor for model in self.models for _, held in model.held_moments() for tensor in held]
+        moments = [tensor for model in self.models for _, tensor in tensors_of(model.state())]
         return [tensor.clone() for tensor in tensors + moments]
 
 
@@ -213,9 +216,12 @@ def test_a_state_is_gone_on_from_as_if_nothing_had_been_in_between(tmp_path: Pat
     trainer.train(*a_batch(0))
     tokenizer: Any = None
     saving = Saving(trainer.models, tokenizer, keep_critic=True, peers=Peers())
-    saving.save_state(str(tmp_path / "checkpoint"))
+    saving.snapshot(str(tmp_path / "checkpoint"))
+    saving.write_snapshot()
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".pt", ".bin", ".pkl"}]
     saving.save(str(tmp_path / "model"))
-    assert (tmp_path / "model" / "model.pt").is_file() and (tmp_path / "model" / "critic" / "model.pt").is_file()
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "model" / "critic" / "model.safetensors").is_file()
     assert not (tmp_path / "model.unfinished").exists()
     other = Saving(resumed.models, tokenizer, keep_critic=True, peers=Peers())
     other.resume(str(tmp_path / "checkpoint"), 1)
@@ -223,8 +229,13 @@ def test_a_state_is_gone_on_from_as_if_nothing_had_been_in_between(tmp_path: Pat
     assert all(map(torch.equal, trainer.state(), resumed.state()))
     with pytest.raises(RuntimeError, match="holds no state of the optimizer"):
         other.resume(str(tmp_path / "model"), 1)
+    for file in (tmp_path / "checkpoint" / "trainer" / "state").iterdir():
+        shutil.copy(file, file.with_name(file.name.replace("rank-0", "rank-1")))
+    with pytest.raises(RuntimeError, match=r"holds the state of 2 trainer ranks, and this run has 1: .* use 2 \(actor"):
+        other.resume(str(tmp_path / "checkpoint"), 1)
     saving_without = Saving(Trainer().models, tokenizer, keep_critic=False, peers=Peers())
-    saving_without.save_state(str(tmp_path / "without"))
+    saving_without.snapshot(str(tmp_path / "without"))
+    saving_without.write_snapshot()
     with pytest.raises(RuntimeError, match="holds no critic"):
         other.resume(str(tmp_path / "without"), 1)
 
@@ -253,8 +264,50 @@ def test_weights_go_out_whole_and_not_if_a_number_is_not_finite(tmp_path: Path) 
     with pytest.raises(NotFinite, match=f"the model is not saved to .*: {what}"):
         saving.save(str(tmp_path / "model"))
     with pytest.raises(NotFinite, match=f"no checkpoint is made in .*: {what}"):
-        saving.save_state(str(tmp_path / "state"))
+        saving.snapshot(str(tmp_path / "state"))
     assert not list(tmp_path.iterdir())
+
+
+def test_moments_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    trainer = Trainer(PPO)
+    trainer.train(*a_batch(0))
+    tokenizer: Any = None
+    saving = Saving(trainer.models, tokenizer, keep_critic=False, peers=Peers())
+    assert trainer.critic is not None
+    trainer.critic.state()["optimizer"]["state"][0]["exp_avg_sq"][1] = math.nan
+    saving.snapshot(str(tmp_path / "state"))
+    named = "1 of 4 tensors hold NaN or infinity: optimizer/state/0/exp_avg_sq"
+    with pytest.raises(NotFinite, match=f"no checkpoint is made in .*state: {named}"):
+        saving.write_snapshot()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_snapshot_is_what_was_trained_when_it_was_taken(tmp_path: Path) -> None:
+    trainer, resumed = Trainer(PPO), Trainer(PPO)
+    trainer.train(*a_batch(0))
+    before = trainer.state()
+    tokenizer: Any = None
+    saving = Saving(trainer.models, tokenizer, keep_critic=True, peers=Peers())
+    saving.snapshot(str(tmp_path / "state"))
+    trainer.train(*a_batch(1))
+    assert not any(map(torch.equal, before, trainer.state()))
+    saving.write_snapshot()
+    Saving(resumed.models, tokenizer, keep_critic=True, peers=Peers()).resume(str(tmp_path / "state"), 1)
+    assert all(map(torch.equal, before, resumed.state()))
+    assert torch.equal(load_file(tmp_path / "state" / "model.safetensors")["table"], resumed.policy.inner.table)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    trainer = Trainer()
+    tokenizer: Any = None
+    saving = Saving(trainer.models, tokenizer, keep_critic=False, peers=Peers())
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "checkpoint"
+    saving.snapshot(str(place))
+    with pytest.raises(NotWritten, match=f"{place} cannot be written: NotADirectoryError"):
+        saving.write_snapshot()
+    with pytest.raises(NotWritten, match=f"{place} cannot be written: "):
+        saving.save(str(place))
 
 
 def test_deepspeeds_engines_are_touched_in_one_file_only() -> None:

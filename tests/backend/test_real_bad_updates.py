@@ -126,7 +126,8 @@ def test_weights_that_are_not_finite_are_neither_published_nor_saved(
     async def main() -> None:
         trainer, actors = await _start(config, device)
         await trainer.save(str(tmp_path / "model"))
-        await trainer.save_state(str(tmp_path / "good"))
+        await trainer.snapshot(str(tmp_path / "good"))
+        await trainer.write_snapshot()
         assert (tmp_path / "good").is_dir()
 
         def poison(rank: Any) -> None:
@@ -143,7 +144,7 @@ def test_weights_that_are_not_finite_are_neither_published_nor_saved(
         with pytest.raises(WorkerFailed, match=rf"the model is not saved to .*model: {what}"):
             await trainer.save(str(tmp_path / "model"))
         with pytest.raises(WorkerFailed, match=rf"no checkpoint is made in .*state: {what}"):
-            await trainer.save_state(str(tmp_path / "state"))
+            await trainer.snapshot(str(tmp_path / "state"))
         assert not (tmp_path / "state").exists() and not (tmp_path / "model.unfinished").exists()
         assert (tmp_path / "model" / "model.safetensors").is_file()
 

@@ -12,14 +12,21 @@ from patience import HANG_SECONDS
 pytestmark = pytest.mark.real
 
 
-def test_a_resumed_optimizer_holds_what_the_configuration_says(tmp_path: Path, port: int) -> None:
-    """Learning rate, decays, gradient clipping and the schedule's place in every ZeRO stage, in float32 and bfloat16."""
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_resumed_optimizer_holds_what_was_saved_and_what_the_configuration_says(
+    tmp_path: Path, port: int, ranks: int
+) -> None:
+    """Moments and weights to the bit, learning rate, decays, clipping and the schedule's place: in every ZeRO stage."""
     script = Path(__file__).parents[1] / "resume_rank.py"
-    ended = subprocess.run(
-        [sys.executable, str(script), str(port), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=HANG_SECONDS,
-    )
-    assert ended.returncode == 0, ended.stdout[-3000:]
+    outputs = [tmp_path / f"output-{rank}" for rank in range(ranks)]
+    processes = []
+    for rank, output in enumerate(outputs):
+        with output.open("w") as file:
+            command = [sys.executable, str(script), str(rank), str(ranks), str(port), str(tmp_path)]
+            processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=HANG_SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * ranks, "".join(output.read_text()[-3000:] for output in outputs)

@@ -12,6 +12,7 @@ from dapo_openrlhf.cli.starting import starting_point
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_config, dump_config
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.pipeline.best import write_evaluation
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
@@ -121,3 +122,22 @@ def test_checkpoints_are_listed_and_verified(capsys: pytest.CaptureFixture[str])
     assert lines[0].endswith("damaged") and lines[1] == "    model.safetensors is missing" and lines[2].endswith("good")
     assert main(["checkpoint", "runs"]) == 2
     assert "there is no checkpoint in it" in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third = make_run("sums", 3, 5, 7)
+    checkpoints = Checkpoints(first.parent, max_num=9, first_step=3)
+    write_evaluation(first, {"avg@2": 0.5, "pass@2": 0.625})
+    write_evaluation(second, {"avg@2": 0.25, "pass@2": 0.75})
+    assert checkpoints.best() == first
+    assert main(["checkpoint", "runs/sums"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("good")[1].split() for line in lines] == [["avg@2", "50.0%", "best"], ["avg@2", "25.0%"], []]
+    assert third.name in lines[2]
+    settings = Path("runs/sums/config.yaml")
+    evaluated = config().model_copy(update={"eval": config().eval.model_copy(update={"n_samples_per_prompt": 2})})
+    by_pass = evaluated.model_copy(update={"ckpt": config().ckpt.model_copy(update={"best_metric_key": "pass@2"})})
+    settings.write_text(dump_config(by_pass))
+    assert main(["checkpoint", "runs/sums"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("good")[1].split() for line in lines] == [["pass@2", "62.5%"], ["pass@2", "75.0%", "best"], []]

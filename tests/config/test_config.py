@@ -287,6 +287,10 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             ["eval.max_new_tokens: 30000 leaves no room", "data.max_len", "use less than"],
         ),
         ("--ckpt.save_steps 0", ["ckpt.save_steps: 0 is neither -1 nor a positive number"]),
+        (
+            "--ckpt.best_metric_key pass@3 --eval.n_samples_per_prompt 4",
+            ["ckpt.best_metric_key: 'pass@3'", "use one of avg@4, pass@1, pass@2, pass@4, maj@2, maj@4, or none"],
+        ),
         ("--ckpt.save_steps -2", ["ckpt.save_steps: -2 is neither -1 nor a positive number"]),
         (
             "--device cpu --ds.attn_implementation flash_attention_2",

@@ -12,7 +12,7 @@ from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.checkpoint import STATE_FILE, Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState
 
-FILES = ("model.safetensors", "config.json", "trainer/optimizer.pt")
+FILES = ("model.safetensors", "config.json", "trainer/optimizer.safetensors")
 
 
 class Killed(BaseException):

@@ -23,7 +23,7 @@ CONFIG = {
     "data": {"prompt_dataset": "p.jsonl", "max_len": 16},
     "reward": {"overlong_buffer_len": 0},
 }
-OPTIMIZER = "trainer/state/rank_0.pt"
+OPTIMIZER = "trainer/state/rank-0.safetensors"
 MODEL = "model.safetensors"
 FILES = (MODEL, "config.json", OPTIMIZER)
 
@@ -83,9 +83,6 @@ def test_the_one_before_a_damaged_one_is_taken_and_it_is_said(tmp_path: Path, fi
     assert damage(newest) == []
     DAMAGES[what](newest / file)
     said: list[str] = []
-    if file == MANIFEST_FILE and what == "missing":  # as an earlier version makes them: its state is looked at
-        assert newest_point(tmp_path, said.append).checkpoint == newest
-        return
     assert newest_point(tmp_path, said.append) == ResumePoint(run=tmp_path, checkpoint=before)
     (words,) = said
     assert f"the checkpoint {newest} is damaged and is passed over: " in words
@@ -108,6 +105,17 @@ def test_without_a_good_one_the_run_is_refused(tmp_path: Path) -> None:
         newest_point(tmp_path, lambda text: None)
     with pytest.raises(ConfigError, match=r"--resume .*nothing: there is no such folder"):
         newest_point(tmp_path / "nothing", lambda text: None)
+
+
+def test_pickles_of_an_earlier_version_are_not_read_and_it_is_said_what_to_do(tmp_path: Path) -> None:
+    (path,) = save(tmp_path, 3)
+    (path / "trainer" / "state" / "mp_rank_00_model_states.pt").write_bytes(b"code")
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="all 1 checkpoints in it are damaged"):
+        newest_point(tmp_path, said.append)
+    (words,) = said
+    assert "holds pickles, as versions before 0.2.0 wrote them" in words
+    assert f"start a new run from its model (actor.model_name_or_path {path})" in words
 
 
 def test_files_that_somebody_added_are_nobodys_fault(tmp_path: Path) -> None:

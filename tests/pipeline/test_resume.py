@@ -98,6 +98,7 @@ OTHER: dict[str, Any] = {
     "eval.top_p": 0.7,
     "eval.max_new_tokens": 32,
     "ckpt.save_steps": 2,
+    "ckpt.best_metric_key": "none",
     "vllm.tensor_parallel_size": 2,
 }
 """Another value for each setting that its type alone does not give one."""

@@ -68,9 +68,13 @@ class RemoteTrainer:
         """Write the model as a Hugging Face folder."""
         await self._all([rank.save.remote(path) for rank in self.ranks], f"saving the model to {path}")
 
-    async def save_state(self, path: str) -> None:
-        """Write DeepSpeed's checkpoint into a folder below ``path``."""
-        await self._all([rank.save_state.remote(path) for rank in self.ranks], f"saving the trainer's state to {path}")
+    async def snapshot(self, path: str) -> None:
+        """Copy what a checkpoint in the folder ``path`` consists of to the ranks' host memory."""
+        await self._all([rank.snapshot.remote(path) for rank in self.ranks], f"copying the checkpoint {path}")
+
+    async def write_snapshot(self) -> None:
+        """Write what was copied last; the ranks may be trained meanwhile."""
+        await self._all([rank.write_snapshot.remote() for rank in self.ranks], "writing a checkpoint")
 
     async def _all(self, calls: Sequence[ray.ObjectRef[Any]], what: str) -> list[Any]:
         names = [f"trainer rank {rank}" for rank in range(len(self.ranks))]

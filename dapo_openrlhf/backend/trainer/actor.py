@@ -26,16 +26,19 @@ if TYPE_CHECKING:
 
 
 WATCH = "watch"
-"""Concurrency group in which a rank says that it is alive; all other calls share one thread."""
+"""Concurrency group in which a rank says that it is alive."""
 
 WATCH_THREADS = 4
+
+WRITING = "writing"
+"""Concurrency group of the call that writes a snapshot; calls in neither group share one thread."""
 
 
 class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
     """OpenRLHF's policy actor with a training step of its own.
 
-    Kept from OpenRLHF: rendezvous, DeepSpeed set-up, optimizer and schedule, and the writing of checkpoints. Replaced:
-    the replay buffer and the training loop. A rollout step is one call per rank, and each rank fetches the tokens that
+    Kept from OpenRLHF: rendezvous, DeepSpeed set-up, optimizer and schedule. Replaced: the replay buffer, the training
+    loop and checkpoints. A rollout step is one call per rank, and each rank fetches the tokens that
     it needs from the object store itself. What a rank does with its models is in ``rank.py``, which does not depend on
     Ray. The controller imports this file for the names of the methods, so torch and everything that needs it is
     imported only in :meth:`start`.
@@ -110,10 +113,15 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         with self._spans.span("save"):
             self.loaded.saving.save(path)
 
-    def save_state(self, path: str) -> None:
-        """Write DeepSpeed's checkpoints next to a saved model. Every rank must call it."""
+    def snapshot(self, path: str) -> None:
+        """Copy what a checkpoint in the folder ``path`` consists of to host memory. Every rank must call it."""
         with self._spans.span("save"):
-            self.loaded.saving.save_state(path)
+            self.loaded.saving.snapshot(path)
+
+    @ray.method(concurrency_group=WRITING)
+    def write_snapshot(self) -> None:
+        """Write the newest snapshot, while this rank may train on. Every rank must call it."""
+        self.loaded.saving.write_snapshot()
 
     # ------------------------------------------------------------------ weights out
 
@@ -147,5 +155,6 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
 
 def rank_actor() -> Any:
-    """:class:`PolicyActor` as an actor of Ray that answers :meth:`~PolicyActor.alive` beside its work."""
-    return ray.remote(concurrency_groups={WATCH: WATCH_THREADS})(PolicyActor)  # type: ignore[call-overload]  # not declared
+    """:class:`PolicyActor` as an actor of Ray that writes a snapshot, and says that it is alive, beside its work."""
+    groups = {WRITING: 1, WATCH: WATCH_THREADS}
+    return ray.remote(concurrency_groups=groups)(PolicyActor)  # type: ignore[call-overload]  # not declared

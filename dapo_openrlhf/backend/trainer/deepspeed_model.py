@@ -7,15 +7,18 @@ schedule and step counts stay, and ``skipped_steps`` is increased. Here the deci
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from deepspeed.checkpoint.constants import GROUP_PADDINGS, LOSS_SCALER, PARAM_SLICE_MAPPINGS, ZERO_STAGE
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
 
-from dapo_openrlhf.backend.trainer.parameters import Published, whole_numel
+from dapo_openrlhf.backend.trainer.checkpoint_names import stored_tensors
+from dapo_openrlhf.backend.trainer.parameters import BUCKET_BYTES, Published, buckets, whole_numel
+from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree
 from dapo_openrlhf.backend.trainer.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -25,7 +28,11 @@ CONFIGURED = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 """Entries of an optimizer's parameter groups that DeepSpeed restores with the moments although they are
 configuration."""
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What changes in a loss scaler during training; the static one of bf16 and fp32 has only the first."""
+
+NOT_STATE = (LOSS_SCALER, ZERO_STAGE, GROUP_PADDINGS, PARAM_SLICE_MAPPINGS)
+"""Entries of an optimizer's state that are saved otherwise, or that describe its layout and are not read again."""
 
 
 class DeepSpeedModel:
@@ -118,44 +125,73 @@ class DeepSpeedModel:
         for name, parameter in self.inner.named_parameters():
             yield name, _part(parameter)
 
-    def held_moments(self) -> Iterator[tuple[str, Sequence[Tensor]]]:
-        """Names of the optimizer's moments, and this rank's part of each."""
-        # Under ZeRO-3 the parameter groups are empty between steps; the state is not.
-        states = self._optimizer.optimizer.state.values()
-        for name in MOMENTS:
-            yield name, [state[name] for state in states if name in state]
-
     def whole(self) -> Published:
         """The tensors that a publication consists of."""
         return Published(self.inner)
 
-    def save_state(self, folder: str, tag: str) -> None:
-        """Write DeepSpeed's checkpoint."""
-        self._engine.save_checkpoint(folder, tag=tag)
+    def state(self) -> Tree:
+        """This rank's part of what training resumes from, as DeepSpeed's optimizer returns it."""
+        held = self._optimizer.state_dict()
+        scaler = vars(held[LOSS_SCALER])
+        engine = self._engine
+        return {
+            "optimizer": {name: value for name, value in held.items() if name not in NOT_STATE},
+            "loss_scale": {name: scaler[name] for name in LOSS_SCALE if name in scaler},
+            "steps": {
+                "global_steps": engine.global_steps,
+                "global_samples": engine.global_samples,
+                "skipped_steps": engine.skipped_steps,
+            },
+        }
 
-    def load_state(self, folder: str, tag: str, *, updates_done: int) -> bool:
-        """Load full-precision weights and moments; False if ``folder`` holds none under ``tag``.
+    def load_state(self, state: Tree, *, updates_done: int) -> None:
+        """Load full-precision weights and moments, and compute the model's weights from them.
 
         Learning rate, decays, gradient clipping and schedule stay as configured. The schedule continues after
         ``updates_done`` gradient steps of the new configuration: DeepSpeed's own counter counts those of the old one,
         whose updates may have had another size.
         """
-        if not os.path.isdir(os.path.join(folder, tag)):
-            return False
-        optimizer = self._optimizer
+        optimizer, scaler = self._optimizer, self._optimizer.loss_scaler
         configured = [{name: group[name] for name in CONFIGURED} for group in optimizer.param_groups]
         max_norm = optimizer.clip_grad
-        found, _ = self._engine.load_checkpoint(folder, tag=tag, load_lr_scheduler_states=False)
-        assert found is not None
+        vars(scaler).update(state["loss_scale"])
+        vars(self._engine).update(state["steps"])
+        _load(optimizer, {**state["optimizer"], LOSS_SCALER: scaler})
         for group, settings in zip(optimizer.param_groups, configured, strict=True):
             group.update(settings)
         optimizer.clip_grad = max_norm
         _enter_schedule(self._engine.lr_scheduler, optimizer.param_groups, updates_done)
-        return True
 
-    def save(self, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a Hugging Face folder, as OpenRLHF does."""
-        self._strategy.save_model(self._engine, tokenizer, folder)
+    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
+        """Copy all tensors that belong in a Hugging Face folder, gathering those of ZeRO-3 in buckets."""
+        stored = stored_tensors(self.inner)
+        names, whole = list(stored), dict[str, Tensor]()
+        sizes = [tensor.element_size() * whole_numel(tensor) for tensor in stored.values()]
+        for first, last in buckets(sizes, BUCKET_BYTES):
+            bucket = {name: stored[name] for name in names[first:last]}
+            partitioned = [tensor for tensor in bucket.values() if hasattr(tensor, "ds_id")]
+            with GatheredParameters(partitioned, enabled=bool(partitioned)):
+                if copies is not None:
+                    whole |= copies.copy(bucket, name)
+        return whole
+
+    def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write a Hugging Face folder as transformers does: under the checkpoint's names, with remote code."""
+        self.inner.save_pretrained(folder, state_dict=dict(tensors))
+        tokenizer.save_pretrained(folder)
+
+
+def _load(optimizer: Any, state: Tree) -> None:
+    """Load the state that one of DeepSpeed's optimizers returned on this rank."""
+    # Each rank takes its own entry of what may be a list with an entry for every rank.
+    own = {torch.distributed.get_rank(): state}
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        optimizer.checkpoint_event_prologue()
+        optimizer.load_state_dict(own)
+        optimizer.checkpoint_event_epilogue()
+    else:
+        optimizer.load_state_dict(own, load_from_fp32_weights=True)
+        optimizer.update_lp_params()
 
 
 def _part(parameter: Any) -> Tensor:

@@ -1,8 +1,8 @@
-"""Refuses to publish or save weights that are not finite (torch; runs inside the trainer's ranks)."""
+"""Refuses to publish or save numbers that are not finite (torch; runs inside the trainer's ranks)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ NAMES_SHOWN = 8
 
 
 class NotFinite(RuntimeError):
-    """Weights hold NaN or infinity; the message names them."""
+    """Tensors hold NaN or infinity; the message names them."""
 
 
 def refuse_not_finite(what: str, models: Sequence[ShardedModel], peers: Peers) -> None:
@@ -27,17 +27,9 @@ def refuse_not_finite(what: str, models: Sequence[ShardedModel], peers: Peers) -
     _refuse(what, named, peers)
 
 
-def refuse_moments_not_finite(what: str, models: Sequence[ShardedModel], peers: Peers) -> None:
-    """Do the same for the optimizers' moments, of which a rank holds a part.
-
-    Before the first step there may be none.
-    """
-    named = [
-        (f"the optimizer's {name}", _any_not_finite(moments, model.device))
-        for model in models
-        for name, moments in model.held_moments()
-    ]
-    _refuse(what, named, peers)
+def refuse_tensors_not_finite(what: str, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise :class:`NotFinite` if any of these tensors, all in host memory, is not finite. Not a collective call."""
+    _refuse(what, [(name, _not_finite(tensor)) for name, tensor in named], Peers())
 
 
 def _refuse(what: str, named: Sequence[tuple[str, Tensor]], peers: Peers) -> None:
@@ -53,12 +45,6 @@ def _refuse(what: str, named: Sequence[tuple[str, Tensor]], peers: Peers) -> Non
         raise NotFinite(
             f"{what}: {len(bad)} of {len(named)} tensors hold NaN or infinity: {', '.join(bad[:NAMES_SHOWN])}{more}"
         )
-
-
-def _any_not_finite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Whether any of these tensors is not finite, as a tensor on ``device``; they may be in host memory."""
-    flags = [_not_finite(tensor).to(device) for tensor in tensors]
-    return torch.stack(flags).any() if flags else torch.zeros((), dtype=torch.bool, device=device)
 
 
 def _not_finite(tensor: Tensor) -> Tensor:

@@ -1,15 +1,26 @@
-"""Saves a rank's models, and resumes them from a checkpoint (torch; runs inside the trainer's ranks)."""
+"""Saves a rank's models, and resumes them from a checkpoint (torch; runs inside the trainer's ranks).
+
+A checkpoint is made in two phases. :meth:`Saving.snapshot` copies everything to host memory, in step with the other
+ranks; :meth:`Saving.write_snapshot` writes the copies, each rank by itself, while training goes on.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapo_openrlhf.backend.trainer.finite import refuse_moments_not_finite, refuse_not_finite
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dapo_openrlhf.backend.trainer.finite import refuse_not_finite, refuse_tensors_not_finite
 from dapo_openrlhf.backend.trainer.peers import Peers
 from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
+from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree, read_tree, tensors_of, write_tree
 from dapo_openrlhf.pipeline.checkpoint import TRAINER_FOLDER
 from dapo_openrlhf.whole_file import put_in_place
 
@@ -18,6 +29,25 @@ if TYPE_CHECKING:
 
 STATE_TAG, CRITIC_TAG = "state", "critic"
 """Names of the policy's and the critic's state in a checkpoint."""
+
+CRITIC_FOLDER = "critic"
+"""Name of the folder in a saved model with the critic's Hugging Face folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """This rank's part of a checkpoint, in host memory."""
+
+    path: str
+    """The checkpoint's folder."""
+    models: Mapping[str, Mapping[str, Tensor]]
+    """Whole tensors of the models, by the folder below ``path``; none except on rank 0."""
+    states: Mapping[str, Tree]
+    """States of the optimizers, by their tags."""
+
+
+class NotWritten(RuntimeError):
+    """Files could not be written; the message names their folder and the cause."""
 
 
 class Saving:
@@ -32,11 +62,13 @@ class Saving:
         peers: Peers,
     ) -> None:
         """``models``: the policy, and the critic if there is one. ``keep_critic``: whether the critic is saved too."""
-        self._models = models
-        self._policy, self._critic = models[0], models[1] if len(models) > 1 else None
+        self._states = dict(zip((STATE_TAG, CRITIC_TAG), models, strict=False))
+        self._folders = dict(zip(("", CRITIC_FOLDER) if keep_critic else ("",), models, strict=False))
         self._tokenizer = tokenizer
-        self._keep_critic = keep_critic
         self._peers = peers
+        self._copies = HostCopies()
+        self._taken: Snapshot | None = None
+        self._writing = threading.Lock()
 
     def save(self, path: str) -> None:
         """Write a Hugging Face folder, with the critic's in its subfolder ``critic`` if that is to be kept.
@@ -44,29 +76,78 @@ class Saving:
         ``path`` appears only once it is complete.
         """
         unfinished = path + ".unfinished"
-        refuse_not_finite(f"the model is not saved to {path}", self._models, self._peers)
-        self._policy.save(unfinished, self._tokenizer)
-        if self._critic is not None and self._keep_critic:
-            self._critic.save(os.path.join(unfinished, "critic"), self._tokenizer)
+        refuse_not_finite(f"the model is not saved to {path}", list(self._states.values()), self._peers)
+        copies = self._whole(HostCopies())
         if self._peers.rank == 0:
-            put_in_place(Path(unfinished), Path(path))
+            with _named(path):
+                self._write_models(copies, unfinished)
+                put_in_place(Path(unfinished), Path(path))
 
-    def save_state(self, path: str) -> None:
-        """Write the state that training resumes from, next to a saved model."""
-        what = f"no checkpoint is made in {path}"
-        refuse_not_finite(what, self._models, self._peers)
-        refuse_moments_not_finite(what, self._models, self._peers)
-        self._policy.save_state(os.path.join(path, TRAINER_FOLDER), STATE_TAG)
-        if self._critic is not None:
-            self._critic.save_state(os.path.join(path, TRAINER_FOLDER), CRITIC_TAG)
+    def snapshot(self, path: str) -> None:
+        """Copy what a checkpoint in the folder ``path`` consists of; once this returns, training may go on.
+
+        The copy takes as much host memory as the files that :meth:`write_snapshot` writes on this rank; the next one goes
+        into the same memory, so that one must have been written.
+        """
+        assert not self._writing.locked(), "the snapshot before is being written"
+        refuse_not_finite(f"no checkpoint is made in {path}", list(self._states.values()), self._peers)
+        self._taken = Snapshot(
+            path=path,
+            models=self._whole(self._copies),
+            states={tag: self._copies.copy(model.state(), f"state {tag}") for tag, model in self._states.items()},
+        )
+
+    def write_snapshot(self) -> None:
+        """Write the newest snapshot and forget it. Other threads may train meanwhile; not a collective call.
+
+        Raises :class:`NotWritten`, and ``NotFinite`` for a state that holds NaN or infinity.
+        """
+        taken, self._taken = self._taken, None
+        assert taken is not None, "there is no snapshot to write"
+        with self._writing, _named(taken.path):
+            for state in taken.states.values():
+                refuse_tensors_not_finite(f"no checkpoint is made in {taken.path}", tensors_of(state))
+            for tag, state in taken.states.items():
+                write_tree(state, self._file(taken.path, tag))
+            if self._peers.rank == 0:
+                self._write_models(taken.models, taken.path)
 
     def resume(self, checkpoint: str, updates_done: int) -> None:
         """Resume from a checkpoint after ``updates_done`` gradient steps.
 
-        Raises ``RuntimeError`` if something is missing.
+        Raises ``RuntimeError`` if something is missing, or was saved by another number of ranks.
         """
-        folder = os.path.join(checkpoint, TRAINER_FOLDER)
-        if not self._policy.load_state(folder, STATE_TAG, updates_done=updates_done):
-            raise RuntimeError(f"{folder} holds no state of the optimizer: it cannot be gone on from")
-        if self._critic is not None and not self._critic.load_state(folder, CRITIC_TAG, updates_done=updates_done):
-            raise RuntimeError(f"{folder} holds no critic: its run trained none; start from its model instead")
+        for tag, model in self._states.items():
+            file = self._file(checkpoint, tag)
+            ranks = len(list(file.parent.glob("rank-*.json")))
+            if ranks == 0 and tag == CRITIC_TAG:
+                raise RuntimeError(f"{checkpoint} holds no critic: its run trained none; start from its model instead")
+            if ranks == 0:
+                raise RuntimeError(f"{checkpoint} holds no state of the optimizer: it cannot be gone on from")
+            if ranks != self._peers.count:
+                raise RuntimeError(
+                    f"{file.parent} holds the state of {ranks} trainer ranks, and this run has {self._peers.count}: each "
+                    f"resumes its own part; use {ranks} (actor.num_nodes x actor.num_gpus_per_node)"
+                )
+            model.load_state(read_tree(file), updates_done=updates_done)
+
+    def _file(self, checkpoint: str, tag: str) -> Path:
+        """Path of this rank's part of a state, without suffix."""
+        return Path(checkpoint) / TRAINER_FOLDER / tag / f"rank-{self._peers.rank}"
+
+    def _whole(self, copies: HostCopies) -> Mapping[str, Mapping[str, Tensor]]:
+        own = copies if self._peers.rank == 0 else None
+        return {folder: model.copy_whole(own, f"model {folder}") for folder, model in self._folders.items()}
+
+    def _write_models(self, copies: Mapping[str, Mapping[str, Tensor]], path: str) -> None:
+        for folder, model in self._folders.items():
+            model.write_whole(copies[folder], os.path.join(path, folder), self._tokenizer)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Name the folder in the errors of safetensors, which say neither file nor folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise NotWritten(f"{path} cannot be written: {type(error).__name__}: {error}") from error

@@ -8,13 +8,14 @@ torch module and AdamW.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dapo_openrlhf.backend.messages import WeightLayout
+from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,29 +97,32 @@ class ShardedModel(Protocol):
         """Names of all parameters, and this rank's part of each, flattened. Not a collective call."""
         ...
 
-    def held_moments(self) -> Iterator[tuple[str, Sequence[Tensor]]]:
-        """Names of the optimizer's moments, and this rank's part of each.
-
-        There may be none before the first step. Not a collective call.
-        """
-        ...
-
     def whole(self) -> WholeTensors:
         """The tensors that a publication consists of."""
         ...
 
-    def save_state(self, folder: str, tag: str) -> None:
-        """Write full-precision weights and the optimizer's state into ``folder``, under the name ``tag``."""
+    def state(self) -> Tree:
+        """Full-precision weights and the optimizer's state: this rank's part, not copied."""
         ...
 
-    def load_state(self, folder: str, tag: str, *, updates_done: int) -> bool:
-        """Load what :meth:`save_state` wrote; False if there is nothing under that name.
+    def load_state(self, state: Tree, *, updates_done: int) -> None:
+        """Load what :meth:`state` returned on this rank, among as many ranks.
 
         Learning rate, decays, clipping and schedule stay as this model was made with; the schedule continues after
         ``updates_done`` steps.
         """
         ...
 
-    def save(self, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a Hugging Face folder."""
+    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
+        """Copies of all tensors that belong in a Hugging Face folder, by their names in the module.
+
+        They are made by ``copies`` under ``name``; a rank without gets none.
+        """
+        ...
+
+    def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write a Hugging Face folder of copies that :meth:`copy_whole` has made. Not a collective call.
+
+        The model may be trained meanwhile, in another thread.
+        """
         ...
