@@ -8,6 +8,7 @@ import pickle
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -145,22 +146,23 @@ def test_a_folder_is_removed_name_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
+@contextmanager
 def little_room() -> Iterator[None]:
-    """A limit of the size of files, which ends a write in the middle as a full disk does."""
+    """A limit of the size of files, which ends a write in the middle as a full disk does; it holds for pytest's output too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("little_room")
 def test_what_finds_no_room_names_path_cause_and_remedy_and_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "set.jsonl"
     file.write_text("old")
-    with pytest.raises(Unwritable) as caught:
+    with pytest.raises(Unwritable) as caught, little_room():
         write_whole(file, b"0" * 5000)
     assert str(caught.value) == (
         f"{file} cannot be written: File too large; raise the limit of a file's size (ulimit -f)"

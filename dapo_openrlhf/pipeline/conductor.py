@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
 from dapo_openrlhf.pipeline.agreement import Agreement
@@ -28,6 +28,7 @@ from dapo_openrlhf.pipeline.engine_pool import EnginePool, EngineUnusable
 from dapo_openrlhf.pipeline.evaluator import Evaluator
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import BatchTaken, Evaluated, PublicationLive, StepDone, StepTrained
+from dapo_openrlhf.pipeline.laps import Laps
 from dapo_openrlhf.pipeline.ledger import Ledger
 from dapo_openrlhf.pipeline.ports import PolicyTrainer, Publication, WeightPublisher
 from dapo_openrlhf.pipeline.rollout import RolloutLoop
@@ -62,27 +63,6 @@ class Outcome:
     """Whether the trained model was saved; it is not in a run that was stopped."""
     stopped_by: signal.Signals | None = None
     """The signal that stopped the run early; None if none did."""
-
-
-class Laps:
-    """A stopwatch that runs all the time, so that every moment belongs to exactly one lap."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._since = clock()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> float:
-        """Credit the time since the last call to ``name``; returns it, in seconds."""
-        now = self._clock()
-        seconds, self._since = now - self._since, now
-        self._laps[name] = self._laps.get(name, 0.0) + seconds
-        return seconds
-
-    def take(self) -> dict[str, float]:
-        """Return the laps since the last call, and start over."""
-        laps, self._laps = self._laps, {}
-        return laps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from fake_actors import FakeActor
 from ray.exceptions import RayActorError
-from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run import new_trainer
@@ -24,6 +23,7 @@ from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.pipeline.lives import Carried
 from dapo_openrlhf.pipeline.ports import Publication
 from dapo_openrlhf.pipeline.prompts import PromptState
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import PolicyVersion
 
 INPUTS = Inputs(device=Device(kind="cpu", threads=1), prompts=[], problems=[], stop=StopTokens(ids=(1,), notes=()))

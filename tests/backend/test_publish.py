@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from fake_actors import FakeActor
 from fake_engines import FakeEngine, after, died, failed
-from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import (
     IncompleteWeights,
@@ -25,6 +24,7 @@ from dapo_openrlhf.backend.run.publishers.members import LEAVING_SECONDS, Limits
 from dapo_openrlhf.backend.run.publishers.ranks import Ranks
 from dapo_openrlhf.backend.run.publishers.service import EngineService
 from dapo_openrlhf.config.transports import TransportName
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import PolicyVersion
 
 LAYOUT = WeightLayout(names=("a", "b"), dtypes=("bfloat16",) * 2, shapes=((2, 3), (4,)), sizes=(12, 8))

@@ -11,7 +11,6 @@ import pytest
 from fake_actors import FakeActor
 from fakes import some_group
 from ray.exceptions import RayActorError, RayTaskError
-from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.run import rank_watch
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerFailed
@@ -19,6 +18,7 @@ from dapo_openrlhf.backend.run.rank_watch import HUNG_SECONDS, PULSE_SECONDS, Ra
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer, WatchedPublisher
 from dapo_openrlhf.pipeline.batch import PlanSettings
 from dapo_openrlhf.pipeline.ports import TrainerLost
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 NEVER = 1e9

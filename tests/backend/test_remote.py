@@ -11,7 +11,6 @@ import pytest
 from fake_actors import FakeActor
 from fake_engines import FakeEngine, after, failed
 from ray.exceptions import RayActorError
-from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import IncompleteWeights, StagedWeights, WeightAck, WeightLayout
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerDied, WorkerFailed, all_within
@@ -20,6 +19,7 @@ from dapo_openrlhf.backend.run.publishers.ranks import Ranks
 from dapo_openrlhf.backend.run.publishers.service import EngineService
 from dapo_openrlhf.backend.run.remote_engine import ObjectStoreTexts
 from dapo_openrlhf.pipeline.ports import GroupError, NotRevived
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import PolicyVersion
 
 LAYOUT = WeightLayout(names=("a",), dtypes=("float32",), shapes=((1,),), sizes=(4,))

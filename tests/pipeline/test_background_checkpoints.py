@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from fakes import World, build
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.events import Checkpointed, Event, SnapshotTaken, StepDone
 from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
 from dapo_openrlhf.pipeline.stop import StopRequest
+from dapo_openrlhf.plan.virtual_time import run_virtual
 
 AGES = 1000.0
 """Seconds in which everything happens that does not wait for something."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from fakes import build
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.best import EVALUATION_FILE, best_of, evaluation_of
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState, damage
 from dapo_openrlhf.pipeline.prompts import PromptState
+from dapo_openrlhf.plan.virtual_time import run_virtual
 
 
 def make(checkpoints: Checkpoints, step: int) -> Path:

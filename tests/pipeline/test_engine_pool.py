@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 from fakes import HANG, FakeEngine, FakeGroup, FakeScorer, World, build, check_prompts
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.engine_life import SICK
@@ -16,6 +15,7 @@ from dapo_openrlhf.pipeline.engine_pool import EngineUnusable
 from dapo_openrlhf.pipeline.evaluator import EvaluationFailed
 from dapo_openrlhf.pipeline.events import BatchTaken, EngineGivenUp, EngineLost, EngineReplaced, GroupFailed
 from dapo_openrlhf.pipeline.ports import CUT_TOO_EARLY, GroupError
+from dapo_openrlhf.plan.virtual_time import run_virtual
 
 
 def run_with_deaths(make: Callable[[], World], *deaths: tuple[float, int]) -> World:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from fakes import EVALUATION, HANG, FakeEngine, FakeGroup, FakeScorer, FakeTexts, all_right, problems
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
 from dapo_openrlhf.pipeline.evaluator import EvaluationFailed, Evaluator
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Prompt
 
 

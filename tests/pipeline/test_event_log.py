@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from event_files import write_events
 from fakes import FakeEngine, FakeScorer, World, build, filtered
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline import event_log
 from dapo_openrlhf.pipeline.event_log import KINDS, EventLog, EventLogError, LogFile, Logged, read
 from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained, UpdateSkipped, WorkerSpans
 from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Span
 from dapo_openrlhf.whole_file import Unwritable
 

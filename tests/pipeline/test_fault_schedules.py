@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import pytest
 from fakes import DEADLY, PERMANENT, FakeEngine, FakeGroup, FakeScorer, World, build, check_prompts, fates, filtered
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.engine_pool import EngineUnusable
@@ -31,6 +30,7 @@ from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.ports import GroupError, PromptFault
 from dapo_openrlhf.pipeline.stop import StopRequest
 from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Prompt
 
 SCHEDULES = 1500

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from fakes import FakeEngine, World, build
-from virtual_time import VirtualTimeLoop, run_virtual
 
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,
@@ -22,6 +21,7 @@ from dapo_openrlhf.pipeline.events import (
 )
 from dapo_openrlhf.pipeline.health import ASK_SECONDS, TICK_SECONDS, HealthCheck, HealthLimits, Unhealthy
 from dapo_openrlhf.pipeline.ports import EngineGone, Health
+from dapo_openrlhf.plan.virtual_time import VirtualTimeLoop, run_virtual
 
 LIMITS = HealthLimits(answer=60.0, step=600.0)
 

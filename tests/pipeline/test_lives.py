@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import pytest
 from fakes import FakeCheckpoints, FakeEngine, FakeScorer, Trained, World, build, filtered
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline
 from dapo_openrlhf.pipeline.event_log import EventLog
@@ -32,6 +31,7 @@ from dapo_openrlhf.pipeline.ledger import REWOUND, Ledger
 from dapo_openrlhf.pipeline.lives import Carried, Lives, Restarts
 from dapo_openrlhf.pipeline.ports import TrainerLost
 from dapo_openrlhf.pipeline.stop import StopRequest
+from dapo_openrlhf.plan.virtual_time import run_virtual
 
 STEPS, BATCH = 6, 2
 START_SECONDS = 20.0

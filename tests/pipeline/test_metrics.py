@@ -7,7 +7,6 @@ from typing import get_args
 
 import pytest
 from fakes import FakeEngine, FakeScorer, World, build, filtered
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,
@@ -25,6 +24,7 @@ from dapo_openrlhf.pipeline.events import (
 )
 from dapo_openrlhf.pipeline.metrics import METRICS, Row, StepMetrics, Unit
 from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import PolicyVersion, Prompt, Span
 
 

@@ -9,12 +9,12 @@ from collections import Counter
 
 import pytest
 from fakes import HANG, FakeEngine, FakeGroup, FakeScorer, World, all_right, build, filtered, mixed
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.dynamic_sampling import CAUTION, MOST_OVER_SAMPLING, OverSampling
 from dapo_openrlhf.pipeline.events import BatchTaken, GroupCut, GroupDispatched, GroupSurplus
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy, Waiting
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import FilterDecision, TrainBatch
 
 

@@ -26,7 +26,6 @@ from fakes import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.agreement import PoliciesDiffer
 from dapo_openrlhf.pipeline.batch import PlanSettings, plan_batch
@@ -50,6 +49,7 @@ from dapo_openrlhf.pipeline.prompts import NoPromptsLeft
 from dapo_openrlhf.pipeline.rollout_queue import BatchStarvation
 from dapo_openrlhf.pipeline.staleness import StalenessViolation
 from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import PolicyVersion, Prompt, TrainBatch
 
 PERMANENT = "prompt_too_long"

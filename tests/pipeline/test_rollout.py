@@ -19,12 +19,12 @@ from fakes import (
     mixed,
     prompts,
 )
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.engine_pool import EnginePool
 from dapo_openrlhf.pipeline.events import GroupDispatched, GroupFailed, GroupGenerated, GroupJudged
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
 from dapo_openrlhf.pipeline.rollout import LengthShaping
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, RolloutGroup, Score, TrainBatch
 
 SAMPLING = Sampling(n=2, max_new_tokens=100, temperature=1.0, top_p=1.0)

@@ -10,12 +10,12 @@ import pytest
 from fakes import some_group
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from virtual_time import Deadlock, run_virtual
 
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
 from dapo_openrlhf.pipeline.ledger import LedgerImbalance
 from dapo_openrlhf.pipeline.rollout_queue import BatchStarvation, RolloutQueue
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy, StalenessViolation
+from dapo_openrlhf.plan.virtual_time import Deadlock, run_virtual
 from dapo_openrlhf.types import PolicyVersion, TrainBatch
 
 ALL_RIGHT = (True, True)

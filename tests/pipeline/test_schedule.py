@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from fakes import FakeScorer, build, filtered
-from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.batch import plan_batch
 from dapo_openrlhf.pipeline.events import GroupGenerated
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import TrainBatch
 
 

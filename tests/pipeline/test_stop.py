@@ -8,9 +8,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from virtual_time import run_virtual as run
 
 from dapo_openrlhf.pipeline.stop import GraceOver, StopAsked, StopRequest
+from dapo_openrlhf.plan.virtual_time import run_virtual as run
 
 
 async def after(seconds: float, done: list[str] | None = None) -> float:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 from fakes import FakeEngine, World, build
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.stop import StopRequest
+from dapo_openrlhf.plan.virtual_time import run_virtual
 
 STEPS, BATCH = 6, 2
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 from fakes import DEADLY, FakeEngine, World, build
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.engine_pool import EngineUnusable
 from dapo_openrlhf.pipeline.evaluator import EvaluationFailed
@@ -15,6 +14,7 @@ from dapo_openrlhf.pipeline.events import BatchTaken, Checkpointed, EngineLost, 
 from dapo_openrlhf.pipeline.ports import ENGINE_DIED, GroupError, PromptFault
 from dapo_openrlhf.pipeline.prompts import NoPromptsLeft
 from dapo_openrlhf.pipeline.suspects import DEATHS, FAILS, FAILURES, KILLS_ENGINES
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Prompt
 
 Fault = Callable[[Prompt], GroupError | float | None]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fakes import build
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.report.phases import Phases
 from dapo_openrlhf.report.recorder import Recorder
 

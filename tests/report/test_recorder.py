@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from fakes import World, build
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import (
@@ -26,6 +25,7 @@ from dapo_openrlhf.pipeline.events import (
     UpdateSkipped,
 )
 from dapo_openrlhf.pipeline.metrics import Row
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import DROPPED_SHOWN, FAILURES_SHOWN, Notices

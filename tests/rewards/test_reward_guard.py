@@ -158,7 +158,7 @@ def test_each_harm_has_its_reason_and_the_next_response_is_judged(
     scored = hostile.score(response, label=str(tmp_path / "pids"))
     assert (scored.score, scored.reason) == (None, reason)
     assert words in str(scored.error)
-    assert not any(map(is_running, lines_of(tmp_path / "pids")))
+    assert wait_until(lambda: not any(map(is_running, lines_of(tmp_path / "pids"))))
     assert hostile.score("fine", label="").score == FINE
 
 
@@ -177,7 +177,7 @@ def test_what_does_not_end_is_late_and_ends_with_all_it_started(
     scored = hostile.score(response, label=str(pids))
     monkeypatch.undo()
     assert (scored.score, scored.reason, "took over 1 s" in str(scored.error)) == (None, "reward_timeout", True)
-    assert not is_running(pid) and not any(map(is_running, lines_of(pids)))
+    assert wait_until(lambda: not any(map(is_running, [pid, *lines_of(pids)])))
     assert hostile.score("fine", label="").score == FINE
 
 
@@ -195,7 +195,7 @@ def test_what_was_started_and_left_ends_with_the_process(tmp_path: Path) -> None
         assert process.score("clean child", label=str(tmp_path / "other")).score == FINE
         pids = [process.pid, *lines_of(tmp_path / "pids"), *lines_of(tmp_path / "other")]
         assert len(pids) == 14 and all(map(is_running, pids))
-    assert not any(map(is_running, pids))
+    assert wait_until(lambda: not any(map(is_running, pids)))
 
 
 def owner_of(folder: Path, response: str) -> subprocess.Popen[str]:
@@ -239,7 +239,7 @@ def test_one_guard_is_enough(tmp_path: Path, which: str) -> None:
         inner = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1])
         assert len({*started, outer, inner}) == 4
         os.kill(outer if which == "outer" else inner, signal.SIGKILL)
-    assert not any(map(is_running, [*started, outer, inner]))
+    assert wait_until(lambda: not any(map(is_running, [*started, outer, inner])))
 
 
 @pytest.mark.parametrize("response", ["print 100 MB", "one line of 100 MB"])

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from fake_actors import FakeActor
 from patience import HANG_SECONDS
-from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import GroupTexts
 from dapo_openrlhf.backend.run.reward_pool import Judged, RewardActor, RewardPool, RewardTimes
@@ -24,6 +23,7 @@ from dapo_openrlhf.config.loading import build_reward
 from dapo_openrlhf.config.reward_origin import Server
 from dapo_openrlhf.pipeline.outage import Outage, ServerGone
 from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.rewards.process import SERVER_AWAY, Scored
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.replies import BadReply

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from fake_actors import FakeActor
 from patience import Clock
-from virtual_time import run_virtual
 
 from dapo_openrlhf.backend.messages import GroupTexts
 from dapo_openrlhf.backend.run import reward_pool as rewards
 from dapo_openrlhf.backend.run.reward_pool import Judged, RewardActor, RewardPool, RewardTimes, scores_of
 from dapo_openrlhf.config.reward_origin import PythonFile
 from dapo_openrlhf.pipeline.ports import GroupError
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable, Scored
 from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Prompt, Score

@@ -6,11 +6,11 @@ import asyncio
 import random
 
 import pytest
-from virtual_time import run_virtual
 
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
 from dapo_openrlhf.plan.engine import SimulatedEngine
 from dapo_openrlhf.plan.scenario import EngineSpeed, Sample
+from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Generation, Prompt
 
 SAMPLING = Sampling(n=2, max_new_tokens=1000, temperature=1.0, top_p=1.0)
