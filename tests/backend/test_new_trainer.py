@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from fake_actors import FakeActor
-from ray.exceptions import RayActorError
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run import new_trainer
@@ -70,7 +69,7 @@ def test_a_resumed_run_does_not_begin_anew(tmp_path: Path) -> None:
         asyncio.run(source.newest())
 
 
-def test_engines_forget_before_the_version_that_comes_again_is_published(
+def test_the_version_that_comes_again_is_published_from_new_ranks_to_the_engines_that_stayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -94,15 +93,11 @@ def test_engines_forget_before_the_version_that_comes_again_is_published(
     def build(workers: Workers, publisher: Any, inputs: Inputs, carried: Carried) -> Any:
         done.append(f"build at {inputs.first_step}")
 
-    actors = [
-        FakeActor(forget_prefixes=lambda: done.append("forget")),
-        FakeActor(forget_prefixes=lambda: asyncio.sleep(1e9)),
-        FakeActor(forget_prefixes=_died),
-    ]
+    actors = [FakeActor(), FakeActor()]
     killed: list[Any] = []
     monkeypatch.setattr(new_trainer, "replace_ranks", replaced)
     monkeypatch.setattr("ray.kill", killed.append)
-    engines = [RemoteEngine(lambda index: actors[index], index=index) for index in range(3)]
+    engines = [RemoteEngine(lambda index: actors[index], index=index) for index in range(2)]
     old = [object(), object()]
     workers = Workers(engines=engines, ranks=list(old), rewards=None)  # type: ignore[arg-type]
     source = new_one(tmp_path, 4, workers=workers, open_publisher=opened, build=build)
@@ -115,12 +110,8 @@ def test_engines_forget_before_the_version_that_comes_again_is_published(
 
     monkeypatch.setattr(asyncio, "to_thread", _at_once)
     run_virtual(main())
-    assert done == [f"ranks from {tmp_path / 'step-000004'}", "forget", "send 4", "deliver", "build at 4"]
-    assert killed[2:] == [actors[2], actors[1]], "engines that do not forget are replaced"
-
-
-async def _died() -> None:
-    raise RayActorError
+    assert done == [f"ranks from {tmp_path / 'step-000004'}", "send 4", "deliver", "build at 4"]
+    assert (killed[2:], [engine.actor for engine in engines]) == ([], actors)
 
 
 async def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -130,14 +130,6 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
         return await self._take(version, lambda core: load(core, layout, buckets, self._enter))
 
-    async def forget_prefixes(self) -> None:
-        """Empty the prefix cache; see :class:`RolloutWorker`."""
-        emptied = await asyncio.wrap_future(
-            self._loop.between_steps(lambda core: core.reset_prefix_cache(reset_running_requests=True))
-        )
-        if not emptied:
-            raise RuntimeError("vLLM's prefix cache could not be emptied")
-
     async def join_transfer(self, meeting: Meeting, first: int, size: int) -> None:
         """Join a transfer group. Blocks until all members have joined; raises ``TransferAborted`` if they do not."""
         from dapo_openrlhf.backend.transfer.receivers.driving import join

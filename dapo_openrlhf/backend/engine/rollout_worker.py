@@ -58,10 +58,6 @@ class RolloutWorker(Protocol):
         """Replace the weights by those in the buckets; tokens of later steps carry ``version``."""
         ...
 
-    async def forget_prefixes(self) -> None:
-        """Empty the prefix cache, whose entries are told apart by version: the next publication may repeat a number."""
-        ...
-
     async def join_transfer(self, meeting: Meeting, first: int, size: int) -> None:
         """Join a transfer group of ``size`` members, of which this worker's first process is number ``first``.
 

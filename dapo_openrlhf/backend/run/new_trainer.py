@@ -70,9 +70,6 @@ class NewTrainer:
     async def begin(self, carried: Carried) -> Pipeline:
         """Start new ranks from the checkpoint and publish their weights once. Raises ``TrainerLost``."""
         await replace_ranks(self.config, self.inputs, self.workers)
-        timing = self.config.async_
-        patience = timing.start_timeout + timing.publish_timeout  # an engine may be starting
-        await asyncio.gather(*(engine.forget_prefixes(patience) for engine in self.workers.engines))
         publisher = await RankWatch(self.workers.ranks).during(self._published())
         return self.build(self.workers, publisher, self.inputs, carried)
 

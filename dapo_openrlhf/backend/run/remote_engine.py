@@ -84,15 +84,6 @@ class RemoteEngine:
         """End a group with the tokens generated so far."""
         self.actor.cut.remote(request)
 
-    async def forget_prefixes(self, timeout: float) -> None:
-        """Empty the prefix cache before versions go back. An engine that fails to, dies or hangs is stopped."""
-        what, life = "emptying the prefix cache", self._life
-        call = self.actor.forget_prefixes.remote()
-        try:
-            await all_within([call], [f"engine {self._index}"], timeout, what, "async.publish_timeout")
-        except (WorkerFailed, PipelineTimeout) as error:
-            self.stop(str(error), life=life)
-
     def stop(self, cause: str, *, life: int) -> bool:
         """Kill the actor, which may hang; its groups fail with ``cause``. Returns False if that life is over."""
         if life != self._life:
