@@ -32,11 +32,11 @@ puts an algorithm's settings below the run's own ([algorithms.md](algorithms.md)
 TRANSPORTS_HEAD = """
 ## Transports of the weight sync
 
-What `vllm.sync_backend` may be; `auto` takes the first that the placement allows. An engine that is lost is replaced,
-whatever the transport (`vllm.max_restarts`).
+What `vllm.sync_backend` may be; `auto` takes the first that the placement allows. With each, an engine may
+consist of several workers (`vllm.tensor_parallel_size`), and one that is lost is replaced (`vllm.max_restarts`).
 
-| transport | weights travel | placement | `vllm.tensor_parallel_size` above 1 |
-|---|---|---|---|"""
+| transport | weights travel | placement |
+|---|---|---|"""
 
 METRICS_HEAD = """\
 # Metrics
@@ -67,8 +67,7 @@ def transport_row(name: str, transport: Transport) -> str:
     }
     gpus = f"GPUs {placements[transport.shared_gpu]}"
     where = {"cuda": gpus, "cpu": "`device: cpu`", "any": f"{gpus}, or `device: cpu`"}[transport.machine]
-    parallel = "yes" if transport.tensor_parallel else "no"
-    return f"| `{name}` | {transport.way} | {where} | {parallel} |"
+    return f"| `{name}` | {transport.way} | {where} |"
 
 
 def choices(annotation: object) -> str:

@@ -205,11 +205,10 @@ def _impossible_accumulation(config: Config) -> Iterator[str]:
 
 def _impossible_transfer(config: Config) -> Iterator[str]:
     """Yield a sentence if weights cannot reach the engines the way that was asked for."""
-    backend, workers = config.vllm.sync_backend, config.vllm.tensor_parallel_size
+    backend = config.vllm.sync_backend
     if backend == "auto":
         return
-    shared = config.train.colocate_all
-    if problem := refusal(backend, device=config.device, shared=shared, tensor_parallel_size=workers):
+    if problem := refusal(backend, device=config.device, shared=config.train.colocate_all):
         yield f"vllm.sync_backend: {problem}"
 
 

@@ -23,8 +23,6 @@ class Transport:
     """The ``device`` that the transport needs."""
     shared_gpu: Literal["needed", "refused", "allowed"]
     """Whether engine and trainer may live on the same GPU (``train.colocate_all``)."""
-    tensor_parallel: bool
-    """Whether an engine may consist of several workers."""
 
     def fits(self, *, device: str, shared: bool) -> bool:
         """Whether a placement allows the transport."""
@@ -36,25 +34,21 @@ TRANSPORTS: Mapping[TransportName, Transport] = {
         way="in buckets by NCCL broadcasts from trainer rank 0 to every worker of every engine",
         machine="cuda",
         shared_gpu="refused",
-        tensor_parallel=True,
     ),
     "ipc": Transport(
         way="in buckets through two buffers in GPU memory that engine and trainer rank both map (CUDA IPC)",
         machine="cuda",
         shared_gpu="needed",
-        tensor_parallel=False,
     ),
     "object_store": Transport(
         way="in buckets through Ray's object store, in host memory, from which every engine loads",
         machine="any",
         shared_gpu="allowed",
-        tensor_parallel=False,
     ),
     "gloo": Transport(
         way="as `nccl`, by a gloo broadcast between CPUs: a rehearsal of that code on a machine without a GPU",
         machine="cpu",
         shared_gpu="allowed",
-        tensor_parallel=False,
     ),
 }
 """The transports by name; ``auto`` takes the first that fits."""
@@ -65,7 +59,7 @@ def automatic(*, device: str, shared: bool) -> TransportName:
     return next(name for name, transport in TRANSPORTS.items() if transport.fits(device=device, shared=shared))
 
 
-def refusal(name: TransportName, *, device: str, shared: bool, tensor_parallel_size: int) -> str | None:
+def refusal(name: TransportName, *, device: str, shared: bool) -> str | None:
     """Why the transport cannot be used, and what to use instead; None if it can."""
     transport, instead = TRANSPORTS[name], f"use auto or {automatic(device=device, shared=shared)}"
     if transport.machine not in (device, "any"):
@@ -75,10 +69,4 @@ def refusal(name: TransportName, *, device: str, shared: bool, tensor_parallel_s
         return f"{name} refuses two processes on one GPU, which train.colocate_all asks for; {instead}"
     if not shared and transport.shared_gpu == "needed":
         return f"{name} needs engine and trainer on the same GPU (train.colocate_all); {instead}"
-    # An engine that shares its GPU with a trainer has only that GPU, whatever the transport.
-    if tensor_parallel_size > 1 and not transport.tensor_parallel and transport.shared_gpu != "needed":
-        instead = automatic(device="cuda", shared=False)
-        return (
-            f"{name} cannot feed an engine of vllm.tensor_parallel_size {tensor_parallel_size}; use auto or {instead}"
-        )
     return None

@@ -39,7 +39,9 @@ PROMPT = Prompt(id=0, text="12+34=", token_ids=tuple(map(CHARACTERS.index, "12+3
 SAMPLING = Sampling(n=8, max_new_tokens=16, temperature=0.8, top_p=1.0)
 
 
-def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int, transport: str) -> Config:
+def _config(
+    model: Path, prompts: Path, *, ranks: int, zero_stage: int, transport: str, workers: int, data_type: str
+) -> Config:
     prompts.write_text(json.dumps({"input": PROMPT.text, "label": PROMPT.label}) + "\n")
     return build_config(
         {
@@ -50,8 +52,8 @@ def _config(model: Path, prompts: Path, *, ranks: int, zero_stage: int, transpor
                 "adam": {"lr": 1e-2},
                 "lr_warmup_steps": 0,
             },
-            "vllm": {"sync_backend": transport},
-            "ds": {"zero_stage": zero_stage, "param_dtype": "fp32", "attn_implementation": "sdpa"},
+            "vllm": {"sync_backend": transport, "tensor_parallel_size": workers},
+            "ds": {"zero_stage": zero_stage, "param_dtype": data_type, "attn_implementation": "sdpa"},
             "rollout": {
                 "batch_size": 1,
                 "n_samples_per_prompt": SAMPLING.n,
@@ -115,27 +117,36 @@ async def _train_publish_compare(config: Config, device: Device) -> tuple[list[f
     await step(1)
     await step(2)
     if isinstance(publisher, BroadcastPublisher):
-        await step(3, lost=True)  # the only engine: nobody is left to take part in the broadcast
-        await step(4)  # in a group that is formed anew, with the new engine
+        if config.vllm.tensor_parallel_size > 1:  # the way that always works, into workers that are other processes
+            copy = await publisher._ranks.stage("packing")
+            await publisher._engines.load_all(copy.named(PolicyVersion(3)))
+            generation = await engine.generate(f"request {next(SERIAL)}", PROMPT, SAMPLING)
+            assert (copy.publication.version, generation.oldest_version) == (2, 3)
+            differences.append(await _largest_difference(workers, generation))
+        else:
+            await step(3, lost=True)  # the only engine: nobody is left to take part in the broadcast
+            await step(4)  # in a group that is formed anew, with the new engine
     return differences, moved
 
 
 @pytest.mark.parametrize(
-    ("ranks", "zero_stage", "tied", "transport"),
+    ("ranks", "zero_stage", "tied", "transport", "workers", "data_type"),
     [
-        (1, 2, True, "object_store"),
-        (1, 1, False, "object_store"),
-        (2, 3, True, "object_store"),
-        (2, 2, False, "gloo"),
-        (2, 3, True, "gloo"),
+        (1, 2, True, "object_store", 1, "fp32"),
+        (1, 1, False, "object_store", 1, "fp32"),
+        (2, 3, True, "object_store", 1, "fp32"),
+        (2, 2, False, "gloo", 1, "fp32"),
+        (2, 3, True, "gloo", 1, "fp32"),
+        (1, 2, False, "gloo", 2, "fp32"),
     ],
 )
 def test_engine_and_trainer_agree_after_each_publication(
-    tmp_path: Path, ranks: int, zero_stage: int, tied: bool, transport: str
+    tmp_path: Path, ranks: int, zero_stage: int, tied: bool, transport: str, workers: int, data_type: str
 ) -> None:
     model = make_tiny_model(tmp_path / "model", tied=tied)
-    config = _config(model, tmp_path / "prompts.jsonl", ranks=ranks, zero_stage=zero_stage, transport=transport)
-    device = Device.of("cpu", processes=ranks + 1)
+    how = {"ranks": ranks, "zero_stage": zero_stage, "transport": transport, "workers": workers}
+    config = _config(model, tmp_path / "prompts.jsonl", **how, data_type=data_type)  # type: ignore[arg-type]
+    device = Device.of("cpu", processes=ranks + workers)
     with ray_cluster(config, device):
         differences, moved = asyncio.run(_train_publish_compare(config, device))
     assert moved > 10 * TOLERANCE, "training must move the policy, or agreement would say nothing"

@@ -325,10 +325,6 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             "--vllm.sync_backend ipc",
             ["vllm.sync_backend: ipc needs engine and trainer on the same GPU", "auto or nccl"],
         ),
-        (
-            "--vllm.sync_backend object_store --vllm.tensor_parallel_size 2",
-            ["vllm.sync_backend: object_store cannot feed", "vllm.tensor_parallel_size 2", "use auto or nccl"],
-        ),
         ("--train.colocate_all", ["vllm.gpu_memory_utilization: 0.9 leaves the trainer", "at most 0.7, such as 0.4"]),
         (
             "--algo.advantage.is_correction_level seq",
@@ -404,7 +400,7 @@ def test_combination_on_the_edge_is_accepted(file: Path, arguments: str) -> None
         ("", "nccl", 2),
         ("--vllm.tensor_parallel_size 4 --vllm.num_engines 2", "nccl", 9),
         ("--train.colocate_all --vllm.gpu_memory_utilization 0.4", "ipc", 1),
-        ("--vllm.sync_backend object_store", "object_store", 2),
+        ("--vllm.sync_backend object_store --vllm.tensor_parallel_size 2", "object_store", 3),
         ("--device cpu --ds.attn_implementation sdpa", "object_store", 2),
     ],
 )
