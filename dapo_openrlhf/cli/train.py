@@ -221,6 +221,7 @@ def _run_started(config: Config, inputs: Inputs, *, unix_time: float) -> RunStar
 
 def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: float) -> Summary:
     first = outcome.first_step_at
+    held_back = recorder.verdict(max_staleness=config.async_.max_staleness)
     return Summary(
         accuracy_before=outcome.accuracy_before,
         accuracy_after=outcome.accuracy_after,
@@ -234,6 +235,9 @@ def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: f
         counters=outcome.counters,
         restarts=outcome.restarts,
         steps_undone=outcome.steps_undone,
+        engines_idle=None if held_back is None else held_back.engines_idle,
+        trainer_idle=None if held_back is None else held_back.trainer_idle,
+        verdict="" if held_back is None else held_back.sentence,
         engines_lost=recorder.losses.words(),
     )
 

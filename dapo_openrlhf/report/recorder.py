@@ -8,6 +8,7 @@ from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Event, GroupDispatched, Rewound, StepDone
 from dapo_openrlhf.pipeline.losses import EngineLosses
 from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
+from dapo_openrlhf.report.verdict import Verdict, verdict
 
 
 class Sink:
@@ -79,6 +80,10 @@ class Recorder:
     def tokens(self, kind: str) -> int:
         """Number of response tokens over all steps that were not undone; ``kind`` is ``generated`` or ``trained``."""
         return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self._rows.values()))
+
+    def verdict(self, *, max_staleness: int) -> Verdict | None:
+        """What limited the steps that were not undone; None where that is not known."""
+        return verdict(list(self._rows.values()), max_staleness=max_staleness)
 
     def close(self) -> None:
         """Close every sink, even if one cannot write."""

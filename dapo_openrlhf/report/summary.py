@@ -41,6 +41,12 @@ class Summary:
     """Number of times that the trainer was lost and a new one went on from a checkpoint."""
     steps_undone: int = 0
     """Number of rollout steps that were lost with it and done again."""
+    engines_idle: float | None = None
+    """Share of the time in which engines had no work, 0 to 1, without the first quarter of the steps; None where unknown."""
+    trainer_idle: float | None = None
+    """The same of the trainer ranks."""
+    verdict: str = ""
+    """What held the run back, in a sentence; see ``verdict.py``."""
     engines_lost: list[str] = field(default_factory=list)
     """A sentence for each engine that was lost: how often, how often it was replaced, and the last cause."""
 
@@ -63,6 +69,7 @@ def closing_words(summary: Summary, folder: RunFolder) -> str:
         "groups": _groups(summary.counters),
         **({"trainer": _restarts(summary)} if summary.restarts else {}),
         **({"engines": "; ".join(summary.engines_lost)} if summary.engines_lost else {}),
+        **({"held back by": summary.verdict} if summary.verdict else {}),
         "policy age": f"at most {summary.max_policy_age} (max_staleness {summary.max_staleness})",
         "config": _place(folder.config),
         "events": _place(folder.events),

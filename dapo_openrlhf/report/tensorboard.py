@@ -34,6 +34,7 @@ CHARTS = {
             "tokens_per_second/trained",
         ),
         "seconds": ("seconds/step", "seconds/wait_batch", "seconds/train", "seconds/publish"),
+        "idle share": ("idle_share/engines", "idle_share/trainer"),
         "groups per step": ("groups/kept", "groups/all_right", "groups/all_wrong", "groups/failed"),
     },
 }

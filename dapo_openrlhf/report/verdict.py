@@ -1,0 +1,59 @@
+"""What held a run back, in one sentence, from how long engines and trainer were idle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from dapo_openrlhf.pipeline.metrics import Row
+
+ENGINES, TRAINER, AGE = "idle_share/engines", "idle_share/trainer", "policy_age/mean"
+
+WARM_UP_SHARE = 0.25
+"""Share of the steps at the beginning that are left out: the queue is filled in them."""
+
+BUSY = 0.15
+"""Largest share of idle time of a side that counts as busy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Idle shares, 0 to 1, and the sentence that follows from them."""
+
+    engines_idle: float
+    trainer_idle: float
+    sentence: str
+
+
+def verdict(rows: Sequence[Row], *, max_staleness: int) -> Verdict | None:
+    """What limited the run of these steps; None where too few of them have both shares."""
+    counted = [row for row in rows[int(WARM_UP_SHARE * len(rows)) :] if {ENGINES, TRAINER, AGE} <= row.keys()]
+    if len(counted) < 2:
+        return None
+    mean: Mapping[str, float] = {name: fmean(row[name] for row in counted) for name in (ENGINES, TRAINER, AGE)}
+    engines, trainer = mean[ENGINES], mean[TRAINER]
+    found = (
+        f"engines were idle {engines:.0%} of the time and the trainer {trainer:.0%}, at a mean age of {mean[AGE]:.2f}"
+    )
+    return Verdict(
+        engines_idle=engines,
+        trainer_idle=trainer,
+        sentence=f"{found}: {_cause(engines > BUSY, trainer > BUSY, max_staleness)}",
+    )
+
+
+def _cause(engines_idle: bool, trainer_idle: bool, max_staleness: int) -> str:
+    """What the idle sides say, and what to try."""
+    match engines_idle, trainer_idle:
+        case False, False:
+            return "both work nearly all the time, so only faster or more devices help"
+        case True, False:
+            return "the trainer limits; a larger K will not help, but more trainer ranks or fewer engines will"
+        case False, True:
+            return "the engines limit; a larger K will not help, but more engines or fewer trainer ranks will"
+        case _ if max_staleness == 0:
+            return "they work in turn, as K = 0 demands; async.max_staleness 1 lets them overlap"
+        case _:
+            larger = f"async.max_staleness {max_staleness + 1}"
+            return f"they wait for each other's stragglers; {larger} or async.at_deadline cut will help"
