@@ -5,10 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.engine.unfinished import Made, UnfinishedGroup, UnfinishedResponse
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, VersionRuns, one_version
@@ -31,8 +33,7 @@ def generate(*versions: str) -> tuple[GenerationReport, GroupTokens]:
     for version in range(int(min(everything)), int(max(everything)) + 1):
         for response, text, start in zip(group.responses, versions, starts, strict=False):
             for _ in range(text.count(str(version))):
-                response.ids.append(int(start) + len(response.ids))
-                response.logprobs.append(np.full((1, 1), -float(version), np.float32))
+                response.add([int(start) + len(response.ids)], np.full((1, 1), -float(version), np.float32))
             if len(response.ids) == len(text) and response.ends[-1:] != [len(text)]:
                 response.close_run(version)
                 group.end_one()
@@ -80,8 +81,7 @@ def test_weights_that_come_before_a_response_s_first_token_leave_no_run() -> Non
     group.responses.append(response)
     for version in range(3):
         response.close_run(version)
-    response.ids.append(1)
-    response.logprobs.append(np.zeros((1, 1), np.float32))
+    response.add([1], np.zeros((1, 1), np.float32))
     response.close_run(3)
     response.close_run(3)
     group.end_one()
@@ -95,7 +95,7 @@ def test_a_group_of_which_a_response_has_no_token_is_not_made() -> None:
     done: Future[Made] = Future()
     group = UnfinishedGroup(name="g", prompt_ids=[5], done=done, unfinished=2)
     group.responses += [UnfinishedResponse(group) for _ in range(2)]
-    group.responses[0].ids.append(1)
+    group.responses[0].add([1], np.zeros((1, 1), np.float32))
     for response in group.responses:
         response.close_run(0)
         group.end_one()
@@ -177,3 +177,15 @@ def test_the_trainer_knows_the_version_of_each_token_of_a_micro_batch() -> None:
     ]
     assert torch.equal(tensors.token_versions() >= 0, tensors.present)
     assert torch.equal(-tensors.rollout_logprobs[tensors.present], tensors.token_versions()[tensors.present].float())
+
+
+@pytest.mark.parametrize("logprobs", [None, np.zeros((1, 1), np.float64), np.zeros((1, 2), np.float32)])
+def test_anything_but_one_float32_for_each_token_is_an_error(logprobs: NDArray[Any] | None) -> None:
+    """vLLM returns as many columns as log-probs were asked for, of its own type."""
+    group = UnfinishedGroup(name="g", prompt_ids=[5], done=Future(), unfinished=1)
+    response = UnfinishedResponse(group)
+    group.responses.append(response)
+    response.add([1], logprobs)
+    response.close_run(0)
+    with pytest.raises(RuntimeError, match="bytes of log-probs for 1 tokens; one float32 for each was asked for"):
+        group.end_one()

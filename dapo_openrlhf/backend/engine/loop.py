@@ -256,9 +256,8 @@ class EngineLoop:
         responses = self._responses
         for output in self._core.get_output().outputs:
             response = responses[output.request_id]
-            response.ids += output.new_token_ids
-            if output.new_logprobs is not None:
-                response.logprobs.append(output.new_logprobs.logprobs)
+            logprobs = output.new_logprobs
+            response.add(output.new_token_ids, None if logprobs is None else logprobs.logprobs)
             if output.finish_reason is not None:
                 response.truncated = output.finish_reason == FinishReason.LENGTH
                 self._finish(output.request_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -35,6 +36,12 @@ class UnfinishedGroup:
 
     def _result(self) -> tuple[GenerationReport, GroupTokens]:
         responses = self.responses
+        for response in responses:
+            if len(response.logprobs) != 4 * len(response.ids):
+                raise RuntimeError(
+                    f"the engine core returned {len(response.logprobs)} bytes of log-probs for {len(response.ids)} tokens; one "
+                    "float32 for each was asked for"
+                )
         lengths = tuple(len(response.ids) for response in responses)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         versions = VersionRuns(
@@ -53,9 +60,8 @@ class UnfinishedGroup:
         )
         tokens = GroupTokens(
             prompt_ids=np.asarray(self.prompt_ids, np.int32),
-            response_ids=np.concatenate([np.asarray(response.ids, np.int32) for response in responses]),
-            # The first column of a step's array belongs to the sampled token.
-            rollout_logprobs=np.concatenate([np.concatenate(response.logprobs)[:, 0] for response in responses]),
+            response_ids=np.concatenate([np.frombuffer(response.ids, np.int32) for response in responses]),
+            rollout_logprobs=np.concatenate([np.frombuffer(response.logprobs, np.float32) for response in responses]),
             offsets=offsets,
             versions=versions,
         )
@@ -64,18 +70,28 @@ class UnfinishedGroup:
 
 @dataclass(slots=True)
 class UnfinishedResponse:
-    """One response of a group that is being generated. It has few fields because every token passes through it."""
+    """One response of a group that is being generated. It has few fields because every token passes through it.
+
+    Tokens are put into flat memory as they come: to join one array per token when the group is done would hold up
+    the engine, for 0.04 s with 16 responses of 20,480 tokens.
+    """
 
     group: UnfinishedGroup
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[NDArray[np.float32]] = field(default_factory=list)
-    """Arrays [new tokens, 1], one per step, as the core returns them."""
+    ids: array[int] = field(default_factory=lambda: array("i"))
+    logprobs: bytearray = field(default_factory=bytearray)
+    """Log-probabilities of the sampled tokens, as float32."""
     versions: list[int] = field(default_factory=list)
     """The version of each run of tokens that :meth:`close_run` has ended."""
     ends: list[int] = field(default_factory=list)
     """The number of tokens at the end of each of these runs."""
     truncated: bool = False
     cut: bool = False
+
+    def add(self, ids: Sequence[int], logprobs: NDArray[np.float32] | None) -> None:
+        """Add the tokens of a step, and their log-probabilities [tokens, 1] as the core returns them."""
+        self.ids.extend(ids)
+        if logprobs is not None:
+            self.logprobs += logprobs.data
 
     def close_run(self, version: int) -> None:
         """Note that ``version`` sampled all tokens since the last call; called when weights change and at the end."""
