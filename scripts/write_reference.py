@@ -38,6 +38,9 @@ consist of several workers (`vllm.tensor_parallel_size`), and one that is lost i
 | transport | weights travel | placement |
 |---|---|---|"""
 
+EMPTY = '""'
+"""How a default is shown that is an empty text."""
+
 METRICS_HEAD = """\
 # Metrics
 
@@ -52,7 +55,7 @@ def configuration() -> str:
     for section, settings in groupby(settings_of(), key=lambda pair: pair[0].rpartition(".")[0]):
         lines += [f"\n## {section or 'Top level'}\n", "| setting | default | choices | meaning |", "|---|---|---|---|"]
         for name, field in settings:
-            default = "must be set" if field.is_required() else f"`{typed(field.default)}`"
+            default = "must be set" if field.is_required() else f"`{typed(field.default) or EMPTY}`"
             meaning = " ".join((field.description or "").replace("|", "\\|").replace("``", "`").split())
             lines.append(f"| `{name}` | {default} | {choices(field.annotation)} | {meaning} |")
     return "\n".join([*lines, TRANSPORTS_HEAD, *map(transport_row, TRANSPORTS, TRANSPORTS.values())]) + "\n"

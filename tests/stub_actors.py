@@ -35,6 +35,9 @@ class StubRank(StubActor):
         """Of nobody."""
         return "127.0.0.1", 1
 
+    def import_packages(self) -> None:
+        """Nothing."""
+
     def start(self, **settings: Any) -> Any:
         """As where flash-attn is missing; tells whom it would have met."""
         from dapo_openrlhf.backend.trainer.reports import RankReady

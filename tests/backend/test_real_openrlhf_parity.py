@@ -117,7 +117,7 @@ def test_policy_loss_and_its_gradient(
     batch = Tensors(
         samples=tuple(own), lengths=LENGTHS, input_ids=nothing, position_ids=nothing, positions=nothing, targets=nothing,
         present=PRESENT.bool(), mask=PRESENT, advantages=advantages[:, :1],
-        weights=torch.tensor([[sample.weight] for sample in own], dtype=torch.float64), rollout_logprobs=rollout, fresh=torch.zeros(B, 1),
+        weights=torch.tensor([[sample.weight] for sample in own], dtype=torch.float64), rollout_logprobs=rollout, fresh=torch.zeros(B, 1), versions=(),
     )  # fmt: skip
     known = Known(old_logprobs=by_sample(old.float()), ref_logprobs=by_sample(reference.float()) if kl_coef else {})
     ours_in = new.clone().requires_grad_()

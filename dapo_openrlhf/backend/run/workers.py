@@ -48,13 +48,14 @@ async def start_workers(
     """
     placement = reserve(config, inputs.device, training=training)
     engines = _create_engines(config, inputs, placement)
-    if config.train.colocate_all and training:
-        # While vLLM measures the free memory of a GPU, nothing else may allocate or free memory on it.
-        await _all_ready(config, _readiness(engines))
     rewards = _create_rewards(config, say)
     ranks: list[Any] = []
     if training:
         await _create_ranks(config, inputs, placement, ranks)
+    if config.train.colocate_all:
+        # While vLLM measures the free memory of a GPU, nothing else may allocate or free memory on it.
+        imports = {f"trainer rank {index}": rank.import_packages.remote() for index, rank in enumerate(ranks)}
+        await _all_ready(config, _readiness(engines) | imports)
     calls = _readiness(engines, rewards)
     starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
     ready = await _all_ready(config, calls | starts)

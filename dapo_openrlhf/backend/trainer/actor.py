@@ -64,6 +64,10 @@ class PolicyActor(policy_actor()):  # type: ignore[misc]  # see openrlhf_bases
         address: tuple[str, int] = super().get_master_addr_port()
         return address
 
+    def import_packages(self) -> None:
+        """Import what :meth:`start` needs, which takes many seconds and allocates nothing on a GPU."""
+        from dapo_openrlhf.backend.trainer import loading, strategy  # noqa: F401
+
     def start(
         self,
         *,
