@@ -91,7 +91,7 @@ from dapo_openrlhf.pipeline.ports import GroupError, Health, Sampling
 from dapo_openrlhf.types import Prompt
 
 REPORT = GenerationReport(
-    prompt_length=1, lengths=(1,), truncated=(False,), cut=(False,), oldest_version=0, newest_version=0
+    prompt_length=1, lengths=(1,), truncated=(False,), cut=(False,), oldest_version=0, newest_version=0, version_tokens=(1,)
 )
 
 
