@@ -45,9 +45,17 @@ def table(results: Sequence[Result]) -> str:
         fault, phase, carrier = result.row.split("/")
         went_on = "-" if result.seconds_to_go_on is None else f"{result.seconds_to_go_on:.1f}"
         ledger = "; ".join(result.problems) or f"{result.groups_trained} groups trained, each prompt once"
-        happened = result.happened + (f" (known: {result.known})" if result.known else "")
         codes = ", then ".join(map(str, result.exit_codes))
-        cells = (fault, phase, carrier, happened.replace("|", "\\|"), codes, went_on, str(result.steps_lost), ledger)
+        cells = (
+            fault,
+            phase,
+            carrier,
+            result.happened.replace("|", "\\|"),
+            codes,
+            went_on,
+            str(result.steps_lost),
+            ledger,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

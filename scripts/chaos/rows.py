@@ -28,13 +28,6 @@ EXIT_CODES: Mapping[Fault, tuple[int, ...]] = {
 }
 """The exit codes that a run should have, the second one of the run that resumes it."""
 
-KNOWN: Mapping[tuple[str, str], str] = {
-    ("rank_killed", "*"): "a trainer that loses a rank is not replaced yet: the run ends and is resumed",
-    ("engine_killed", "gloo"): "an engine's loss ends a run whose weights are broadcast: it is resumed",
-    ("engine_stopped", "gloo"): "an engine's loss ends a run whose weights are broadcast: it is resumed",
-}
-"""Patterns of fault and carrier whose exit codes are other ones so far, with the reason; the ledger must be right."""
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -53,16 +46,6 @@ class Row:
     def exit_codes(self) -> tuple[int, ...]:
         """The exit codes that the run should have."""
         return EXIT_CODES[self.fault]
-
-    @property
-    def known(self) -> str:
-        """Why the exit codes are other ones so far; empty if they should not be."""
-        matching = (
-            reason
-            for (fault, carrier), reason in KNOWN.items()
-            if fnmatchcase(self.fault, fault) and fnmatchcase(self.carrier, carrier)
-        )
-        return next(matching, "")
 
 
 ROWS: tuple[Row, ...] = tuple(

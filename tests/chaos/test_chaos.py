@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.chaos.ledger import Ledger, ledger_of
-from scripts.chaos.rows import KNOWN, ROWS, SHORT, chosen
+from scripts.chaos.rows import ROWS, SHORT, chosen
 from scripts.chaos.run_log import STEP, RunLog
 
 Log = list[dict[str, Any]]
@@ -162,6 +162,4 @@ def test_saving_is_while_a_checkpoint_is_unfinished(tmp_path: Any) -> None:
 def test_every_fault_meets_every_phase_on_every_carrier() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS) == 6 * 4 * 2
     assert {row.name for row in chosen(SHORT)} == set(SHORT)
-    assert not any(row.known for row in chosen(SHORT)), "what is tested works"
     assert len([*chosen(("engine_*/publishing/*",))]) == 4
-    assert all(any(row.known == reason for row in ROWS) for reason in KNOWN.values())

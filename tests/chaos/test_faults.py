@@ -80,17 +80,14 @@ RESULT = Result(
     steps_lost=2,
     groups_trained=36,
     problems=(),
-    known="not built yet",
     passed=True,
 )
 
 
 def test_a_result_is_a_line_of_the_table() -> None:
-    lines = table([RESULT, replace(RESULT, seconds_to_go_on=None, problems=("version 1 came twice",), known="")]).split(
-        "\n"
-    )
+    lines = table([RESULT, replace(RESULT, seconds_to_go_on=None, problems=("version 1 came twice",))]).split("\n")
     assert lines[2] == (
-        "| engine_killed | training | gloo | engine lost; RuntimeError: a\\|b (known: not built yet) | 1, then 0 | 12.3 | 2 "
+        "| engine_killed | training | gloo | engine lost; RuntimeError: a\\|b | 1, then 0 | 12.3 | 2 "
         "| 36 groups trained, each prompt once |"
     )
     assert lines[3].endswith("| engine lost; RuntimeError: a\\|b | 1, then 0 | - | 2 | version 1 came twice |")
