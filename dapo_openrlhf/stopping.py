@@ -7,6 +7,7 @@ second signal ends the process at once, with all that it has started, even while
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -26,6 +27,12 @@ SAME_SECONDS = 0.25
 """Seconds within which the same signal again is the same request: ``timeout`` signals a command and its group."""
 STUCK_SECONDS = 2.0
 """Seconds after which a second signal that the main thread has not heard of ends the process nevertheless."""
+
+NUDGE = signal.SIGURG
+"""Signal that wakes the main thread; nothing else uses it here, and by default it does nothing."""
+NUDGE_SECONDS = (0.2, 0.5, 1.0)
+"""When the main thread is woken after a signal that it has not heard of. One that comes in the moment before a system call
+that waits does not end the wait."""
 
 NOTHING_KEPT = "what it was to write is whole, or as it was before; the same command begins anew"
 
@@ -63,8 +70,8 @@ class _Handling:
         """Not empty where already the first signal ends the process, with the last of these words."""
         self._answered = False
         self._last: tuple[int, float] = (0, 0.0)
-        self._before = {number: signal.getsignal(number) for number in (*ENDING, SAVING)}
-        self._active = [number for number, handler in self._before.items() if handler != signal.SIG_IGN]
+        self._before = {number: signal.getsignal(number) for number in (*ENDING, SAVING, NUDGE)}
+        self._active = [number for number in (*ENDING, SAVING) if self._before[number] != signal.SIG_IGN]
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
@@ -74,6 +81,7 @@ class _Handling:
     def install(self) -> None:
         for number in self._active:
             signal.signal(number, self._handle)
+        signal.signal(NUDGE, lambda number, frame: None)
 
     def close(self) -> None:
         for number, handler in self._before.items():
@@ -97,18 +105,25 @@ class _Handling:
             raise Stopped(signal.Signals(number))
 
     def _watch(self) -> None:
-        asked, number, since = 0, 0, 0.0
+        asked, number, since, nudges = 0, 0, 0.0, 0
         while True:
-            waits = asked > 1 and self._last[1] < since - STUCK_SECONDS / 2  # the handler may have run before this
-            left = max(0.0, since + STUCK_SECONDS - time.monotonic()) if waits else None
+            unheard = self._last[1] < since - STUCK_SECONDS / 2  # the handler may have run before this
+            leaves = since + STUCK_SECONDS if unheard and asked > 1 else math.inf
+            nudge = since + NUDGE_SECONDS[nudges] if unheard and nudges < len(NUDGE_SECONDS) else math.inf
+            until = min(leaves, nudge)
+            left = None if until == math.inf else max(0.0, until - time.monotonic())
             if not select.select([self._reader], [], [], left)[0]:
-                self._leave(number)
+                if leaves <= nudge:
+                    self._leave(number)
+                signal.pthread_kill(threading.main_thread().ident or 0, NUDGE)
+                nudges += 1
+                continue
             for heard in os.read(self._reader, 512):
                 if heard == 0:
                     return
                 if heard in ENDING and heard in self._active:
                     again = heard == number and time.monotonic() - since < SAME_SECONDS
-                    asked, number, since = asked + (not again), heard, time.monotonic()
+                    asked, number, since, nudges = asked + (not again), heard, time.monotonic(), 0
                     if self.words_at_once:
                         self._leave(number)
 

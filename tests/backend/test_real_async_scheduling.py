@@ -344,8 +344,8 @@ def test_the_second_model_runner_puts_log_probs_where_the_first_one_does(
     for row in (0, 2):
         response = UnfinishedResponse(group)
         group.responses.append(response)
-        response.ids += output.sampled_token_ids[row]
-        response.logprobs.append(output.logprobs.slice_request(row, len(output.sampled_token_ids[row])).logprobs)
+        ids = output.sampled_token_ids[row]
+        response.add(ids, output.logprobs.slice_request(row, len(ids)).logprobs)
         response.close_run(0)
         group.end_one()
     made = group.done.result(timeout=0)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,6 +60,22 @@ def test_the_command_ends_where_it_is_and_cleans_up(
     assert main(["trace", "run"]) == 128 + number
     assert cleaned == [number]
     assert capsys.readouterr().err == f"stopped by {number.name}: {stopping.NOTHING_KEPT}\n"
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_does_not_end_a_wait_is_heard_nevertheless(number: signal.Signals) -> None:
+    """As one does that comes in the moment before the wait: here another thread gets it, so the wait goes on."""
+    reader, writer = os.pipe()
+    hears = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), number))
+    gives_up = threading.Timer(HANG_SECONDS, os.write, (writer, b"0"))
+    gives_up.start()
+    with stopping.handled(), pytest.raises(stopping.Stopped) as stopped:
+        hears.start()
+        os.read(reader, 1)
+    gives_up.cancel()
+    os.close(reader)
+    os.close(writer)
+    assert stopped.value.number == number
 
 
 def test_a_handler_that_a_library_installs_is_overruled() -> None:
@@ -224,7 +241,7 @@ with stopping.handled():
 def test_in_foreign_code_too(block: str, sent: list[signal.Signals], words: str) -> None:
     """A library that blocks signals in the main thread stands for all that never come back to Python."""
     script = STUCK.format(block=block).replace(
-        "ctypes.PyDLL(None).usleep(0)", "signal.pthread_sigmask(signal.SIG_BLOCK, [15, 2, 1])"
+        "ctypes.PyDLL(None).usleep(0)", "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
