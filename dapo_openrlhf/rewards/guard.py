@@ -73,7 +73,8 @@ def end_descendants() -> None:
     while True:
         _reap()
         living = [pid for pid in _descendants(os.getpid()) if pid not in spared]
-        if not living:
+        # A look at processes that end meanwhile may miss those below them; a subreaper with descendants has children.
+        if not living and (spared or not _has_children()):
             return
         spared |= {pid for pid in living if not _kill(pid)}
         time.sleep(PAUSE_SECONDS)
@@ -108,6 +109,14 @@ def _reap() -> dict[int, int]:
         while (waited := os.waitpid(-1, os.WNOHANG))[0]:
             ended[waited[0]] = waited[1]
     return ended
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _exit_like(status: int) -> NoReturn:
