@@ -10,7 +10,6 @@ that it shares would count for more or less as other processes come and go.
 from __future__ import annotations
 
 import argparse
-import signal
 import statistics
 import subprocess
 import sys
@@ -98,7 +97,7 @@ def soak(command: Sequence[str], metrics: Path) -> dict[str, list[Sample]]:
                 for name, size in measure(root).items() if running.poll() is None else ():
                     memory[name].append(Sample(step, size))
         except KeyboardInterrupt:
-            running.send_signal(signal.SIGINT)
+            running.terminate()  # SIGINT is ignored by what was started in the background
             running.wait()
             return memory
     if running.returncode:
