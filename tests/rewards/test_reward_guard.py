@@ -149,7 +149,6 @@ def wait_until(condition: Callable[[], bool]) -> bool:
         ("interrupt", "reward_died", "was ended by SIGINT"),
         ("digits", "reward_died", "was ended by SIGXCPU"),
         ("recursion", "reward_error", "RecursionError"),
-        ("write answers", "reward_error", "over 16 MiB were written where one answer belongs"),
     ],
 )
 def test_each_harm_has_its_reason_and_the_next_response_is_judged(
@@ -159,6 +158,15 @@ def test_each_harm_has_its_reason_and_the_next_response_is_judged(
     assert (scored.score, scored.reason) == (None, reason)
     assert words in str(scored.error)
     assert wait_until(lambda: not any(map(is_running, lines_of(tmp_path / "pids"))))
+    assert hostile.score("fine", label="").score == FINE
+
+
+def test_an_answer_without_end_is_none_and_the_next_response_is_judged(hostile: RewardProcess) -> None:
+    """It is written into every open file of the process, so what gives way first is not this test's to say."""
+    scored = hostile.score("write answers", label="")
+    reasons = {"reward_error": "over 16 MiB were written where one answer belongs", "reward_died": "the reward process"}
+    assert scored.score is None and scored.reason is not None
+    assert reasons[scored.reason] in str(scored.error)
     assert hostile.score("fine", label="").score == FINE
 
 
