@@ -13,10 +13,13 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import psutil
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that end a command, with exit status 128 plus the signal's number."""
@@ -133,12 +136,19 @@ class _Handling:
 
         words = self.words_at_once[-1] if self.words_at_once else "at once, as it was asked twice"
         os.write(2, f"{Stopped(signal.Signals(number), words)}\n".encode())
-        for process in psutil.Process().children(recursive=True):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        kill_all(psutil.Process().children(recursive=True))
         os._exit(128 + number)
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Kill these processes, except those that have ended already."""
+    import psutil
+
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
 
 
 _handlings: list[_Handling] = []

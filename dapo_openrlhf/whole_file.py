@@ -113,7 +113,7 @@ def put_in_place(finished: Path, path: Path) -> None:
 
     A folder replaces a folder. Raises ``OSError`` where only one of the two is a folder.
     """
-    _permit(finished)
+    _permit(finished, _umask())
     if not _is_folder(finished):
         os.rename(finished, path)
         return
@@ -144,17 +144,17 @@ def _is_device(path: Path) -> bool:
     return path.absolute().parent in DEVICES or (path.exists() and not path.is_file() and not path.is_dir())
 
 
-def _permit(path: Path) -> None:
+def _permit(path: Path, umask: int) -> None:
     """Add the permissions that the umask leaves to a file, or to a folder and all that is in it; links stay as they are."""
     if path.is_symlink():
         return
-    add = (0o777 if path.is_dir() else 0o666) & ~_umask()
+    add = (0o777 if path.is_dir() else 0o666) & ~umask
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode | add != mode:
         path.chmod(mode | add)
     if path.is_dir():
         for part in path.iterdir():
-            _permit(part)
+            _permit(part, umask)
 
 
 def _umask() -> int:

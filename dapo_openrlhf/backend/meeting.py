@@ -22,11 +22,16 @@ def meeting_store(address: str, port: int, *, rank: int, world_size: int, timeou
     """
     if rank != 0:
         return TCPStore(address, port, world_size, is_master=False, timeout=timeout)
-    family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.create_server(place[:2], family=family)
+    handle = listening_at(address, port).detach()
     return TCPStore(
-        address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listening.detach(), use_libuv=False
+        address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=handle, use_libuv=False
     )
+
+
+def listening_at(address: str, port: int) -> socket.socket:
+    """A socket that listens on one address alone, IPv4 or IPv6; on a free port if ``port`` is 0."""
+    family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(place[:2], family=family)
 
 
 def _meet(url: str, *, timeout: timedelta, **_: object) -> Iterator[tuple[TCPStore, int, int]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from dapo_openrlhf.stopping import kill_all
+
 PR_SET_PDEATHSIG = 1
 """Linux's own number (prctl)."""
 ENDING_SECONDS = 40.0
@@ -66,10 +68,6 @@ def _end_tree(process: subprocess.Popen[bytes]) -> None:
         process.wait(ENDING_SECONDS)
     except subprocess.TimeoutExpired:
         tree |= {*root.children(recursive=True)}
-    for member in tree:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
+    kill_all(tree)
     process.wait()
     psutil.wait_procs(tree, timeout=10)

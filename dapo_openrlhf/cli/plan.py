@@ -46,6 +46,7 @@ def plan(config: Config, options: argparse.Namespace) -> int:
     """Print the plan; returns the exit status. Raises ``ConfigError`` for what cannot be planned."""
     from dapo_openrlhf.plan.before import Expected, choices, scenario_of
     from dapo_openrlhf.plan.roofline import Machine
+    from dapo_openrlhf.plan.shape import ModelShape
     from dapo_openrlhf.plan.splits import advise, search
     from dapo_openrlhf.plan.words import as_dict, table
 
@@ -57,7 +58,8 @@ def plan(config: Config, options: argparse.Namespace) -> int:
         reward_seconds=options.reward_seconds,
     )
     machine, work = Machine(gpu=GPUS[options.gpu], per_node=options.per_node), expected.work(config)
-    found = search(choices(config, machine, options.devices), scenario_of(config, machine, work))
+    shape = ModelShape.read(Path(config.actor.model_name_or_path))
+    found = search(choices(machine, shape, options.devices), scenario_of(config, machine, shape, work))
     advice = advise(found)
     print(table(found, advice))
     chosen = advice.chosen

@@ -29,6 +29,9 @@ from dapo_openrlhf.types import Span
 
 Row = dict[str, float]
 
+WARM_UP_SHARE = 0.25
+"""Share of a run's steps at the beginning that say little of the others, because the queue is filled in them."""
+
 Unit = Literal[
     "groups",
     "nats per token",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
@@ -55,11 +54,10 @@ class Expected:
         )
 
 
-def choices(config: Config, machine: Machine, devices: int) -> list[Split]:
+def choices(machine: Machine, shape: ModelShape, devices: int) -> list[Split]:
     """The divisions of the devices that the model fits into. Raises :class:`ConfigError` if there is none."""
     if devices < 2:
         raise ConfigError(f"--devices: {devices} cannot be divided between engines and trainer; use 2 or more")
-    shape = ModelShape.read(Path(config.actor.model_name_or_path))
 
     def fits(split: Split) -> bool:
         return engine_fits(machine, shape, tensor_parallel=split.tensor_parallel) and trainer_fits(
@@ -76,9 +74,8 @@ def choices(config: Config, machine: Machine, devices: int) -> list[Split]:
     return found
 
 
-def scenario_of(config: Config, machine: Machine, work: Work) -> Callable[[Split], Scenario]:
+def scenario_of(config: Config, machine: Machine, shape: ModelShape, work: Work) -> Callable[[Split], Scenario]:
     """The function that gives a split's scenario."""
-    shape = ModelShape.read(Path(config.actor.model_name_or_path))
     mean = work.tokens_per_group / config.rollout.n_samples_per_prompt
 
     def scenario(split: Split) -> Scenario:

@@ -60,20 +60,13 @@ def _generation(scenario: Scenario) -> float:
     slots = (scenario.max_staleness + 1) * groups * scenario.responses
     sequences = max(1, min(engine.most_sequences, int(slots / scenario.engines)))
     mean = work.tokens_per_group / scenario.responses
-    context = sequences * (work.prompt_tokens + _mean_progress(work))
+    context = sequences * (work.prompt_tokens + work.mean_progress)
     step = engine.seconds(1, sequences=sequences, context=context)
     prefill = groups * work.prompt_tokens * engine.per_prompt_token / scenario.engines
     return groups * scenario.responses * mean * step / sequences / scenario.engines + prefill + scenario.sync.pause
 
 
-def _mean_progress(work: Work) -> float:
-    """Mean number of tokens that a running response has, over time: longer ones run longer."""
-    lengths = [length for sample in work.samples for length in sample.lengths]
-    return sum(length * length for length in lengths) / (2 * sum(lengths))
-
-
 def _longest(work: Work, groups: int) -> float:
     """Expected longest response of so many groups, drawn with replacement: exact."""
-    longest = sorted(max(sample.lengths) for sample in work.samples)
-    shares = [(index / len(longest)) ** groups for index in range(len(longest) + 1)]
-    return sum(length * (upto - before) for length, (before, upto) in zip(longest, pairwise(shares), strict=True))
+    shares = [(index / len(work.longest)) ** groups for index in range(len(work.longest) + 1)]
+    return sum(length * (upto - before) for length, (before, upto) in zip(work.longest, pairwise(shares), strict=True))

@@ -10,12 +10,10 @@ from itertools import pairwise
 
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import BatchTaken, Event, GroupGenerated, StepDone
+from dapo_openrlhf.pipeline.metrics import WARM_UP_SHARE
 from dapo_openrlhf.plan.actors import SimulatedTrainer
 from dapo_openrlhf.plan.engine import SimulatedEngine
 from dapo_openrlhf.plan.scenario import Scenario
-
-WARM_UP_SHARE = 0.25
-"""Share of the steps at the beginning that are not counted: the queue is filled in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from dapo_openrlhf.types import Prompt
 
@@ -69,9 +70,12 @@ class Sample:
     correct: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is generated: groups of responses, drawn again and again from ``samples``."""
+    """What is generated: groups of responses, drawn again and again from ``samples``.
+
+    What is known of all samples together is computed once, since a search asks for it for every split.
+    """
 
     samples: Sequence[Sample]
     prompt_tokens: int
@@ -97,15 +101,26 @@ class Work:
             samples.append(Sample(lengths=lengths, correct=tuple(mixed and n % 2 == 0 for n in range(responses))))
         return cls(samples=samples, prompt_tokens=prompt_tokens, reward_seconds=reward_seconds)
 
-    @property
+    @cached_property
     def tokens_per_group(self) -> float:
         """Mean number of response tokens of a group."""
         return sum(sum(sample.lengths) for sample in self.samples) / len(self.samples)
 
-    @property
+    @cached_property
     def pass_rate(self) -> float:
         """Share of the groups in which some responses are right and some are not."""
         return sum(0 < sum(sample.correct) < len(sample.correct) for sample in self.samples) / len(self.samples)
+
+    @cached_property
+    def mean_progress(self) -> float:
+        """Mean number of tokens that a running response has, over time: longer ones run longer."""
+        lengths = [length for sample in self.samples for length in sample.lengths]
+        return sum(length * length for length in lengths) / (2 * sum(lengths))
+
+    @cached_property
+    def longest(self) -> tuple[int, ...]:
+        """Length of the longest response of each group, in ascending order."""
+        return tuple(sorted(max(sample.lengths) for sample in self.samples))
 
     def prompts(self) -> list[Prompt]:
         """A prompt for each sample, whose id is the sample's place."""

@@ -64,7 +64,7 @@ async def _simulate(scenario: Scenario) -> Prediction:
 
 
 def _rollouts(scenario: Scenario, engines: EnginePool, log: EventLog) -> RolloutLoop:
-    longest = max(max(sample.lengths) for sample in scenario.work.samples)
+    longest = scenario.work.longest[-1]
     return RolloutLoop(
         prompts=PromptStream(scenario.work.prompts(), seed=scenario.seed),
         sampler=Sampler(

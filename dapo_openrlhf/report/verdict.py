@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from dapo_openrlhf.pipeline.metrics import Row
+from dapo_openrlhf.pipeline.metrics import WARM_UP_SHARE, Row
 
 ENGINES, TRAINER, AGE = "idle_share/engines", "idle_share/trainer", "policy_age/mean"
-
-WARM_UP_SHARE = 0.25
-"""Share of the steps at the beginning that are left out: the queue is filled in them."""
 
 BUSY = 0.15
 """Largest share of idle time of a side that counts as busy."""

@@ -24,6 +24,7 @@ from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # not in its stub
 
 from dapo_openrlhf.backend.run.ray_folder import private_folder
+from dapo_openrlhf.stopping import kill_all
 
 START_SECONDS = (30.0, 120.0, 240.0)
 """Seconds that Ray may take to start, at the first attempt and at the next ones. Its raylet gives up sooner if its
@@ -210,11 +211,7 @@ def end_processes(folder: Path) -> None:
     if they hang; processes that the rewards started may have left their process group.
     """
     left = processes_of(folder)
-    for process in left:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
+    kill_all(left)
     psutil.wait_procs(left, timeout=LEAVE_SECONDS)
 
 

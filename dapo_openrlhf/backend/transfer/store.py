@@ -6,13 +6,13 @@ with keys of its own, among them one that tells its members to leave.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # which torch does not re-export
 
+from dapo_openrlhf.backend.meeting import listening_at
 from dapo_openrlhf.backend.messages import Meeting
 
 Store: TypeAlias = Any
@@ -34,9 +34,7 @@ class StoreHost:
     @classmethod
     def at(cls, address: str) -> StoreHost:
         """Host a store that listens at this address only, on a free port."""
-        with socket.socket() as listening:
-            listening.bind((address, 0))
-            listening.listen()
+        with listening_at(address, 0) as listening:
             port: int = listening.getsockname()[1]
             store = TCPStore(
                 address,
