@@ -139,7 +139,9 @@ class RolloutLoop:
 
     async def _score(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
         started = self._log.now()
-        scores = await self._scorer.score(generation.texts, prompt)
+        scores = generation.scores
+        if scores is None:
+            scores = await self._scorer.score(generation.texts, prompt)
         group = self._group(group_id, prompt, generation, scores)
         decision = self._queue.offer(group)
         self._log.emit(

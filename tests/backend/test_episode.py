@@ -184,7 +184,12 @@ def test_rewards_are_added_and_the_sum_is_the_score_where_none_is_given() -> Non
     steps = [Step(reward=0.25, logs={"x": 1.0}), Step(reward=0.5, logs={"x": 2.0, "y": 3.0}, done=True)]
     report, _, _ = play(ScriptedEngine({"g/0": [[40], [41]]}), ScriptedEnvironments({"g/0": steps}))
     (score,) = report.scores
-    assert (score.reward, score.score, score.correct, score.logs) == (0.75, 0.75, False, {"x": 2.0, "y": 3.0})
+    assert (score.reward, score.score, score.correct, score.logs) == (
+        0.75,
+        0.75,
+        False,
+        {"turns": 2.0, "x": 2.0, "y": 3.0},
+    )
 
 
 def test_versions_are_those_of_each_action_and_the_oldest_counts() -> None:

@@ -93,10 +93,13 @@ class Episode:
         return self._length
 
     def score(self) -> Score:
-        """What the environment gave so far: the sum of its rewards, and its last score."""
+        """What the environment gave so far: the sum of its rewards, and its last score and logs.
+
+        The number of turns is logged too.
+        """
         reward, last = math.fsum(self._rewards), self._last
         score = reward if last is None or last.score is None else last.score
-        logs = dict(last.logs) if last is not None else {}
+        logs = {"turns": float(len(self.actions)), **(last.logs if last is not None else {})}
         return Score(correct=score >= self._rules.correct_from, reward=reward, score=score, logs=logs)
 
     def cut(self) -> None:
