@@ -91,12 +91,13 @@ class Evaluator:
 
     async def _score(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
         texts: Sequence[str] = ("",) * len(generation.lengths)
-        scores: Sequence[Score | None] = (None,) * len(generation.lengths)
+        scores: Sequence[Score | None] = generation.scores or (None,) * len(generation.lengths)
         reason = ""
         try:
             if self._texts is not None:
                 texts = await self._texts.fetch(generation.texts)
-            scores = await _again(lambda: self._scorer.score(generation.texts, problem))
+            if generation.scores is None:
+                scores = await _again(lambda: self._scorer.score(generation.texts, problem))
         except GroupError as error:
             reason = _reason(error)
         return tuple(

@@ -35,6 +35,10 @@ class PromptFault(GroupError):
         super().__init__(reason, message, permanent=True)
 
 
+class EnvironmentFault(GroupError):
+    """An environment raised, hung or died, and no engine is at fault."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How responses are sampled."""
