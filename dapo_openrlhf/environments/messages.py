@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dapo_openrlhf.types import Prompt
 
@@ -35,6 +35,10 @@ class Action:
     """All text before it: prompt, earlier actions and observations."""
     truncated: bool = False
     """Whether a limit ended the action, and the policy did not."""
+    max_new_tokens: int | None = None
+    """Limit that the action had, in tokens; None where nobody has said, as with the following."""
+    temperature: float | None = None
+    top_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class Step:
     """Temperature of the following actions; None changes nothing."""
 
 
+@runtime_checkable
 class Environment(Protocol):
     """One episode; an object serves one rollout. Both methods may take long, and may be ended by a deadline."""
 
