@@ -41,7 +41,6 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "backend/trainer": {"whole_file", "types", "algorithm", "pipeline", "backend", "backend/transfer"},
     "backend/run": {
         *PURE,
-        "environments",
         "stopping",
         "heartbeat",
         "rewards",

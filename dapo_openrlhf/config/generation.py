@@ -52,7 +52,10 @@ class RolloutSection(Section):
     n_samples_per_prompt: PositiveInt = PAPER["rollout.n_samples_per_prompt"]
     """G: number of responses to each prompt."""
     max_new_tokens: PositiveInt = PAPER["rollout.max_new_tokens"]
-    """L_max: longest response, in tokens; a longer one is truncated."""
+    """L_max: longest response, in tokens; a longer one is truncated. With an environment all actions of a rollout
+    together; what the environment writes counts in ``data.max_len`` only."""
+    max_turns: PositiveInt = 16
+    """Most actions in a rollout with an environment; one that is not done by then is truncated."""
     temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = PAPER["rollout.temperature"]
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = PAPER["rollout.top_p"]
@@ -76,7 +79,7 @@ class AsyncSection(Section):
     """Whose log-probs are the denominator of the ratio: the trainer's own (``recompute``), or the engine's
     (``rollout``, which saves one forward pass)."""
     generate_timeout: PositiveFloat = 3600.0
-    """Seconds one group may take in an engine. An engine that finishes no group at all in that time is considered hung,
+    """Seconds one group may take in an engine, its environments included. An engine that finishes no group at all in that time is considered hung,
     and is replaced."""
     reward_timeout: PositiveFloat = 60.0
     """Seconds the scoring of one group may take before its worker is replaced."""

@@ -90,7 +90,7 @@ class ScriptedEngine:
         return report, GroupTokens(
             prompt_ids=np.asarray([], np.int32),
             response_ids=np.asarray(ids, np.int32),
-            rollout_logprobs=-np.asarray(ids, np.float32) / 100,
+            rollout_logprobs=np.asarray([-token / 100 for token in ids], np.float32),
             offsets=np.asarray([0, count]),
             versions=one_version(version, count),
         )
@@ -199,7 +199,7 @@ def test_versions_are_those_of_each_action_and_the_oldest_counts() -> None:
         engine.version = version
         return Step(observation="b")
 
-    steps = [lambda: published(6), lambda: published(7), Step(done=True)]
+    steps: list[Answer] = [lambda: published(6), lambda: published(7), Step(done=True)]
     report, tokens, _ = play(engine, ScriptedEnvironments({"g/0": steps}))
     assert (report.oldest_version, report.newest_version, report.version_tokens) == (4, 7, (2, 0, 2, 1))
     assert tokens.response_versions(0).per_token().tolist() == [4, 4, 6, 6, 7]

@@ -214,7 +214,7 @@ def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:
         model=local_model(config.actor.model_name_or_path),
         input_key=data.input_key,
         label_key=data.label_key,
-        needs_answer=any(origin.needs_answer for origin in config.reward.origins),
+        needs_answer=config.needs_answers,
         max_tokens=data.max_len - max_new_tokens,
         why_max=f"data.max_len {data.max_len:,} less {room} {max_new_tokens:,}",
         input_template=data.input_template,
