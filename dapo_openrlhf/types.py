@@ -89,6 +89,16 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """What was written in one rollout."""
+
+    text: str
+    """All of it, without the prompt and the tokens that end a response or an action."""
+    segments: tuple[Segment, ...] = ()
+    """The same in parts; empty without an environment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """The result of a reward for one response."""
 

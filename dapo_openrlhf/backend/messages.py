@@ -182,6 +182,8 @@ class GenerationReport:
     oldest_version: int
     newest_version: int
     version_tokens: tuple[int, ...]
+    cached: tuple[int, ...] = ()
+    """How many tokens of the prompt were in the prefix cache when each response began."""
     observed: tuple[int, ...] = ()
     scores: tuple[Score, ...] | None = None
 

@@ -56,6 +56,9 @@ class RolloutSection(Section):
     together; what the environment writes counts in ``data.max_len`` only."""
     max_turns: PositiveInt = 16
     """Most actions in a rollout with an environment; one that is not done by then is truncated."""
+    max_action_tokens: PositiveInt | None = None
+    """Longest action in a rollout with an environment, in tokens; a longer one is truncated and answered nevertheless.
+    null lets an action take all that ``rollout.max_new_tokens`` leaves."""
     temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = PAPER["rollout.temperature"]
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = PAPER["rollout.top_p"]

@@ -11,7 +11,7 @@ from typing import TypeVar
 from dapo_openrlhf.pipeline.engine_pool import Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
 from dapo_openrlhf.pipeline.ports import ENGINE_DIED, GroupError, ResponseTexts, RewardScorer
-from dapo_openrlhf.types import Generation, Prompt, Score
+from dapo_openrlhf.types import Generation, Prompt, Score, Transcript
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Evaluator:
         return await self._sampler.sample(f"problem {next(SERIAL)}", problem)
 
     async def _score(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
-        texts: Sequence[str] = ("",) * len(generation.lengths)
+        texts: Sequence[Transcript] = (Transcript(text=""),) * len(generation.lengths)
         scores: Sequence[Score | None] = generation.scores or (None,) * len(generation.lengths)
         reason = ""
         try:
@@ -102,14 +102,15 @@ class Evaluator:
             reason = _reason(error)
         return tuple(
             Response(
-                text=text,
+                text=written.text,
+                segments=written.segments,
                 answer=None if score is None else score.answer,
                 correct=None if score is None else score.correct,
                 error=reason,
                 length=length,
                 truncated=truncated,
             )
-            for text, score, length, truncated in zip(
+            for written, score, length, truncated in zip(
                 texts, scores, generation.lengths, generation.truncated, strict=True
             )
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dapo_openrlhf.pipeline.checkpoint import RunState
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch, Transcript
 
 CUT_TOO_EARLY = "cut_too_early"
 """Reason of a :class:`GroupError` about a group that was cut before each of its responses had a token."""
@@ -128,7 +128,7 @@ class RewardScorer(Protocol):
 class ResponseTexts(Protocol):
     """Fetches the texts of responses for the files of an evaluation; training does not need it."""
 
-    async def fetch(self, texts: object) -> Sequence[str]:
+    async def fetch(self, texts: object) -> Sequence[Transcript]:
         """The responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
         ...
 

@@ -143,6 +143,7 @@ CHANGEABLE: Mapping[str, str] = {
     "rollout.n_samples_per_prompt": f"{_GROUPS}; {_SCHEDULE}",
     "rollout.max_new_tokens": _GROUPS,
     "rollout.max_turns": _GROUPS,
+    "rollout.max_action_tokens": _GROUPS,
     "rollout.temperature": _GROUPS,
     "rollout.top_p": f"{_GROUPS}; nothing but 1 is trained",
     "train.agent_func_path": _GROUPS,

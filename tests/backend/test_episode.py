@@ -85,7 +85,7 @@ class ScriptedEngine:
         count, version = len(ids), self.version
         report = GenerationReport(
             prompt_length=0, lengths=(count,), truncated=(truncated,), cut=(cut,), oldest_version=version,
-            newest_version=version, version_tokens=(count,),
+            newest_version=version, version_tokens=(count,), cached=(1,),
         )  # fmt: skip
         return report, GroupTokens(
             prompt_ids=np.asarray([], np.int32),
@@ -188,7 +188,7 @@ def test_rewards_are_added_and_the_sum_is_the_score_where_none_is_given() -> Non
         0.75,
         0.75,
         False,
-        {"turns": 2.0, "x": 2.0, "y": 3.0},
+        {"turns": 2.0, "kv_reused": 1 / 3, "x": 2.0, "y": 3.0},
     )
 
 
@@ -222,8 +222,9 @@ def test_rollouts_that_begin_differently_share_what_they_have_in_common() -> Non
         (replace(RULES, max_turns=2), 100, 2, [100, 98]),
         (RULES, 5, 3, [5, 3, 1]),
         (replace(RULES, max_length=9), 100, 3, [7, 4, 1]),
+        (replace(RULES, max_action_tokens=1, max_turns=2), 3, 2, [1, 1]),
     ],
-    ids=["turns", "actions", "context"],
+    ids=["turns", "actions", "context", "each action"],
 )
 def test_a_limit_ends_a_rollout_that_is_then_truncated(
     rules: EpisodeRules, most: int, requests: int, room: list[int]

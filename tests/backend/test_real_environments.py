@@ -1,100 +1,74 @@
-"""Environment actors over a real Ray: an engine's calls, what is printed, and an actor that dies."""
+"""Rollouts by turns on Ray, vLLM and DeepSpeed: what is trained is what was sampled, and each turn keeps its cache."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import io
+import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from patience import HANG_SECONDS
+from tiny_run import make_config
+
+from dapo_openrlhf.cli.train import train
 
 pytestmark = pytest.mark.real
 
-ROOT = Path(__file__).resolve().parents[2]
-
-ENVIRONMENT = """
-import os
+ENVIRONMENT = '''
 from dapo_openrlhf.environments.messages import Observation, Step
 
+
 class Environment:
+    """Answers twice; right by chance, a third of the reward at each turn."""
+
     async def reset(self, prompt):
-        print("playing", prompt.label)
-        return Observation(text=prompt.text + "!")
+        self.turns = 0
+        return Observation(text=f"{prompt.text:>70}")
 
     async def step(self, action):
-        if action.text == "die":
-            os.kill(int(action.observed), 9)
-        return Step(observation=str(1 / int(action.text)), done=True)
-"""
-
-PROGRAM = """
-import asyncio
-import os
-import sys
-
-import ray
-
-from dapo_openrlhf.backend.run.environment_pool import EnvironmentPool
-from dapo_openrlhf.environments.messages import Action, EnvironmentFailed
-from dapo_openrlhf.environments.settings import EnvironmentSettings
-from dapo_openrlhf.types import Prompt
-
-PROMPT = Prompt(id=0, text="one", token_ids=(1,), label="L")
+        self.turns += 1
+        right = float(sum(map(ord, action.observed + action.text)) % 2)
+        print("turn", self.turns)
+        return Step(observation="[again]", reward=right / 3, score=right, done=self.turns == 3, logs={"right": right})
+'''
 
 
-class Engine:
-    def __init__(self, environments):
-        self._environments = environments
-
-    async def play(self, episode, text, observed=""):
-        observation = await self._environments.open(episode, PROMPT)
-        try:
-            step = await self._environments.step(episode, Action(text=text, observed=observed))
-            return observation.text, step.observation, step.done
-        except EnvironmentFailed as error:
-            return error.reason, str(error)
-        finally:
-            await self._environments.close(episode)
-
-    async def host(self):
-        return ray.get_runtime_context().get_node_id()
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-async def main():
-    said = asyncio.Event()
-    pool = EnvironmentPool(EnvironmentSettings(file=sys.argv[1]), say=lambda line: (print(line), said.set()))
-    print(len(await asyncio.gather(*pool.ready())))
-    engine = ray.remote(Engine).remote(pool.environments)
-    print(await engine.play.remote("a", "4"))
-    print(await engine.play.remote("b", "0"))
-    printing = asyncio.ensure_future(pool.supervise())
-    await said.wait()
-    (actor,) = pool._actors
-    pid = await actor.__ray_call__.remote(lambda self: os.getpid())
-    print(await engine.play.remote("c", "die", str(pid)))
-    print(await engine.play.remote("d", "2"))
-    printing.cancel()
-
-
-ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-asyncio.run(main())
-"""
-
-
-def test_an_engine_plays_through_actors_that_may_die(tmp_path: Path) -> None:
-    file = tmp_path / "played.py"
-    file.write_text(ENVIRONMENT)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS
+def test_a_run_with_environments_trains_exactly_what_was_sampled(tmp_path: Path) -> None:
+    (tmp_path / "environment.py").write_text(ENVIRONMENT)
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"input": "1+1="}) + "\n")
+    config = make_config(
+        tmp_path,
+        **{
+            "reward.remote_url": "rule",
+            "train.agent_func_path": str(tmp_path / "environment.py"),
+            "environment.workers": 1,
+            "rollout.max_action_tokens": 6,
+            "rollout.max_turns": 3,
+            "data.label_key": None,
+            "data.max_len": 128,
+            "train.max_steps": 3,
+            "train.max_rollout_kl": 1e-4,
+            "eval.dataset": str(tmp_path / "problems.jsonl"),
+            "eval.n_samples_per_prompt": 2,
+        },
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
-    assert lines[:3] == [
-        "1",
-        "('one!', '0.25', True)",
-        "('environment_error', 'played.py: ZeroDivisionError: division by zero (played.py, line 13)')",
-    ]
-    assert lines[3] == "environment: playing L"
-    died, after = lines[-2:]
-    assert died.startswith("('environment_died', ") and after == "('one!', '0.5', True)"
+    said = io.StringIO()
+    assert train(config, started=time.monotonic(), stream=said) == 0, said.getvalue()
+    run = tmp_path / "runs" / "dapo"
+    events = rows(run / "events.jsonl")
+    judged = [event for event in events if event["event"] == "group_judged"]
+    assert {round(event["logs"]["turns"]) for event in judged} == {3}
+    reused = sum(event["logs"]["kv_reused"] for event in judged) / len(judged)
+    assert reused > 0.5, "blocks of 32 tokens, of contexts of some 100"
+    assert all(event["accuracy"] == pytest.approx(event["logs"]["right"]) for event in judged)
+    assert not [event for event in events if event["event"] == "group_failed"]
+    steps = [event for event in events if event["event"] == "step_trained"]
+    assert steps[0]["statistics"]["rollout_kl/age_0"] < 1e-5, "the engine saw the ids that the trainer reads"
+    taken = [event for event in events if event["event"] == "batch_taken"]
+    assert all(age <= 1 for event in taken for age in event["ages"])
+    assert "environment: turn 1" in said.getvalue()

@@ -101,6 +101,7 @@ OTHER: dict[str, Any] = {
     "ckpt.best_metric_key": "none",
     "vllm.tensor_parallel_size": 2,
     "train.agent_func_path": "environment.py",
+    "rollout.max_action_tokens": 4,
 }
 """Another value for each setting that its type alone does not give one."""
 BESIDE: dict[str, dict[str, Any]] = {

@@ -82,6 +82,8 @@ class Episode:
         self._context: list[int] = []
         self._text = ""
         self._length = 0  # action tokens
+        self._read_again = 0  # tokens in the contexts of all turns but the first, and how many of them were cached
+        self._found = 0
         self._rewards: list[float] = []
         self._last: Step | None = None
         self._cut = asyncio.Event()
@@ -95,11 +97,15 @@ class Episode:
     def score(self) -> Score:
         """What the environment gave so far: the sum of its rewards, and its last score and logs.
 
-        The number of turns is logged too.
+        Logged too are the number of ``turns``, and ``kv_reused``: which share of the contexts of all turns but the first
+        was in the engine's prefix cache.
         """
         reward, last = math.fsum(self._rewards), self._last
         score = reward if last is None or last.score is None else last.score
-        logs = {"turns": float(len(self.actions)), **(last.logs if last is not None else {})}
+        own = {"turns": float(len(self.actions))}
+        if self._read_again:
+            own["kv_reused"] = self._found / self._read_again
+        logs = {**own, **(last.logs if last is not None else {})}
         return Score(correct=score >= self._rules.correct_from, reward=reward, score=score, logs=logs)
 
     def cut(self) -> None:
@@ -122,7 +128,8 @@ class Episode:
                 await self._means.environments.close(self._name)
 
     async def _play(self, sampling: Sampling) -> None:
-        most, limit = sampling.max_new_tokens, sampling.max_new_tokens
+        most = sampling.max_new_tokens
+        limit = self._rules.max_action_tokens or most
         if not await self._reset():
             return
         for turn in range(self._rules.max_turns):
@@ -171,6 +178,9 @@ class Episode:
             return None
         report, tokens = made
         ids, truncated = tokens.response_ids.tolist(), report.truncated[0]
+        if turn > 0:
+            self._read_again += len(self._context)
+            self._found += sum(report.cached)
         self.actions.append(tokens)
         self._context += ids
         self._length += len(ids)
@@ -178,7 +188,14 @@ class Episode:
         text = await self._means.texts.decode(ids[:-1] if ended else ids)
         self.segments.append(Segment(kind="action", text=text, tokens=len(ids)))
         observed, self._text = self._text, self._text + text
-        return Action(text=text, observed=observed, truncated=truncated)
+        return Action(
+            text=text,
+            observed=observed,
+            truncated=truncated,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+        )
 
     async def _take_in(self, step: Step) -> None:
         if not math.isfinite(step.reward) or not (step.score is None or math.isfinite(step.score)):

@@ -41,6 +41,8 @@ class EpisodeRules:
 
     max_turns: int
     """Most actions of a rollout, at least 1."""
+    max_action_tokens: int | None = None
+    """Longest action, in tokens, until the environment says otherwise; None sets no limit of its own."""
     max_length: int
     """Longest context, in tokens: prompt, actions and observations."""
     correct_from: float

@@ -56,6 +56,7 @@ class UnfinishedGroup:
             oldest_version=int(versions.versions.min()),
             newest_version=int(versions.versions.max()),
             version_tokens=versions.tokens_of_versions(),
+            cached=tuple(response.cached for response in responses),
         )
         tokens = GroupTokens(
             prompt_ids=np.asarray(self.prompt_ids, np.int32),
@@ -85,6 +86,8 @@ class UnfinishedResponse:
     """The number of tokens at the end of each of these runs."""
     truncated: bool = False
     cut: bool = False
+    cached: int = 0
+    """How many tokens of its prompt were in the prefix cache."""
 
     def add(self, ids: Sequence[int], logprobs: NDArray[np.float32] | None) -> None:
         """Add the tokens of a step, and their log-probabilities [tokens, 1] as the core returns them."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.cluster import check_devices
+from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
@@ -72,7 +73,10 @@ def check_inputs(
         )
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
     check_models(config, checkpoint, say, training=training)
-    check_rewards(reward_settings(config.reward))
+    if (environment := environment_settings(config)) is not None:
+        check_environment(environment)
+    else:
+        check_rewards(reward_settings(config.reward))
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
     state = None if checkpoint is None else RunState.read(checkpoint)

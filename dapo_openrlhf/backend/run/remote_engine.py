@@ -23,7 +23,7 @@ from dapo_openrlhf.pipeline.ports import (
     PromptFault,
     Sampling,
 )
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Transcript
 
 
 class RemoteEngine:
@@ -146,16 +146,17 @@ class ObjectStoreTexts:
         """``timeout``: seconds for a group's texts."""
         self._timeout = timeout
 
-    async def fetch(self, texts: Any) -> Sequence[str]:
+    async def fetch(self, texts: Any) -> Sequence[Transcript]:
         """Wait for a group's texts and copy them here."""
         try:
             async with asyncio.timeout(self._timeout):
                 fetched: GroupTexts = await texts
-                return fetched.responses
         except TimeoutError:
             raise GroupError("texts_lost", f"a group's texts did not arrive within {self._timeout:g} s") from None
         except RayError as error:
             raise GroupError("texts_lost", f"a group's texts are lost: {error}") from error
+        segments = fetched.segments or ((),) * len(fetched.responses)
+        return [Transcript(text=text, segments=s) for text, s in zip(fetched.responses, segments, strict=True)]
 
 
 def _take_note(*results: ray.ObjectRef[Any]) -> None:
