@@ -9,7 +9,7 @@ Direct answers join late, when calls are learnt well; so the model calls seldom,
 
     python scripts/build_tools_model.py --output DIR [--seed 0]
 
-About a minute on one core; a second call with the same arguments and sources returns at once.
+Half a minute on one core; a second call with the same arguments and sources returns at once.
 """
 
 from arithmetic_model.build import build_once, parse_arguments
@@ -21,6 +21,8 @@ def main() -> None:
     recipe = Recipe(
         seed=arguments.seed,
         max_text=80,
+        steps=320,
+        direct_from=160,
         direct_share=0.85,
         totals_share=0.0,
         chain_share=0.0,
