@@ -15,6 +15,7 @@ from dapo_openrlhf.config.typed import typed
 RUNS = {
     "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
     "eval": "measure a model's accuracy on eval.dataset",
+    "rollout": "print a few rollouts with their segments, versions, rewards and log-probs, before anything is trained",
     "submit": "send a training to a Ray cluster through its job API and follow its log",
 }
 """The commands that take the settings of a run."""
@@ -24,7 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
     """All commands; settings of a run are left over by ``parse_known_args``."""
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace|plan|checkpoint"
+        dest="command",
+        required=True,
+        metavar="train|eval|rollout|compare|prepare|verify|submit|bench|trace|plan|checkpoint",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -64,7 +67,9 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 
 def _add_run(command: argparse.ArgumentParser, name: str) -> None:
-    command.add_argument("--config", type=Path, metavar="FILE", required=name == "eval", help="YAML file, see configs/")
+    command.add_argument(
+        "--config", type=Path, metavar="FILE", required=name in ("eval", "rollout"), help="YAML file, see configs/"
+    )
     if name in ("train", "submit"):
         command.add_argument(
             "--resume",
@@ -77,6 +82,9 @@ def _add_run(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument(
             "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
         )
+    if name == "rollout":
+        command.add_argument("--n", type=int, default=3, metavar="N", help="of the first N prompts; default 3")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write every token and log-prob there")
     if name == "submit":
         command.add_argument(
             "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
