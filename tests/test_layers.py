@@ -45,7 +45,6 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "heartbeat",
         "rewards",
         "dataset",
-        "environments",
         "backend",
         "backend/transfer",
         "backend/engine",
