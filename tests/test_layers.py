@@ -45,6 +45,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "heartbeat",
         "rewards",
         "dataset",
+        "environments",
         "backend",
         "backend/transfer",
         "backend/engine",
