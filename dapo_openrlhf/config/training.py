@@ -111,7 +111,12 @@ class TrainSection(Section):
     ``rollout_kl/age_0``, in nats per token). Beyond it they are not the same policy, and the run stops. null takes 1e-3
     with ``ds.param_dtype`` fp32 and 0.1 otherwise; .inf never stops."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Random seed for the order of prompts, the cut into updates, and sampling."""
+    """Random seed for the order of prompts, the cut into updates, and sampling; each response of an evaluation has a seed
+    of its own, so that the same weights give the same responses."""
+    full_determinism_enable: bool = False
+    """Each response in training has a seed of its own too, which follows from ``train.seed``, prompt and order of dispatch,
+    and torch computes with its deterministic algorithms: two runs with ``async.max_staleness`` 0 are then equal, as far as
+    an engine computes a sequence alike in any company (on CUDA set VLLM_BATCH_INVARIANT=1). Costs engines some speed."""
     grace_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 25.0
     """Seconds after SIGTERM, SIGINT or SIGHUP in which to finish the step in training and make a checkpoint; batch
     systems allow 30."""

@@ -117,7 +117,7 @@ class RolloutLoop:
 
     async def _generate(self, group_id: int, prompt: Prompt) -> Generation:
         started = self._log.now()
-        generation = await self._sampler.sample(_request(group_id), prompt)
+        generation = await self._sampler.sample(_request(group_id), prompt, group_id)
         self._log.emit(
             GroupGenerated(
                 group=group_id,

@@ -51,6 +51,7 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "ds.adam_offload": config.ds.adam_offload,
         "train.batch_size": config.train.batch_size,
         "train.seed": config.train.seed,
+        "train.full_determinism_enable": config.train.full_determinism_enable,
     }
 
 
