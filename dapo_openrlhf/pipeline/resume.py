@@ -149,6 +149,7 @@ CHANGEABLE: Mapping[str, str] = {
     "train.grace_seconds": _AT_ONCE,
     "train.max_restarts": "restarts are counted anew",
     "train.check_agreement": "the check at the resumed run's start",
+    "train.full_determinism_enable": _AT_ONCE,
     "train.batch_size": f"{_AT_ONCE}; {_SCHEDULE}",
     "train.max_tokens_per_gpu": _AT_ONCE,
     "train.max_epochs": f"{_AT_ONCE}; {_SCHEDULE}",
