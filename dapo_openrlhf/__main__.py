@@ -116,10 +116,12 @@ def _prepare(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    _refuse(rest)
+    if options.config is None:
+        _refuse(rest)
     from dapo_openrlhf.cli.bench import bench
+    from dapo_openrlhf.config.loading import load_config, parse_overrides
 
-    return bench(options)
+    return bench(options, load_config(options.config, parse_overrides(rest)) if options.config else None)
 
 
 def _trace(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -128,15 +128,24 @@ def _add_trace(command: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:
-    command.description = "Same work, devices, model, sampling, updates and reward for all arms; no GPU needed."
-    command.add_argument("--preset", choices=("cpu-small", "cpu-smoke"), default="cpu-small")
+    command.usage = "dapo-openrlhf bench [--preset NAME | --config FILE [--section.key VALUE ...]] [options]"
+    command.description = "Same work, devices, model, sampling, updates and reward for all arms, which run in turn."
+    command.add_argument("--preset", choices=("cpu-small", "cpu-smoke"), default="cpu-small", help="work that ships")
+    command.add_argument("--config", type=Path, metavar="FILE", help="your own work: a run's configuration")
     command.add_argument(
-        "--arms", metavar="A,B,...", help="k0, k1, k2, ..., stock-sync, stock-async, stock-async-partial"
+        "--arms",
+        metavar="A,B,...",
+        help="k0, k1, k2, ...; with a preset also stock-sync, stock-async, stock-async-partial",
     )
+    command.add_argument("--splits", metavar="E:T,...", help="each arm with E engines and T trainer ranks, such as 2:2")
     command.add_argument("--steps", type=int, metavar="N", help="rollout steps of each run, three of them warm-up")
     command.add_argument("--max-epochs", type=int, metavar="N", help="passes over each batch: more lengthen training")
     command.add_argument("--repeats", type=int, metavar="N", help="runs of each arm, interleaved")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    command.add_argument("--minutes", type=float, metavar="N", help="as many runs of each arm as fit, but one at least")
+    command.add_argument("--eval", action="store_true", help="also the held-out accuracy after each run")
+    command.add_argument("--run-timeout", type=float, default=3600.0, metavar="S", help="seconds a run may take (3600)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="every figure, after every run (bench.json)")
+    command.add_argument("--resume", type=Path, metavar="FILE", help="go on from the runs of such a file")
     command.add_argument("--picture", type=Path, metavar="FILE", default=Path("bench.png"))
 
 
