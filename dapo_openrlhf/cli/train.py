@@ -26,16 +26,18 @@ from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change, check_resume
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.report.curves import Curves
+from dapo_openrlhf.report.gauges import Gauges
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import Notices
 from dapo_openrlhf.report.phases import Phases
 from dapo_openrlhf.report.progress import ProgressLine
-from dapo_openrlhf.report.recorder import Recorder, Sink
+from dapo_openrlhf.report.recorder import Recorder, Sink, open_sinks
 from dapo_openrlhf.report.responses import Responses
 from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.run_lock import run_lock
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import TensorBoardSink
+from dapo_openrlhf.report.wandb_run import Place, WandbRun, check_wandb
 from dapo_openrlhf.report.watch import Watch
 from dapo_openrlhf.whole_file import Unwritable, remove_unfinished, write_whole, writing
 
@@ -70,6 +72,8 @@ def _train(
         from dapo_openrlhf.backend.run import launch  # noqa: F401  # imported while a signal may end it at once
         from dapo_openrlhf.backend.run.inputs import check_inputs
 
+    if config.report.wandb_uploads is not None:
+        check_wandb(uploads=config.report.wandb_uploads)
     checkpoint: Path | None = None
     changes: list[Change] = []
     if resume is not None:
@@ -189,22 +193,29 @@ def _sinks(config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first
         lambda: Curves(folder.picture, title=config.run.name, earlier=earlier),
         lambda: Responses(folder.responses),
     ]
-    sinks = []
-    with _going_on(say):
-        earlier = earlier_rows(folder.metrics, first_step)
-    for make in makers:
-        with _going_on(say):
-            sinks.append(make())
-    return sinks
-
-
-@contextlib.contextmanager
-def _going_on(say: Say) -> Iterator[None]:
-    """Say that a report cannot be written, and go on without it."""
     try:
-        yield
+        earlier = earlier_rows(folder.metrics, first_step)
     except OSError as error:
-        say(f"warning: a report cannot be written, and the run goes on without: {error}")
+        say(f"warning: the rows of earlier steps cannot be read, and the curves begin without: {error}")
+    return open_sinks([*makers, *_elsewhere(config, folder)], warn=say)
+
+
+def _elsewhere(config: Config, folder: RunFolder) -> Iterator[Callable[[], Sink]]:
+    """Makers of the sinks that report beyond the run's folder, as ``report.*`` asks for them."""
+    from dapo_openrlhf.backend.run.ray_gauges import ray_gauge
+
+    if config.report.prometheus:
+        yield lambda: Gauges(folder.path.name, ray_gauge)
+    uploads, names = config.report.wandb_uploads, config.logger.wandb
+    if uploads is not None:
+        place = Place(
+            uploads=uploads,
+            project=names.project,
+            org=names.org,
+            group=names.group,
+            run_name=names.run_name or folder.path.name,
+        )
+        yield lambda: WandbRun(folder.wandb, place, config.model_dump(mode="json", by_alias=True))
 
 
 def _run_started(config: Config, inputs: Inputs, *, unix_time: float) -> RunStarted:
