@@ -7,7 +7,7 @@ import os
 import textwrap
 from pathlib import Path
 
-from dapo_openrlhf.cli import plan, prepare
+from dapo_openrlhf.cli import plan, prepare, report
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.config.typed import typed
@@ -24,7 +24,9 @@ def make_parser() -> argparse.ArgumentParser:
     """All commands; settings of a run are left over by ``parse_known_args``."""
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace|plan|checkpoint"
+        dest="command",
+        required=True,
+        metavar="train|eval|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -51,6 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_trace(
         commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing", allow_abbrev=False)
+    )
+    report.add_options(
+        commands.add_parser("report", help="one HTML page about one or several runs", allow_abbrev=False)
     )
     plan.add_options(
         commands.add_parser("plan", help="predict a run on GPUs that need not be there", allow_abbrev=False)

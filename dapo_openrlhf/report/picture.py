@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dapo_openrlhf.report.smoothing import smooth, smoothing_window
 from dapo_openrlhf.whole_file import whole_file
 
 SIZE_INCHES = (13.0, 7.2)
@@ -88,21 +89,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to a PNG file atomically."""
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, format="png")
-
-
-def smoothing_window(steps: int) -> int:
-    """Number of steps in a moving average: odd, about a fifteenth of the run, 3 to 31; 1 for less than 10 steps."""
-    return 1 if steps < 10 else min(max(2 * (steps // 30) + 1, 3), 31)
-
-
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Centred moving average over ``window`` entries (fewer at the ends) that skips NaN; NaN stays NaN."""
-    half = window // 2
-    averages = []
-    for middle, value in enumerate(values):
-        near = [v for v in values[max(middle - half, 0) : middle + half + 1] if math.isfinite(v)]
-        averages.append(sum(near) / len(near) if math.isfinite(value) else math.nan)
-    return averages
 
 
 def _curve(rows: Sequence[Mapping[str, float]], name: str, colour: str, *, label: str = "", unit: float = 1.0) -> Curve:

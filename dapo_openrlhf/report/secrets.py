@@ -15,22 +15,19 @@ FREE = "chat_template_kwargs"
 """The setting whose names are the user's own; every other is known, and none is a secret."""
 
 
-def without_secrets(value: object, *, free: bool = False) -> object:
-    """A value of the settings, nested ones included, without what may be a secret.
+def without_secrets(value: object, *, name: str = "") -> object:
+    """A value of the settings, nested ones included, without what may be a secret; ``name`` is its dotted name.
 
-    Hidden are users, passwords and queries in addresses, and among names of the user's own (``free``) the values of those
-    that end in key, token, secret or password.
+    Hidden are users, passwords and queries in addresses, and below :data:`FREE` the values whose names end in key, token,
+    secret or password.
     """
+    if FREE in name and _NAMED.search(name):
+        return HIDDEN
     match value:
         case Mapping():
-            return {
-                str(name): HIDDEN
-                if free and _NAMED.search(str(name))
-                else without_secrets(inner, free=free or name == FREE)
-                for name, inner in value.items()
-            }
+            return {str(key): without_secrets(inner, name=f"{name}.{key}") for key, inner in value.items()}
         case list() | tuple():
-            return [without_secrets(inner, free=free) for inner in value]
+            return [without_secrets(inner, name=name) for inner in value]
         case str():
             return _QUERY.sub(rf"\1?{HIDDEN}", _USER.sub(f"{HIDDEN}@", value))
         case _:
