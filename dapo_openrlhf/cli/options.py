@@ -129,7 +129,9 @@ def _add_trace(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/latest")
     command.add_argument("--output", type=Path, metavar="FILE", help="default: trace.json in the run's folder")
     command.add_argument("--picture", type=Path, metavar="FILE", help="draw some steps too")
-    command.add_argument("--steps", default="10:12", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12)")
+    command.add_argument(
+        "--steps", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12, or the last of a shorter run)"
+    )
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:
