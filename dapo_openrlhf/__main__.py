@@ -131,6 +131,13 @@ def _trace(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return trace(options)
 
 
+def _report(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli.report import report
+
+    return report(options)
+
+
 def _plan(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from dapo_openrlhf.cli.plan import plan
     from dapo_openrlhf.config.loading import load_config, parse_overrides
@@ -162,6 +169,7 @@ COMMANDS: dict[str, Command] = {
     "submit": _submit,
     "bench": _bench,
     "trace": _trace,
+    "report": _report,
     "plan": _plan,
     "checkpoint": _checkpoint,
 }

@@ -7,7 +7,7 @@ import os
 import textwrap
 from pathlib import Path
 
-from dapo_openrlhf.cli import plan, prepare
+from dapo_openrlhf.cli import plan, prepare, report
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.config.typed import typed
@@ -24,7 +24,9 @@ def make_parser() -> argparse.ArgumentParser:
     """All commands; settings of a run are left over by ``parse_known_args``."""
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace|plan|checkpoint"
+        dest="command",
+        required=True,
+        metavar="train|eval|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -51,6 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_trace(
         commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing", allow_abbrev=False)
+    )
+    report.add_options(
+        commands.add_parser("report", help="one HTML page about one or several runs", allow_abbrev=False)
     )
     plan.add_options(
         commands.add_parser("plan", help="predict a run on GPUs that need not be there", allow_abbrev=False)
@@ -124,7 +129,9 @@ def _add_trace(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/latest")
     command.add_argument("--output", type=Path, metavar="FILE", help="default: trace.json in the run's folder")
     command.add_argument("--picture", type=Path, metavar="FILE", help="draw some steps too")
-    command.add_argument("--steps", default="10:12", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12)")
+    command.add_argument(
+        "--steps", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12, or the last of a shorter run)"
+    )
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:

@@ -155,6 +155,20 @@ def read(path: Path) -> Iterator[Logged]:
             yield logged
 
 
+def read_what_is_left(path: Path, damaged: Callable[[int], None]) -> Iterator[Logged]:
+    """The events of a log as :func:`read` gives them, without lines that are none, whose numbers ``damaged`` gets."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                logged = _logged(json.loads(line))
+            except (KeyError, TypeError, ValueError, RecursionError):
+                damaged(number)
+            else:
+                yield logged
+
+
 def _logged(line: Any) -> Logged:
     fields = dict(_mapping(line))
     time, name = fields.pop("time"), fields.pop("event")

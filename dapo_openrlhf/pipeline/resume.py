@@ -105,6 +105,7 @@ _SCHEDULE = "the schedule is worked out anew and entered where the rollout steps
 _GROUPS = "groups begun from then on"
 _WAITS = "waits from then on"
 _EVALUATION = "evaluations from then on"
+_REPORTED = "what is reported from the resumed run's start"
 
 CHANGEABLE: Mapping[str, str] = {
     "actor.eps_clip_low_high": _AT_ONCE,
@@ -206,6 +207,12 @@ CHANGEABLE: Mapping[str, str] = {
     "eval.max_new_tokens": _EVALUATION,
     "ckpt.save_steps": "checkpoints from then on",
     "ckpt.max_num": "checkpoints from then on; older ones beyond it are removed at the next",
+    "report.wandb": _REPORTED,
+    "report.prometheus": _REPORTED,
+    "logger.wandb.project": _REPORTED,
+    "logger.wandb.org": _REPORTED,
+    "logger.wandb.group": _REPORTED,
+    "logger.wandb.run_name": _REPORTED,
     "ckpt.best_metric_key": "which checkpoint is kept as the best, from the next one on, among all that are left",
 }
 """Settings that a resumed run may change, with what the new value governs."""

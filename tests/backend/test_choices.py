@@ -23,6 +23,7 @@ from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
 from dapo_openrlhf.backend.trainer.step_settings import LossSettings
 from dapo_openrlhf.config.generation import AsyncSection
 from dapo_openrlhf.config.presets import PRESETS
+from dapo_openrlhf.config.reports import ReportSection
 from dapo_openrlhf.config.reward_origin import RewardOrigin, origin_of
 from dapo_openrlhf.config.settings import Config, settings_of
 from dapo_openrlhf.config.transports import TRANSPORTS
@@ -213,6 +214,7 @@ IMPLEMENTED: Mapping[str, Callable[[Any], object]] = {
     "algo.kl.estimator": kl,
     "reward.answer_form": answer_form,
     "data.on_bad_row": on_bad_row,
+    "report.wandb": lambda value: ReportSection.model_construct(wandb=value).wandb_uploads,
 }
 """What acts on a choice."""
 
