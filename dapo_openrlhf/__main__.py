@@ -69,8 +69,32 @@ def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
         from dapo_openrlhf.cli.train import train
         from dapo_openrlhf.config.loading import parse_overrides
 
+    if options.check:
+        return _check_run(options, rest)
     config, resume = starting_point(options, parse_overrides(rest), say=_warn)
     return train(config, started=STARTED, resume=resume)
+
+
+def _check(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from dapo_openrlhf.cli.check import file_of
+
+    rest = file_of(options, list(rest))
+    return _check_run(options, rest, gpus=options.gpus, nodes=options.nodes, as_json=options.json)
+
+
+def _check_run(
+    options: argparse.Namespace, rest: Sequence[str], *, gpus: str | None = None, nodes: int = 1, as_json: bool = False
+) -> int:
+    from dapo_openrlhf.cli.check import check, refused
+    from dapo_openrlhf.cli.starting import starting_point
+    from dapo_openrlhf.config.errors import ConfigError
+    from dapo_openrlhf.config.loading import parse_overrides
+
+    try:
+        config, resume = starting_point(options, parse_overrides(rest), say=_warn)
+    except ConfigError as error:
+        return refused(error, as_json=as_json)
+    return check(config, resume=resume, gpus=gpus, nodes=nodes, as_json=as_json)
 
 
 def _warn(text: str) -> None:
@@ -162,6 +186,7 @@ def _checkpoint(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Command] = {
     "train": _train,
+    "check": _check,
     "eval": _eval,
     "compare": _compare,
     "prepare": _prepare,

@@ -7,13 +7,14 @@ import os
 import textwrap
 from pathlib import Path
 
-from dapo_openrlhf.cli import plan, prepare, report
+from dapo_openrlhf.cli import check, plan, prepare, report
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.config.typed import typed
 
 RUNS = {
     "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
+    "check": "see in seconds whether a training can start, without starting it",
     "eval": "measure a model's accuracy on eval.dataset",
     "submit": "send a training to a Ray cluster through its job API and follow its log",
 }
@@ -26,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="train|eval|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint",
+        metavar="train|check|eval|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -70,7 +71,7 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 def _add_run(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", required=name == "eval", help="YAML file, see configs/")
-    if name in ("train", "submit"):
+    if name in ("train", "check", "submit"):
         command.add_argument(
             "--resume",
             metavar="RUN",
@@ -82,6 +83,10 @@ def _add_run(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument(
             "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
         )
+    if name == "train":
+        command.add_argument("--check", action="store_true", help="only see whether it can start, as `check` does")
+    if name == "check":
+        check.add_options(command)
     if name == "submit":
         command.add_argument(
             "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
