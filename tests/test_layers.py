@@ -66,6 +66,8 @@ OUTSIDE: Mapping[str, set[str]] = {
     "stopping": {"psutil"},
     "config": {"pydantic", "yaml"},
     "algorithm.loss": {"torch"},
+    "algorithm.correction": {"torch"},
+    "algorithm.objective": {"torch"},
     "algorithm.kl": {"torch"},
     "algorithm.gae": {"torch"},
     "pipeline.manifest": {"xxhash"},

@@ -40,8 +40,15 @@ class ActorSection(Section):
     dual_clip: Annotated[float, Field(gt=1)] | None = PAPER["actor.dual_clip"]
     """Dual-clip constant c > 1 for negative advantages; null switches dual clipping off, as in the paper."""
     policy_loss_type: PolicyLossType = PAPER["actor.policy_loss_type"]
-    """Whether the ratio is that of each token (``ppo``), or of the whole response (``gspo``, arXiv 2507.18071, eq. 7,
-    whose clip range is some 3e-4)."""
+    """``ppo``: the ratio of each token, clipped; ``gspo``: that of the whole response (arXiv 2507.18071, eq. 7, whose clip
+    range is some 3e-4); ``cispo``: the ratio, truncated at 1 + eps_high, as a weight of the log-prob (arXiv 2506.13585);
+    ``dppo_tv``: tokens whose probability has moved too far are dropped (arXiv 2602.04879); ``sapo``: a soft gate in place
+    of clipping (arXiv 2511.20347); ``gmpo``: the geometric mean of a response's clipped ratios (arXiv 2507.20673, whose
+    range is 0.33 0.49). docs/algorithms.md says when to take which."""
+    dppo_delta: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Largest distance of a token's probability from the rollout's in the direction of its advantage, for ``dppo_tv``."""
+    sapo_tau: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (1.05, 1.0)
+    """Temperatures of ``sapo`` for negative and for positive advantages: the larger, the narrower the gate."""
     loss_agg_mode: LossAggMode = PAPER["actor.loss_agg_mode"]
     """What has equal weight in the loss: with ``token-mean`` all tokens (DAPO eq. 12); with ``seq-mean-token-mean`` all
     responses (GRPO, DAPO eq. 5); with ``prompt-mean-token-mean`` all prompts (DAPO eq. 8 taken literally).
