@@ -23,7 +23,7 @@ from dapo_openrlhf.backend.trainer.per_sample import Known
 from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
 from dapo_openrlhf.backend.trainer.step_settings import LossSettings
 from dapo_openrlhf.config.generation import AsyncSection
-from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.loading import build_config, build_reward
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.reports import ReportSection
 from dapo_openrlhf.config.reward_origin import RewardOrigin, origin_of
@@ -35,7 +35,7 @@ from dapo_openrlhf.pipeline.batch import Sample
 from dapo_openrlhf.rewards.function import FunctionReward
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.server import ServerReward
-from dapo_openrlhf.rewards.settings import RewardSettings
+from dapo_openrlhf.rewards.settings import RewardSettings, reward_settings
 from dapo_openrlhf.rewards.sources import RuleReward, open_source
 
 NEW = torch.tensor([[0.5, 0.2, 0.1], [0.4, 0.3, 1.0]]).log()
@@ -226,6 +226,11 @@ def grad_accum_dtype(value: Any) -> object:
     return DtypeEnum(told_deepspeed("ds.grad_accum_dtype", value)["data_types"]["grad_accum_dtype"])
 
 
+def at_once(value: Any) -> object:
+    settings = reward_settings(build_reward({"remote_url": "http://judge:80", "batch_size": value}, source="x"))
+    return settings.batch_size, settings.files_one_by_one
+
+
 IMPLEMENTED: Mapping[str, Callable[[Any], object]] = {
     "preset": preset,
     "device": device,
@@ -246,6 +251,7 @@ IMPLEMENTED: Mapping[str, Callable[[Any], object]] = {
     "algo.advantage.is_correction": correction,
     "algo.kl.estimator": kl,
     "reward.answer_form": answer_form,
+    "reward.batch_size": at_once,
     "data.on_bad_row": on_bad_row,
     "report.wandb": lambda value: ReportSection.model_construct(wandb=value).wandb_uploads,
 }
