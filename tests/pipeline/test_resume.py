@@ -97,6 +97,7 @@ OTHER: dict[str, Any] = {
     "algo.dynamic_filtering_range": [0.2, 0.8],
     "reward.remote_url": "https://reward.example",
     "reward.weights": [2.0],
+    "reward.batch_size": 4,
     "reward.overlong_buffer_len": 8,
     "data.prompt_dataset": "other.jsonl",
     "data.input_template": "Q: {}",
