@@ -163,9 +163,11 @@ def _report(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    from dapo_openrlhf.cli.plan import plan
+    from dapo_openrlhf.cli.plan import plan, plan_run
     from dapo_openrlhf.config.loading import load_config, parse_overrides
 
+    if options.config is None:
+        return plan_run(options, rest)
     config = load_config(options.config, parse_overrides(rest))
     return plan(config, options)
 

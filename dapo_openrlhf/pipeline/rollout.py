@@ -128,6 +128,8 @@ class RolloutLoop:
                 truncated=sum(generation.truncated) - sum(generation.cut),
                 oldest_version=generation.oldest_version,
                 newest_version=generation.newest_version,
+                prompt_tokens=generation.prompt_length,
+                lengths=generation.lengths,
             )
         )
         return generation
