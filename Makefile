@@ -12,10 +12,10 @@ BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE)) $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart gpu-check ablation-small docs test test-fast bench-parts chaos soak check format clean
+.PHONY: help setup setup-dev quickstart quickstart-tools gpu-check ablation-small docs test test-fast bench-parts chaos soak check format clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 25
 
 setup: ## make .venv with all packages, or bring it up to date
 	@$(SETUP)
@@ -27,6 +27,11 @@ quickstart: setup ## train a tiny model with the whole stack on two cores or one
 	@$(BIN)/python scripts/build_quickstart_model.py --output .cache/quickstart/model
 	@$(BIN)/python data/quickstart_prompts.py --output .cache/quickstart/prompts
 	$(BIN)/dapo-openrlhf train --config configs/quickstart_$$($(SETUP) --which).yaml $(ARGS)
+
+quickstart-tools: setup ## the same with turns: a tiny model learns to call a calculator, on two cores; ARGS="..." is passed on
+	@$(BIN)/python scripts/build_tools_model.py --output .cache/tools/model
+	@$(BIN)/python data/quickstart_prompts.py --output .cache/tools/prompts
+	$(BIN)/dapo-openrlhf train --config configs/quickstart_tools_cpu.yaml $(ARGS)
 
 gpu-check: ## set up, check and measure one GPU or two within ten minutes; ARGS="--stock" adds stock OpenRLHF
 	@$(PYTHON) scripts/setup_env.py --device cuda $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")

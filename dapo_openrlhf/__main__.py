@@ -109,6 +109,14 @@ def _eval(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return evaluate(config, json_file=options.json, responses_file=options.responses)
 
 
+def _rollout(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from dapo_openrlhf.cli.rollout import rollout
+    from dapo_openrlhf.config.loading import load_config, parse_overrides
+
+    config = load_config(options.config, parse_overrides(rest))
+    return rollout(config, n=options.n, json_file=options.json)
+
+
 def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from dapo_openrlhf.cli.starting import starting_point
     from dapo_openrlhf.cli.submit import submit
@@ -190,6 +198,7 @@ COMMANDS: dict[str, Command] = {
     "train": _train,
     "check": _check,
     "eval": _eval,
+    "rollout": _rollout,
     "compare": _compare,
     "prepare": _prepare,
     "verify": _verify,

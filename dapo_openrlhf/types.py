@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import Literal, NewType
 
 PolicyVersion = NewType("PolicyVersion", int)
 """Number of weight publications so far; 0 is the initial weights."""
@@ -48,9 +48,11 @@ class Generation:
     """What an engine returns for one prompt: the metadata of G responses; their tokens stay behind handles."""
 
     prompt_length: int
-    """Number of tokens in the prompt, at least 1."""
+    """Number of tokens with which all contexts begin: those of the prompt, at least 1. An environment that begins each
+    rollout in its own way may leave fewer."""
     lengths: tuple[int, ...]
-    """Number of tokens in each response, the end-of-sequence token included; G entries, each at least 1."""
+    """Number of tokens in each response, the end-of-sequence token included; G entries, each at least 1. Where an
+    environment answers, the tokens of all actions, and none of an observation."""
     truncated: tuple[bool, ...]
     """Whether each response was stopped by a limit or was cut, and did not end by itself."""
     cut: tuple[bool, ...]
@@ -68,6 +70,32 @@ class Generation:
     """Handle to the group's ``GroupTokens``."""
     texts: object
     """Handle to the G decoded responses."""
+    observed: tuple[int, ...] = ()
+    """Number of tokens that an environment put into each context; empty without an environment."""
+    scores: tuple[Score, ...] | None = None
+    """What an environment gave for each rollout; None where rewards judge the texts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A part of a rollout: what the environment, or the policy, has written without the other."""
+
+    kind: Literal["observation", "action"]
+    text: str
+    tokens: int
+    """Number of its tokens, the one that ended an action included."""
+    reward: float | None = None
+    """The reward that followed an action; None if none did, and for observations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """What was written in one rollout."""
+
+    text: str
+    """All of it, without the prompt and the tokens that end a response or an action."""
+    segments: tuple[Segment, ...] = ()
+    """The same in parts; empty without an environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +129,8 @@ class Rollout:
     """Reward after length shaping."""
     score: float | None = None
     """The same as in :class:`Score`."""
+    observed: int = 0
+    """Number of tokens that an environment put into the context, in addition to prompt and response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

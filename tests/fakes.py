@@ -56,7 +56,7 @@ from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
 from dapo_openrlhf.pipeline.stop import StopRequest
 from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch, Transcript
 
 HANG = float("inf")
 """A latency: this group never ends by itself."""
@@ -401,14 +401,14 @@ class FakeTexts:
         self._answers = answers
         self._fault = fault
 
-    async def fetch(self, texts: object) -> Sequence[str]:
+    async def fetch(self, texts: object) -> Sequence[Transcript]:
         if not isinstance(texts, FakeGroup) or texts.end != "made":
             raise Misuse(f"{texts!r} was made by no engine")
         if texts.for_training:
             raise Misuse(f"texts of prompt {texts.prompt.id} leave the object store in training")
         if (error := self._fault(texts)) is not None:
             raise error
-        return [f"Well.\nAnswer: {answer}" for answer in self._answers(texts)]
+        return [Transcript(text=f"Well.\nAnswer: {answer}") for answer in self._answers(texts)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ BLANKET: Mapping[str, str] = {
     "backend/run/own_cluster.py": "Ray raises Exception itself when it does not start in time",
     "dataset/renderer.py": "tokenizers, templates and the code that comes with a model may raise anything",
     "report/recorder.py": "a report goes through libraries that may raise anything, and never ends a run",
+    "environments/child.py": "a user's file may raise anything",
     "rewards/child.py": "a user's file may raise anything",
     "rewards/replies.py": "a user's object may raise anything when it is read",
     "rewards/sources.py": "a user's reward may raise anything",

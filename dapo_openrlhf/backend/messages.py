@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dapo_openrlhf.types import Span
+from dapo_openrlhf.types import Score, Segment, Span
 
 
 class BadPrompt(ValueError):
@@ -48,6 +50,11 @@ class VersionRuns:
         """[N] version of each token."""
         return np.repeat(self.versions, self.lengths)
 
+    def tokens_of_versions(self) -> tuple[int, ...]:
+        """Number of tokens of each version, from the lowest to the highest."""
+        oldest = self.versions.min()
+        return tuple(map(int, np.bincount(self.versions - oldest, weights=self.lengths)))
+
     def part(self, start: int, end: int) -> VersionRuns:
         """The runs of tokens ``[start, end)``, of which there is at least one."""
         first, last = np.searchsorted(self.ends, [start + 1, end])
@@ -60,12 +67,42 @@ def one_version(version: int, tokens: int) -> VersionRuns:
     return VersionRuns(versions=np.asarray([version], np.int32), ends=np.asarray([tokens]))
 
 
+def joined(parts: Sequence[VersionRuns]) -> VersionRuns:
+    """The runs of the tokens of all parts, at least one, one after the other."""
+    starts = accumulate((int(part.ends[-1]) for part in parts), initial=0)
+    return VersionRuns(
+        versions=np.concatenate([part.versions for part in parts]),
+        ends=np.concatenate([part.ends + start for part, start in zip(parts, starts, strict=False)]),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """The M tokens that an environment put before, between and after the actions of one rollout, as S runs."""
+
+    ids: NDArray[np.int32]
+    """[M] token ids, run after run."""
+    ends: NDArray[np.int64]
+    """[S] end of each run: run i ends before token ``ends[i]``, the last one before token M. Each has a token."""
+    after: NDArray[np.int64]
+    """[S] number of the rollout's action tokens that stand before each run, ascending."""
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """[M] for each token the number of action tokens before it."""
+        return np.repeat(self.after, np.diff(self.ends, prepend=0))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTokens:
-    """The tokens of one group, as flat arrays: N is the number of response tokens of all G responses."""
+    """The tokens of one group, as flat arrays: N is the number of response tokens of all G responses.
+
+    Where an environment answers, response tokens are those of actions, which the policy has sampled. What stands
+    between them is in :attr:`observations`, and only :meth:`context` puts the two together.
+    """
 
     prompt_ids: NDArray[np.int32]
-    """[prompt_length] token ids."""
+    """[prompt_length] token ids with which every response's context begins."""
     response_ids: NDArray[np.int32]
     """[N] token ids, response after response."""
     rollout_logprobs: NDArray[np.float32]
@@ -74,6 +111,19 @@ class GroupTokens:
     """[G + 1] offsets: response i is ``[offsets[i], offsets[i + 1])``."""
     versions: VersionRuns
     """Which weights sampled each of the N tokens."""
+    observations: tuple[Observations, ...] = ()
+    """[G] what an environment added to each response; empty without an environment."""
+
+    def context(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """All token ids of one response with its prompt, and the positions of the response tokens among them."""
+        ids, begin = self.response_ids[self.offsets[index] : self.offsets[index + 1]], len(self.prompt_ids)
+        positions = np.arange(begin, begin + len(ids))
+        if self.observations:
+            observed = self.observations[index]
+            places = observed.places
+            positions += np.searchsorted(places, np.arange(len(ids)), side="right")
+            ids = np.insert(ids, places, observed.ids)
+        return np.concatenate([self.prompt_ids, ids]), positions
 
     def response(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Token ids and log-probabilities of one response."""
@@ -93,6 +143,8 @@ class GroupTexts:
     """The responses without the tokens that end or pad them."""
     queries: tuple[str, ...] = ()
     """Prompt and response together, special tokens included; empty if no reward reads them."""
+    segments: tuple[tuple[Segment, ...], ...] = ()
+    """What policy and environment have written in turn, for each response; empty without an environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +182,10 @@ class GenerationReport:
     oldest_version: int
     newest_version: int
     version_tokens: tuple[int, ...]
+    cached: tuple[int, ...] = ()
+    """How many tokens of the prompt were in the prefix cache when each response began."""
+    observed: tuple[int, ...] = ()
+    scores: tuple[Score, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

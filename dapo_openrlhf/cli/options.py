@@ -16,6 +16,7 @@ RUNS = {
     "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
     "check": "see in seconds whether a training can start, without starting it",
     "eval": "measure a model's accuracy on eval.dataset",
+    "rollout": "print a few rollouts with their segments, versions, rewards and log-probs, before anything is trained",
     "submit": "send a training to a Ray cluster through its job API and follow its log",
 }
 """The commands that take the settings of a run."""
@@ -27,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="train|check|eval|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint",
+        metavar="train|check|eval|rollout|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -70,7 +71,9 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 
 def _add_run(command: argparse.ArgumentParser, name: str) -> None:
-    command.add_argument("--config", type=Path, metavar="FILE", required=name == "eval", help="YAML file, see configs/")
+    command.add_argument(
+        "--config", type=Path, metavar="FILE", required=name in ("eval", "rollout"), help="YAML file, see configs/"
+    )
     if name in ("train", "check", "submit"):
         command.add_argument(
             "--resume",
@@ -87,6 +90,9 @@ def _add_run(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--check", action="store_true", help="only see whether it can start, as `check` does")
     if name == "check":
         check.add_options(command)
+    if name == "rollout":
+        command.add_argument("--n", type=int, default=3, metavar="N", help="of the first N prompts; default 3")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write every token and log-prob there")
     if name == "submit":
         command.add_argument(
             "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"

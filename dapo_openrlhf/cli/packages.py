@@ -9,7 +9,13 @@ from collections.abc import Iterable, Mapping
 BASIC = ("pydantic", "yaml")
 """Packages with which every command reads its settings."""
 STACK = ("deepspeed", "openrlhf", "ray", "torch", "transformers", "vllm")
-OF_COMMAND: Mapping[str, Iterable[str]] = {"train": STACK, "eval": STACK, "bench": STACK, "submit": ("ray",)}
+OF_COMMAND: Mapping[str, Iterable[str]] = {
+    "train": STACK,
+    "eval": STACK,
+    "rollout": STACK,
+    "bench": STACK,
+    "submit": ("ray",),
+}
 """Further packages of a command that pip alone cannot install as they are needed here."""
 
 ADVICE = """\

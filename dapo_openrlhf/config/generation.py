@@ -52,7 +52,13 @@ class RolloutSection(Section):
     n_samples_per_prompt: PositiveInt = PAPER["rollout.n_samples_per_prompt"]
     """G: number of responses to each prompt."""
     max_new_tokens: PositiveInt = PAPER["rollout.max_new_tokens"]
-    """L_max: longest response, in tokens; a longer one is truncated."""
+    """L_max: longest response, in tokens; a longer one is truncated. With an environment all actions of a rollout
+    together; what the environment writes counts in ``data.max_len`` only."""
+    max_turns: PositiveInt = 16
+    """Most actions in a rollout with an environment; one that is not done by then is truncated."""
+    max_action_tokens: PositiveInt | None = None
+    """Longest action in a rollout with an environment, in tokens; a longer one is truncated and answered nevertheless.
+    null lets an action take all that ``rollout.max_new_tokens`` leaves."""
     temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = PAPER["rollout.temperature"]
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = PAPER["rollout.top_p"]
@@ -81,7 +87,7 @@ class AsyncSection(Section):
     """Divide the learning rates of actor and critic by 1 + ``max_staleness``: where staleness binds, the largest stable rate
     falls with it (arXiv 2607.01083)."""
     generate_timeout: PositiveFloat = 3600.0
-    """Seconds one group may take in an engine. An engine that finishes no group at all in that time is considered hung,
+    """Seconds one group may take in an engine, its environments included. An engine that finishes no group at all in that time is considered hung,
     and is replaced."""
     reward_timeout: PositiveFloat = 60.0
     """Seconds the scoring of one group may take before its worker is replaced."""

@@ -56,6 +56,11 @@ class RewardSection(Section):
     """Overlong filtering: truncated responses are excluded from the loss."""
 
     @property
+    def by_rule(self) -> bool:
+        """Whether the rule is the only reward, which is also what is set where nobody has chosen."""
+        return self.remote_url == (Rule().name,)
+
+    @property
     def origins(self) -> tuple[RewardOrigin, ...]:
         """The rewards that ``remote_url`` names."""
         return tuple(map(origin_of, self.remote_url))

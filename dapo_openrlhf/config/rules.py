@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
+from dapo_openrlhf.config.environment import EnvironmentSection
 from dapo_openrlhf.config.input_template import input_template
 from dapo_openrlhf.config.loss_rules import impossible_losses
 from dapo_openrlhf.config.section import COLDEST
@@ -59,6 +60,7 @@ def impossible(config: Config) -> Iterator[str]:
             f"{config.async_.reward_timeout:g} s for its group; use at most that"
         )
     yield from _impossible_prompts(config)
+    yield from _impossible_environments(config)
     if config.eval.steps == 0 or config.eval.steps < -1:
         yield f"eval.steps: {config.eval.steps} is neither -1 nor a positive number of steps"
     if 0 < config.eval.temperature < COLDEST:
@@ -109,8 +111,30 @@ def _impossible_prompts(config: Config) -> Iterator[str]:
             yield f"data.{name}: {given!r} is for the chat template; set data.apply_chat_template true"
     if taken := sorted(TEMPLATE_ARGUMENTS & data.chat_template_kwargs.keys()):
         yield f"data.chat_template_kwargs: {', '.join(taken)} is not for the template to be told"
-    if data.label_key is None and any(origin.needs_answer for origin in config.reward.origins):
+    if data.label_key is None and config.needs_answers:
         yield "data.label_key: null leaves the reward rule nothing to compare with; name the column with the answers"
+
+
+def _impossible_environments(config: Config) -> Iterator[str]:
+    """Yield a sentence for each setting that does not go with an environment, or has no meaning without one."""
+    path, environment = config.train.agent_func_path, config.environment
+    if path is None:
+        if environment != EnvironmentSection():
+            changed = next(n for n, value in environment if value != EnvironmentSection.model_fields[n].default)
+            yield f"environment.{changed}: has no meaning without an environment; set train.agent_func_path, or leave it out"
+        return
+    if not path.endswith(".py"):
+        yield f"train.agent_func_path: {path} is no Python file; give one with AgentExecutor or an Environment"
+    if not config.reward.by_rule:
+        yield (
+            f"reward.remote_url: {' '.join(config.reward.remote_url)} would never be asked, because the environment of "
+            "train.agent_func_path gives the rewards; leave one of the two out"
+        )
+    if environment.timeout > config.async_.generate_timeout:
+        yield (
+            f"environment.timeout: {environment.timeout:g} s for one step is more than async.generate_timeout "
+            f"{config.async_.generate_timeout:g} s for its whole group; use at most that"
+        )
 
 
 def _impossible_algorithm(config: Config) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from dapo_openrlhf.config.algo import AlgoSection
 from dapo_openrlhf.config.choices import DeviceKind, OnBadRow
+from dapo_openrlhf.config.environment import EnvironmentSection
 from dapo_openrlhf.config.generation import AsyncSection, RolloutSection, VllmSection
 from dapo_openrlhf.config.presets import PAPER, PresetName
 from dapo_openrlhf.config.reports import LoggerSection, ReportSection
@@ -51,7 +52,7 @@ class DataSection(Section):
     """What happens when rows are not prompts, or leave no room for a response: ``refuse`` refuses the run, ``skip``
     leaves them out; both name them."""
     max_len: PositiveInt = PAPER["data.max_len"]
-    """Longest prompt and response together, in tokens."""
+    """Longest prompt and response together, in tokens; with an environment the longest context."""
 
 
 class EvalSection(Section):
@@ -100,6 +101,7 @@ class Config(Section):
     async_: Annotated[AsyncSection, Field(alias="async")] = AsyncSection()
     algo: AlgoSection = AlgoSection()
     reward: RewardSection = RewardSection()
+    environment: EnvironmentSection = EnvironmentSection()
     data: DataSection
     eval: EvalSection = EvalSection()
     ckpt: CkptSection = CkptSection()
@@ -130,6 +132,11 @@ class Config(Section):
     def max_rollout_kl(self) -> float:
         """``train.max_rollout_kl`` with null resolved: a thousand times what is healthy in fp32, ten times in bf16."""
         return self.train.max_rollout_kl or (1e-3 if self.ds.param_dtype == "fp32" else 0.1)
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether rows must have an answer that a response can be compared with."""
+        return self.train.agent_func_path is None and any(origin.needs_answer for origin in self.reward.origins)
 
     @property
     def updates_per_step(self) -> int:

@@ -110,6 +110,9 @@ class TrainSection(Section):
     partial_rollout_enable: bool = True
     """Engines take new weights during generation and keep their requests; with false each first finishes the requests
     it has begun."""
+    agent_func_path: str | None = None
+    """A Python file with an environment that answers the policy turn by turn: OpenRLHF's ``AgentExecutor``, or an
+    ``Environment`` of this project. It gives the rewards. null: a rollout is one response, judged by ``reward.remote_url``."""
     max_bad_updates: PositiveInt = 3
     """How many updates in a row may have a number that is not finite (loss, log-prob, advantage, gradient norm) until
     the last of them ends the run; each is stopped before the optimizer step."""

@@ -41,11 +41,13 @@ class Sample:
     """Whether all of the response was sampled with the weights that the step begins with (policy age 0)."""
     weight: float = 0.0
     """The weight of each of its trained tokens in the policy loss of its update."""
+    observed: int = 0
+    """Number of tokens that an environment put into the context; they are read, and never trained."""
 
     @property
     def tokens(self) -> int:
-        """Number of prompt and response tokens together."""
-        return self.prompt_length + self.length
+        """Length of the context: the tokens of prompt, response and environment together."""
+        return self.prompt_length + self.length + self.observed
 
 
 MicroBatch = tuple[Sample, ...]
@@ -93,6 +95,7 @@ def samples_of(
                 advantage=advantage,
                 trained=not (rollout.cut or (overlong_filtering and rollout.truncated)),
                 fresh=group.oldest_version == version,
+                observed=rollout.observed,
             )
             for index, (rollout, advantage) in enumerate(
                 zip(group.rollouts, credits([r.reward for r in group.rollouts]), strict=True)

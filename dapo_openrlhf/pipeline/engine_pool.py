@@ -19,11 +19,13 @@ from dapo_openrlhf.pipeline.ports import (
     CUT_TOO_EARLY,
     ENGINE_DIED,
     EngineReviver,
+    EnvironmentFault,
     GenerationEngine,
     GroupError,
     NotRevived,
     Sampling,
 )
+from dapo_openrlhf.pipeline.reward_attempts import Attempts
 from dapo_openrlhf.pipeline.suspects import Suspects, Suspicion
 from dapo_openrlhf.types import Generation, Prompt
 
@@ -156,6 +158,8 @@ class EnginePool:
             )
             self._failed(index, life, group, error, died=life.done == done, alone=alone)  # hangs: did nothing else
             raise error from None
+        except EnvironmentFault:
+            raise
         except GroupError as error:
             if not error.permanent and error.reason != CUT_TOO_EARLY:
                 self._failed(index, life, group, error, died=error.reason == ENGINE_DIED, alone=alone)
@@ -267,6 +271,8 @@ class Sampler:
     timeout: float
     """Time limit of a group in seconds, see :meth:`EnginePool.generate`."""
     seed: int | None = None
+    attempts: Attempts | None = None
+    """After how many failures of its environments a prompt is given up; None leaves that to the caller."""
 
     async def sample(self, request: str, prompt: Prompt, place: int) -> Generation:
         """Generate a group; ``request`` is a unique name. Raises :class:`GroupError`.
@@ -276,7 +282,13 @@ class Sampler:
         sampling = self.sampling
         if self.seed is not None:
             sampling = replace(sampling, seed=_number(f"{self.seed}/{prompt.id}/{place}"))
-        return await self.engines.generate(request, prompt, sampling, self.timeout)
+        try:
+            generation = await self.engines.generate(request, prompt, sampling, self.timeout)
+        except EnvironmentFault as error:
+            raise error if self.attempts is None else self.attempts.failed(prompt, error) from error.__cause__
+        if self.attempts is not None:
+            self.attempts.succeeded(prompt)
+        return generation
 
 
 def _number(text: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dapo_openrlhf.pipeline.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
-from dapo_openrlhf.types import Prompt
+from dapo_openrlhf.types import Prompt, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,8 @@ class Response:
     length: int = 0
     """Length of the response in tokens."""
     truncated: bool = False
+    segments: tuple[Segment, ...] = ()
+    """The text in parts, as policy and environment have written them; empty without an environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from dapo_openrlhf.pipeline.engine_pool import Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
 from dapo_openrlhf.pipeline.ports import ENGINE_DIED, GroupError, ResponseTexts, RewardScorer
-from dapo_openrlhf.types import Generation, Prompt, Score
+from dapo_openrlhf.types import Generation, Prompt, Score, Transcript
 
 T = TypeVar("T")
 
@@ -90,25 +90,27 @@ class Evaluator:
         return await self._sampler.sample(f"problem {next(SERIAL)}", problem, 0)
 
     async def _score(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
-        texts: Sequence[str] = ("",) * len(generation.lengths)
-        scores: Sequence[Score | None] = (None,) * len(generation.lengths)
+        texts: Sequence[Transcript] = (Transcript(text=""),) * len(generation.lengths)
+        scores: Sequence[Score | None] = generation.scores or (None,) * len(generation.lengths)
         reason = ""
         try:
             if self._texts is not None:
                 texts = await self._texts.fetch(generation.texts)
-            scores = await _again(lambda: self._scorer.score(generation.texts, problem))
+            if generation.scores is None:
+                scores = await _again(lambda: self._scorer.score(generation.texts, problem))
         except GroupError as error:
             reason = _reason(error)
         return tuple(
             Response(
-                text=text,
+                text=written.text,
+                segments=written.segments,
                 answer=None if score is None else score.answer,
                 correct=None if score is None else score.correct,
                 error=reason,
                 length=length,
                 truncated=truncated,
             )
-            for text, score, length, truncated in zip(
+            for written, score, length, truncated in zip(
                 texts, scores, generation.lengths, generation.truncated, strict=True
             )
         )

@@ -75,7 +75,9 @@ METRICS: Mapping[str, Metric] = {
     "groups/surplus": Metric("groups", "groups that over-sampling made in vain, since the last step"),
     "groups/cut": Metric("groups", "groups cut at their deadline since the last step"),
     "reward_errors": Metric(
-        "share", "groups that could not be scored, over those and the judged ones, since the last step; 0 without any"
+        "share",
+        "groups that could not be scored, or whose environment failed, over those and the judged ones, since the last step; "
+        "0 without any",
     ),
     "pass_rate": Metric("share", "kept groups over judged groups; absent where none was judged"),
     "policy_age/mean": Metric("versions", "mean policy age of the trained groups"),
@@ -204,7 +206,7 @@ class StepMetrics:
                 self._tokens["kept"] += event.response_tokens if event.keep else 0
             case GroupFailed():
                 self._reasons["failed"] += 1
-                self._unscored += event.reason.startswith("reward_")
+                self._unscored += event.reason.startswith(("reward_", "environment_"))
             case PromptDropped():
                 self._reasons["prompt"] += 1
             case GroupSurplus():

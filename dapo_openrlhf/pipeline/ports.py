@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dapo_openrlhf.pipeline.checkpoint import RunState
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, TrainBatch, Transcript
 
 CUT_TOO_EARLY = "cut_too_early"
 """Reason of a :class:`GroupError` about a group that was cut before each of its responses had a token."""
@@ -33,6 +33,10 @@ class PromptFault(GroupError):
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, message, permanent=True)
+
+
+class EnvironmentFault(GroupError):
+    """An environment raised, hung or died, and no engine is at fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +130,7 @@ class RewardScorer(Protocol):
 class ResponseTexts(Protocol):
     """Fetches the texts of responses for the files of an evaluation; training does not need it."""
 
-    async def fetch(self, texts: object) -> Sequence[str]:
+    async def fetch(self, texts: object) -> Sequence[Transcript]:
         """The responses behind the handle ``Generation.texts``. Raises :class:`GroupError`."""
         ...
 

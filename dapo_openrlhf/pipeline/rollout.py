@@ -38,14 +38,19 @@ class LengthShaping:
     buffer_length: int
     factor: float
 
-    def shape(self, score: Score, length: int, *, truncated: bool, cut: bool) -> Rollout:
+    def shape(self, score: Score, length: int, *, truncated: bool, cut: bool, observed: int = 0) -> Rollout:
         """Return one response with its final reward."""
         punishment = soft_overlong_punishment(
             length, max_length=self.max_length, buffer_length=self.buffer_length, factor=self.factor
         )
-        reward = score.reward + punishment
         return Rollout(
-            length=length, truncated=truncated, cut=cut, correct=score.correct, reward=reward, score=score.score
+            length=length,
+            truncated=truncated,
+            cut=cut,
+            correct=score.correct,
+            reward=score.reward + punishment,
+            score=score.score,
+            observed=observed,
         )
 
 
@@ -136,7 +141,9 @@ class RolloutLoop:
 
     async def _score(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
         started = self._log.now()
-        scores = await self._scorer.score(generation.texts, prompt)
+        scores = generation.scores
+        if scores is None:
+            scores = await self._scorer.score(generation.texts, prompt)
         group = self._group(group_id, prompt, generation, scores)
         decision = self._queue.offer(group)
         self._log.emit(
@@ -154,14 +161,15 @@ class RolloutLoop:
         self._drop_surplus()
 
     def _group(self, group_id: int, prompt: Prompt, generation: Generation, scores: tuple[Score, ...]) -> RolloutGroup:
-        responses = zip(scores, generation.lengths, generation.truncated, generation.cut, strict=True)
+        observed = generation.observed or (0,) * len(scores)
+        responses = zip(scores, generation.lengths, generation.truncated, generation.cut, observed, strict=True)
         return RolloutGroup(
             id=group_id,
             prompt=prompt,
             prompt_length=generation.prompt_length,
             rollouts=tuple(
-                self._shaping.shape(score, length, truncated=truncated, cut=cut)
-                for score, length, truncated, cut in responses
+                self._shaping.shape(score, length, truncated=truncated, cut=cut, observed=observed)
+                for score, length, truncated, cut, observed in responses
             ),
             oldest_version=generation.oldest_version,
             newest_version=generation.newest_version,

@@ -75,7 +75,7 @@ class ProgressLine(Sink):
             steps = len(self._reward_errors)
             print(
                 f"warning: {share:.1%} of the groups of the last {steps} steps could not be scored; events.jsonl says why "
-                "(group_failed, reason reward_...)",
+                "(group_failed, reason reward_... or environment_...)",
                 file=self._stream,
                 flush=True,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dapo_openrlhf.pipeline.evaluation import Evaluation
@@ -52,7 +52,8 @@ def write_responses(path: Path, evaluation: Evaluation) -> None:
 
     Columns: ``problem`` (its place in the set, from 0), ``prompt``, ``label``, ``sample`` (from 0), ``response``,
     ``answer`` (null: none found), ``correct`` (null: not judged, see ``error``), ``error``, ``length`` (tokens),
-    ``truncated``.
+    ``truncated``; with an environment also ``segments``, the response in parts: ``kind`` (``action`` or
+    ``observation``), ``text``, ``tokens``, ``reward`` (null: none was given).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
@@ -70,6 +71,8 @@ def write_responses(path: Path, evaluation: Evaluation) -> None:
                     "length": response.length,
                     "truncated": response.truncated,
                 }
+                if response.segments:
+                    line["segments"] = [asdict(segment) for segment in response.segments]
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

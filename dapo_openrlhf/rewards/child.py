@@ -6,7 +6,6 @@ sets its own limits; its owner enforces the deadline, and ``guard.py`` ends what
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -22,6 +21,7 @@ from typing import cast
 from dapo_openrlhf.config.reward_origin import Rule
 from dapo_openrlhf.rewards import guard, verifier
 from dapo_openrlhf.rewards.failures import ServerAway, ServerLate, SourceFailed, Undecided
+from dapo_openrlhf.rewards.printed import flush_output
 from dapo_openrlhf.rewards.question import Question, RewardSource
 from dapo_openrlhf.rewards.replies import BadReply
 from dapo_openrlhf.rewards.settings import RewardSettings
@@ -39,7 +39,7 @@ looks."""
 
 def main(handle: int, settings: RewardSettings) -> None:
     """Answer requests until the parent closes the socket."""
-    threading.Thread(target=_die_with_owner, args=(handle,), daemon=True).start()
+    threading.Thread(target=guard.end_with_owner, args=(handle,), daemon=True).start()
     sys.set_int_max_str_digits(0)  # its ValueError would look like an odd expression; time is limited anyway
     process = os.getpid()
     os.set_inheritable(handle, False)
@@ -59,7 +59,7 @@ def main(handle: int, settings: RewardSettings) -> None:
             question = Question(**request["question"])
             _limit_cpu(settings.timeout * len(question))
             answer = _answer(reward, question)
-            _flush()
+            flush_output()
             if os.getpid() != process:
                 os._exit(0)  # a process that the reward forked: it must not answer too
             _send(lines, {"request": request["request"], **answer})
@@ -110,13 +110,6 @@ def _plain(score: Score, response: str, prompt: str) -> dict[str, object]:
     }
 
 
-def _flush() -> None:
-    """Flush what was printed, as it belongs to this answer; a function may have closed or replaced its output."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-
-
 def _explain(error: BaseException) -> str:
     """Kind, message and place of an exception, short and printable."""
     name, error = (
@@ -147,12 +140,6 @@ def _limit_cpu(timeout: float) -> None:
     times = os.times()
     most = math.ceil(times.user + times.system + (timeout + 1) * (os.cpu_count() or 1))
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-def _die_with_owner(handle: int) -> None:
-    """End this process once its owner has ended, whatever the main thread does, in case the guard was stopped."""
-    if guard.owner_gone(handle):
-        os._exit(0)
 
 
 if __name__ == "__main__":

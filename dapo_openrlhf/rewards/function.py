@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.replies import read_reply
+from dapo_openrlhf.rewards.user_file import load_file
 from dapo_openrlhf.types import Score
 
 GIVEN = ("queries", "prompts", "labels")
@@ -23,12 +22,7 @@ RewardFunction = Callable[..., Any]
 
 def load_function(file: str) -> RewardFunction:
     """Load ``reward_func`` from a Python file. Raises what the file raises, and ``ImportError`` if none fits."""
-    spec = importlib.util.spec_from_file_location("reward_function", file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} cannot be loaded as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = load_file(file, "reward_function")
     function: Any = vars(module).get("reward_func")
     if inspect.isclass(function):
         raise ImportError(

@@ -67,6 +67,12 @@ def owner_gone(handle: int) -> bool:
     return any(event & (select.POLLHUP | select.POLLRDHUP) for _, event in poll.poll())
 
 
+def end_with_owner(handle: int) -> None:
+    """End this process once its owner has ended, whatever the main thread does, in case the guards were stopped."""
+    if owner_gone(handle):
+        os._exit(0)
+
+
 def end_descendants() -> None:
     """Kill all descendants of this process until none is left, apart from those that it may not kill."""
     spared: set[int] = set()

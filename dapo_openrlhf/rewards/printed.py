@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -106,6 +107,13 @@ class Limited:
             return
         self._said += 1
         self._say(self._prefix + line)
+
+
+def flush_output() -> None:
+    """Flush what this process has printed, as it belongs to an answer; a user's code may have closed or replaced it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def _printable(line: bytes) -> str:

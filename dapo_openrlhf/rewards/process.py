@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import resource
-import secrets
 import select
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
-from dapo_openrlhf.rewards import guard, verifier
+from dapo_openrlhf.rewards import verifier
+from dapo_openrlhf.rewards.guarded import GuardedProcess
 from dapo_openrlhf.rewards.printed import Printed
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.settings import RewardSettings
@@ -27,8 +21,6 @@ _CHILD = "dapo_openrlhf.rewards.child"
 MEMORY_CHECK_SECONDS = 0.02
 SERVER_AWAY = "reward_server"
 """Reason of a response whose score a reward server could not be asked for."""
-END_SECONDS = 10.0
-"""Seconds a process that has closed its connection may take to end before it counts as hung."""
 MEBIBYTE = 1 << 20
 MOST_ANSWER = 16 * MEBIBYTE
 """Most bytes that are kept of one answer, so that code which writes to the process's socket cannot fill this one's
@@ -76,7 +68,7 @@ class RewardProcess:
         self._clock = clock
         self._tail_only = not any(source.reads_queries for source in settings.sources)
         self._ready = False
-        self._most_memory = self._pid = 0
+        self._most_memory = 0
         names = [source.short_name for source in settings.sources]
         self._name = "" if self._tail_only else f"{', '.join(names)}: "  # several cannot be told apart
         self._printed = Printed()
@@ -91,7 +83,7 @@ class RewardProcess:
     @property
     def pid(self) -> int:
         """Id of the process that scores now; until it is ready, that of its outer guard."""
-        return self._pid
+        return self._process.computing
 
     def wait_ready(self) -> None:
         """Return once the rewards are loaded. Raises :class:`RewardUnavailable` with the reason."""
@@ -100,18 +92,18 @@ class RewardProcess:
         try:
             answer = self._receive(self._clock() + self._start_timeout)
             self._ready = "error" not in answer
-            self._pid = int(str(answer.get("pid", self._pid)))
+            self._process.computing = int(str(answer.get("pid", self._process.computing)))
             problem = f"the reward does not load: {answer.get('error')}"
         except TimeoutError:
             problem = f"the reward did not load within {self._start_timeout:g} s"
         except ConnectionError:
-            problem = f"the reward process {self._obituary()} while loading the reward"
+            problem = f"the reward process {self._process.obituary()} while loading the reward"
         except _TooMuchWritten:
             problem = f"{_TOO_MUCH_WRITTEN} while loading the reward"
         if not self._ready:
             self._replace()  # the next attempt may succeed
             raise RewardUnavailable(problem)
-        self._most_memory = self._resident() + self._settings.memory * MEBIBYTE
+        self._most_memory = self._process.resident() + self._settings.memory * MEBIBYTE
 
     def score(self, response: str, *, label: object, prompt: str = "") -> Scored:
         """Score one response to ``prompt``, within the deadline plus a start where the last process was lost."""
@@ -137,7 +129,7 @@ class RewardProcess:
             self._replace()
             error = f"{self._name}{_TOO_MUCH_WRITTEN}"
         except ConnectionError:
-            error, reason = f"{self._name}the reward process {self._obituary()}", "reward_died"
+            error, reason = f"{self._name}the reward process {self._process.obituary()}", "reward_died"
             self._replace()
         else:
             if answer.get("spent"):
@@ -177,40 +169,11 @@ class RewardProcess:
 
     def close(self) -> None:
         """End the process and all processes that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGCONT)  # a reward may have stopped it
-        with contextlib.suppress(OSError):  # also when the time is over
-            self._connection.settimeout(END_SECONDS)
-            self._connection.shutdown(socket.SHUT_WR)  # which the guards wait for
-            while self._connection.recv(65536):
-                pass
-        self._connection.close()
-        try:
-            self._process.wait(timeout=END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        guard.end_marked(self._mark, seconds=END_SECONDS)  # a reward may have killed both guards
-        self._printed.read()
-        self._printed.close()
+        self._process.close()
 
     def _start(self) -> None:
         """Start a process without waiting for it to load; it is waited for when it is needed."""
-        self._connection, theirs = socket.socketpair()
-        self._mark = secrets.token_hex(8)
-        self._printed.open()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", _CHILD, str(theirs.fileno()), self._settings.to_json()],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._printed.writer,
-                stderr=self._printed.writer,
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), guard.MARK: self._mark},
-            )
-        self._printed.close_writer()
-        self._pid = self._process.pid
+        self._process = GuardedProcess(_CHILD, [self._settings.to_json()], self._printed)
         self._buffer = bytearray()
         self._request = 0
         self._ready = False
@@ -221,10 +184,10 @@ class RewardProcess:
 
     def _ask(self, question: dict[str, object], deadline: float) -> dict[str, object]:
         self._request += 1
-        self._connection.settimeout(max(deadline - self._clock(), 1e-3))
+        self._process.connection.settimeout(max(deadline - self._clock(), 1e-3))
         # A row out of Parquet may hold what JSON has no form for: dates, bytes.
         message = json.dumps({"request": self._request, "question": question}, default=str)
-        self._connection.sendall(message.encode() + b"\n")
+        self._process.connection.sendall(message.encode() + b"\n")
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, object]:
@@ -251,13 +214,13 @@ class RewardProcess:
             ready = self._wait_for_words(seconds)
             if self._printed.reader in ready:
                 self._printed.read()  # otherwise the process would block when the pipe is full
-            if self._connection.fileno() not in ready:
+            if self._process.connection.fileno() not in ready:
                 if self._clock() >= deadline:
                     raise TimeoutError
                 if self._leaks():
                     raise _TooMuchMemory
                 continue
-            chunk = self._connection.recv(65536)
+            chunk = self._process.connection.recv(65536)
             if not chunk:
                 raise ConnectionError("the process has closed its end")
             self._buffer += chunk
@@ -270,29 +233,13 @@ class RewardProcess:
     def _wait_for_words(self, seconds: float) -> set[int]:
         """Wait up to ``seconds`` until the socket or the pipe of printed lines has data or has ended; returns which."""
         poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
+        poll.register(self._process.connection, select.POLLIN)
         if self._printed.open_ended:
             poll.register(self._printed.reader, select.POLLIN)
         return {handle for handle, _ in poll.poll(1000 * seconds)}
 
     def _leaks(self) -> bool:
-        return self._ready and self._resident() > self._most_memory
-
-    def _resident(self) -> int:
-        """Bytes of memory that the process holds; 0 when it has ended."""
-        try:
-            with open(f"/proc/{self._pid}/statm") as statm:
-                return int(statm.read().split()[1]) * resource.getpagesize()
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
-
-    def _obituary(self) -> str:
-        """How the process ended, in words."""
-        try:
-            status = self._process.wait(timeout=END_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "hung up"
-        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        return self._ready and self._process.resident() > self._most_memory
 
 
 def _scores(values: object) -> list[Score]:

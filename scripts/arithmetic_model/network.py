@@ -9,9 +9,9 @@ from arithmetic_model.recipe import EOS, PAD, UNKNOWN, Recipe
 
 
 def build_tokenizer(vocabulary: list[str], max_positions: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of characters and a word or two, which end in a blank; it adds nothing of its own to a text."""
+    """A tokenizer of characters and a few words; it adds nothing of its own to a text."""
     ids = {token: index for index, token in enumerate(vocabulary)}
-    words = "|".join(f"{re.escape(token.strip())} " for token in vocabulary if token.strip() and token.endswith(" "))
+    words = "|".join(re.escape(token) for token in vocabulary if len(token) > 1 and token not in (PAD, EOS, UNKNOWN))
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{words}|[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 PAD, EOS, UNKNOWN, ANSWER = "<pad>", "<eos>", "<unk>", "Answer: "
 CHARACTERS = "\n +-=0123456789"
 """Each of them is a token; so is each of a recipe's words."""
+CALL, CALL_END = '<tool_call>{"name": "calculator", "arguments": {"expression": "', '"}}</tool_call>'
+RESULT, RESULT_END = "<tool_response>", "</tool_response>\n"
+"""What stands around an expression for the calculator of `data/calculator_environment.py`, and around its answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Recipe:
     totals_share: float = 0.08
     chain_share: float = 0.34
     recheck_share: float = 0.08
+    tool_share: float = 0.0
+    """Share of a fifth way: a call of the calculator, and the answer after it. Above 0 its words are tokens."""
     heldout: int = 512
     """Held-out problems in the accuracy measured at the end."""
     max_response: int = 40
@@ -56,4 +61,5 @@ class Recipe:
     def vocabulary(self) -> list[str]:
         """All tokens, in the order of their ids; `Answer: ` is one token."""
         words = [ANSWER, self.recheck_word] if self.recheck_word else [ANSWER]
-        return [PAD, EOS, UNKNOWN, *words, *CHARACTERS]
+        tools = [CALL, CALL_END, RESULT, RESULT_END] if self.tool_share else []
+        return [PAD, EOS, UNKNOWN, *words, *CHARACTERS, *tools]

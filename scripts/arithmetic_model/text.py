@@ -3,7 +3,7 @@
 import random
 
 from arithmetic_model.problems import Problem
-from arithmetic_model.recipe import ANSWER, EOS, Recipe
+from arithmetic_model.recipe import ANSWER, CALL, CALL_END, EOS, RESULT, RESULT_END, Recipe
 
 
 def write_chain(problem: Problem) -> str:
@@ -12,10 +12,17 @@ def write_chain(problem: Problem) -> str:
     return str(problem.terms[0]) + "".join(f"{term:+d}={total}" for term, total in steps)
 
 
+def write_call(problem: Problem) -> str:
+    """A call of the calculator, with the end of the model's turn, and its answer, which the model does not write."""
+    return f"{CALL}{problem.prompt.removesuffix('=')}{CALL_END}{EOS}{RESULT}{problem.label}{RESULT_END}"
+
+
 def write_working(problem: Problem, style: str, recheck_word: str) -> str:
-    """What comes before the answer in one of the four styles; empty, or complete lines."""
+    """What comes before the answer in one of the five styles; empty, or complete lines."""
     if style == "direct":
         return ""
+    if style == "tool":
+        return write_call(problem)
     if style == "totals":
         return " ".join(map(str, problem.totals[1:])) + "\n"
     chain = write_chain(problem) + "\n"
@@ -29,6 +36,7 @@ def style_shares(recipe: Recipe, step: int) -> dict[str, float]:
         "totals": recipe.totals_share,
         "chain": recipe.chain_share,
         "recheck": recipe.recheck_share,
+        "tool": recipe.tool_share,
     }
 
 

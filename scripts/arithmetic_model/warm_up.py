@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from arithmetic_model.muon import Muon
 from arithmetic_model.problems import stream_problems
-from arithmetic_model.recipe import EOS, Recipe
+from arithmetic_model.recipe import EOS, RESULT, RESULT_END, Recipe
 from arithmetic_model.text import style_shares, write_response
 
 IGNORED = -100
@@ -31,11 +31,20 @@ def stream_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterat
         responses = tokenizer(texts)["input_ids"]
         pairs = list(zip(prompts, responses, strict=True))
         inputs = [torch.tensor(prompt + response) for prompt, response in pairs]
-        labels = [torch.tensor([IGNORED] * len(prompt) + response) for prompt, response in pairs]
+        labels = [torch.tensor([IGNORED] * len(prompt) + own_tokens(response, tokenizer)) for prompt, response in pairs]
         yield (
             pad_sequence(inputs, batch_first=True, padding_value=tokenizer.pad_token_id)[:, : recipe.max_text],
             pad_sequence(labels, batch_first=True, padding_value=IGNORED)[:, : recipe.max_text],
         )
+
+
+def own_tokens(response: list[int], tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids of a response, with `IGNORED` for a tool's answer, which the model does not write."""
+    first, last = (tokenizer.convert_tokens_to_ids(token) for token in (RESULT, RESULT_END))
+    if first not in response or last not in response:
+        return response
+    begin, end = response.index(first), response.index(last) + 1
+    return [*response[:begin], *[IGNORED] * (end - begin), *response[end:]]
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:

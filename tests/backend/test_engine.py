@@ -62,7 +62,7 @@ class FakeLoop:
 
 def make_actor(loop: FakeLoop) -> EngineActor:
     actor = EngineActor.__new__(EngineActor)
-    vars(actor).update(_loop=loop)
+    vars(actor).update(_loop=loop, _playing={})
     return actor
 
 

@@ -44,7 +44,9 @@ class AsyncCore:
             if len(self.batch_queue) < 2:
                 return SimpleNamespace(outputs=[])
         token = self.batch_queue.pop()
-        output = SimpleNamespace(request_id="g/0", new_token_ids=[token], new_logprobs=None, finish_reason=None)
+        output = SimpleNamespace(
+            request_id="g/0", new_token_ids=[token], new_logprobs=None, finish_reason=None, prefill_stats=None
+        )
         return SimpleNamespace(outputs=[output])
 
 

@@ -344,6 +344,19 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.tensor_parallel_size 2",
             ["vllm.tensor_parallel_size: 2 needs GPUs of its own", "use 1 with train.colocate_all"],
         ),
+        ("--environment.memory 100", ["environment.memory: has no meaning", "set train.agent_func_path"]),
+        (
+            "--train.agent_func_path calculator",
+            ["train.agent_func_path: calculator is no Python file", "AgentExecutor"],
+        ),
+        (
+            "--train.agent_func_path a.py --reward.remote_url b.py",
+            ["reward.remote_url: b.py would never be asked", "leave one of the two out"],
+        ),
+        (
+            "--train.agent_func_path a.py --environment.timeout 61 --async.generate_timeout 60",
+            ["environment.timeout: 61 s", "more than async.generate_timeout 60 s"],
+        ),
     ],
 )
 def test_impossible_combination_is_refused(file: Path, arguments: str, parts: list[str]) -> None:
@@ -388,6 +401,7 @@ def test_impossible_combination_is_refused(file: Path, arguments: str, parts: li
         "--train.colocate_all --vllm.gpu_memory_utilization 0.4 --vllm.sync_backend object_store",
         "--actor.eps_clip_low_high 0.2 0.2",
         "--async.max_staleness 0",
+        "--train.agent_func_path a.py --data.label_key null --environment.timeout 3600 --environment.workers 1",
     ],
 )
 def test_combination_on_the_edge_is_accepted(file: Path, arguments: str) -> None:

@@ -109,6 +109,8 @@ OTHER: dict[str, Any] = {
     "ckpt.save_steps": 2,
     "ckpt.best_metric_key": "none",
     "vllm.tensor_parallel_size": 2,
+    "train.agent_func_path": "environment.py",
+    "rollout.max_action_tokens": 4,
 }
 """Another value for each setting that its type alone does not give one."""
 BESIDE: dict[str, dict[str, Any]] = {
@@ -124,6 +126,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "algo.kl.use_loss": {"algo.kl.estimator": "k3"},
     "data.chat_template_kwargs": {"data.apply_chat_template": True},
     "data.system_prompt": {"data.apply_chat_template": True},
+    "environment.timeout": {"train.agent_func_path": "environment.py"},
+    "environment.memory": {"train.agent_func_path": "environment.py"},
+    "environment.workers": {"train.agent_func_path": "environment.py"},
 }
 """What a setting's other value needs that the base has not; it is so on both sides."""
 

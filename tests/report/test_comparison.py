@@ -12,6 +12,7 @@ from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
 from dapo_openrlhf.report.comparison import compare_verdicts
 from dapo_openrlhf.report.responses import JudgedProblem, ResponsesError, read_verdicts, write_responses
+from dapo_openrlhf.types import Segment
 
 
 def evaluation(*verdicts: list[bool | None]) -> Evaluation:
@@ -48,6 +49,25 @@ def test_every_response_is_a_line_with_its_verdict(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [(p.judged, p.right) for p in read_verdicts(path).values()] == [(1, 1), (2, 0)]
     assert [other.name for other in path.parent.iterdir()] == ["step-3.jsonl"]
+
+
+def test_a_conversation_is_written_in_segments(tmp_path: Path) -> None:
+    segments = (
+        Segment(kind="action", text="<call>", tokens=3, reward=0.0),
+        Segment(kind="observation", text="4", tokens=1),
+        Segment(kind="action", text="4", tokens=2),
+    )
+    response = Response(text="<call>44", correct=True, length=5, segments=segments)
+    measured = Evaluation(
+        results=(ProblemResult(problem=problems(1)[0], responses=(response,)),), samples=1, seconds=1.0, with_texts=True
+    )
+    write_responses(tmp_path / "step-0.jsonl", measured)
+    (line,) = (tmp_path / "step-0.jsonl").read_text().splitlines()
+    assert json.loads(line)["segments"] == [
+        {"kind": "action", "text": "<call>", "tokens": 3, "reward": 0.0},
+        {"kind": "observation", "text": "4", "tokens": 1, "reward": None},
+        {"kind": "action", "text": "4", "tokens": 2, "reward": None},
+    ]
 
 
 def verdicts(**right_of_four: int | None) -> dict[str, JudgedProblem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dapo_openrlhf.backend.engine.rollout_worker import WeightUpdates
+from dapo_openrlhf.backend.engine.episode import Means
+from dapo_openrlhf.backend.engine.episode_group import EpisodeGroup
+from dapo_openrlhf.backend.engine.rollout_worker import EpisodePlan, WeightUpdates
 from dapo_openrlhf.backend.messages import (
     GenerationReport,
     GroupTexts,
@@ -24,6 +27,7 @@ from dapo_openrlhf.backend.messages import (
 )
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
 from dapo_openrlhf.pipeline.ports import Health, Sampling
+from dapo_openrlhf.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,8 +53,12 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         decode_queries: bool,
         version: int,
         updates: WeightUpdates,
+        episodes: EpisodePlan | None = None,
     ) -> None:
-        """``version`` is that of the weights in ``engine_args["model"]``. A response ends at any of ``stop_ids``."""
+        """``version`` is that of the weights in ``engine_args["model"]``. A response ends at any of ``stop_ids``.
+
+        ``episodes``: needed for :meth:`play` only.
+        """
         import vllm
         from packaging import version as packaging_version
         from transformers import AutoTokenizer
@@ -66,7 +74,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._tokenizer = AutoTokenizer.from_pretrained(
             engine_args["model"], trust_remote_code=engine_args["trust_remote_code"]
         )
+        self._stop_ids = stop_ids
         self._unheard = unheard_ids(self._tokenizer, stop_ids)
+        self._episodes = episodes
+        self._playing: dict[str, EpisodeGroup] = {}
         self._texts = ThreadPoolExecutor(max_workers=1)  # one worker, because fast tokenizers are not thread-safe
         self._decode_queries = decode_queries
         self._phase = "loading its model"
@@ -97,13 +108,30 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         if made is None:
             return None, None, None  # not an exception, which Ray would report although nobody waits for the group
         report, tokens = made
-        if not np.isfinite(tokens.rollout_logprobs).all():
-            bad = int((~np.isfinite(tokens.rollout_logprobs)).sum())
-            raise ArithmeticError(
-                f"{bad} of {len(tokens.rollout_logprobs)} log-probs of {group_id} are not finite, with the weights of versions "
-                f"{report.oldest_version} to {report.newest_version}: the engine's model or its memory is broken"
-            )
+        _check_finite(group_id, report, tokens)
         return report, tokens, await asyncio.get_running_loop().run_in_executor(self._texts, self._decode, tokens)
+
+    async def play(
+        self, group_id: str, prompt: Prompt, sampling: Sampling
+    ) -> tuple[GenerationReport, GroupTokens, GroupTexts] | tuple[None, None, None]:
+        """As :meth:`generate`, with an environment for each rollout. Raises also ``EnvironmentFailed``."""
+        assert self._episodes is not None
+        means = Means(
+            actions=self._loop,
+            texts=TextThread(self._tokenizer, self._texts),
+            environments=self._episodes.environments,
+            stop_ids=self._stop_ids,
+        )
+        group = EpisodeGroup(group_id, prompt, sampling.n, means=means, rules=self._episodes.rules)
+        self._playing[group_id] = group
+        try:
+            made = await group.play(sampling)
+        finally:
+            del self._playing[group_id]
+        if made is None:
+            return None, None, None
+        _check_finite(group_id, *made[:2])
+        return made
 
     async def sample_random(self, lengths: Sequence[int], new_tokens: int, temperature: float) -> list[GroupTokens]:
         """Sample at most ``new_tokens`` tokens after a prompt of random ordinary tokens of each of ``lengths``."""
@@ -121,8 +149,11 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return sorted(token for token in ids if token < rows) or list(range(rows))
 
     async def cut(self, group_id: str) -> None:
-        """End a group with the tokens generated so far; see :meth:`EngineLoop.cut`."""
-        self._loop.cut(group_id)
+        """End a group with the tokens generated so far; see :meth:`EngineLoop.cut`, :meth:`EpisodeGroup.cut`."""
+        if (playing := self._playing.get(group_id)) is not None:
+            playing.cut()
+        else:
+            self._loop.cut(group_id)
 
     async def load_weights(self, version: int, layout: WeightLayout, *buckets: NDArray[np.uint8]) -> WeightAck:
         """Replace the weights between two steps by those in the buckets; running requests continue with them."""
@@ -173,6 +204,33 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
+
+
+class TextThread:
+    """A tokenizer, used on one thread only, because fast tokenizers are not thread-safe."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, thread: ThreadPoolExecutor) -> None:
+        self._tokenizer: Any = tokenizer
+        self._thread = thread
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        decode = functools.partial(self._tokenizer.decode, ids, skip_special_tokens=False)
+        return str(await asyncio.get_running_loop().run_in_executor(self._thread, decode))
+
+    async def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without any that the tokenizer would put around it."""
+        encode = functools.partial(self._tokenizer, text, add_special_tokens=False)
+        return [*(await asyncio.get_running_loop().run_in_executor(self._thread, encode))["input_ids"]]
+
+
+def _check_finite(group_id: str, report: GenerationReport, tokens: GroupTokens) -> None:
+    if not np.isfinite(tokens.rollout_logprobs).all():
+        bad = int((~np.isfinite(tokens.rollout_logprobs)).sum())
+        raise ArithmeticError(
+            f"{bad} of {len(tokens.rollout_logprobs)} log-probs of {group_id} are not finite, with the weights of versions "
+            f"{report.oldest_version} to {report.newest_version}: the engine's model or its memory is broken"
+        )
 
 
 def unheard_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> list[int]:

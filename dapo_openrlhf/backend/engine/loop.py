@@ -269,6 +269,8 @@ class EngineLoop:
             response = responses[output.request_id]
             logprobs = output.new_logprobs
             response.add(output.new_token_ids, None if logprobs is None else logprobs.logprobs)
+            if output.prefill_stats is not None:  # with a response's first token
+                response.cached = output.prefill_stats.num_cached_tokens
             if output.finish_reason is not None:
                 response.truncated = output.finish_reason == FinishReason.LENGTH
                 self._finish(output.request_id)

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, Meeting, WeightAck, WeightLayout
+from dapo_openrlhf.environments.messages import Environments
 from dapo_openrlhf.pipeline.ports import Health, Sampling
+from dapo_openrlhf.types import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,29 @@ class WeightUpdates:
 IN_FLIGHT = WeightUpdates()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRules:
+    """What ends a rollout with an environment, and which one was right."""
+
+    max_turns: int
+    """Most actions of a rollout, at least 1."""
+    max_action_tokens: int | None = None
+    """Longest action, in tokens, until the environment says otherwise; None sets no limit of its own."""
+    max_length: int
+    """Longest context, in tokens: prompt, actions and observations."""
+    correct_from: float
+    """Lowest score of a right rollout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodePlan:
+    """How a rollout worker plays episodes."""
+
+    environments: Environments
+    """Where the environments are; it is sent to the worker."""
+    rules: EpisodeRules
+
+
 class RolloutWorker(Protocol):
     """An actor that generates with its own copy of the weights. All methods are called through Ray, many at once."""
 
@@ -44,6 +69,12 @@ class RolloutWorker(Protocol):
         self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling
     ) -> tuple[GenerationReport, GroupTokens, GroupTexts] | tuple[None, None, None]:
         """Sample a group, or return (None, None, None) if it is cut too early. Raises ``messages.BadPrompt``."""
+        ...
+
+    async def play(
+        self, group_id: str, prompt: Prompt, sampling: Sampling
+    ) -> tuple[GenerationReport, GroupTokens, GroupTexts] | tuple[None, None, None]:
+        """As ``generate``, with an environment for each rollout. Raises also ``EnvironmentFailed``."""
         ...
 
     async def cut(self, group_id: str) -> None:

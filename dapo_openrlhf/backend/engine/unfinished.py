@@ -48,15 +48,15 @@ class UnfinishedGroup:
             versions=np.asarray([version for response in responses for version in response.versions], np.int32),
             ends=np.concatenate([start + np.asarray(r.ends) for r, start in zip(responses, offsets, strict=False)]),
         )
-        oldest = int(versions.versions.min())
         report = GenerationReport(
             prompt_length=len(self.prompt_ids),
             lengths=lengths,
             truncated=tuple(response.truncated for response in responses),
             cut=tuple(response.cut for response in responses),
-            oldest_version=oldest,
+            oldest_version=int(versions.versions.min()),
             newest_version=int(versions.versions.max()),
-            version_tokens=tuple(map(int, np.bincount(versions.versions - oldest, weights=versions.lengths))),
+            version_tokens=versions.tokens_of_versions(),
+            cached=tuple(response.cached for response in responses),
         )
         tokens = GroupTokens(
             prompt_ids=np.asarray(self.prompt_ids, np.int32),
@@ -86,6 +86,8 @@ class UnfinishedResponse:
     """The number of tokens at the end of each of these runs."""
     truncated: bool = False
     cut: bool = False
+    cached: int = 0
+    """How many tokens of its prompt were in the prefix cache."""
 
     def add(self, ids: Sequence[int], logprobs: NDArray[np.float32] | None) -> None:
         """Add the tokens of a step, and their log-probabilities [tokens, 1] as the core returns them."""

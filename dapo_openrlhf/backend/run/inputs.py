@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
 from dapo_openrlhf.backend.run.needs import check_devices
 from dapo_openrlhf.backend.run.reward_servers import check_servers
@@ -73,7 +74,10 @@ def check_inputs(
         )
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
     check_models(config, checkpoint, say, training=training)
-    check_rewards(reward_settings(config.reward))
+    if (environment := environment_settings(config)) is not None:
+        check_environment(environment)
+    else:
+        check_rewards(reward_settings(config.reward))
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
     state = None if checkpoint is None else RunState.read(checkpoint)
@@ -221,7 +225,7 @@ def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:
         model=local_model(config.actor.model_name_or_path),
         input_key=data.input_key,
         label_key=data.label_key,
-        needs_answer=any(origin.needs_answer for origin in config.reward.origins),
+        needs_answer=config.needs_answers,
         max_tokens=data.max_len - max_new_tokens,
         why_max=f"data.max_len {data.max_len:,} less {room} {max_new_tokens:,}",
         input_template=data.input_template,

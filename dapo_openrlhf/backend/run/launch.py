@@ -37,7 +37,7 @@ from dapo_openrlhf.pipeline.lives import Carried, Lives
 from dapo_openrlhf.pipeline.losses import words_of_engines
 from dapo_openrlhf.pipeline.ports import EngineReviver, Sampling
 from dapo_openrlhf.pipeline.prompts import PromptStream
-from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
+from dapo_openrlhf.pipeline.reward_attempts import Attempts, LimitedAttempts
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.pipeline.saving import Saver
@@ -100,7 +100,8 @@ async def _train(
         except StopAsked:
             raise stopping.Stopped(_ending(heard), "nothing was trained yet") from None
         say(f"engines and trainer ready after {time.monotonic() - started:.1f} s")
-        outcome = await Lives(first, source, most=config.train.max_restarts, log=log).run(stop)
+        async with source.workers.heard():
+            outcome = await Lives(first, source, most=config.train.max_restarts, log=log).run(stop)
         if stop.asked:
             outcome.stopped_by = _ending(heard)
         return outcome
@@ -157,7 +158,7 @@ async def _evaluate(
     reviver = EngineRestarts(workers.engines, start_timeout=config.async_.start_timeout)
     engines = _pool(config, workers, reviver, on_event=lambda event: _say_of_engines(event, say))
     evaluator = _evaluator(config, inputs.problems, engines, workers.rewards, on_answered)
-    async with asyncio.TaskGroup() as tasks:
+    async with workers.heard(), asyncio.TaskGroup() as tasks:
         helpers = [tasks.create_task(report()), tasks.create_task(engines.supervise())]
         measured = await evaluator.measure()
         for helper in helpers:
@@ -237,6 +238,7 @@ def _rollouts(
             ),
             timeout=timing.generate_timeout,
             seed=config.train.seed if config.train.full_determinism_enable else None,
+            attempts=Attempts(reward.max_attempts),
         ),
         scorer=LimitedAttempts(rewards, most=reward.max_attempts),
         queue=queue,

@@ -11,25 +11,31 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTexts
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerFailed, all_within
+from dapo_openrlhf.environments.messages import EnvironmentFailed
 from dapo_openrlhf.pipeline.ports import (
     CUT_TOO_EARLY,
     ENGINE_DIED,
     EngineGone,
+    EnvironmentFault,
     GroupError,
     Health,
     NotRevived,
     PromptFault,
     Sampling,
 )
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Transcript
 
 
 class RemoteEngine:
     """One engine actor. A ``GenerationEngine``."""
 
-    def __init__(self, start: Callable[[int], Any], *, index: int) -> None:
-        """``start`` starts the actor of the engine with that index, with the weights that the run began with."""
+    def __init__(self, start: Callable[[int], Any], *, index: int, plays: bool = False) -> None:
+        """``start`` starts the actor of the engine with that index, with the weights that the run began with.
+
+        ``plays``: an environment answers each rollout.
+        """
         self._start = start
+        self._plays = plays
         self._index = index
         self._life = 0
         self._causes: dict[int, str] = {}  # of lives that this process has ended
@@ -52,7 +58,11 @@ class RemoteEngine:
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample a group; its tokens and texts stay in the object store."""
         life, actor = self._life, self.actor
-        report_ref, tokens, texts = actor.generate.options(num_returns=3).remote(request, prompt.token_ids, sampling)
+        if self._plays:
+            made = actor.play.options(num_returns=3).remote(request, prompt, sampling)
+        else:
+            made = actor.generate.options(num_returns=3).remote(request, prompt.token_ids, sampling)
+        report_ref, tokens, texts = made
         try:
             report: GenerationReport | None = await report_ref
         except asyncio.CancelledError:
@@ -64,6 +74,8 @@ class RemoteEngine:
             _take_note(tokens, texts)
             if isinstance(error.cause, BadPrompt):
                 raise PromptFault(error.cause.reason, f"{prompt.name}: {error.cause}") from error
+            if isinstance(error.cause, EnvironmentFailed):
+                raise EnvironmentFault(error.cause.reason, f"{prompt.name}: {error.cause}") from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         if report is None:
             raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id} was cut before each of its responses had a token")
@@ -78,6 +90,8 @@ class RemoteEngine:
             engine=self._index,
             tokens=tokens,
             texts=texts,
+            observed=report.observed,
+            scores=report.scores,
         )
 
     def cut(self, request: str) -> None:
@@ -132,16 +146,17 @@ class ObjectStoreTexts:
         """``timeout``: seconds for a group's texts."""
         self._timeout = timeout
 
-    async def fetch(self, texts: Any) -> Sequence[str]:
+    async def fetch(self, texts: Any) -> Sequence[Transcript]:
         """Wait for a group's texts and copy them here."""
         try:
             async with asyncio.timeout(self._timeout):
                 fetched: GroupTexts = await texts
-                return fetched.responses
         except TimeoutError:
             raise GroupError("texts_lost", f"a group's texts did not arrive within {self._timeout:g} s") from None
         except RayError as error:
             raise GroupError("texts_lost", f"a group's texts are lost: {error}") from error
+        segments = fetched.segments or ((),) * len(fetched.responses)
+        return [Transcript(text=text, segments=s) for text, s in zip(fetched.responses, segments, strict=True)]
 
 
 def _take_note(*results: ray.ObjectRef[Any]) -> None:

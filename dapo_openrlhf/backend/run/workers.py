@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from dapo_openrlhf.backend.engine.actor import EngineActor
-from dapo_openrlhf.backend.engine.rollout_worker import RolloutWorker, WeightUpdates
+from dapo_openrlhf.backend.engine.rollout_worker import EpisodePlan, EpisodeRules, RolloutWorker, WeightUpdates
 from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_settings
 from dapo_openrlhf.backend.run.calls import all_within
+from dapo_openrlhf.backend.run.environment_checks import environment_settings
+from dapo_openrlhf.backend.run.environment_pool import EnvironmentPool
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.placement import Anywhere, Placement, reserve
 from dapo_openrlhf.backend.run.rank_watch import RankWatch
@@ -37,6 +41,20 @@ class Workers:
     notes: tuple[str, ...] = ()
     """Messages for the user about how the actors run."""
     placement: Placement | Anywhere = field(default_factory=Anywhere)
+    environments: EnvironmentPool | None = None
+    """The environments of all rollouts; then there are no reward workers."""
+
+    @asynccontextmanager
+    async def heard(self) -> AsyncIterator[None]:
+        """Pass on what environments print meanwhile."""
+        if self.environments is None:
+            yield
+            return
+        listening = asyncio.ensure_future(self.environments.supervise())
+        try:
+            yield
+        finally:
+            listening.cancel()
 
 
 async def start_workers(
@@ -47,7 +65,8 @@ async def start_workers(
     ``say``: see :class:`RewardPool`.
     """
     placement = reserve(config, inputs.device, training=training)
-    engines = _create_engines(config, inputs, placement)
+    environments = _create_environments(config, say)
+    engines = _create_engines(config, inputs, placement, _episodes(config, environments))
     rewards = _create_rewards(config, say)
     ranks: list[Any] = []
     if training:
@@ -56,13 +75,13 @@ async def start_workers(
         # While vLLM measures the free memory of a GPU, nothing else may allocate or free memory on it.
         imports = {f"trainer rank {index}": rank.import_packages.remote() for index, rank in enumerate(ranks)}
         await _all_ready(config, _readiness(engines) | imports)
-    calls = _readiness(engines, rewards)
+    calls = _readiness(engines, rewards, environments)
     starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(ranks)}
     ready = await _all_ready(config, calls | starts)
     notes = _notes(config, [ready[name] for name in starts])
     if training and config.train.check_agreement:
         notes += (await check_agreement(config, engines, ranks),)
-    return Workers(engines, ranks, rewards, notes, placement)
+    return Workers(engines, ranks, rewards, notes, placement, environments)
 
 
 async def replace_ranks(config: Config, inputs: Inputs, workers: Workers) -> None:
@@ -102,7 +121,9 @@ def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:
     )
 
 
-def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywhere) -> list[RemoteEngine]:
+def _create_engines(
+    config: Config, inputs: Inputs, placement: Placement | Anywhere, episodes: EpisodePlan | None
+) -> list[RemoteEngine]:
     worker: type[RolloutWorker] = EngineActor
     device, engine_class = inputs.device, ray.remote(worker)
     updates = WeightUpdates(
@@ -121,14 +142,33 @@ def _create_engines(config: Config, inputs: Inputs, placement: Placement | Anywh
             decode_queries=any(origin.reads_queries for origin in config.reward.origins),
             version=inputs.first_step,
             updates=updates,
+            episodes=episodes,
         )
 
-    return [RemoteEngine(start, index=index) for index in range(config.vllm.num_engines)]
+    plays = episodes is not None
+    return [RemoteEngine(start, index=index, plays=plays) for index in range(config.vllm.num_engines)]
+
+
+def _create_environments(config: Config, say: Callable[[str], None]) -> EnvironmentPool | None:
+    settings = environment_settings(config)
+    return None if settings is None else EnvironmentPool(settings, say=say)
+
+
+def _episodes(config: Config, environments: EnvironmentPool | None) -> EpisodePlan | None:
+    if environments is None:
+        return None
+    rules = EpisodeRules(
+        max_turns=config.rollout.max_turns,
+        max_action_tokens=config.rollout.max_action_tokens,
+        max_length=config.data.max_len,
+        correct_from=config.reward.correct_from,
+    )
+    return EpisodePlan(environments=environments.environments, rules=rules)
 
 
 def _create_rewards(config: Config, say: Callable[[str], None]) -> RewardPool:
     return RewardPool(
-        workers=config.reward.num_workers,
+        workers=config.reward.num_workers if config.train.agent_func_path is None else 0,
         settings=reward_settings(config.reward),
         times=RewardTimes(
             group=config.async_.reward_timeout,
@@ -139,9 +179,13 @@ def _create_rewards(config: Config, say: Callable[[str], None]) -> RewardPool:
     )
 
 
-def _readiness(engines: list[RemoteEngine], rewards: RewardPool | None = None) -> dict[str, ray.ObjectRef[Any]]:
+def _readiness(
+    engines: list[RemoteEngine], rewards: RewardPool | None = None, environments: EnvironmentPool | None = None
+) -> dict[str, ray.ObjectRef[Any]]:
     calls = {f"engine {index}": engine.actor.ready.remote() for index, engine in enumerate(engines)}
-    return calls | {f"reward worker {index}": ready for index, ready in enumerate(rewards.ready() if rewards else [])}
+    for name, pool in (("reward worker", rewards), ("environment actor", environments)):
+        calls |= {f"{name} {index}": ready for index, ready in enumerate(pool.ready() if pool else [])}
+    return calls
 
 
 async def _all_ready(config: Config, calls: dict[str, ray.ObjectRef[Any]]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, Gro
     each token), divided by ``response_offsets`` [S + 1].
     Arrays of the same length as ``response_ids``, as far as they were known, with NaN where they were not: ``logprobs``
     (of the weights, which the stopped update did not change), ``old_logprobs``, ``ref_logprobs``, ``values``,
-    ``advantages``, ``returns``.
+    ``advantages``, ``returns``. With an environment also ``context_ids``, all that was read, divided by
+    ``context_offsets``, and ``context_positions``: where among them each response token stands, from 0 in each context.
     """
     samples = [sample for micro_batch in update.micro_batches for sample in micro_batch]
     responses = [tokens[sample.group].response(sample.index) for sample in samples]
@@ -52,6 +53,11 @@ def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, Gro
     ):
         if values:
             arrays[name] = np.concatenate([_row(values, sample) for sample in samples])
+    if any(tokens[sample.group].observations for sample in samples):
+        contexts = [tokens[sample.group].context(sample.index) for sample in samples]
+        arrays["context_ids"] = np.concatenate([ids for ids, _ in contexts])
+        arrays["context_positions"] = np.concatenate([positions for _, positions in contexts])
+        arrays["context_offsets"] = _offsets(samples, lambda sample: sample.tokens)
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / f"rank-{rank}.npz", **arrays)
 

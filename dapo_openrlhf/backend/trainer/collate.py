@@ -1,7 +1,8 @@
 """Turns micro-batches into packed tensors (torch; runs inside the trainer's ranks).
 
-Legend: B responses, N tokens of prompts and responses together, T tokens of the longest response, R tokens of all
-responses. Sequences are packed longest first, without padding; the loss uses right-padded arrays [B, T].
+Legend: B responses, N tokens of their whole contexts, T tokens of the longest response, R tokens of all responses.
+Sequences are packed longest first, without padding; the loss uses right-padded arrays [B, T]. An environment's tokens
+are among the N, as a prompt's are, and not among the R.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
     start = 0
     for sample in samples:
         group = tokens[sample.group]
-        response_ids, rollout_logprobs = group.response(sample.index)
-        ids += [group.prompt_ids, response_ids]
-        positions.append(np.arange(start + sample.prompt_length - 1, start + sample.tokens - 1))
-        logprobs.append(rollout_logprobs)
+        context, sampled = group.context(sample.index)
+        ids.append(context)
+        positions.append(start + sampled - 1)
+        logprobs.append(group.response(sample.index)[1])
         versions.append(group.response_versions(sample.index))
         start += sample.tokens
     input_ids = torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device)
