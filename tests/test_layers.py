@@ -53,9 +53,10 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "report": PURE,
     "plan": PURE,
+    "check": {*PURE, "rewards", "dataset", "backend", "backend/run", "plan"},
     "prepare": {*PURE, "rewards", "dataset"},
     "bench": {*PURE, "stopping", "heartbeat", "rewards", *BACKEND, "report"},
-    "cli": {*PURE, "stopping", "heartbeat", "rewards", "backend/run", "report", "plan", "prepare", "bench"},
+    "cli": {*PURE, "stopping", "heartbeat", "rewards", "backend/run", "report", "plan", "check", "prepare", "bench"},
     "__main__": {"whole_file", "stopping", "config", "cli"},
 }
 """Folder (or file at the top), and the folders it may import besides itself. CONTRIBUTING.md draws the same table."""
@@ -67,6 +68,11 @@ OUTSIDE: Mapping[str, set[str]] = {
     "stopping": {"psutil"},
     "config": {"pydantic", "yaml"},
     "algorithm.loss": {"torch"},
+    "algorithm.correction": {"torch"},
+    "algorithm.objective": {"torch"},
+    "plan.engine_fit": {"numpy"},
+    "plan.fit": {"numpy"},
+    "plan.least_squares": {"numpy"},
     "algorithm.kl": {"torch"},
     "algorithm.gae": {"torch"},
     "pipeline.manifest": {"xxhash"},
@@ -77,7 +83,9 @@ OUTSIDE: Mapping[str, set[str]] = {
     "rewards.algebra": {"mpmath"},
     "rewards.evaluate": {"mpmath"},
     "report": {"matplotlib", "tensorboard"},
+    "report.wandb_run": {"wandb"},
     "plan.picture": {"matplotlib"},
+    "check": {"psutil"},
     "prepare.sources": {"datasets", "reasoning_gym"},
     "prepare.tokenizer": {"transformers"},
 }
