@@ -6,6 +6,8 @@ DEVICE ?=
 TORCH_INDEX ?=
 ARGS ?=
 
+TWO_AT_A_TIME := -n 2 --dist loadfile
+
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup_env.py $(if $(DEVICE),--device $(DEVICE)) $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
@@ -41,13 +43,13 @@ ablation-small: setup ## the paper's Table 1 on a small model: 18 runs, then tab
 	$(BIN)/python -m scripts.experiments.ablation --config configs/ablation_cpu.yaml $(ARGS)
 
 test: setup-dev ## run every test; ARGS="..." is passed to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(ARGS)
 
 docs: setup-dev ## write the pages of docs/ that are generated from the code
 	$(BIN)/python scripts/write_reference.py
 
 test-fast: setup-dev ## run the tests that need no Ray, vLLM or DeepSpeed
-	$(BIN)/python -m pytest -m "not real" $(ARGS)
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not real" $(ARGS)
 
 bench-parts: setup ## rates of the parts that a run's controller spends its time in, as ratios to a yardstick
 	$(BIN)/python scripts/bench_parts.py $(ARGS)

@@ -69,8 +69,32 @@ def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
         from dapo_openrlhf.cli.train import train
         from dapo_openrlhf.config.loading import parse_overrides
 
+    if options.check:
+        return _check_run(options, rest)
     config, resume = starting_point(options, parse_overrides(rest), say=_warn)
     return train(config, started=STARTED, resume=resume)
+
+
+def _check(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from dapo_openrlhf.cli.check import file_of
+
+    rest = file_of(options, list(rest))
+    return _check_run(options, rest, gpus=options.gpus, nodes=options.nodes, as_json=options.json)
+
+
+def _check_run(
+    options: argparse.Namespace, rest: Sequence[str], *, gpus: str | None = None, nodes: int = 1, as_json: bool = False
+) -> int:
+    from dapo_openrlhf.cli.check import check, refused
+    from dapo_openrlhf.cli.starting import starting_point
+    from dapo_openrlhf.config.errors import ConfigError
+    from dapo_openrlhf.config.loading import parse_overrides
+
+    try:
+        config, resume = starting_point(options, parse_overrides(rest), say=_warn)
+    except ConfigError as error:
+        return refused(error, as_json=as_json)
+    return check(config, resume=resume, gpus=gpus, nodes=nodes, as_json=as_json)
 
 
 def _warn(text: str) -> None:
@@ -124,10 +148,12 @@ def _prepare(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    _refuse(rest)
+    if options.config is None:
+        _refuse(rest)
     from dapo_openrlhf.cli.bench import bench
+    from dapo_openrlhf.config.loading import load_config, parse_overrides
 
-    return bench(options)
+    return bench(options, load_config(options.config, parse_overrides(rest)) if options.config else None)
 
 
 def _trace(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -137,10 +163,19 @@ def _trace(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return trace(options)
 
 
+def _report(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli.report import report
+
+    return report(options)
+
+
 def _plan(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    from dapo_openrlhf.cli.plan import plan
+    from dapo_openrlhf.cli.plan import plan, plan_run
     from dapo_openrlhf.config.loading import load_config, parse_overrides
 
+    if options.config is None:
+        return plan_run(options, rest)
     config = load_config(options.config, parse_overrides(rest))
     return plan(config, options)
 
@@ -161,6 +196,7 @@ def _checkpoint(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Command] = {
     "train": _train,
+    "check": _check,
     "eval": _eval,
     "rollout": _rollout,
     "compare": _compare,
@@ -169,6 +205,7 @@ COMMANDS: dict[str, Command] = {
     "submit": _submit,
     "bench": _bench,
     "trace": _trace,
+    "report": _report,
     "plan": _plan,
     "checkpoint": _checkpoint,
 }

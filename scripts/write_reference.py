@@ -44,8 +44,10 @@ EMPTY = '""'
 METRICS_HEAD = """\
 # Metrics
 
-Every name that TensorBoard, `metrics.jsonl` and the curves know, generated from the code. A row is written per rollout step.
-A share is 0 to 1; a number has no unit.
+Every name that TensorBoard, Weights & Biases, `metrics.jsonl` and the curves know, generated from the code. A row is written per rollout step.
+A share is 0 to 1; a number has no unit. Prometheus gets them from Ray under other names: `policy_age/mean` is
+`ray_dapo_policy_age_mean`, and what is not in this table, such as `reward/NAME`, is `ray_dapo_other` with the label `name`
+([seeing.md](seeing.md#prometheus-and-grafana)).
 """
 
 

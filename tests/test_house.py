@@ -28,6 +28,7 @@ BLANKET: Mapping[str, str] = {
     "backend/engine/loop.py": "vLLM's core may raise anything; whoever waits on the future is told, or the process ends",
     "backend/run/own_cluster.py": "Ray raises Exception itself when it does not start in time",
     "dataset/renderer.py": "tokenizers, templates and the code that comes with a model may raise anything",
+    "report/recorder.py": "a report goes through libraries that may raise anything, and never ends a run",
     "environments/child.py": "a user's file may raise anything",
     "rewards/child.py": "a user's file may raise anything",
     "rewards/replies.py": "a user's object may raise anything when it is read",

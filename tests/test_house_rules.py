@@ -12,7 +12,7 @@ import pytest
 from test_house import FILES, PACKAGE, ROOT, parsed, short
 from test_layers import IMPORTS, folder_of
 
-READS_CONFIGURATION = {"config", "cli", "backend/run", "bench", "plan", "__main__"}
+READS_CONFIGURATION = {"config", "cli", "backend/run", "bench", "plan", "check", "__main__"}
 """Folders that build components from it."""
 COMPARES_CONFIGURATIONS = "pipeline.resume"
 """Says which settings a resumed run may change, and so takes two of them."""

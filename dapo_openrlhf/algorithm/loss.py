@@ -16,7 +16,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, PolicyLossType
+from dapo_openrlhf.algorithm.choices import PolicyLossType
 
 LARGEST_LOG_RATIO = 20.0
 """Bound of a log ratio, far outside every clip range, at which ratios are cut so that none is infinite."""
@@ -28,21 +28,21 @@ Sums = dict[str, Tensor]
 def policy_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, level: PolicyLossType) -> Tensor:
     """Ratio [B, T] of the policy being trained to the old one, differentiable.
 
-    ``ppo``: each token's, ``exp(logprobs - old_logprobs)``: arXiv 1707.06347, eq. 6; DAPO eq. 8. ``gspo``: the
-    response's, ``(pi(y) / pi_old(y))^(1/|y|)``, on each of its tokens: arXiv 2507.18071, eq. 7.
+    ``gspo`` and ``gmpo``: the response's, ``(pi(y) / pi_old(y))^(1/|y|)``, on each of its tokens: arXiv 2507.18071, eq.
+    7. The others: each token's, ``exp(logprobs - old_logprobs)``: arXiv 1707.06347, eq. 6; DAPO eq. 8.
     """
     log_ratio = logprobs - old_logprobs
     match level:
-        case "ppo":
+        case "ppo" | "cispo" | "dppo_tv" | "sapo":
             pass
-        case "gspo":
-            log_ratio = _response_mean(log_ratio * mask, mask)
+        case "gspo" | "gmpo":
+            log_ratio = response_mean(log_ratio * mask, mask)
         case _:
             assert_never(level)
     return torch.exp(log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
 
 
-def _response_mean(values: Tensor, mask: Tensor) -> Tensor:
+def response_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean of each response's masked values, on each of its positions."""
     return (values.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)
 
@@ -97,57 +97,3 @@ def disagreement(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Su
     """
     log_ratio = (logprobs - rollout_logprobs) * mask
     return {"fresh_kl": (torch.exp(log_ratio) - 1 - log_ratio).sum().detach(), "fresh_tokens": mask.sum()}
-
-
-def importance_weights(
-    old_logprobs: Tensor,
-    rollout_logprobs: Tensor,
-    mask: Tensor,
-    *,
-    level: CorrectionLevel,
-    mode: CorrectionMode,
-    threshold: tuple[float, float],
-) -> tuple[Tensor, Sums]:
-    """Weights [B, T] ``old / rollout`` that correct for sampling from another policy than the one that trains; no
-    gradient.
-
-    The cause is staleness (rollouts by an older version) and engines that compute otherwise than the trainer. As in
-    OpenRLHF (``models/loss.py``, with ``is_correction_gating ratio``): weights are each token's own ratio. ``mode`` clip
-    truncates them to ``threshold`` = (low, high) (truncated importance sampling), mask zeroes what is outside: tokens, or
-    with ``level`` seq whole responses whose geometric mean ratio is. ``off`` gives ones, with the statistics all the same.
-    Sums: ``is_weight``, ``is_weight_squared`` (for the effective sample size), ``is_outside``, and ``rollout_kl``, the k3
-    estimate of KL(rollout || old), >= 0. Raises ``ValueError`` for seq with clip, as whole responses are not truncated.
-    """
-    if level == "seq" and mode == "clip":
-        raise ValueError("level seq keeps or drops whole responses: there is nothing to clip")
-    log_ratio = ((old_logprobs - rollout_logprobs) * mask).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    ratio = torch.exp(log_ratio)
-    kl = (ratio - 1 - log_ratio) * mask
-    low, high = threshold
-    match level:
-        case "off" | "token":
-            judged = ratio
-        case "seq":
-            judged = torch.exp(_response_mean(log_ratio, mask))
-        case _:
-            assert_never(level)
-    outside = (judged < low) | (judged > high)
-    bounded = _bounded(ratio, outside, mode=mode, threshold=threshold)
-    weights = (torch.ones_like(ratio) if level == "off" else bounded).detach()
-    sums = {
-        "is_weight": (weights * mask).sum(),
-        "is_weight_squared": (weights.square() * mask).sum(),
-        "is_outside": (outside * mask).sum(),
-        "rollout_kl": kl.sum(),
-    }
-    return weights, {name: value.detach() for name, value in sums.items()}
-
-
-def _bounded(ratio: Tensor, outside: Tensor, *, mode: CorrectionMode, threshold: tuple[float, float]) -> Tensor:
-    match mode:
-        case "clip":
-            return ratio.clamp(*threshold)
-        case "mask":
-            return torch.where(outside, torch.zeros_like(ratio), ratio)
-        case _:
-            assert_never(mode)

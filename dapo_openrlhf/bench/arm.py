@@ -73,6 +73,12 @@ class Measurement:
     """Mean policy age of the trained groups; None where the arm does not know."""
     max_age: int | None
     pass_rate: float
+    accuracy: float | None = None
+    """Held-out accuracy after the last step; None where it was not measured."""
+    foreign_load: float = 0.0
+    """Share of the machine's processor time that other programs took meanwhile, 0 to 1."""
+    wall_seconds: float = 0.0
+    """Duration of the whole run, its start and its end included."""
 
     @property
     def seconds(self) -> float:
@@ -92,3 +98,7 @@ class Arm:
     name: str
     run: Callable[[Path], Measurement]
     """Does one run and writes its files into a folder. Raises :class:`ArmError`."""
+    steps_done: Callable[[Path], int | None] = lambda folder: None
+    """Number of steps that a run has done so far, by the files in its folder; None where the arm does not know."""
+    devices: int = 2
+    """Number of devices that a run uses, those of engines included."""

@@ -1,39 +1,42 @@
-"""Compares arms: runs them in turn, and makes a table with a row for each and sentences about pairs of rows."""
+"""Compares arms: a table with a row for each, what its columns mean, and sentences about pairs of rows."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_openrlhf import stopping
-from dapo_openrlhf.bench.arm import Arm, Measurement
-from dapo_openrlhf.bench.result import Result, summarise
-from dapo_openrlhf.heartbeat import waiting_for
+from dapo_openrlhf.bench.arm import WARM_UP_STEPS
+from dapo_openrlhf.bench.foreign_load import LOADED
+from dapo_openrlhf.bench.result import Result
 from dapo_openrlhf.whole_file import whole_file
 
 ONE_SIDED = 0.3
 """Ratio of the shorter to the longer of generating and training, below which asynchrony can gain little."""
 
 
-def run_in_turn(arms: Mapping[str, Arm], *, repeats: int, say: Callable[[str], None]) -> dict[str, Result]:
-    """Run every arm ``repeats`` times, interleaved, so that changes on the machine affect all of them alike."""
-    runs: dict[str, list[Measurement]] = {key: [] for key in arms}
+DEFINITIONS = (
+    f"Response tokens of the steps after the first {WARM_UP_STEPS} (warm-up), by the wall-clock time of these steps; medians over "
+    "repeats, with their range.",
+    "generate, train: seconds a step for which engines and trainer were busy, in the mean of the engines and of the ranks; "
+    "bound: the longer of the two.",
+)
+"""What the table's columns mean, for who reads it."""
 
-    def when_stopped() -> str:
-        return (
-            f"{sum(map(len, runs.values()))} of {repeats * len(arms)} runs were measured; their figures stand above, and "
-            "nothing else is kept; the same command begins anew"
-        )
 
-    with stopping.telling(when_stopped), tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        for repeat in range(repeats):
-            for key, arm in arms.items():
-                with waiting_for(f"{arm.name}, run {repeat + 1} of {repeats}"):
-                    run = arm.run(Path(scratch) / f"{key}-{repeat}")
-                runs[key].append(run)
-                say(f"{arm.name}: {run.trained_tokens_per_second:,.0f} trained tokens/s")
-    return {key: summarise(arm.name, runs[key]) for key, arm in arms.items()}
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column that is there where an arm has something to say in it."""
+
+    head: str
+    of: Callable[[Result], str]
+
+
+_FURTHER = (
+    _Column("tok/s/device", lambda arm: f"{arm.trained_tokens_per_second / arm.devices:,.0f} x {arm.devices}"),
+    _Column("accuracy", lambda arm: "" if arm.accuracy is None else f"{arm.accuracy:.1%}"),
+    _Column("foreign load", lambda arm: f"{arm.foreign_load:.0%}" if arm.foreign_load >= LOADED else ""),
+)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -54,8 +57,12 @@ def table(results: Sequence[Result]) -> str:
         "publish s",
         "pass rate",
     )
-    rows = [head, *(_cells(arm) for arm in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    more = [column for column in _FURTHER if any(column.of(arm) for arm in results)]
+    rows: list[tuple[str, ...]] = [
+        (*head, *(column.head for column in more)),
+        *((*_cells(arm), *(column.of(arm) or "-" for column in more)) for arm in results),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
         first, *rest = zip(row, widths, strict=True)
@@ -110,6 +117,13 @@ def verdicts(results: Mapping[str, Result]) -> list[str]:
             "difference is that batches differ"
         )
         found.append(_who_waits(one))
+    disturbed = [arm for arm in results.values() if arm.foreign_load >= LOADED]
+    if disturbed:
+        most = max(arm.foreign_load for arm in disturbed)
+        found.append(
+            f"other programs took up to {most:.0%} of the machine's processor time: these figures are no measure of it; repeat "
+            "them on a quiet machine"
+        )
     return found
 
 

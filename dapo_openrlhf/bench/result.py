@@ -33,6 +33,12 @@ class Result:
     """Mean over steps of the longer of generating and training in each step."""
     publish_seconds: float
     pass_rate: float
+    accuracy: float | None
+    """Median held-out accuracy after the last step; None where it was not measured."""
+    foreign_load: float
+    """Largest share of the processor time that other programs took during a run, 0 to 1."""
+    devices: int
+    """Number of devices that a run uses, those of engines included."""
 
     @property
     def bound(self) -> float:
@@ -49,13 +55,14 @@ class Result:
         return asdict(self) | {"bound_seconds": self.bound, "bound_over_step": self.closeness}
 
 
-def summarise(name: str, runs: Sequence[Measurement]) -> Result:
+def summarise(name: str, runs: Sequence[Measurement], *, devices: int = 2) -> Result:
     """Compute the medians over an arm's repeats."""
     rates = [run.trained_tokens_per_second for run in runs]
     steps = sorted(seconds for run in runs for seconds in run.step_seconds)
     means = [run.seconds / len(run.step_seconds) for run in runs]
     generate = statistics.median(run.generate_seconds for run in runs)
     train = statistics.median(run.train_seconds for run in runs)
+    accuracies = [run.accuracy for run in runs if run.accuracy is not None]
     ages = [run.mean_age for run in runs if run.mean_age is not None]
     quartiles = statistics.quantiles(steps, n=4)
     mean_step = statistics.median(means)
@@ -76,4 +83,7 @@ def summarise(name: str, runs: Sequence[Measurement]) -> Result:
         busier_seconds=statistics.median(run.busier_seconds for run in runs),
         publish_seconds=statistics.median(run.publish_seconds for run in runs),
         pass_rate=statistics.median(run.pass_rate for run in runs),
+        accuracy=statistics.median(accuracies) if accuracies else None,
+        foreign_load=max(run.foreign_load for run in runs),
+        devices=devices,
     )

@@ -1,4 +1,4 @@
-"""The command ``dapo-openrlhf bench``: compares this pipeline at several K and stock OpenRLHF on the same work."""
+"""The command ``dapo-openrlhf bench``: compares runs at several K, and stock OpenRLHF, on the same work."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ import os
 import platform
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dapo_openrlhf import stopping
-from dapo_openrlhf.cli.outputs import check_output, write_json
+from dapo_openrlhf.cli.outputs import check_output
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.heartbeat import Heartbeat, silence_of
 
 if TYPE_CHECKING:
-    from dapo_openrlhf.bench.arm import ArmSettings
+    from dapo_openrlhf.bench.arm import Arm
+    from dapo_openrlhf.bench.record import Record
+    from dapo_openrlhf.config.settings import Config
 
 CACHE = Path(".cache") / "bench"
+CONFIG_ARMS = ("k0", "k1", "k2")
+CONFIG_STEPS = 10
+CONFIG_REPEATS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,57 +47,127 @@ PRESETS = {
 }
 
 
-def bench(options: argparse.Namespace) -> int:
-    """Run every arm in turn, as often as the preset says; print the table, write JSON and picture."""
-    with stopping.nothing_to_lose():
-        from dapo_openrlhf.bench.arm import ArmError
-        from dapo_openrlhf.bench.arms import arm_of
-        from dapo_openrlhf.bench.comparison import draw, run_in_turn, table, verdicts
-        from dapo_openrlhf.bench.workload.chain_folder import chain_workload
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The arms of a comparison and what they have in common."""
 
-    check_output("--json", options.json)
+    arms: Mapping[str, Arm]
+    settings: Mapping[str, Any]
+    repeats: int
+
+
+def bench(options: argparse.Namespace, config: Config | None) -> int:
+    """Run every arm in turn; print the table, write JSON and picture. ``config``: the user's own work, if it is asked for."""
+    with stopping.nothing_to_lose():
+        from dapo_openrlhf.bench.record import Record, RecordUnreadable
+        from dapo_openrlhf.bench.schedule import Budget, run_in_turn
+
+    json_file = options.json or options.resume or Path("bench.json")
+    check_output("--json", json_file)
     check_output("--picture", options.picture)
-    preset = PRESETS[options.preset]
-    settings = _settings(options, preset)
+    _check_numbers(options)
+    work = _preset_work(options) if config is None else _config_work(options, config)
+    record = Record(file=json_file, work=work.settings, machine=_machine())
+    if options.resume:
+        try:
+            record.take(options.resume)
+        except RecordUnreadable as error:
+            raise ConfigError(f"--resume: {error}") from None
+    budget = Budget(repeats=work.repeats, seconds=60 * options.minutes if options.minutes else None)
     started = time.monotonic()
-    say = Voice(sys.stdout)
-    heart = Heartbeat(say, seconds=silence_of(sys.stdout))
+    voice = Voice(sys.stdout)
+    heart = Heartbeat(voice, seconds=silence_of(sys.stdout))
+
+    def say(line: str) -> None:
+        heart.say(f"{time.monotonic() - started:6.0f} s  {line}")
+
+    say(_opening(work, budget.seconds, record))
+    try:
+        with heart.beating():
+            failed = run_in_turn(work.arms, budget, record, say=say)
+    finally:  # also when it is stopped
+        _tell(record, options.picture, voice)
+    voice(f"figures in {json_file}, picture in {options.picture}; {time.monotonic() - started:.0f} s in all")
+    return 1 if voice.lost or failed else 0
+
+
+def _tell(record: Record, picture: Path, say: Callable[[str], None]) -> None:
+    from dapo_openrlhf.bench.comparison import DEFINITIONS, draw, table, verdicts
+
+    if not record.count:
+        return
+    results = record.results()
+    say("\n".join(["", table(list(results.values())), "", *DEFINITIONS, "", *verdicts(results)]))
+    draw(list(results.values()), picture)
+
+
+def _opening(work: Work, seconds: float | None, record: Record) -> str:
+    runs = f"{len(work.arms)} arms x {work.repeats} runs of {work.settings['steps']} steps"
+    if record.count:
+        runs += f", {record.count} of them measured before"
+    if seconds is not None:
+        return f"{runs} at most, in about {seconds / 60:g} min; each arm has one run in any case"
+    return f"{runs}; how long that takes is said after the first"
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    from dapo_openrlhf.bench.arm import WARM_UP_STEPS
+
+    if options.steps is not None and options.steps < WARM_UP_STEPS + 2:
+        raise ConfigError(f"--steps: {options.steps} leaves nothing to count; use at least {WARM_UP_STEPS + 2}")
+    for name, value in (("--repeats", options.repeats), ("--minutes", options.minutes)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name}: {value} is not positive")
+
+
+def _repeats(options: argparse.Namespace, otherwise: int) -> int:
+    """As many as asked for; as many as fit where a time is given."""
+    repeats: int = options.repeats or (1000 if options.minutes else otherwise)
+    return repeats
+
+
+def _preset_work(options: argparse.Namespace) -> Work:
+    from dapo_openrlhf.bench.arm import ArmSettings
+    from dapo_openrlhf.bench.arms import arm_of
+    from dapo_openrlhf.bench.workload.chain_folder import chain_workload
+
+    if unfit := [name for name in ("splits", "eval") if getattr(options, name)]:
+        raise ConfigError(f"--{unfit[0]} is for a configuration of your own: give --config FILE too")
+    preset = PRESETS[options.preset]
+    settings = ArmSettings(steps=options.steps or preset.steps, max_epochs=options.max_epochs or preset.max_epochs)
     workload = chain_workload(CACHE / "workload")
     try:
         keys = options.arms.split(",") if options.arms else preset.arms
         arms = {key: arm_of(key, workload, settings) for key in keys}
     except ValueError as error:
         raise ConfigError(f"--arms: {error}") from None
-    try:
-        with heart.beating():
-            results = run_in_turn(
-                arms,
-                repeats=options.repeats or preset.repeats,
-                say=lambda line: heart.say(f"{time.monotonic() - started:6.0f} s  {line}"),
+    return Work(arms=arms, settings=asdict(settings), repeats=_repeats(options, preset.repeats))
+
+
+def _config_work(options: argparse.Namespace, config: Config) -> Work:
+    from dapo_openrlhf.bench.config_arm import Length, config_arm, variants
+
+    if options.max_epochs:
+        raise ConfigError("--max-epochs is for presets: set train.max_epochs in the configuration")
+    if options.eval and config.eval.dataset is None:
+        raise ConfigError("--eval: the configuration has no held-out problems; set eval.dataset")
+    length = Length(steps=options.steps or CONFIG_STEPS, evaluated=options.eval, timeout=options.run_timeout)
+    arms = {}
+    for key in options.arms.split(",") if options.arms else CONFIG_ARMS:
+        try:
+            found = variants(key, options.splits)
+        except ValueError as error:
+            raise ConfigError(f"--arms, --splits: {error}") from None
+        for variant in found:
+            arms[key + (f" {variant.split[0]}:{variant.split[1]}" if variant.split else "")] = config_arm(
+                config, variant, length
             )
-    except ArmError as error:
-        print(error, file=sys.stderr)
-        return 1
-    say(f"\n{table(list(results.values()))}\n")
-    say("\n".join(verdicts(results)))
-    if options.json:
-        written = {"machine": _machine(), "preset": options.preset, "arms": [arm.as_dict() for arm in results.values()]}
-        write_json(options.json, written)
-    draw(list(results.values()), options.picture)
-    say(f"picture in {options.picture}; {time.monotonic() - started:.0f} s in all")
-    return 1 if say.lost else 0
-
-
-def _settings(options: argparse.Namespace, preset: Preset) -> ArmSettings:
-    """The preset's settings with the changes by the options. Raises :class:`ConfigError`."""
-    from dapo_openrlhf.bench.arm import WARM_UP_STEPS, ArmSettings
-
-    settings = ArmSettings(steps=options.steps or preset.steps, max_epochs=options.max_epochs or preset.max_epochs)
-    if settings.steps < WARM_UP_STEPS + 2:
-        raise ConfigError(f"--steps: {settings.steps} leaves nothing to count; use at least {WARM_UP_STEPS + 2}")
-    if options.repeats is not None and options.repeats < 1:
-        raise ConfigError(f"--repeats: {options.repeats} is not positive")
-    return settings
+    settings = config.model_dump(mode="json", by_alias=True, exclude={"run"})
+    return Work(
+        arms=arms,
+        settings=settings | {"steps": length.steps, "evaluated": length.evaluated},
+        repeats=_repeats(options, CONFIG_REPEATS),
+    )
 
 
 def _machine() -> dict[str, object]:

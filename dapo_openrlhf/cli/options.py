@@ -7,13 +7,14 @@ import os
 import textwrap
 from pathlib import Path
 
-from dapo_openrlhf.cli import plan, prepare
+from dapo_openrlhf.cli import check, plan, prepare, report
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.config.typed import typed
 
 RUNS = {
     "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
+    "check": "see in seconds whether a training can start, without starting it",
     "eval": "measure a model's accuracy on eval.dataset",
     "rollout": "print a few rollouts with their segments, versions, rewards and log-probs, before anything is trained",
     "submit": "send a training to a Ray cluster through its job API and follow its log",
@@ -27,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="train|eval|rollout|compare|prepare|verify|submit|bench|trace|plan|checkpoint",
+        metavar="train|check|eval|rollout|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -55,6 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_trace(
         commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing", allow_abbrev=False)
     )
+    report.add_options(
+        commands.add_parser("report", help="one HTML page about one or several runs", allow_abbrev=False)
+    )
     plan.add_options(
         commands.add_parser("plan", help="predict a run on GPUs that need not be there", allow_abbrev=False)
     )
@@ -70,7 +74,7 @@ def _add_run(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument(
         "--config", type=Path, metavar="FILE", required=name in ("eval", "rollout"), help="YAML file, see configs/"
     )
-    if name in ("train", "submit"):
+    if name in ("train", "check", "submit"):
         command.add_argument(
             "--resume",
             metavar="RUN",
@@ -82,6 +86,10 @@ def _add_run(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument(
             "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
         )
+    if name == "train":
+        command.add_argument("--check", action="store_true", help="only see whether it can start, as `check` does")
+    if name == "check":
+        check.add_options(command)
     if name == "rollout":
         command.add_argument("--n", type=int, default=3, metavar="N", help="of the first N prompts; default 3")
         command.add_argument("--json", type=Path, metavar="FILE", help="write every token and log-prob there")
@@ -132,19 +140,30 @@ def _add_trace(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/latest")
     command.add_argument("--output", type=Path, metavar="FILE", help="default: trace.json in the run's folder")
     command.add_argument("--picture", type=Path, metavar="FILE", help="draw some steps too")
-    command.add_argument("--steps", default="10:12", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12)")
+    command.add_argument(
+        "--steps", metavar="FIRST:LAST", help="which steps, from 0 (default 10:12, or the last of a shorter run)"
+    )
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:
-    command.description = "Same work, devices, model, sampling, updates and reward for all arms; no GPU needed."
-    command.add_argument("--preset", choices=("cpu-small", "cpu-smoke"), default="cpu-small")
+    command.usage = "dapo-openrlhf bench [--preset NAME | --config FILE [--section.key VALUE ...]] [options]"
+    command.description = "Same work, devices, model, sampling, updates and reward for all arms, which run in turn."
+    command.add_argument("--preset", choices=("cpu-small", "cpu-smoke"), default="cpu-small", help="work that ships")
+    command.add_argument("--config", type=Path, metavar="FILE", help="your own work: a run's configuration")
     command.add_argument(
-        "--arms", metavar="A,B,...", help="k0, k1, k2, ..., stock-sync, stock-async, stock-async-partial"
+        "--arms",
+        metavar="A,B,...",
+        help="k0, k1, k2, ...; with a preset also stock-sync, stock-async, stock-async-partial",
     )
+    command.add_argument("--splits", metavar="E:T,...", help="each arm with E engines and T trainer ranks, such as 2:2")
     command.add_argument("--steps", type=int, metavar="N", help="rollout steps of each run, three of them warm-up")
     command.add_argument("--max-epochs", type=int, metavar="N", help="passes over each batch: more lengthen training")
     command.add_argument("--repeats", type=int, metavar="N", help="runs of each arm, interleaved")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    command.add_argument("--minutes", type=float, metavar="N", help="as many runs of each arm as fit, but one at least")
+    command.add_argument("--eval", action="store_true", help="also the held-out accuracy after each run")
+    command.add_argument("--run-timeout", type=float, default=3600.0, metavar="S", help="seconds a run may take (3600)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="every figure, after every run (bench.json)")
+    command.add_argument("--resume", type=Path, metavar="FILE", help="go on from the runs of such a file")
     command.add_argument("--picture", type=Path, metavar="FILE", default=Path("bench.png"))
 
 

@@ -13,7 +13,7 @@ from dapo_openrlhf.whole_file import write_whole
 
 def trace(options: argparse.Namespace) -> int:
     """Write the trace of a run, and a picture of some steps if asked; returns the exit status."""
-    from dapo_openrlhf.report.trace import chrome_trace, draw_timeline, read_log
+    from dapo_openrlhf.report.trace import chrome_trace, draw_timeline, last_steps, read_log
 
     events = options.run / "events.jsonl"
     if not events.is_file():
@@ -28,10 +28,19 @@ def trace(options: argparse.Namespace) -> int:
     write_whole(output, json.dumps(chrome_trace(log)))
     print(f"{output}: open it in Perfetto or chrome://tracing")
     if options.picture:
-        first, _, last = options.steps.partition(":")
+        steps = _steps(options.steps) if options.steps is not None else last_steps(log)
+        if steps is None:
+            raise ConfigError(f"--picture: no step of {options.run} is done yet, so there is nothing to draw")
         try:
-            draw_timeline(log, options.picture, first_step=int(first), last_step=int(last or first))
+            draw_timeline(log, options.picture, first_step=steps[0], last_step=steps[1])
         except ValueError as error:
             raise ConfigError(f"--steps {options.steps}: {error}") from error
         print(options.picture)
     return 0
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and (last or first).isdecimal()):
+        raise ConfigError(f"--steps: {text!r} is not accepted; give FIRST:LAST, such as 0:2, or a single step")
+    return int(first), int(last or first)

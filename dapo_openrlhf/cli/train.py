@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -21,21 +21,24 @@ from dapo_openrlhf.heartbeat import Heartbeat, silence_of, waiting_for
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.event_log import EventLog, LogFile
-from dapo_openrlhf.pipeline.events import RunStarted
+from dapo_openrlhf.pipeline.events import Evaluated, RunStarted
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change, check_resume
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.report.curves import Curves
-from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
+from dapo_openrlhf.report.gauges import Gauges
+from dapo_openrlhf.report.history import accuracy_at_start, earlier_evaluations
+from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows, read_rows
 from dapo_openrlhf.report.notices import Notices
 from dapo_openrlhf.report.phases import Phases
 from dapo_openrlhf.report.progress import ProgressLine
-from dapo_openrlhf.report.recorder import Recorder, Sink
+from dapo_openrlhf.report.recorder import Recorder, Sink, open_sinks
 from dapo_openrlhf.report.responses import Responses
 from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.run_lock import run_lock
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import TensorBoardSink
+from dapo_openrlhf.report.wandb_run import Place, WandbRun, check_wandb
 from dapo_openrlhf.report.watch import Watch
 from dapo_openrlhf.whole_file import Unwritable, remove_unfinished, write_whole, writing
 
@@ -70,6 +73,8 @@ def _train(
         from dapo_openrlhf.backend.run import launch  # noqa: F401  # imported while a signal may end it at once
         from dapo_openrlhf.backend.run.inputs import check_inputs
 
+    if config.report.wandb_uploads is not None:
+        check_wandb(uploads=config.report.wandb_uploads)
     checkpoint: Path | None = None
     changes: list[Change] = []
     if resume is not None:
@@ -150,10 +155,11 @@ def _run(
     """Train and record everything; the sinks are closed in any case."""
     from dapo_openrlhf.backend.run import launch
 
+    before = earlier_evaluations(folder.events, inputs.first_step)
     with LogFile(folder.events) as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(_run_started(config, inputs, unix_time=time.time() - log.now()))
-        sinks = _sinks(config, folder, stream, say, first_step=inputs.first_step)
+        sinks = _sinks(config, folder, stream, say, first_step=inputs.first_step, before=before)
         recorder = Recorder(log, sinks, devices=config.devices, warn=say)
         head_start = time.monotonic() - started
         try:
@@ -173,38 +179,56 @@ def _run(
             )
         finally:
             recorder.close()
-    return outcome, _summary(config, outcome, recorder, head_start)
+    return outcome, replace(
+        _summary(config, outcome, recorder, head_start),
+        accuracy_before=accuracy_at_start(before, outcome.accuracy_before, problems=len(inputs.problems)),
+    )
 
 
-def _sinks(config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first_step: int) -> list[Sink]:
+def _sinks(
+    config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first_step: int, before: Mapping[int, Evaluated]
+) -> list[Sink]:
     """The sinks that the run is reported to; another one takes a file in ``report/`` and a line here."""
     watch = Watch(batch_size=config.rollout.batch_size, max_new_tokens=config.rollout.max_new_tokens, say=say)
-    earlier: list[Row] = []
+    earlier: Mapping[int, Row] = {}
     makers: list[Callable[[], Sink]] = [
         lambda: MetricsFile(folder.metrics),
         lambda: Phases(waiting_for),
         lambda: Notices(say, watch=watch),
         lambda: ProgressLine(config.train.max_steps, stream),
         lambda: TensorBoardSink(folder.tensorboard, first_step=first_step),
-        lambda: Curves(folder.picture, title=config.run.name, earlier=earlier),
+        lambda: Curves(
+            folder.picture,
+            title=config.run.name,
+            earlier=earlier,
+            measured={step: one.accuracy for step, one in before.items()},
+        ),
         lambda: Responses(folder.responses),
     ]
-    sinks = []
-    with _going_on(say):
-        earlier = earlier_rows(folder.metrics, first_step)
-    for make in makers:
-        with _going_on(say):
-            sinks.append(make())
-    return sinks
-
-
-@contextlib.contextmanager
-def _going_on(say: Say) -> Iterator[None]:
-    """Say that a report cannot be written, and go on without it."""
     try:
-        yield
+        earlier_rows(folder.metrics, first_step)
+        earlier = read_rows(folder.metrics)
     except OSError as error:
-        say(f"warning: a report cannot be written, and the run goes on without: {error}")
+        say(f"warning: the rows of earlier steps cannot be read, and the curves begin without: {error}")
+    return open_sinks([*makers, *_elsewhere(config, folder)], warn=say)
+
+
+def _elsewhere(config: Config, folder: RunFolder) -> Iterator[Callable[[], Sink]]:
+    """Makers of the sinks that report beyond the run's folder, as ``report.*`` asks for them."""
+    from dapo_openrlhf.backend.run.ray_gauges import ray_gauge
+
+    if config.report.prometheus:
+        yield lambda: Gauges(folder.path.name, ray_gauge)
+    uploads, names = config.report.wandb_uploads, config.logger.wandb
+    if uploads is not None:
+        place = Place(
+            uploads=uploads,
+            project=names.project,
+            org=names.org,
+            group=names.group,
+            run_name=names.run_name or folder.path.name,
+        )
+        yield lambda: WandbRun(folder.wandb, place, config.model_dump(mode="json", by_alias=True))
 
 
 def _run_started(config: Config, inputs: Inputs, *, unix_time: float) -> RunStarted:

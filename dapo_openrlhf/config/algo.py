@@ -6,9 +6,16 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, FiniteFloat
 
-from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, EstimatorName, KlEstimator
+from dapo_openrlhf.algorithm.choices import (
+    CorrectionGating,
+    CorrectionLevel,
+    CorrectionMode,
+    CorrectionName,
+    EstimatorName,
+    KlEstimator,
+)
 from dapo_openrlhf.config.presets import PAPER
-from dapo_openrlhf.config.section import Fraction, PositiveInt, Section
+from dapo_openrlhf.config.section import Fraction, PositiveFloat, PositiveInt, Section
 
 
 def _bounds(value: object) -> object:
@@ -19,6 +26,11 @@ def _bounds(value: object) -> object:
         case [high]:
             return (0.0, high)
     return value
+
+
+def _off(value: object) -> object:
+    """The word ``off``, which YAML reads as false."""
+    return "off" if value is False else value
 
 
 class AdvantageSection(Section):
@@ -33,16 +45,30 @@ class AdvantageSection(Section):
     """Lambda of ``gae``: 1 trusts rewards only, 0 values only."""
     no_std_norm: bool = False
     """Whether estimators that whiten just centre advantages over the batch, without scaling them."""
-    is_correction_level: CorrectionLevel = "token"
+    is_correction: CorrectionName | None = None
+    """Name of a correction, which sets those of the next five settings that the run does not: ``tis`` truncates each
+    token's weight at 2, which is the default; ``icepop`` drops tokens whose weight is outside 0.5 to 5 (arXiv
+    2510.18855); ``mis`` drops responses whose geometric mean weight is outside 0.99 to 1.01, and truncates the others'
+    weights at 2; ``m2po`` drops the tokens of the batch with the largest squared log weights, until the others' mean is
+    at most 0.04 (arXiv 2510.01161)."""
+    is_correction_level: Annotated[CorrectionLevel, BeforeValidator(_off)] = "token"
     """How the importance weight old/rollout of each token corrects for differences between engine and trainer, or
     between two policy versions: ``off`` does not correct, ``token`` bounds each token's weight on its own, ``seq``
-    corrects only in responses whose geometric mean weight is within the bounds. With ``gspo`` the rollout policy is the
-    denominator of the ratio instead."""
+    corrects only in responses whose geometric mean weight is within the bounds. With ``gspo`` and ``gmpo`` the rollout
+    policy is the denominator of the ratio instead."""
     is_correction_mode: CorrectionMode = "clip"
     """What happens to weights outside the threshold: ``clip`` truncates a token's weight, ``mask`` sets the weight of
     the token, or of the response, to zero."""
     is_correction_threshold: Annotated[tuple[float, float], BeforeValidator(_bounds), Field(strict=False)] = (0.0, 2.0)
-    """LOW HIGH bounds of the weight, or HIGH alone. ``gspo`` corrects without weights, and ignores them."""
+    """LOW HIGH bounds of the weight, or of what ``is_correction_gating`` says; HIGH alone is 0 HIGH. ``gspo`` and ``gmpo``
+    correct without weights, and ignore them."""
+    is_correction_gating: CorrectionGating = "ratio"
+    """What the threshold bounds: the weight (``ratio``); the divergence of engine and trainer that takes each token as
+    sampled or not, by a KL or a total variation (``binary_kl``, ``tv``); or the mean squared log weight of the step's
+    batch (``second_moment``, M2PO), for which one more forward pass is made where a step has a single update."""
+    is_correction_cap: PositiveFloat | None = None
+    """Largest weight of a token that ``mask`` keeps, to which larger ones are truncated; null truncates none, as in
+    OpenRLHF."""
 
 
 class KlSection(Section):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dapo_openrlhf.algorithm.choices import CORRECTIONS
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.config.typed import typed
 
 
 def cautions(config: Config, *, prompts: int) -> Iterator[str]:
@@ -28,6 +30,14 @@ def cautions(config: Config, *, prompts: int) -> Iterator[str]:
             f"ckpt.save_steps: {config.ckpt.save_steps} of train.max_steps {steps}: the first checkpoint to resume from "
             "is the one at the end"
         )
+    if (named := config.algo.advantage.is_correction) is not None:
+        own = config.algo.advantage.model_dump()
+        for key, value in CORRECTIONS[named].items():
+            if own[key] != value:
+                yield (
+                    f"algo.advantage.{key}: {typed(own[key])} in place of the {typed(value)} that is_correction {named} "
+                    "stands for, because the run sets it"
+                )
     if prompts < rollout.batch_size:
         yield (
             f"data.prompt_dataset: {prompts} prompts are fewer than rollout.batch_size {rollout.batch_size}: every step "

@@ -28,3 +28,6 @@ AnswerForm = Literal["any", "number"]
 
 OnBadRow = Literal["refuse", "skip"]
 """Values of ``data.on_bad_row``."""
+
+WandbMode = Literal["offline", "online"]
+"""Values of ``report.wandb``."""

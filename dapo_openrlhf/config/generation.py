@@ -79,8 +79,13 @@ class AsyncSection(Section):
     """What happens to the KV cache of the tokens so far when new weights arrive during generation: ``keep`` keeps it,
     ``recompute`` computes it again with the new weights."""
     old_logprobs: OldLogprobs = "recompute"
-    """Whose log-probs are the denominator of the ratio: the trainer's own (``recompute``), or the engine's
-    (``rollout``, which saves one forward pass)."""
+    """Whose log-probs are the denominator of the ratio: the trainer's own (``recompute``); the engine's (``rollout``); or,
+    for later updates of a step, between the engine's and those of the weights being trained, by the version that sampled
+    each token (``interpolate``, A-3PO, arXiv 2512.06547). The latter two save a forward pass where a step has several
+    updates."""
+    scale_lr: bool = False
+    """Divide the learning rates of actor and critic by 1 + ``max_staleness``: where staleness binds, the largest stable rate
+    falls with it (arXiv 2607.01083)."""
     generate_timeout: PositiveFloat = 3600.0
     """Seconds one group may take in an engine, its environments included. An engine that finishes no group at all in that time is considered hung,
     and is replaced."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from dapo_openrlhf.algorithm.choices import CORRECTIONS
 from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.reward import RewardSection
@@ -81,8 +82,19 @@ def _over_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     if name in list(PRESETS):  # an unknown name is refused with everything else
         for dotted, value in PRESETS[name].settings.items():
             _assign(layered, dotted, value)
+    for key, value in _named_correction(settings).items():
+        _assign(layered, f"algo.advantage.{key}", value)
     _overlay(layered, settings)
     return layered
+
+
+def _named_correction(settings: Mapping[str, Any]) -> Mapping[str, object]:
+    """The settings that ``algo.advantage.is_correction`` stands for; none for a name that is refused with everything else."""
+    section: Any = settings
+    for key in ("algo", "advantage"):
+        section = section.get(key) if isinstance(section, Mapping) else None
+    name = section.get("is_correction") if isinstance(section, Mapping) else None
+    return next((stands_for for known, stands_for in CORRECTIONS.items() if known == name), {})
 
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
@@ -36,9 +36,10 @@ class RewardSection(Section):
     """Number of reward worker processes."""
     timeout: PositiveFloat = 5.0
     """Seconds the scoring of one response may take before its process is killed and replaced."""
-    batch_size: PositiveInt | None = 1
+    batch_size: PositiveInt | Literal["auto"] | None = "auto"
     """Number of a group's responses that a file or a server is given in one call, which may take ``timeout`` for each
-    of them. OpenRLHF gives 1; null gives the whole group. A function that looks only at ``queries[0]`` needs 1."""
+    of them. ``auto`` gives a file 1, as OpenRLHF does, and a server the whole group; null gives either the whole group. A
+    function or a server that looks only at the first query needs 1."""
     server_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
     """Seconds that a reward server may be unavailable (refused or broken connections, HTTP 429, 502, 503, 504, no
     answer within ``timeout``) before the run ends. It is asked again with growing pauses; generated responses wait

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dapo_openrlhf.algorithm.choices import ESTIMATORS, POLICY_LOSSES
+from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.config.environment import EnvironmentSection
 from dapo_openrlhf.config.input_template import input_template
+from dapo_openrlhf.config.loss_rules import impossible_losses
 from dapo_openrlhf.config.section import COLDEST
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.config.transports import refusal
@@ -53,9 +54,6 @@ def impossible(config: Config) -> Iterator[str]:
             f"data.max_len: {data.max_len} leaves no room for a prompt beside rollout.max_new_tokens "
             f"{rollout.max_new_tokens}; use more than {rollout.max_new_tokens}"
         )
-    low, high = config.algo.advantage.is_correction_threshold
-    if not 0 <= low < high:
-        yield f"algo.advantage.is_correction_threshold: {low} {high} is not a range; use 0 <= LOW < HIGH"
     if reward.timeout > config.async_.reward_timeout:
         yield (
             f"reward.timeout: {reward.timeout:g} s for one response is more than async.reward_timeout "
@@ -160,17 +158,7 @@ def _impossible_algorithm(config: Config) -> Iterator[str]:
         )
     if advantage.lambd != 1 and not traits.critic:
         yield f"algo.advantage.lambd: {advantage.lambd:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae"
-    if advantage.is_correction_level == "seq" and advantage.is_correction_mode == "clip":
-        yield (
-            "algo.advantage.is_correction_mode: clip has no meaning for algo.advantage.is_correction_level seq, which keeps "
-            "or drops whole responses; use mask, or level token"
-        )
-    loss = config.actor.policy_loss_type
-    if POLICY_LOSSES[loss].of_response and config.actor.loss_agg_mode == "token-mean":
-        yield (
-            f"actor.loss_agg_mode: token-mean does not go with actor.policy_loss_type {loss}, whose loss is a mean over "
-            "responses (OpenRLHF takes that without saying so); use seq-mean-token-mean"
-        )
+    yield from impossible_losses(config)
     low, high = config.algo.dynamic_filtering_range or (0.0, 1.0)
     if not low < high:
         yield f"algo.dynamic_filtering_range: {low:g} {high:g} is not a range; use LOW < HIGH, such as 0 1"

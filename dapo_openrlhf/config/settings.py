@@ -17,6 +17,7 @@ from dapo_openrlhf.config.choices import DeviceKind, OnBadRow
 from dapo_openrlhf.config.environment import EnvironmentSection
 from dapo_openrlhf.config.generation import AsyncSection, RolloutSection, VllmSection
 from dapo_openrlhf.config.presets import PAPER, PresetName
+from dapo_openrlhf.config.reports import LoggerSection, ReportSection
 from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.config.section import HOTTEST, PositiveInt, Section
 from dapo_openrlhf.config.training import ActorSection, CriticSection, DsSection, TrainSection
@@ -104,6 +105,8 @@ class Config(Section):
     data: DataSection
     eval: EvalSection = EvalSection()
     ckpt: CkptSection = CkptSection()
+    report: ReportSection = ReportSection()
+    logger: LoggerSection = LoggerSection()
 
     @property
     def trainer_ranks(self) -> int:

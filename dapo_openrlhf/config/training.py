@@ -40,8 +40,15 @@ class ActorSection(Section):
     dual_clip: Annotated[float, Field(gt=1)] | None = PAPER["actor.dual_clip"]
     """Dual-clip constant c > 1 for negative advantages; null switches dual clipping off, as in the paper."""
     policy_loss_type: PolicyLossType = PAPER["actor.policy_loss_type"]
-    """Whether the ratio is that of each token (``ppo``), or of the whole response (``gspo``, arXiv 2507.18071, eq. 7,
-    whose clip range is some 3e-4)."""
+    """``ppo``: the ratio of each token, clipped; ``gspo``: that of the whole response (arXiv 2507.18071, eq. 7, whose clip
+    range is some 3e-4); ``cispo``: the ratio, truncated at 1 + eps_high, as a weight of the log-prob (arXiv 2506.13585);
+    ``dppo_tv``: tokens whose probability has moved too far are dropped (arXiv 2602.04879); ``sapo``: a soft gate in place
+    of clipping (arXiv 2511.20347); ``gmpo``: the geometric mean of a response's clipped ratios (arXiv 2507.20673, whose
+    range is 0.33 0.49). docs/algorithms.md says when to take which."""
+    dppo_delta: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Largest distance of a token's probability from the rollout's in the direction of its advantage, for ``dppo_tv``."""
+    sapo_tau: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (1.05, 1.0)
+    """Temperatures of ``sapo`` for negative and for positive advantages: the larger, the narrower the gate."""
     loss_agg_mode: LossAggMode = PAPER["actor.loss_agg_mode"]
     """What has equal weight in the loss: with ``token-mean`` all tokens (DAPO eq. 12); with ``seq-mean-token-mean`` all
     responses (GRPO, DAPO eq. 5); with ``prompt-mean-token-mean`` all prompts (DAPO eq. 8 taken literally).
@@ -114,7 +121,12 @@ class TrainSection(Section):
     ``rollout_kl/age_0``, in nats per token). Beyond it they are not the same policy, and the run stops. null takes 1e-3
     with ``ds.param_dtype`` fp32 and 0.1 otherwise; .inf never stops."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Random seed for the order of prompts, the cut into updates, and sampling."""
+    """Random seed for the order of prompts, the cut into updates, and sampling; each response of an evaluation has a seed
+    of its own, so that the same weights give the same responses."""
+    full_determinism_enable: bool = False
+    """Each response in training has a seed of its own too, which follows from ``train.seed``, prompt and order of dispatch,
+    and torch computes with its deterministic algorithms: two runs with ``async.max_staleness`` 0 are then equal, as far as
+    an engine computes a sequence alike in any company (on CUDA set VLLM_BATCH_INVARIANT=1). Costs engines some speed."""
     grace_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 25.0
     """Seconds after SIGTERM, SIGINT or SIGHUP in which to finish the step in training and make a checkpoint; batch
     systems allow 30."""

@@ -7,6 +7,7 @@ repeatedly fail or die is detected and dropped, see :mod:`~dapo_openrlhf.pipelin
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -260,21 +261,36 @@ class EnginePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """A pool of engines with fixed sampling settings and a fixed time limit per group."""
+    """A pool of engines with fixed sampling settings and a fixed time limit per group.
+
+    With a ``seed`` every response is sampled with a seed of its own, whatever the engine samples beside it.
+    """
 
     engines: EnginePool
     sampling: Sampling
     timeout: float
     """Time limit of a group in seconds, see :meth:`EnginePool.generate`."""
+    seed: int | None = None
     attempts: Attempts | None = None
     """After how many failures of its environments a prompt is given up; None leaves that to the caller."""
 
-    async def sample(self, request: str, prompt: Prompt) -> Generation:
-        """Generate a group; ``request`` is a unique name. Raises :class:`GroupError`."""
+    async def sample(self, request: str, prompt: Prompt, place: int) -> Generation:
+        """Generate a group; ``request`` is a unique name. Raises :class:`GroupError`.
+
+        The same seed, prompt and ``place`` give the same seeds of responses, which no other prompt or place gets.
+        """
+        sampling = self.sampling
+        if self.seed is not None:
+            sampling = replace(sampling, seed=_number(f"{self.seed}/{prompt.id}/{place}"))
         try:
-            generation = await self.engines.generate(request, prompt, self.sampling, self.timeout)
+            generation = await self.engines.generate(request, prompt, sampling, self.timeout)
         except EnvironmentFault as error:
             raise error if self.attempts is None else self.attempts.failed(prompt, error) from error.__cause__
         if self.attempts is not None:
             self.attempts.succeeded(prompt)
         return generation
+
+
+def _number(text: str) -> int:
+    """A number from 0 to 2^62 that looks random, and is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 2

@@ -87,7 +87,7 @@ class Evaluator:
         return await self._score(problem, generation)
 
     async def _generate(self, problem: Prompt) -> Generation:
-        return await self._sampler.sample(f"problem {next(SERIAL)}", problem)
+        return await self._sampler.sample(f"problem {next(SERIAL)}", problem, 0)
 
     async def _score(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
         texts: Sequence[Transcript] = (Transcript(text=""),) * len(generation.lengths)

@@ -144,15 +144,36 @@ def read(path: Path) -> Iterator[Logged]:
     A last line without a line end is left out: the run was killed while writing it, or is writing it now. Raises
     :class:`EventLogError` for any other line that is not an event, and for an event or field unknown to this version.
     """
-    with path.open(encoding="utf-8") as file:
+    for found in read_around(path):
+        if isinstance(found, EventLogError):
+            raise found
+        yield found
+
+
+def read_around(path: Path) -> Iterator[Logged | EventLogError]:
+    """The same with an error in place of each line for which :func:`read` raises it."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield _logged(json.loads(line))
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
+                yield EventLogError(f"{path}, line {number}: no event of this version: {error!r}")
+
+
+def read_what_is_left(path: Path, damaged: Callable[[int], None]) -> Iterator[Logged]:
+    """The events of a log as :func:`read` gives them, without lines that are none, whose numbers ``damaged`` gets."""
+    with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 return
             try:
                 logged = _logged(json.loads(line))
-            except (KeyError, TypeError, ValueError) as error:
-                raise EventLogError(f"{path}, line {number}: no event of this version: {error!r}") from error
-            yield logged
+            except (KeyError, TypeError, ValueError, RecursionError):
+                damaged(number)
+            else:
+                yield logged
 
 
 def _logged(line: Any) -> Logged:
@@ -193,7 +214,7 @@ _READERS: Mapping[object, Callable[[Any], object]] = {
     PolicyVersion: _exactly(int),
     Mapping[str, float]: lambda value: {name: _number(item) for name, item in _mapping(value).items()},
     Mapping[str, int]: _mapping,
-    tuple[int, ...]: tuple,
+    tuple[int, ...]: lambda value: tuple(map(_exactly(int), value)),
     tuple[Span, ...]: lambda value: tuple(Span(**span) for span in value),
 }
 """For the declared type of a field, the function that restores its value from JSON."""

@@ -68,6 +68,10 @@ class GroupGenerated(Event):
     """Number of responses that reached the length limit, without those that were cut at a deadline."""
     oldest_version: PolicyVersion
     newest_version: PolicyVersion
+    prompt_tokens: int = 0
+    """Length of the prompt; 0 in logs of earlier versions."""
+    lengths: tuple[int, ...] = ()
+    """Number of tokens in each response; empty in logs of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,8 @@ class Sampling:
     temperature: float
     """Sampling temperature; 0 is greedy."""
     top_p: float
+    seed: int | None = None
+    """Seed of the first response, from 0 to 2^62; each further one has the next number. With None the engine draws on."""
 
     def probe(self) -> Sampling:
         """The same sampling for a single token of a single response."""

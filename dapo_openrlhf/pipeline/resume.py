@@ -64,6 +64,10 @@ FIXED: Mapping[str, Fixed] = {
         reason="a run's config.yaml holds every setting already, so another preset would change nothing",
         remedy="change the settings themselves",
     ),
+    "algo.advantage.is_correction": Fixed(
+        reason="a run's config.yaml holds every setting already, so a name for several would change nothing",
+        remedy="change algo.advantage.is_correction_level and the settings after it",
+    ),
     "device": Fixed(reason="the optimizer is another one on the other kind of machine"),
     "run.name": _FOLDER,
     "run.dir": _FOLDER,
@@ -105,11 +109,14 @@ _SCHEDULE = "the schedule is worked out anew and entered where the rollout steps
 _GROUPS = "groups begun from then on"
 _WAITS = "waits from then on"
 _EVALUATION = "evaluations from then on"
+_REPORTED = "what is reported from the resumed run's start"
 
 CHANGEABLE: Mapping[str, str] = {
     "actor.eps_clip_low_high": _AT_ONCE,
     "actor.dual_clip": _AT_ONCE,
     "actor.policy_loss_type": _AT_ONCE,
+    "actor.dppo_delta": _AT_ONCE,
+    "actor.sapo_tau": _AT_ONCE,
     "actor.loss_agg_mode": _AT_ONCE,
     "actor.adam.lr": _RATE,
     "actor.adam.betas": _RATE,
@@ -152,6 +159,7 @@ CHANGEABLE: Mapping[str, str] = {
     "train.grace_seconds": _AT_ONCE,
     "train.max_restarts": "restarts are counted anew",
     "train.check_agreement": "the check at the resumed run's start",
+    "train.full_determinism_enable": _AT_ONCE,
     "train.batch_size": f"{_AT_ONCE}; {_SCHEDULE}",
     "train.max_tokens_per_gpu": _AT_ONCE,
     "train.max_epochs": f"{_AT_ONCE}; {_SCHEDULE}",
@@ -163,6 +171,7 @@ CHANGEABLE: Mapping[str, str] = {
     "async.over_sampling": _GROUPS,
     "async.kv_cache": "publications from then on",
     "async.old_logprobs": _AT_ONCE,
+    "async.scale_lr": _RATE,
     "async.generate_timeout": _WAITS,
     "async.reward_timeout": _WAITS,
     "async.train_timeout": _WAITS,
@@ -174,6 +183,8 @@ CHANGEABLE: Mapping[str, str] = {
     "algo.advantage.is_correction_level": _AT_ONCE,
     "algo.advantage.is_correction_mode": _AT_ONCE,
     "algo.advantage.is_correction_threshold": _AT_ONCE,
+    "algo.advantage.is_correction_gating": _AT_ONCE,
+    "algo.advantage.is_correction_cap": _AT_ONCE,
     "algo.kl.init_coef": f"{_AT_ONCE}; the reference is the model that the run began with, also where it had none",
     "algo.kl.use_loss": _AT_ONCE,
     "algo.kl.estimator": _AT_ONCE,
@@ -211,6 +222,12 @@ CHANGEABLE: Mapping[str, str] = {
     "eval.max_new_tokens": _EVALUATION,
     "ckpt.save_steps": "checkpoints from then on",
     "ckpt.max_num": "checkpoints from then on; older ones beyond it are removed at the next",
+    "report.wandb": _REPORTED,
+    "report.prometheus": _REPORTED,
+    "logger.wandb.project": _REPORTED,
+    "logger.wandb.org": _REPORTED,
+    "logger.wandb.group": _REPORTED,
+    "logger.wandb.run_name": _REPORTED,
     "ckpt.best_metric_key": "which checkpoint is kept as the best, from the next one on, among all that are left",
 }
 """Settings that a resumed run may change, with what the new value governs."""

@@ -122,7 +122,7 @@ class RolloutLoop:
 
     async def _generate(self, group_id: int, prompt: Prompt) -> Generation:
         started = self._log.now()
-        generation = await self._sampler.sample(_request(group_id), prompt)
+        generation = await self._sampler.sample(_request(group_id), prompt, group_id)
         self._log.emit(
             GroupGenerated(
                 group=group_id,
@@ -133,6 +133,8 @@ class RolloutLoop:
                 truncated=sum(generation.truncated) - sum(generation.cut),
                 oldest_version=generation.oldest_version,
                 newest_version=generation.newest_version,
+                prompt_tokens=generation.prompt_length,
+                lengths=generation.lengths,
             )
         )
         return generation

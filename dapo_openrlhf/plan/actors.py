@@ -6,40 +6,75 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from dapo_openrlhf.pipeline.checkpoint import RunState
+from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.events import WorkerSpans
 from dapo_openrlhf.pipeline.ports import Publication
 from dapo_openrlhf.plan.engine import SimulatedEngine
-from dapo_openrlhf.plan.scenario import Sample, SyncSpeed, TrainerSpeed
-from dapo_openrlhf.types import PolicyVersion, Prompt, Score, TrainBatch
+from dapo_openrlhf.plan.scenario import Sample, Sharing, SyncSpeed, TrainerSpeed
+from dapo_openrlhf.types import PolicyVersion, Prompt, Score, Span, TrainBatch
 
 
 class SimulatedRewards:
-    """A ``RewardScorer`` that takes a fixed time for each group."""
+    """A ``RewardScorer`` that takes the time of each sample, or a fixed one."""
 
     def __init__(self, seconds: float) -> None:
+        """``seconds``: duration for samples that say none."""
         self._seconds = seconds
 
     async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
         """Score the responses of a sample, as it says."""
         assert isinstance(texts, Sample)
-        await asyncio.sleep(self._seconds)
+        await asyncio.sleep(self._seconds if texts.reward_seconds is None else texts.reward_seconds)
         return tuple(Score(correct=right, reward=1.0 if right else -1.0) for right in texts.correct)
 
 
 class SimulatedTrainer:
     """A ``PolicyTrainer`` whose steps take as long as their tokens need."""
 
-    def __init__(self, speed: TrainerSpeed) -> None:
+    def __init__(self, speed: TrainerSpeed, sharing: Sharing, engines: Sequence[SimulatedEngine]) -> None:
         self._speed = speed
+        self._sharing = sharing
+        self._engines = engines
+        self._changed = asyncio.Event()
         self.busy = 0.0
         """Seconds of training."""
+        if sharing.trainer > 0:
+            for engine in engines:
+                engine.on_change = self._changed.set
 
     async def train(self, batch: TrainBatch) -> Mapping[str, float]:
         """Train for a while."""
         tokens = sum(group.response_tokens + group.prompt_length * len(group.rollouts) for group in batch.groups)
-        seconds = self._speed.step + self._speed.per_token * tokens
-        self.busy += seconds
-        await asyncio.sleep(seconds)
+        began = asyncio.get_running_loop().time()
+        self._slow_engines(1 + self._sharing.engine)
+        try:
+            await self._work(self._speed.step + self._speed.per_token * tokens)
+        finally:
+            self._slow_engines(1.0)
+            self.busy += asyncio.get_running_loop().time() - began
         return {}
+
+    async def _work(self, seconds: float) -> None:
+        """Take ``seconds``, and longer while engines generate that share the trainer's device."""
+        if self._sharing.trainer == 0:
+            await asyncio.sleep(seconds)
+            return
+        now = asyncio.get_running_loop().time
+        while seconds > 0:
+            self._changed.clear()
+            generating = sum(engine.generating for engine in self._engines) / len(self._engines)
+            slowness, began = 1 + self._sharing.trainer * generating, now()
+            try:
+                async with asyncio.timeout(seconds * slowness):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+            seconds -= (now() - began) / slowness
+
+    def _slow_engines(self, factor: float) -> None:
+        if self._sharing.engine > 0:
+            for engine in self._engines:
+                engine.slow_down(factor)
 
     async def supervise(self) -> None:
         """Wait until cancelled, since nothing happens to a model."""
@@ -58,9 +93,11 @@ class SimulatedTrainer:
 class SimulatedPublisher:
     """A ``WeightPublisher`` that takes fixed times."""
 
-    def __init__(self, speed: SyncSpeed, engines: Sequence[SimulatedEngine]) -> None:
+    def __init__(self, speed: SyncSpeed, engines: Sequence[SimulatedEngine], log: EventLog) -> None:
+        """``log`` gets the engines' pauses."""
         self._speed = speed
         self._engines = engines
+        self._log = log
 
     async def send(self, version: PolicyVersion) -> Publication:
         """Keep the trainer waiting."""
@@ -72,7 +109,16 @@ class SimulatedPublisher:
         await asyncio.sleep(max(0.0, self._speed.deliver - self._speed.pause))
         for engine in self._engines:
             engine.load(publication.version, pause=self._speed.pause)
+        began = self._log.now()
         await asyncio.sleep(self._speed.pause)
+        self._log.emit(
+            WorkerSpans(
+                spans=tuple(
+                    Span(worker=f"engine {index}", kind="load_weights", start=began, end=self._log.now())
+                    for index in range(len(self._engines))
+                )
+            )
+        )
 
 
 class NoCheckpoints:

@@ -71,8 +71,12 @@ class SimulatedEngine:
         self._then = 0.0  # the time that progress and context belong to; later than now during a pause
         self._timer: asyncio.TimerHandle | None = None
         self._now = asyncio.get_running_loop().time
+        self._slowness = 1.0
         self.busy = 0.0
         """Seconds in which at least one sequence ran."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when it begins and when it ceases to generate."""
+        self._was_generating = False
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         """Sample a group. Raises :class:`GroupError` if it was cut before each response had a token."""
@@ -87,6 +91,8 @@ class SimulatedEngine:
         self._admit()
         try:
             await done
+            if self._speed.latency > 0:
+                await asyncio.sleep(self._speed.latency)
         except asyncio.CancelledError:
             self.cut(request)
             raise
@@ -139,13 +145,25 @@ class SimulatedEngine:
         self._stall(pause)
         self._schedule()
 
+    @property
+    def generating(self) -> bool:
+        """Whether a sequence runs."""
+        return self._count > 0
+
+    def slow_down(self, factor: float) -> None:
+        """Take ``factor`` times as long for each decode step from now on."""
+        self._advance()
+        self._slowness = factor
+        self._schedule()
+
     def _advance(self) -> None:
         """Let the running sequences gain the tokens of the time that has passed."""
         now = self._now()
         if now <= self._then:
             return
         if self._count:
-            steps = self._speed.steps(now - self._then, sequences=self._count, context=self._context)
+            seconds = (now - self._then) / self._slowness
+            steps = self._speed.steps(seconds, sequences=self._count, context=self._context)
             self._progress += steps
             self._context += steps * self._count
             self.busy += now - self._then
@@ -181,8 +199,11 @@ class SimulatedEngine:
             heapq.heappop(self._running)
         if self._running:
             steps = max(0.0, self._running[0][0] - self._progress)
-            seconds = self._speed.seconds(steps, sequences=self._count, context=self._context)
+            seconds = self._speed.seconds(steps, sequences=self._count, context=self._context) * self._slowness
             self._timer = asyncio.get_running_loop().call_at(self._then + seconds, self._finish)
+        if self.generating != self._was_generating:
+            self._was_generating = self.generating
+            self.on_change()
 
     def _finish(self) -> None:
         """End the sequences that have all their tokens."""

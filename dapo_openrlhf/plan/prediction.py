@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,6 +32,10 @@ class Prediction:
     """Share of the time in which the trainer does not train."""
     ages: Counter[int]
     """Number of trained groups by their policy age."""
+    cut_share: float = 0.0
+    """Share of the trained responses that were cut at a deadline."""
+    error: float | None = None
+    """Half of the 95 % interval of the mean step, where several simulations tell; see :attr:`interval`."""
 
     @property
     def step(self) -> float:
@@ -43,6 +47,11 @@ class Prediction:
         """Standard error of :attr:`step`; nan with fewer than two steps."""
         count = len(self.step_seconds)
         return statistics.stdev(self.step_seconds) / count**0.5 if count > 1 else float("nan")
+
+    @property
+    def interval(self) -> float:
+        """Half of the 95 % interval of :attr:`step`, in seconds."""
+        return 1.96 * self.spread if self.error is None else self.error
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,6 +72,26 @@ class Prediction:
     def waste(self) -> float:
         """Share of the generated tokens that are not trained, 0 to 1."""
         return max(0.0, 1 - self.trained_tokens / self.generated_tokens)
+
+
+def pooled(parts: Sequence[Prediction], *, error: float) -> Prediction:
+    """Several simulations of the same run as one; ``error`` is half of the 95 % interval of their mean step."""
+    seconds = [sum(part.step_seconds) for part in parts]
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * weight for value, weight in zip(values, seconds, strict=True)) / sum(seconds)
+
+    return Prediction(
+        max_staleness=parts[0].max_staleness,
+        step_seconds=tuple(step for part in parts for step in part.step_seconds),
+        trained_tokens=sum(part.trained_tokens for part in parts),
+        generated_tokens=sum(part.generated_tokens for part in parts),
+        engines_idle=mean(part.engines_idle for part in parts),
+        trainer_idle=mean(part.trainer_idle for part in parts),
+        ages=sum((part.ages for part in parts), Counter[int]()),
+        cut_share=statistics.fmean(part.cut_share for part in parts),
+        error=error,
+    )
 
 
 class Recorder:
@@ -100,6 +129,8 @@ class Recorder:
     def prediction(self) -> Prediction:
         """The prediction, once the run is over."""
         first = max(1, int(WARM_UP_SHARE * self._scenario.steps))
+        if self._scenario.max_staleness + 1 < self._scenario.steps - 1:
+            first = max(first, self._scenario.max_staleness + 1)
         ends = self._ends[first - 1 :]
         counted = self._batches[first:]
         seconds = ends[-1] - ends[0]
@@ -112,4 +143,5 @@ class Recorder:
             engines_idle=max(0.0, 1 - engines / (seconds * len(self._engines))),
             trainer_idle=max(0.0, 1 - trainer / seconds),
             ages=Counter(age for batch in counted for age in batch.ages),
+            cut_share=sum(batch.cut for batch in counted) / sum(batch.responses for batch in counted),
         )

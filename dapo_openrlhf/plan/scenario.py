@@ -25,6 +25,8 @@ class EngineSpeed:
     """Seconds of prefill for each token of a group's prompt, which its responses share; decoding waits meanwhile."""
     most_sequences: int = 256
     """Number of sequences that run at once; the others wait in order of arrival."""
+    latency: float = 0.0
+    """Seconds from the end of a group's last response until the controller has the group."""
 
     def seconds(self, steps: float, *, sequences: int, context: float) -> float:
         """Duration of ``steps`` decode steps with the same sequences, whose context grows by one token each a step."""
@@ -62,12 +64,24 @@ class SyncSpeed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """How engines and trainer slow each other down where they share a device or the cores of a machine."""
+
+    engine: float = 0.0
+    """Decode steps take ``1 + engine`` times as long while the trainer trains."""
+    trainer: float = 0.0
+    """Training takes ``1 + trainer`` times as long while all engines generate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """The responses to one prompt."""
 
     lengths: tuple[int, ...]
     """In tokens; G entries."""
     correct: tuple[bool, ...]
+    reward_seconds: float | None = None
+    """Duration of their scoring; None for that of all groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +160,7 @@ class Scenario:
     """Fixed factor, or None for the measured one; see ``async.over_sampling_factor``."""
     cut_late: bool = False
     """Whether groups at their deadline are cut instead of waited for."""
+    sharing: Sharing = Sharing()
     steps: int = 24
     """Number of rollout steps, of which the first quarter is not counted."""
     seed: int = 0

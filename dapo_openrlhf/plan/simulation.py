@@ -10,7 +10,8 @@ from dapo_openrlhf.pipeline.agreement import Agreement
 from dapo_openrlhf.pipeline.conductor import Pipeline, Training
 from dapo_openrlhf.pipeline.dynamic_sampling import WINDOW_BATCHES, GroupFilter, OverSampling
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
-from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.event_log import EventLog, Lines
+from dapo_openrlhf.pipeline.events import RunStarted
 from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.pipeline.prompts import PromptStream
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
@@ -31,18 +32,22 @@ ROUNDS_PER_GROUP = 200
 """Turns of the event loop that a group needs at most, in any settings."""
 
 
-def simulate(scenario: Scenario) -> Prediction:
-    """Predict a run. Takes some tenths of a millisecond of processor time for each group."""
+def simulate(scenario: Scenario, *, file: Lines | None = None) -> Prediction:
+    """Predict a run. Takes some tenths of a millisecond of processor time for each group.
+
+    ``file`` gets the event log that such a run would write.
+    """
     groups = scenario.steps * scenario.batch_size / max(scenario.work.pass_rate, 0.02)
     rounds = int(ROUNDS_PER_GROUP * (groups + 1000) * scenario.responses)
-    return run_virtual(_simulate(scenario), most_rounds=rounds)
+    return run_virtual(_simulate(scenario, file), most_rounds=rounds)
 
 
-async def _simulate(scenario: Scenario) -> Prediction:
-    log = EventLog(None, clock=asyncio.get_running_loop().time)
+async def _simulate(scenario: Scenario, file: Lines | None) -> Prediction:
+    log = EventLog(file, clock=asyncio.get_running_loop().time)
+    log.emit(_started(scenario))
     draw = _Draw(scenario)
     engines = [SimulatedEngine(index, scenario.engine, draw, version=0) for index in range(scenario.engines)]
-    trainer = SimulatedTrainer(scenario.trainer)
+    trainer = SimulatedTrainer(scenario.trainer, scenario.sharing, engines)
     recorder = Recorder(scenario, log, engines, trainer)
     pool = EnginePool(engines)
     rollouts = _rollouts(scenario, pool, log)
@@ -51,7 +56,7 @@ async def _simulate(scenario: Scenario) -> Prediction:
         rollouts=rollouts,
         training=Training(
             trainer=trainer,
-            publisher=SimulatedPublisher(scenario.sync, engines),
+            publisher=SimulatedPublisher(scenario.sync, engines, log),
             agreement=Agreement(limit=math.inf, data_type="fp32"),
         ),
         evaluator=None,
@@ -61,6 +66,18 @@ async def _simulate(scenario: Scenario) -> Prediction:
     )
     await pipeline.run()
     return recorder.prediction()
+
+
+def _started(scenario: Scenario) -> RunStarted:
+    return RunStarted(
+        unix_time=0.0,
+        engines=scenario.engines,
+        trainer_ranks=1,
+        devices=scenario.engines + 1,
+        max_staleness=scenario.max_staleness,
+        batch_size=scenario.batch_size,
+        first_step=0,
+    )
 
 
 def _rollouts(scenario: Scenario, engines: EnginePool, log: EventLog) -> RolloutLoop:

@@ -34,11 +34,13 @@ class Split:
     engines: int
     tensor_parallel: int
     ranks: int
+    shared: bool = False
+    """Whether the engines are on the trainer's devices."""
 
     @property
     def devices(self) -> int:
         """Number of devices in all."""
-        return self.engines * self.tensor_parallel + self.ranks
+        return self.ranks if self.shared else self.engines * self.tensor_parallel + self.ranks
 
     def __str__(self) -> str:
         return f"{self.engines} x {self.tensor_parallel} : {self.ranks}"
@@ -88,8 +90,8 @@ def search(choices: Sequence[Split], scenario_of: Callable[[Split], Scenario]) -
     return found
 
 
-def predict(split: Split, scenario: Scenario) -> Candidate:
-    """Simulate one split, made smaller where it is large."""
+def predict(split: Split, scenario: Scenario, *, steps: int | None = None) -> Candidate:
+    """Simulate one split, made smaller where it is large; ``steps`` is the number of steps, of which some are counted."""
     factor = max(1, scenario.engines // SIMULATED_ENGINES, scenario.batch_size // SIMULATED_GROUPS)
     factor = min(factor, scenario.engines, scenario.batch_size)
     small = replace(
@@ -97,7 +99,7 @@ def predict(split: Split, scenario: Scenario) -> Candidate:
         engines=scenario.engines // factor,
         batch_size=max(1, round(scenario.batch_size * (scenario.engines // factor) / scenario.engines)),
     )
-    small = replace(small, steps=_steps(small))
+    small = replace(small, steps=steps or _steps(small))
     shrunk = small.batch_size / scenario.batch_size
     trainer = replace(scenario.trainer, per_token=scenario.trainer.per_token / shrunk)
     small = replace(small, trainer=trainer)
@@ -125,12 +127,23 @@ def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
     return front
 
 
+def _unsure(candidate: Candidate) -> float:
+    """How many times as many tokens per second another candidate must train to be clearly better."""
+    error = candidate.prediction.error
+    return STEEP if error is None else max(STEEP, 1 + error / candidate.prediction.step)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
     """The candidate to take, and why."""
 
     chosen: Candidate
     reason: str
+
+
+def _within(chosen: Candidate, more: float) -> str:
+    error = chosen.prediction.error
+    return ", which is within the error of this plan" if error is not None and more > STEEP - 1 else ""
 
 
 def advise(candidates: Sequence[Candidate]) -> Advice:
@@ -144,11 +157,11 @@ def advise(candidates: Sequence[Candidate]) -> Advice:
             "the best synchronous one"
         )
         return Advice(chosen=synchronous, reason=reason)
-    enough = [c for c in candidates if c.per_device * STEEP >= best.per_device]
+    enough = [c for c in candidates if c.per_device * _unsure(c) >= best.per_device]
     chosen = min(enough, key=lambda c: (c.prediction.max_staleness, -c.per_device))
     more = best.per_device / chosen.per_device - 1
     reason = (
         f"it trains {chosen.per_device / synchronous.per_device:.2f} times as many tokens per second as the best "
-        f"synchronous split; a larger K would add {more:.0%} at most"
+        f"synchronous split; a larger K would add {more:.0%} at most{_within(chosen, more)}"
     )
     return Advice(chosen=chosen, reason=reason)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from dapo_openrlhf.plan.prediction import Prediction
 from dapo_openrlhf.plan.splits import Advice, Candidate, pareto
 
 HEAD = (
@@ -33,7 +35,7 @@ def table(candidates: Sequence[Candidate], advice: Advice) -> str:
                 mark,
                 str(what.max_staleness),
                 str(one.split),
-                f"{what.step:.1f} s",
+                _step(what),
                 f"{what.tokens_per_second:,.0f}",
                 f"{one.per_device:,.0f}",
                 f"{what.engines_idle:.0%}",
@@ -46,6 +48,19 @@ def table(candidates: Sequence[Candidate], advice: Advice) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _step(what: Prediction) -> str:
+    """Seconds of a step, with half of the interval where several simulations tell it."""
+    places = 1 if what.step >= 10 else 2
+    interval = "" if what.error is None else f" ± {what.error:.{places}f}"
+    return f"{what.step:.{places}f}{interval} s"
+
+
+def ages(what: Prediction) -> str:
+    """How many of the trained groups had which age."""
+    total = what.ages.total()
+    return ", ".join(f"{age} {count / total:.0%}" for age, count in sorted(what.ages.items()))
 
 
 def _best_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -63,11 +78,12 @@ def as_dict(candidates: Sequence[Candidate], advice: Advice) -> dict[str, Any]:
     return {
         "advice": {"split": str(advice.chosen.split), "max_staleness": advice.chosen.prediction.max_staleness,
                    "reason": advice.reason},
-        "candidates": [_figures(one) | {"pareto": one in front} for one in candidates],
+        "candidates": [figures(one) | {"pareto": one in front} for one in candidates],
     }  # fmt: skip
 
 
-def _figures(one: Candidate) -> dict[str, Any]:
+def figures(one: Candidate) -> dict[str, Any]:
+    """Every figure of a candidate; half of an interval of 95 %, in seconds, or null where it is not known."""
     what = one.prediction
     return {
         "max_staleness": what.max_staleness,
@@ -75,7 +91,7 @@ def _figures(one: Candidate) -> dict[str, Any]:
         "tensor_parallel_size": one.split.tensor_parallel,
         "trainer_ranks": one.split.ranks,
         "step_seconds": what.step,
-        "step_seconds_error": what.spread,
+        "step_seconds_half_interval": what.interval if math.isfinite(what.interval) else None,
         "trained_tokens_per_second": what.tokens_per_second,
         "trained_tokens_per_second_per_device": one.per_device,
         "engines_idle": what.engines_idle,
@@ -84,6 +100,7 @@ def _figures(one: Candidate) -> dict[str, Any]:
         "mean_age": what.mean_age,
         "max_age": what.max_age,
         "waste": what.waste,
+        "cut_share": what.cut_share,
         "bound_seconds": {
             "trainer": one.bound.trainer,
             "engines": one.bound.engines,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from dapo_openrlhf.pipeline.events import Evaluated, Event, Rewound
@@ -15,31 +15,38 @@ class Curves(Sink):
 
     name = "the picture of the curves"
 
-    def __init__(self, path: Path, *, title: str, earlier: Sequence[Row] = ()) -> None:
-        """``earlier``: rows of the steps that were done before the run was resumed."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        title: str,
+        earlier: Mapping[int, Row] | None = None,
+        measured: Mapping[int, float] | None = None,
+    ) -> None:
+        """``earlier``: rows by step, from 0, that were done before the run was resumed; ``measured``: held-out accuracies
+        of that time by the number of steps done."""
         self._path = path
         self._title = title
-        self._rows = list(earlier)
-        self._evaluations = [
-            (step, row["eval/accuracy"]) for step, row in enumerate(self._rows) if "eval/accuracy" in row
-        ]
+        self._rows = dict(earlier or {})
+        self._evaluations = dict(measured or {})
         self._rewinds: list[int] = []
 
     def event(self, event: Event) -> None:
         """Keep a held-out accuracy; forget what a rewind has undone, and keep where it led to."""
         if isinstance(event, Rewound):
-            del self._rows[event.to_step :]
-            self._evaluations = [(step, value) for step, value in self._evaluations if step <= event.to_step]
+            self._rows = {step: row for step, row in self._rows.items() if step < event.to_step}
+            self._evaluations = {step: value for step, value in self._evaluations.items() if step <= event.to_step}
             self._rewinds.append(event.to_step)
         if isinstance(event, Evaluated):
-            self._evaluations.append((event.step, event.accuracy))
+            self._evaluations[event.step] = event.accuracy
 
     def step(self, step: int, row: Row, elapsed: float) -> None:
         """Keep a row."""
-        self._rows.append(row)
+        self._rows[step] = row
 
     def close(self) -> None:
         """Draw the curves."""
         from dapo_openrlhf.report.picture import draw_run
 
-        draw_run(self._rows, self._evaluations, self._path, self._title, rewinds=self._rewinds)
+        rows = [self._rows.get(step, {}) for step in range(max(self._rows, default=-1) + 1)]
+        draw_run(rows, sorted(self._evaluations.items()), self._path, self._title, rewinds=self._rewinds)

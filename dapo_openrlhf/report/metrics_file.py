@@ -10,6 +10,9 @@ from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.recorder import Sink
 from dapo_openrlhf.whole_file import write_whole
 
+LARGEST = 1e300
+"""What is larger is no measurement."""
+
 
 class MetricsFile(Sink):
     """Appends each step's row to a file as soon as it comes."""
@@ -50,9 +53,28 @@ def earlier_rows(path: Path, first_step: int) -> list[Row]:
     return [{name: value for name, value in line.items() if name != "step"} for line in kept]
 
 
+def read_rows(path: Path) -> dict[int, Row]:
+    """The rows of a run by step, from 0, without what is no finite number; of two rows of a step the later.
+
+    The file stays as it is.
+    """
+    if not path.is_file():
+        return {}
+    lines = map(_row, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    rows = {int(line["step"]): line for line in lines if line is not None and line["step"] >= 0}
+    return {
+        step: {name: float(value) for name, value in rows[step].items() if name != "step" and _is_finite(value)}
+        for step in sorted(rows)
+    }
+
+
 def _row(line: str) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST  # type: ignore[arg-type]  # it is one of the two

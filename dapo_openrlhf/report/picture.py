@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dapo_openrlhf.report.smoothing import smooth, smoothing_window
 from dapo_openrlhf.whole_file import whole_file
 
 SIZE_INCHES = (13.0, 7.2)
@@ -40,6 +41,11 @@ class Curve:
     values: Sequence[float]
     """The values, NaN where a step has none."""
 
+    @staticmethod
+    def points(values: Sequence[float]) -> list[tuple[int, float]]:
+        """Step and value wherever there is a value, so that a line goes on over a step without one."""
+        return [(step, value) for step, value in enumerate(values, start=1) if math.isfinite(value)]
+
     @property
     def recorded(self) -> bool:
         """Whether there is anything to draw."""
@@ -56,7 +62,7 @@ def draw_run(
 ) -> None:
     """Draw a run's curves into a PNG file, which is written atomically.
 
-    ``rows`` has one row per rollout step, in order; names that a row lacks, and NaN, leave gaps. ``evaluations`` has
+    ``rows`` has one row per rollout step, in order; lines go on over steps without a number. ``evaluations`` has
     (rollout steps done, held-out accuracy 0 to 1); 0 steps done is the initial model. ``rewinds`` has the steps done at
     the checkpoints that the run has gone back to.
     """
@@ -88,21 +94,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to a PNG file atomically."""
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, format="png")
-
-
-def smoothing_window(steps: int) -> int:
-    """Number of steps in a moving average: odd, about a fifteenth of the run, 3 to 31; 1 for less than 10 steps."""
-    return 1 if steps < 10 else min(max(2 * (steps // 30) + 1, 3), 31)
-
-
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Centred moving average over ``window`` entries (fewer at the ends) that skips NaN; NaN stays NaN."""
-    half = window // 2
-    averages = []
-    for middle, value in enumerate(values):
-        near = [v for v in values[max(middle - half, 0) : middle + half + 1] if math.isfinite(v)]
-        averages.append(sum(near) / len(near) if math.isfinite(value) else math.nan)
-    return averages
 
 
 def _curve(rows: Sequence[Mapping[str, float]], name: str, colour: str, *, label: str = "", unit: float = 1.0) -> Curve:
@@ -145,10 +136,10 @@ def _draw_curve(axes: Axes, curve: Curve, window: int) -> None:
     """Draw the curve faintly and its smoothed version on top; in a short run the curve itself, with dots."""
     if not curve.recorded:
         return
-    steps = range(1, len(curve.values) + 1)
+    steps, values = zip(*curve.points(curve.values), strict=True)
     if window > 1:
-        axes.plot(steps, curve.values, color=curve.colour, alpha=0.28, linewidth=1.0)
-    smoothed = smooth(curve.values, window)
+        axes.plot(steps, values, color=curve.colour, alpha=0.28, linewidth=1.0)
+    steps, smoothed = zip(*curve.points(smooth(curve.values, window)), strict=True)
     marker = "o" if window == 1 else ""
     axes.plot(steps, smoothed, color=curve.colour, linewidth=2.2, marker=marker, markersize=4, label=curve.label)
 
@@ -187,7 +178,7 @@ def _draw_length(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -
     right.yaxis.set_major_locator(MaxNLocator(nbins=6))
     right.set_ylabel("% of responses truncated", color=RED, fontsize=9.5, labelpad=6)
     shares = smooth(truncated.values, window)
-    (line,) = right.plot(range(1, len(shares) + 1), shares, color=RED, linewidth=1.4, label=truncated.label)
+    (line,) = right.plot(*zip(*truncated.points(shares), strict=True), color=RED, linewidth=1.4, label=truncated.label)
     line.set(linestyle=(0, (2, 1)), marker="o" if window == 1 else "", markersize=4)
     right.set_ylim(0, min(max(2.0, 1.5 * max(filter(math.isfinite, shares))), 105.0))
     _legend(axes, right)
@@ -200,8 +191,8 @@ def _draw_age(axes: Axes, rows: Sequence[Mapping[str, float]], window: int) -> N
     head_axes(axes, "Policy age", "versions behind the trainer")
     _draw_curve(axes, mean, window)
     if oldest.recorded:
-        steps = range(1, len(rows) + 1)
-        (line,) = axes.step(steps, oldest.values, where="mid", color=GREEN, linewidth=3.5, label=oldest.label)
+        steps, tops = zip(*oldest.points(oldest.values), strict=True)
+        (line,) = axes.step(steps, tops, where="mid", color=GREEN, linewidth=3.5, label=oldest.label)
         line.set(alpha=0.5, zorder=1.5, marker="o" if window == 1 else "", markersize=7)
     if not (mean.recorded or oldest.recorded):
         return _not_recorded(axes)

@@ -28,7 +28,7 @@ class Sink:
 
 
 class Recorder:
-    """Turns a run's events into rows as they occur. A sink that cannot write never ends the run."""
+    """Turns a run's events into rows as they occur. A sink that fails never ends the run."""
 
     def __init__(
         self, log: EventLog, sinks: Sequence[Sink], *, devices: int, warn: Callable[[str], None] = print
@@ -94,7 +94,23 @@ class Recorder:
         for sink in self._sinks:
             try:
                 call(sink)
-            except OSError as error:
+            except Exception as error:
                 if sink not in self._warned:
                     self._warned.add(sink)
-                    self._warn(f"warning: {sink.name} cannot be written, and the run goes on without: {error}")
+                    self._warn(f"warning: {sink.name} cannot be written, and the run goes on without: {_cause(error)}")
+
+
+def open_sinks(makers: Sequence[Callable[[], Sink]], *, warn: Callable[[str], None]) -> list[Sink]:
+    """Make every sink; one that cannot be made is left out, and ``warn`` gets a message."""
+    sinks = []
+    for make in makers:
+        try:
+            sinks.append(make())
+        except Exception as error:
+            warn(f"warning: a report cannot be written, and the run goes on without: {_cause(error)}")
+    return sinks
+
+
+def _cause(error: Exception) -> str:
+    """What the file system says speaks for itself; what else a library raises may not."""
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

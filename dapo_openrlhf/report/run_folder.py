@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def wandb(self) -> Path:
+        """Folder of what Weights & Biases writes."""
+        return self.path / "wandb"
+
+    @property
     def picture(self) -> Path:
         """Picture of the run's curves, PNG."""
         return self.path / "curves.png"

@@ -34,3 +34,18 @@ def run_lock(run: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def is_being_written(run: Path) -> bool:
+    """Whether a process on this machine is writing the run."""
+    try:
+        handle = os.open(run / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dapo_openrlhf.pipeline.event_log import Logged, read
+from dapo_openrlhf.pipeline.event_log import EventLogError, Logged, read
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,
     GroupDispatched,
@@ -38,12 +38,28 @@ COLOURS = {
     "save": "#cc79a7",
 }
 
+STEPS = (10, 12)
+"""Steps that are drawn of a run that has as many: by then the queue is full."""
+
 
 def read_log(file: Path) -> list[Logged]:
-    """The events of a log; for a resumed run only those since it was resumed, when times begin at 0 again."""
+    """The events of a log; for a resumed run only those since it was resumed, when times begin at 0 again.
+
+    Raises :class:`~dapo_openrlhf.pipeline.event_log.EventLogError`, also for a log in which no run begins.
+    """
     log = list(read(file))
     begins = [number for number, logged in enumerate(log) if isinstance(logged.event, RunStarted)]
-    return log[begins[-1] :] if begins else log
+    if not begins:
+        raise EventLogError(f"{file}: no run begins in it")
+    return log[begins[-1] :]
+
+
+def last_steps(log: Sequence[Logged]) -> tuple[int, int] | None:
+    """The first and the last step to draw where none are named: :data:`STEPS`, or the last that were done; None without."""
+    done = [logged.event.step for logged in log if isinstance(logged.event, StepDone)]
+    if not done:
+        return None
+    return STEPS if min(done) < STEPS[0] and max(done) >= STEPS[1] else (max(min(done), max(done) - 2), max(done))
 
 
 def worker_spans(log: Sequence[Logged]) -> list[tuple[str, str, float, float]]:
@@ -131,9 +147,11 @@ def draw_timeline(log: Sequence[Logged], path: Path, *, first_step: int, last_st
     from matplotlib.figure import Figure
 
     done = {logged.event.step: logged.time for logged in log if isinstance(logged.event, StepDone)}
-    if first_step - 1 not in done or last_step not in done:
-        raise ValueError(f"steps {first_step} to {last_step} are not within the log's steps 1 to {max(done)}")
-    begin, end = done[first_step - 1], done[last_step]
+    if first_step not in done or last_step not in done or first_step > last_step:
+        known = f"steps {min(done)} to {max(done)}" if done else "no step that was done"
+        raise ValueError(f"{first_step} to {last_step} are not steps of the log, which has {known}")
+    dispatched = next((logged.time for logged in log if isinstance(logged.event, GroupDispatched)), 0.0)
+    begin, end = done.get(first_step - 1, dispatched), done[last_step]
     spans = [span for span in worker_spans(log) if span[3] > begin and span[2] < end]
     workers = sorted({worker for worker, *_ in spans})
     figure = Figure(figsize=(11, 0.6 * len(workers) + 1.4), layout="constrained")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from dapo_openrlhf.config.choices import AnswerForm
 from dapo_openrlhf.config.errors import ConfigError
-from dapo_openrlhf.config.reward_origin import PythonFile, RewardOrigin, Rule, origin_of
+from dapo_openrlhf.config.reward_origin import PythonFile, RewardOrigin, Rule, Server, origin_of
 
 if TYPE_CHECKING:  # a reward process does not import pydantic, to start faster
     from dapo_openrlhf.config.reward import RewardSection
@@ -31,6 +31,8 @@ class RewardSettings:
     """Seconds the scoring of one response may take."""
     batch_size: int | None = 1
     """Number of a group's responses that are scored in one call; None scores all of them."""
+    files_one_by_one: bool = False
+    """Whether files get one response at a time of those that are scored in one call."""
     memory: int = 1024
     """MiB of memory the process may take beyond what it holds once everything is loaded."""
 
@@ -48,13 +50,16 @@ class RewardSettings:
 
 def reward_settings(reward: RewardSection) -> RewardSettings:
     """The settings of a reward process by the configuration. Raises ``ConfigError`` for a file that does not exist."""
+    served = any(isinstance(origin, Server) for origin in reward.origins)
+    batch_size = (None if served else 1) if reward.batch_size == "auto" else reward.batch_size
     return RewardSettings(
         sources=tuple(map(_found, reward.origins)),
         weights=reward.weights or (1.0,) * len(reward.origins),
         answer_form=reward.answer_form,
         correct_from=reward.correct_from,
         timeout=reward.timeout,
-        batch_size=reward.batch_size,
+        batch_size=batch_size,
+        files_one_by_one=served and reward.batch_size == "auto",
         memory=reward.memory,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from dapo_openrlhf.config.choices import AnswerForm
@@ -31,7 +31,8 @@ def open_source(origin: RewardOrigin, settings: RewardSettings) -> RewardSource:
         case PythonFile(path):
             from dapo_openrlhf.rewards.function import FunctionReward, load_function
 
-            return FunctionReward(load_function(path), correct_from=settings.correct_from)
+            function = FunctionReward(load_function(path), correct_from=settings.correct_from)
+            return OneByOne(function) if settings.files_one_by_one else function
         case _:
             assert_never(origin)
 
@@ -65,6 +66,21 @@ def _number_form(answer_form: AnswerForm) -> bool:
             return True
         case _:
             assert_never(answer_form)
+
+
+@dataclass(frozen=True, slots=True)
+class OneByOne:
+    """A reward that is asked about one response at a time."""
+
+    source: RewardSource
+
+    def __call__(self, question: Question) -> list[Score]:
+        """Score each response. Raises what the reward raises."""
+        alone = [
+            replace(question, responses=[response], queries=[query])
+            for response, query in zip(question.responses, question.queries, strict=True)
+        ]
+        return [score for part in alone for score in self.source(part)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dapo_openrlhf.algorithm.aggregation import token_weights
 from dapo_openrlhf.algorithm.choices import LossAggMode
+from dapo_openrlhf.algorithm.correction import importance_weights
 from dapo_openrlhf.algorithm.kl import kl_estimate
-from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio, value_loss
+from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate, policy_ratio, value_loss
 
 ZERO = torch.tensor(0.0, dtype=torch.float64)
 

@@ -13,8 +13,9 @@ import torch
 from dapo_openrlhf.algorithm.advantage import CREDITS
 from dapo_openrlhf.algorithm.aggregation import token_weights
 from dapo_openrlhf.algorithm.choices import ESTIMATORS, POLICY_LOSSES
+from dapo_openrlhf.algorithm.correction import importance_weights
 from dapo_openrlhf.algorithm.kl import kl_estimate
-from dapo_openrlhf.algorithm.loss import importance_weights, policy_ratio
+from dapo_openrlhf.algorithm.objective import Limits, Policies, objective
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.actor_settings import engine_args, openrlhf_settings
 from dapo_openrlhf.backend.trainer import attention
@@ -22,22 +23,29 @@ from dapo_openrlhf.backend.trainer.per_sample import Known
 from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
 from dapo_openrlhf.backend.trainer.step_settings import LossSettings
 from dapo_openrlhf.config.generation import AsyncSection
+from dapo_openrlhf.config.loading import build_config, build_reward
 from dapo_openrlhf.config.presets import PRESETS
+from dapo_openrlhf.config.reports import ReportSection
 from dapo_openrlhf.config.reward_origin import RewardOrigin, origin_of
 from dapo_openrlhf.config.settings import Config, settings_of
 from dapo_openrlhf.config.transports import TRANSPORTS
 from dapo_openrlhf.dataset import reading
 from dapo_openrlhf.dataset.bad_rows import BadRows
+from dapo_openrlhf.pipeline.batch import Sample
 from dapo_openrlhf.rewards.function import FunctionReward
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.server import ServerReward
-from dapo_openrlhf.rewards.settings import RewardSettings
+from dapo_openrlhf.rewards.settings import RewardSettings, reward_settings
 from dapo_openrlhf.rewards.sources import RuleReward, open_source
 
 NEW = torch.tensor([[0.5, 0.2, 0.1], [0.4, 0.3, 1.0]]).log()
 OLD = torch.tensor([[0.2, 0.3, 0.1], [0.1, 0.4, 1.0]]).log()
 ROLLOUT = torch.tensor([[0.05, 0.3, 0.3], [0.3, 0.4, 1.0]]).log()
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+SAMPLES = [
+    Sample(group=0, index=index, prompt_length=1, length=length, advantage=1.0, trained=True)
+    for index, length in enumerate((3, 2))
+]
 
 
 def literals(annotation: object) -> Iterator[object]:
@@ -76,7 +84,9 @@ def device(value: Any) -> object:
 
 
 def ratio(value: Any) -> object:
-    return POLICY_LOSSES[value].of_response, policy_ratio(NEW, OLD, MASK, level=value).tolist()
+    policies = Policies(logprobs=NEW, denominator=OLD, rollout=ROLLOUT)
+    tokens = objective(value, policies, torch.tensor([[1.0], [-1.0]]), MASK, Limits(eps_low=0.2, eps_high=0.28))
+    return POLICY_LOSSES[value].of_response, tokens.losses.tolist()
 
 
 def aggregation(value: Any) -> object:
@@ -99,17 +109,39 @@ def mode(value: Any) -> object:
     return importance_weights(OLD, ROLLOUT, MASK, level="token", mode=value, threshold=(0.6, 1.5))[0].tolist()
 
 
+def gating(value: Any) -> object:
+    return importance_weights(
+        OLD, ROLLOUT, MASK, level="token", mode="mask", threshold=(0.0, 0.18), gating=value, largest_square=1.5
+    )[0].tolist()
+
+
+def correction(value: Any) -> object:
+    """The settings that a run with such a name has."""
+    settings = {"actor": {"model_name_or_path": "m"}, "data": {"prompt_dataset": "p"}}
+    advantage = build_config(
+        {**settings, "algo": {"advantage": {"is_correction": value}}}, source="test"
+    ).algo.advantage
+    return advantage.model_dump(exclude={"is_correction"})
+
+
 def old_logprobs(value: Any) -> object:
     nothing = torch.zeros(2, 1)
     batch: Any = SimpleNamespace(
-        mask=MASK, rollout_logprobs=ROLLOUT, advantages=nothing + 1, weights=nothing + 0.2, fresh=nothing, samples=[]
+        mask=MASK,
+        rollout_logprobs=ROLLOUT,
+        advantages=nothing + 1,
+        weights=nothing + 0.2,
+        fresh=nothing,
+        samples=SAMPLES,
+        token_versions=lambda: torch.tensor([[3, 3, 4], [4, 4, -1]]),
     )
     settings = LossSettings(
         eps_clip_low_high=(0.2, 0.28), dual_clip=None, policy_loss_type="ppo", kl_coef=0.0, kl_estimator="k3",
         old_logprobs=value, is_correction_level="token", is_correction_mode="clip",
         is_correction_threshold=(0.0, 2.0), temperature=1.0,
     )  # fmt: skip
-    loss, _ = policy_loss(batch, NEW, torch.zeros(2, 3), Known(), settings, total_tokens=5, first=True)
+    known = Known(old_logprobs={(0, 0): OLD[0], (0, 1): OLD[1, :2]}, version=4)
+    loss, _ = policy_loss(batch, NEW, torch.zeros(2, 3), known, settings, total_tokens=5, first=False, progress=0.5)
     return float(loss)
 
 
@@ -194,6 +226,11 @@ def grad_accum_dtype(value: Any) -> object:
     return DtypeEnum(told_deepspeed("ds.grad_accum_dtype", value)["data_types"]["grad_accum_dtype"])
 
 
+def at_once(value: Any) -> object:
+    settings = reward_settings(build_reward({"remote_url": "http://judge:80", "batch_size": value}, source="x"))
+    return settings.batch_size, settings.files_one_by_one
+
+
 IMPLEMENTED: Mapping[str, Callable[[Any], object]] = {
     "preset": preset,
     "device": device,
@@ -210,9 +247,13 @@ IMPLEMENTED: Mapping[str, Callable[[Any], object]] = {
     "algo.advantage.estimator": estimator,
     "algo.advantage.is_correction_level": level,
     "algo.advantage.is_correction_mode": mode,
+    "algo.advantage.is_correction_gating": gating,
+    "algo.advantage.is_correction": correction,
     "algo.kl.estimator": kl,
     "reward.answer_form": answer_form,
+    "reward.batch_size": at_once,
     "data.on_bad_row": on_bad_row,
+    "report.wandb": lambda value: ReportSection.model_construct(wandb=value).wandb_uploads,
 }
 """What acts on a choice."""
 

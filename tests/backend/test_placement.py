@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.run.cluster import LEAST_OBJECT_STORE, check_devices, object_store_bytes
+from dapo_openrlhf.backend.run.needs import LEAST_OBJECT_STORE, check_devices, object_store_bytes
 from dapo_openrlhf.backend.run.placement import Layout, check_fit, together
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_config

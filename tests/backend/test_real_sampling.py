@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,12 @@ RECOMMENDED = {
 """Qwen2.5's, and a min_p. Each would change log-probs or leave tokens out."""
 
 
-def sampled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], Any]:
-    """A prompt and 16 responses of the engine loop on a model folder."""
+PROMPT = [CHARACTERS.index(character) for character in "12+34="]
+SAMPLING = Sampling(n=16, max_new_tokens=24, temperature=TEMPERATURE, top_p=1.0)
+
+
+def engine_loop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An engine loop on a model folder."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from dapo_openrlhf.backend.engine.loop import EngineLoop
@@ -43,11 +48,7 @@ def sampled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], A
     }
     loop = EngineLoop(engine_args, name="engine 0", stop_ids=[1])
     loop.start().result(300)
-    prompt = [CHARACTERS.index(character) for character in "12+34="]
-    sampling = Sampling(n=16, max_new_tokens=24, temperature=TEMPERATURE, top_p=1.0)
-    made = loop.generate("group", prompt, sampling).result(300)
-    assert made is not None
-    return prompt, made[1]
+    return loop
 
 
 def test_a_models_recommended_sampling_does_not_reach_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,15 +58,32 @@ def test_a_models_recommended_sampling_does_not_reach_training(tmp_path: Path, m
     folder = make_tiny_model(tmp_path / "model", tied=True)
     settings = folder / "generation_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | RECOMMENDED))
-    prompt, tokens = sampled(folder, monkeypatch)
+    _, tokens = engine_loop(folder, monkeypatch).generate("group", PROMPT, SAMPLING).result(300)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     unlikely = 0
     for index in range(16):
         ids, logprobs = tokens.response(index)
         with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *ids.tolist()]])).logits[0, len(prompt) - 1 : -1]
+            logits = model(torch.tensor([[*PROMPT, *ids.tolist()]])).logits[0, len(PROMPT) - 1 : -1]
         whole = torch.log_softmax(logits / TEMPERATURE, dim=-1)
         chosen = whole.gather(1, torch.tensor(ids.tolist())[:, None])
         assert (chosen[:, 0] - torch.from_numpy(logprobs)).abs().max() < 1e-4
         unlikely += int((whole > chosen).sum(-1).ge(20).sum())
     assert unlikely > 20, "on a nearly flat distribution most tokens are not among the 20 likeliest"
+
+
+def test_a_response_with_a_seed_is_the_same_in_any_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = engine_loop(make_tiny_model(tmp_path / "model", tied=True), monkeypatch)
+
+    def sampled(seed: int | None, company: int) -> list[list[int]]:
+        others = [loop.generate(f"other {i}", PROMPT[i:], replace(SAMPLING, n=2)) for i in range(company)]
+        _, tokens = loop.generate("group", PROMPT, replace(SAMPLING, n=6, seed=seed)).result(300)
+        for other in others:
+            other.result(300)
+        return [tokens.response(index)[0].tolist() for index in range(6)]
+
+    alone = sampled(7, 0)
+    assert sampled(7, 0) == sampled(7, 3) == alone
+    assert sampled(8, 0)[:5] == alone[1:], "each response has the next number"
+    assert sampled(None, 0) != sampled(None, 0)
+    assert len({tuple(response) for response in alone}) == 6

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from event_files import batch_taken, group_judged, run_started, write_events
+from event_files import batch_taken, evaluated, group_judged, run_started, write_events
 
-from dapo_openrlhf.bench.arm import WARM_UP_STEPS, Measurement
+from dapo_openrlhf.bench.arm import WARM_UP_STEPS, ArmError, Measurement
 from dapo_openrlhf.bench.comparison import table, verdicts
 from dapo_openrlhf.bench.pipeline_arm import read_run
 from dapo_openrlhf.bench.result import summarise
@@ -54,6 +55,27 @@ def test_a_run_is_read_from_its_events_without_the_warm_up(tmp_path: Path) -> No
         "the engine in the first step, the trainer in the second"
     )
     assert (run.mean_age, run.max_age, run.publish_seconds, run.pass_rate) == (0.5, 1, 0.25, 0.5)
+
+
+def test_several_engines_and_ranks_count_in_the_mean_and_the_last_evaluation_is_the_accuracy(tmp_path: Path) -> None:
+    file = _log(tmp_path)
+    lines = file.read_text().splitlines()
+    begun = run_started(UNIX)
+    write_events(tmp_path / "more.jsonl", [(0.0, replace(begun, engines=2, trainer_ranks=4))])
+    more = (tmp_path / "more.jsonl").read_text().splitlines()
+    file.write_text("\n".join([*more, *lines[1:]]) + "\n")
+    spans = (_span("engine 1", 3.0, 5.0), _span("trainer 3", 5.0, 9.0))
+    write_events(file, [(13.0, evaluated(0, 0.2)), (14.0, WorkerSpans(spans=spans)), (15.0, evaluated(5, 0.7))])
+    run = read_run(file)
+    assert run.generate_seconds == pytest.approx((1.5 + 2.0 + 1.0) / 2 / 2)
+    assert run.train_seconds == pytest.approx((1.0 + 4.0 + 4.0) / 4 / 2)
+    assert run.accuracy == 0.7
+
+
+def test_a_run_with_too_few_steps_is_an_error(tmp_path: Path) -> None:
+    write_events(tmp_path / "events.jsonl", [(0.0, run_started(UNIX)), (1.0, StepDone(step=0, laps={}))])
+    with pytest.raises(ArmError, match="has 0 steps after the warm-up; two or more are needed"):
+        read_run(tmp_path / "events.jsonl")
 
 
 def _run(*, seconds: float, generate: float, train: float, busier: float, publish: float = 0.05) -> Measurement:

@@ -220,7 +220,25 @@ def test_a_job_runs_the_same_command() -> None:
     assert shared.startswith(f"cd {Path.cwd()} && {sys.executable} -u -m dapo_openrlhf train --resume runs/a")
 
 
-@pytest.mark.parametrize(("arguments", "words"), [(["--step", "9"], "--step 9"), (["--steps", "4"], "use at least 5")])
+OWN = ["--config", "configs/quickstart_cpu.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--step", "9"], "--step 9"),
+        (["--steps", "4"], "use at least 5"),
+        (["--minutes", "0"], "--minutes: 0.0 is not positive"),
+        (["--splits", "1:1"], "--splits is for a configuration of your own"),
+        ([*OWN, "--arms", "k0,x1"], "'x1' is no arm"),
+        ([*OWN, "--splits", "1:0"], "'1:0' is no split"),
+        ([*OWN, "--arms", "k1", "--splits", "1:1,1:3"], "K = 1, 1:3 cannot be run:\n  train.batch_size: 64"),
+        ([*OWN, "--max-epochs", "2"], "set train.max_epochs in the configuration"),
+        ([*OWN, "--eval", "--eval.dataset", "null"], "set eval.dataset"),
+        ([*OWN, "--rollout.batchsize", "2"], "did you mean rollout.batch_size"),
+        ([*OWN, "--resume", "nowhere.json"], "--resume: nowhere.json cannot be read"),
+    ],
+)
 def test_bench_refuses_what_it_does_not_know_and_what_leaves_nothing_to_count(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from fakes import some_group
 
-from dapo_openrlhf.algorithm.loss import importance_weights
+from dapo_openrlhf.algorithm.correction import importance_weights
 from dapo_openrlhf.backend.messages import GroupTokens, VersionRuns
 from dapo_openrlhf.backend.run.launch import stall_timeout
 from dapo_openrlhf.backend.trainer.bad_batch import write_rank

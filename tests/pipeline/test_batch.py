@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dapo_openrlhf.algorithm.advantage import CREDITS, group_norm
 from dapo_openrlhf.algorithm.choices import EstimatorName, LossAggMode, PolicyLossType
+from dapo_openrlhf.algorithm.correction import importance_weights
 from dapo_openrlhf.algorithm.kl import kl_estimate
-from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate, importance_weights, policy_ratio
+from dapo_openrlhf.algorithm.loss import aggregate, clipped_surrogate, policy_ratio
 from dapo_openrlhf.pipeline.batch import (
     PlanSettings,
     RankPlan,

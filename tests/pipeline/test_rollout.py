@@ -100,6 +100,8 @@ def test_a_group_is_dispatched_generated_and_judged() -> None:
             truncated=0,
             oldest_version=PolicyVersion(0),
             newest_version=PolicyVersion(0),
+            prompt_tokens=3,
+            lengths=made.lengths,
         ),
         GroupJudged(
             group=0,

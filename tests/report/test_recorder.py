@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_files import evaluated, run_started, write_events
 from fakes import World, build
 
 from dapo_openrlhf.pipeline.event_log import EventLog
@@ -27,6 +28,7 @@ from dapo_openrlhf.pipeline.events import (
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.report.curves import Curves
+from dapo_openrlhf.report.history import accuracy_at_start, earlier_evaluations
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import DROPPED_SHOWN, FAILURES_SHOWN, Notices
 from dapo_openrlhf.report.recorder import Recorder, Sink
@@ -162,12 +164,29 @@ def test_the_curves_hold_what_was_done_before_a_resume(tmp_path: Path, monkeypat
 
     drawn: list[tuple[object, ...]] = []
     monkeypatch.setattr(picture, "draw_run", lambda *arguments, rewinds: drawn.append((*arguments, rewinds)))
-    sink = Curves(tmp_path / "curves.png", title="run", earlier=[{"reward": 1.0}, {"eval/accuracy": 0.25}])
-    sink.step(2, {"reward": 2.0}, 0.0)
+    earlier = {0: {"reward": 1.0}, 2: {"reward": 3.0}}  # the row between is lost, and keeps its place
+    sink = Curves(tmp_path / "curves.png", title="run", earlier=earlier, measured={0: 0.25, 3: 0.3})
     sink.event(_evaluated(3, accuracy=0.5))
+    sink.step(3, {"reward": 2.0}, 0.0)
     sink.close()
-    rows = [{"reward": 1.0}, {"eval/accuracy": 0.25}, {"reward": 2.0}]
-    assert drawn == [(rows, [(1, 0.25), (3, 0.5)], tmp_path / "curves.png", "run", [])]
+    rows = [{"reward": 1.0}, {}, {"reward": 3.0}, {"reward": 2.0}]
+    assert drawn == [(rows, [(0, 0.25), (3, 0.5)], tmp_path / "curves.png", "run", [])]
+
+
+def test_a_resumed_run_is_counted_from_its_first_start(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    assert earlier_evaluations(file, 4) == {}
+    times = [(0.0, run_started(0.0)), (1.0, evaluated(0, 0.1)), (2.0, evaluated(4, 0.3)), (3.0, evaluated(6, 0.9))]
+    write_events(file, times)
+    write_events(file, [(0.0, run_started(9.0)), (1.0, evaluated(4, 0.4))])
+    with file.open("a") as log:
+        log.write("damaged\n")
+    before = earlier_evaluations(file, 4)
+    assert {step: one.accuracy for step, one in before.items()} == {0: 0.1, 4: 0.4}, "what came after it is undone"
+    assert earlier_evaluations(file, 0) == {}, "a new run"
+    assert accuracy_at_start(before, 0.4, problems=1) == 0.1
+    assert accuracy_at_start(before, 0.4, problems=2) == 0.4, "of other problems nothing follows"
+    assert accuracy_at_start({}, None, problems=1) is None
 
 
 def _evaluated(step: int, *, accuracy: float, errors: int = 0) -> Evaluated:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from event_files import write_events
 
+from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.pipeline.event_log import Logged
 from dapo_openrlhf.pipeline.events import (
     Event,
@@ -22,7 +23,7 @@ from dapo_openrlhf.pipeline.events import (
     StepDone,
     WorkerSpans,
 )
-from dapo_openrlhf.report.trace import chrome_trace, draw_timeline, read_log
+from dapo_openrlhf.report.trace import chrome_trace, draw_timeline, last_steps, read_log
 from dapo_openrlhf.types import PolicyVersion, Span
 
 UNIX = 1000.0
@@ -117,5 +118,34 @@ def test_a_log_is_read_from_its_last_start_on_and_may_be_half_written(tmp_path: 
 def test_a_picture_of_a_step(tmp_path: Path) -> None:
     draw_timeline(LOG, tmp_path / "step.png", first_step=1, last_step=1)
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="not within the log's steps"):
+    with pytest.raises(ValueError, match="5 to 6 are not steps of the log, which has steps 0 to 1"):
         draw_timeline(LOG, tmp_path / "none.png", first_step=5, last_step=6)
+    with pytest.raises(ValueError, match="no step that was done"):
+        draw_timeline(LOG[:3], tmp_path / "none.png", first_step=0, last_step=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "drawn"),
+    [(0, 1, (0, 0)), (0, 2, (0, 1)), (0, 12, (9, 11)), (0, 13, (10, 12)), (20, 5, (22, 24))],
+)
+def test_without_steps_some_that_are_there_are_drawn(first: int, count: int, drawn: tuple[int, int]) -> None:
+    log = [Logged(float(step), StepDone(step=step, laps={})) for step in range(first, first + count)]
+    assert last_steps(log) == drawn
+
+
+def test_the_command_draws_short_runs_and_names_what_it_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(tmp_path / "steps.png")
+    write_events(tmp_path / "events.jsonl", TIMELINE)
+    assert main(["trace", str(tmp_path), "--picture", picture]) == 0
+    assert Path(picture).read_bytes().startswith(b"\x89PNG")
+    for steps, words in {"x": "give FIRST:LAST", "1:0": "are not steps", "-1": "give FIRST:LAST", "0:": ""}.items():
+        assert main(["trace", str(tmp_path), "--picture", picture, f"--steps={steps}"]) == (2 if words else 0)
+        assert words in capsys.readouterr().err
+    write_events(tmp_path / "events.jsonl", TIMELINE[:2])  # resumed, and nothing done since
+    assert main(["trace", str(tmp_path), "--picture", picture]) == 2
+    assert "no step of" in capsys.readouterr().err
+    (tmp_path / "events.jsonl").write_text("")
+    assert main(["trace", str(tmp_path)]) == 2
+    assert "no run begins in it" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from dapo_openrlhf.rewards.process import SERVER_AWAY, Scored
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.replies import BadReply
 from dapo_openrlhf.rewards.server import ServerReward, basic_authorization
-from dapo_openrlhf.rewards.settings import RewardSettings
+from dapo_openrlhf.rewards.settings import RewardSettings, reward_settings
 from dapo_openrlhf.types import Prompt, Score
 
 PROMPT = Prompt(id=4, text="<s>3+4=", label=7)
@@ -129,6 +129,48 @@ def test_what_a_server_makes_of_a_response_is_an_error_of_the_reward(
         (found,) = worker.score(TEXTS, PROMPT).scored
     assert found.reason == "reward_error"
     assert address in str(found.error) and words in str(found.error)
+
+
+def test_a_server_is_asked_about_a_group_at_once_and_a_file_beside_it_about_each_response(
+    port: int, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def right(request: dict[str, Any]) -> tuple[int, bytes]:
+        asked.append(request)
+        ends = [query.endswith("7</s>") for query in request["query"]]
+        reply = {"rewards": [[float(end)] for end in ends], "scores": ends, "extra_logs": {"length": [3, 5]}}
+        return 200, json.dumps(reply).encode()
+
+    (tmp_path / "first.py").write_text(
+        "def reward_func(queries, prompts, labels):\n    return {'rewards': 10.0 * len(queries)}\n"
+    )
+    section = build_reward(
+        {"remote_url": [f"http://127.0.0.1:{port}/", str(tmp_path / "first.py")], "timeout": 60.0}, source="x"
+    )
+    worker = RewardActor(settings=reward_settings(section), start_timeout=60.0)
+    with server(port, right):
+        scores = [found.score for found in worker.score(TEXTS, PROMPT).scored]
+    assert asked == [
+        {"query": ["<s>3+4=7</s>", "<s>3+4=8</s>"], "prompts": ["<s>3+4="] * 2, "labels": [7, 7]},
+    ]
+    assert scores == [
+        Score(correct=True, reward=11.0, score=1.0, logs={"length": 3.0}),
+        Score(correct=False, reward=10.0, score=0.0, logs={"length": 5.0}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "at_once", "one_by_one"),
+    [("auto", None, True), (1, 1, False), (4, 4, False), (None, None, False)],
+)
+def test_how_many_responses_a_call_is_about(given: object, at_once: int | None, one_by_one: bool) -> None:
+    section = build_reward({"remote_url": ["http://judge:80", "rule"], "batch_size": given}, source="x")
+    settings = reward_settings(section)
+    assert (settings.batch_size, settings.files_one_by_one) == (at_once, one_by_one)
+    assert reward_settings(build_reward({"batch_size": "auto"}, source="x")).batch_size == 1
+    with pytest.raises(ConfigError, match=r"batch_size.*'all' is not accepted"):
+        build_reward({"batch_size": "all"}, source="x")
 
 
 # ------------------------------------------------------------------------------------------- the pool that waits

@@ -18,7 +18,7 @@ This table lists what vLLM's front end does for a request (``v1/engine/input_pro
 | repetition_penalty of the model      | of its own; only :class:`~dapo_openrlhf.pipeline.ports.Sampling` counts    |
 | ranges of sampling parameters        | ``config/``; ``SamplingParams`` checks its own once more                   |
 | n responses of a request             | :meth:`EngineLoop._add`: one request each; they share the prompt's cache   |
-| seed                                 | ``train.seed`` plus the engine's index; requests have none of their own    |
+| seed                                 | ``train.seed`` plus the engine's index; requests with a seed have their own|
 | cache_salt                           | how often weights were replaced; a version may come back after a rewind    |
 | log-probs                            | those of the sampled token only, as arrays                                 |
 | detokenisation, stop strings         | ``actor.py`` decodes whole responses; there are no stop strings            |
@@ -40,6 +40,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from vllm.engine.arg_utils import EngineArgs
@@ -218,8 +219,8 @@ class EngineLoop:
             check_prompt(
                 prompt_ids, new_tokens=sampling.max_new_tokens, vocabulary=self.vocabulary, longest=self._longest
             )
-            for request_id in begun:
-                self._core.add_request(self._request(request_id, prompt_ids, sampling))
+            for index, request_id in enumerate(begun):
+                self._core.add_request(self._request(request_id, prompt_ids, self._parameters(sampling, index)))
         except BadPrompt as error:
             done.set_exception(error)
         except Exception as error:  # a refused request fails its own group; the engine continues
@@ -230,21 +231,31 @@ class EngineLoop:
             self._responses |= begun
             group.responses += begun.values()
 
-    def _request(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> EngineCoreRequest:
+    def _parameters(self, sampling: Sampling, index: int) -> SamplingParams:
+        """vLLM's parameters of one response; all responses without a seed share them."""
+        if sampling.seed is not None:
+            return self._parameters_of(replace(sampling, seed=sampling.seed + index))
         if sampling not in self._params:
-            self._params[sampling] = SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_new_tokens,
-                stop_token_ids=self._stop_ids,
-                logprobs=0,  # return that of the sampled token only
-                detokenize=False,
-            )
+            self._params[sampling] = self._parameters_of(sampling)
+        return self._params[sampling]
+
+    def _parameters_of(self, sampling: Sampling) -> SamplingParams:
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            seed=sampling.seed,
+            stop_token_ids=self._stop_ids,
+            logprobs=0,  # return that of the sampled token only
+            detokenize=False,
+        )
+
+    def _request(self, request_id: str, prompt_ids: Sequence[int], parameters: SamplingParams) -> EngineCoreRequest:
         return EngineCoreRequest(
             request_id=request_id,
             prompt_token_ids=list(prompt_ids),
             mm_features=None,
-            sampling_params=self._params[sampling],
+            sampling_params=parameters,
             pooling_params=None,
             arrival_time=time.time(),
             lora_request=None,

@@ -26,10 +26,11 @@ def model_path(config: Config, checkpoint: Path | None = None) -> str:
 def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[str, Any]:
     """Settings that OpenRLHF's classes read, under OpenRLHF's names."""
     actor, critic = config.actor, config.critic
+    slower = 1 + config.async_.max_staleness if config.async_.scale_lr else 1
     return {
         "actor.model_name_or_path": model_path(config, checkpoint),
         "actor.gradient_checkpointing_enable": actor.gradient_checkpointing_enable,
-        "actor.adam.lr": actor.adam.lr,
+        "actor.adam.lr": actor.adam.lr / slower,
         "actor.adam.betas": actor.adam.betas,
         "actor.adam.eps": actor.adam.eps,
         "actor.adam.weight_decay": actor.adam.weight_decay,
@@ -38,7 +39,7 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "actor.max_norm": actor.max_norm,
         "actor.num_gpus_per_node": actor.num_gpus_per_node,
         "critic.model_name_or_path": local_model(critic.model_name_or_path or actor.model_name_or_path),
-        "critic.adam.lr": critic.adam.lr,
+        "critic.adam.lr": critic.adam.lr / slower,
         "critic.adam.betas": critic.adam.betas,
         "critic.adam.eps": critic.adam.eps,
         "critic.adam.weight_decay": critic.adam.weight_decay,
@@ -51,6 +52,7 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "ds.adam_offload": config.ds.adam_offload,
         "train.batch_size": config.train.batch_size,
         "train.seed": config.train.seed,
+        "train.full_determinism_enable": config.train.full_determinism_enable,
     }
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.run.cluster import check_devices
 from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
+from dapo_openrlhf.backend.run.needs import check_devices
+from dapo_openrlhf.backend.run.reward_servers import check_servers
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
@@ -109,7 +110,11 @@ def check_inputs(
 
 
 def check_rewards(settings: RewardSettings) -> None:
-    """Load users' reward files once, in a reward process. Raises ``ConfigError`` with the error that they raise."""
+    """Load users' reward files once, in a reward process, and see whether reward servers answer.
+
+    Raises ``ConfigError`` with the error that a file raises, or the address of a server that is away.
+    """
+    check_servers(settings)
     if any(source.loads_code for source in settings.sources):
         with RewardProcess(settings) as process:
             try:
@@ -183,9 +188,11 @@ def read_sets(
         return prompts.result() if prompts else None, problems.result() if problems else None
 
 
-def read_prompts(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:
-    """Read ``data.prompt_dataset`` as the configuration says. Raises ``ConfigError``."""
-    rules = row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens)
+def read_prompts(
+    config: Config, say: Callable[[str], None] = lambda text: None, *, most: int | None = None
+) -> PromptSet:
+    """Read ``data.prompt_dataset`` as the configuration says, at most its first ``most`` rows. Raises ``ConfigError``."""
+    rules = replace(row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens), max_rows=most)
     return read_prompt_set(
         Path(config.data.prompt_dataset),
         rules,

@@ -34,6 +34,8 @@ class ModelFiles:
     """The values of config.json."""
     stop: StopTokens
     """The tokens that end a response."""
+    known: bool | None = None
+    """Whether transformers has a causal language model of its kind; None where config.json does not name one."""
 
 
 def read_model_files(model: str, *, chat: bool, trust_remote_code: bool = False) -> ModelFiles:
@@ -64,7 +66,7 @@ def read_model_files(model: str, *, chat: bool, trust_remote_code: bool = False)
     if "refused" in values:
         raise ConfigError(values["refused"])
     stop = StopTokens(ids=tuple(values["ids"]), notes=tuple(values["notes"]))
-    return ModelFiles(config=values["config"], stop=stop)
+    return ModelFiles(config=values["config"], stop=stop, known=values["known"])
 
 
 def main(question: Mapping[str, Any], *, with_torch: bool) -> None:
@@ -88,7 +90,16 @@ def _read(model: str, *, chat: bool, trust_remote_code: bool) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"actor.model_name_or_path: the configuration of {model} cannot be read: {error}") from error
     stop = stop_tokens(model, chat=chat, trust_remote_code=trust_remote_code)
-    return {"config": config, "ids": stop.ids, "notes": stop.notes}
+    return {"config": config, "ids": stop.ids, "notes": stop.notes, "known": _known(config)}
+
+
+def _known(config: Mapping[str, Any]) -> bool | None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if kind is None:
+        return None
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in config.get("auto_map", {})
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ def train_settings(config: Config, inputs: Inputs) -> TrainSettings:
             is_correction_mode=advantage.is_correction_mode,
             is_correction_threshold=advantage.is_correction_threshold,
             temperature=config.rollout.temperature,
+            dppo_delta=config.actor.dppo_delta,
+            sapo_tau=config.actor.sapo_tau,
+            is_correction_gating=advantage.is_correction_gating,
+            is_correction_cap=advantage.is_correction_cap,
         ),
         advantages=AdvantageSettings(
             critic=estimator.critic,

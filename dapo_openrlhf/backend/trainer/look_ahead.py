@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dapo_openrlhf.algorithm.correction import SQUARE_EDGES, largest_square_kept, square_counts
 from dapo_openrlhf.backend.messages import GroupTokens
 from dapo_openrlhf.backend.trainer.collate import Tensors, collate
 from dapo_openrlhf.backend.trainer.critic import Critic
 from dapo_openrlhf.backend.trainer.peers import Peers
-from dapo_openrlhf.backend.trainer.per_sample import Known, PerSample, key_of, remember, token_advantages
+from dapo_openrlhf.backend.trainer.per_sample import Known, PerSample, key_of, recall, remember, token_advantages
 from dapo_openrlhf.backend.trainer.policy import Policy
 from dapo_openrlhf.backend.trainer.spans import Spans
 from dapo_openrlhf.backend.trainer.step_settings import TrainSettings
@@ -53,20 +55,47 @@ class LookAhead:
                 values=values,
                 sum_over_ranks=lambda sums: self.peers.total(sums.to(self.policy.model.device)).cpu(),
             )
-        return Known(old_logprobs=old, ref_logprobs=reference, values=values, advantages=advantages, returns=returns)
+        return Known(
+            old_logprobs=old,
+            ref_logprobs=reference,
+            values=values,
+            advantages=advantages,
+            returns=returns,
+            version=plan.step,
+            largest_square=self._largest_square(updates, tokens, old),
+        )
 
     def _old_logprobs(self, updates: Sequence[Update], tokens: Mapping[int, GroupTokens]) -> PerSample:
         kl_in_reward = self.settings.advantages.kl_coef > 0
+        every = kl_in_reward or self._judges_whole_batch
         if self.settings.loss.old_logprobs == "recompute":
             # During the first update the weights are still those of the start, so its own forward pass computes the old
             # log-probabilities, also for later passes over the same samples if no other rank may be dealt them.
-            once = updates[0].micro_batches if self.peers.alone and not kl_in_reward else ()
-            return self._forward_all(
-                self.policy.logprobs, updates if kl_in_reward else updates[1:], tokens, without=once
-            )
+            once = updates[0].micro_batches if self.peers.alone and not every else ()
+            return self._forward_all(self.policy.logprobs, updates if every else updates[1:], tokens, without=once)
         if kl_in_reward:
             return self._forward_all(lambda batch: batch.rollout_logprobs, updates, tokens)
         return {}
+
+    @property
+    def _judges_whole_batch(self) -> bool:
+        loss = self.settings.loss
+        return loss.is_correction_level != "off" and loss.is_correction_gating == "second_moment"
+
+    def _largest_square(
+        self, updates: Sequence[Update], tokens: Mapping[int, GroupTokens], old_logprobs: PerSample
+    ) -> float:
+        """The bound of M2PO over all ranks and updates. Every rank must call it."""
+        if not self._judges_whole_batch:
+            return math.inf
+        counts = torch.zeros(2, len(SQUARE_EDGES), dtype=torch.float64, device=self.policy.model.device)
+        for update in updates:
+            for samples in update.micro_batches:
+                batch = collate(samples, tokens, device=self.policy.model.device)
+                old = recall(old_logprobs, batch.samples, like=batch.mask)
+                counts += square_counts(old, batch.rollout_logprobs, batch.mask)
+        _, largest_mean = self.settings.loss.is_correction_threshold
+        return largest_square_kept(self.peers.total(counts), largest_mean=largest_mean)
 
     def _forward_all(
         self,

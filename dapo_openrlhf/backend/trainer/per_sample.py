@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ class Known:
     returns: PerSample = field(default_factory=dict)
     logprobs: PerSample = field(default_factory=dict)
     """Log-probabilities from the newest update, under the weights being trained; written to a file if it is stopped."""
+    version: int = 0
+    """Version of the weights at the start of the step."""
+    largest_square: float = math.inf
+    """Squared log importance weight above which the step's tokens are masked, where that depends on the whole batch."""
 
 
 def key_of(sample: Sample) -> SampleKey:

@@ -54,7 +54,7 @@ class Rank:
         rate = 0.0
         for position, update in enumerate(plan.updates):
             rate = self._policy.model.learning_rate
-            verdict = self._update(update, tokens, known, first=position == 0)
+            verdict = self._update(update, tokens, known, progress=position / len(plan.updates))
             if verdict.sound:
                 verdicts.append(verdict)
             outcomes.append(self._guard.outcome(verdict, plan, position, tokens, known))
@@ -68,11 +68,14 @@ class Rank:
             spans=self._spans.take(),
         )
 
-    def _update(self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, *, first: bool) -> Verdict:
-        """Update both policy and critic, or neither: all gradients are computed before either of them steps."""
+    def _update(self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, *, progress: float) -> Verdict:
+        """Update both policy and critic, or neither: all gradients are computed before either of them steps.
+
+        ``progress``: share of the step's updates that are done.
+        """
         tally = Tally(self._device, self._peers)
         with self._spans.span("update"):
-            self._policy_gradient(update, tokens, known, tally, first=first)
+            self._policy_gradient(update, tokens, known, tally, progress=progress)
             tally.norm("gradient norm", self._policy.model.gradient_norm())
         if self._critic is not None:
             with self._spans.span("update_critic"):
@@ -87,8 +90,9 @@ class Rank:
         return verdict
 
     def _policy_gradient(
-        self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, tally: Tally, *, first: bool
+        self, update: Update, tokens: Mapping[int, GroupTokens], known: Known, tally: Tally, *, progress: float
     ) -> None:
+        first = progress == 0
         known.logprobs.clear()
         for position, samples in enumerate(update.micro_batches):
             batch = collate(samples, tokens, device=self._device)
@@ -99,8 +103,16 @@ class Rank:
             if first and self._peers.alone:
                 remember(known.old_logprobs, batch.samples, logprobs)
             tally.look("rewards or advantages", advantages_of(batch, known), batch.mask)
-            settings, total = self._settings.loss, update.total_tokens
-            loss, sums = policy_loss(batch, logprobs, entropies, known, settings, total_tokens=total, first=first)
+            loss, sums = policy_loss(
+                batch,
+                logprobs,
+                entropies,
+                known,
+                self._settings.loss,
+                total_tokens=update.total_tokens,
+                first=first,
+                progress=progress,
+            )
             tally.look("loss", loss)
             self._policy.model.backward(loss, last=position == len(update.micro_batches) - 1)
             tally.add(sums)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapo_openrlhf.algorithm.choices import CorrectionLevel, CorrectionMode, KlEstimator, OldLogprobs, PolicyLossType
+from dapo_openrlhf.algorithm.choices import (
+    CorrectionGating,
+    CorrectionLevel,
+    CorrectionMode,
+    KlEstimator,
+    OldLogprobs,
+    PolicyLossType,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +29,10 @@ class LossSettings:
     is_correction_mode: CorrectionMode
     is_correction_threshold: tuple[float, float]
     temperature: float
+    dppo_delta: float = 0.15
+    sapo_tau: tuple[float, float] = (1.05, 1.0)
+    is_correction_gating: CorrectionGating = "ratio"
+    is_correction_cap: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
     def __init__(self, args: SimpleNamespace, *, device: Device) -> None:
         super().__init__(
             seed=args.train.seed,
+            full_determinism=args.train.full_determinism_enable,
             max_norm=args.actor.max_norm,
             micro_train_batch_size=1,
             train_batch_size=args.train.batch_size,
@@ -51,7 +52,10 @@ class Strategy(DeepspeedStrategy):  # type: ignore[misc]  # untyped
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
         """Join the ranks as OpenRLHF does, but with the device's own backend and mesh."""
-        transformers.set_seed(self.seed)
+        if self.full_determinism:
+            transformers.enable_full_determinism(self.seed)
+        else:
+            transformers.set_seed(self.seed)
         if self._device.kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         else:

@@ -1,0 +1,79 @@
+"""What a comparison has measured so far, in a file that is written anew after every run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dapo_openrlhf.bench.arm import Arm, Measurement
+from dapo_openrlhf.bench.result import Result, summarise
+from dapo_openrlhf.whole_file import write_whole
+
+
+class RecordUnreadable(ValueError):
+    """A file holds no record, or one of other work; the message says which."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """The runs of each arm, and what all of them had to do."""
+
+    file: Path
+    work: Mapping[str, Any]
+    """Everything that figures depend on besides the arm; runs with other work cannot be compared."""
+    machine: Mapping[str, Any]
+    arms: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Each arm's name in the table and number of devices, by its key."""
+    runs: dict[str, list[Measurement]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of runs, of all arms together."""
+        return sum(map(len, self.runs.values()))
+
+    def results(self) -> dict[str, Result]:
+        """A summary of each arm."""
+        return {key: summarise(self.arms[key][0], runs, devices=self.arms[key][1]) for key, runs in self.runs.items()}
+
+    def add(self, key: str, arm: Arm, run: Measurement) -> None:
+        """Keep a run, and write the file. Raises ``whole_file.Unwritable``."""
+        self.arms[key] = arm.name, arm.devices
+        self.runs.setdefault(key, []).append(run)
+        self.write()
+
+    def write(self) -> None:
+        """Write the file in one piece. Raises ``whole_file.Unwritable``."""
+        arms = [
+            {"key": key, **result.as_dict(), "measured": [asdict(run) for run in self.runs[key]]}
+            for key, result in self.results().items()
+        ]
+        written = {"machine": self.machine, "work": self.work, "arms": arms}
+        write_whole(self.file, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+
+    def take(self, file: Path) -> None:
+        """Take over the runs of a file that was written for the same work. Raises :class:`RecordUnreadable`."""
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            work = found["work"]
+            measured = {arm["key"]: [_measurement(run) for run in arm["measured"]] for arm in found["arms"]}
+            arms = {arm["key"]: (str(arm["name"]), int(arm["devices"])) for arm in found["arms"]}
+        except OSError as error:
+            raise RecordUnreadable(f"{file} cannot be read: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordUnreadable(f"{file} holds no runs of a bench: {error!r}") from error
+        mine = json.loads(json.dumps(self.work))
+        if other := sorted(key for key in {*mine, *work} if mine.get(key) != work.get(key)):
+            words = "; ".join(f"{key} was {work.get(key)}, and is {mine.get(key)}" for key in other[:3])
+            raise RecordUnreadable(f"{file} is of other work: {words}")
+        self.runs |= measured
+        self.arms |= arms
+
+
+def _measurement(values: Mapping[str, Any]) -> Measurement:
+    known = {each.name for each in fields(Measurement)}
+    if values.keys() != known:
+        raise ValueError(f"its runs have other figures than those of this version: {sorted(values.keys() ^ known)}")
+    return Measurement(**{**values, "step_seconds": tuple(values["step_seconds"])})

@@ -1,0 +1,33 @@
+"""The prompts: their first rows, rendered as the model gets them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from dapo_openrlhf.check.finding import Finding, passed, warned
+from dapo_openrlhf.check.subject import SAMPLE_ROWS, Subject
+from dapo_openrlhf.dataset.reading import show
+from dapo_openrlhf.dataset.store import PromptSet
+
+PROGRESS = re.compile(r"rows (rendered and tokenized )?after \d+ s")
+"""What messages about the progress of the reading contain, which is no finding."""
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Fail for rows that are no prompts, whose labels cannot be read, or that leave no room for a response."""
+    data, evaluation = subject.config.data, subject.config.eval
+    yield passed(_words(data.prompt_dataset, subject.prompts()))
+    yield passed(f"the first prompt, {show(subject.prompts()[0])}")
+    if evaluation.dataset is not None:
+        yield passed(_words(evaluation.dataset, subject.problems()))
+    for note in subject.notes:
+        if not PROGRESS.search(note):
+            yield warned(note)
+
+
+def _words(path: str, prompts: PromptSet) -> str:
+    rows = prompts.description["rows"]
+    sample = f"the first {rows:,} rows of {path}" if rows >= SAMPLE_ROWS else f"all {rows:,} rows of {path}"
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    return f"{sample}: {len(prompts):,} prompts, the longest of {longest:,} tokens"

@@ -1,0 +1,82 @@
+"""The curves of a page: every number of the runs' rows, those that belong together in one chart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dapo_openrlhf.pipeline.metrics import METRICS
+from dapo_openrlhf.report.page.drawing import Line, chart
+from dapo_openrlhf.report.page.past_run import PastRun
+
+Names = Sequence[str]
+EVALUATED = "eval/accuracy"
+
+MONITORS: Mapping[str, Names] = {
+    "Response length": ("response_length/mean",),
+    "Reward": ("reward",),
+    "Entropy": ("entropy",),
+    "Mean probability": ("token_probability",),
+}
+"""What the paper watches (DAPO section 4.3), with the number that each chart shows."""
+LEARNING: Mapping[str, Names] = {
+    "Accuracy": ("accuracy", EVALUATED),
+    "Pass rate": ("pass_rate",),
+    "Truncated, cut": ("truncated_share", "cut_share"),
+    "Clipped tokens": ("clip_fraction",),
+}
+STALENESS: Mapping[str, Names] = {
+    "Policy age": ("policy_age/mean", "policy_age/max"),
+    "Stale tokens": ("stale_token_share",),
+    "Importance weights": ("is_weight/mean", "is_weight/ess"),
+    "KL(rollout || old)": ("rollout_kl",),
+}
+SPEED: Mapping[str, Names] = {
+    "Idle share": ("idle_share/engines", "idle_share/trainer"),
+    "Tokens per second": ("tokens_per_second/trained", "tokens_per_second/generated"),
+    "Seconds per step": ("seconds/step",),
+}
+TOGETHER = (MONITORS, LEARNING, STALENESS, SPEED)
+ELSEWHERE = ("seconds/", "groups/", "policy_age/")
+"""Beginnings of the names of numbers that are drawn as bars."""
+
+
+def charts(runs: Sequence[PastRun], group: Mapping[str, Names]) -> str:
+    """A chart for each entry, with a line per run; further numbers of an entry are dashed."""
+    return "".join(_chart(runs, title, names) for title, names in group.items())
+
+
+def other_charts(runs: Sequence[PastRun]) -> str:
+    """A chart for each number that no other chart of the page shows."""
+    known = {name for group in TOGETHER for names in group.values() for name in names}
+    found = dict.fromkeys(name for run in runs for row in run.rows.values() for name in row)
+    order = [*METRICS, *sorted(set(found) - METRICS.keys())]
+    names = [name for name in order if name in found and name not in known and not name.startswith(ELSEWHERE)]
+    return "".join(_chart(runs, name, (name,)) for name in names)
+
+
+def _chart(runs: Sequence[PastRun], title: str, names: Names) -> str:
+    lines = [line for place, run in enumerate(runs) for line in _lines(run, place, names)]
+    unit = METRICS[names[0]].unit if names[0] in METRICS else ""
+    dashed = [f"{('line', 'dashed', 'dotted')[dash]}: {name}" for dash, name in enumerate(names)]
+    note = "; ".join(dashed) if len(names) > 1 else METRICS[names[0]].meaning if names[0] in METRICS else ""
+    return chart(title, unit, lines, steps=max(run.steps for run in runs), note=note)
+
+
+def _lines(run: PastRun, place: int, names: Names) -> list[Line]:
+    return [
+        Line(
+            label=run.label if len(names) == 1 else f"{run.label} {name}",
+            colour=place,
+            dash=dash,
+            points=_points(run, name),
+            smoothed=name not in (EVALUATED, "policy_age/max"),
+        )
+        for dash, name in enumerate(names)
+    ]
+
+
+def _points(run: PastRun, name: str) -> list[tuple[float, float]]:
+    """A number by steps done; evaluations are those of the event log, which has the one before the first step too."""
+    if name == EVALUATED and run.evaluations:
+        return [(step, one.accuracy) for step, one in sorted(run.evaluations.items()) if one.accuracy == one.accuracy]
+    return [(step, row[name]) for step, row in sorted(run.rows.items()) if name in row]

@@ -1,0 +1,240 @@
+"""`dapo-openrlhf check`: every row passes, warns or fails for the reason that it names, and nothing is started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_model import CHARACTERS, make_tiny_tokenizer
+
+from dapo_openrlhf.__main__ import main
+from dapo_openrlhf.backend.run import reward_servers
+from dapo_openrlhf.backend.run.inputs import check_rewards
+from dapo_openrlhf.check import registry
+from dapo_openrlhf.check.finding import Finding, failed, passed
+from dapo_openrlhf.check.limits import check as check_limits
+from dapo_openrlhf.check.machines import Machine, Machines, gpu_memory, named
+from dapo_openrlhf.check.model import check as check_model
+from dapo_openrlhf.check.model import missing_weights, vllm_knows
+from dapo_openrlhf.check.placement import check as check_placement
+from dapo_openrlhf.check.ports import missing_interfaces
+from dapo_openrlhf.check.registry import Row, run_checks
+from dapo_openrlhf.check.reward import check as check_reward
+from dapo_openrlhf.check.subject import Once, Subject
+from dapo_openrlhf.check.table import as_dict, closing, lines
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.loading import load_config
+from dapo_openrlhf.config.reward_origin import Server
+from dapo_openrlhf.rewards.settings import RewardSettings
+
+CONFIG = """
+device: cpu
+actor: {model_name_or_path: model}
+ds: {attn_implementation: sdpa, param_dtype: fp32}
+rollout: {batch_size: 2, n_samples_per_prompt: 4, max_new_tokens: 8}
+train: {batch_size: 8, max_steps: 20}
+data: {prompt_dataset: prompts.jsonl, max_len: 32}
+"""
+MODEL = {
+    "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "vocab_size": len(CHARACTERS), "hidden_size": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a configuration, a model's files and two prompts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("run.yaml").write_text(CONFIG)
+    shutil.copytree(tokenizer, "model")
+    Path("model", "config.json").write_text(json.dumps(MODEL))
+    Path("model", "model.safetensors").write_bytes(b"weights")
+    Path("prompts.jsonl").write_text('{"input": "1+1=", "label": "2"}\n{"input": "11+11=", "label": "22"}\n')
+    return tmp_path
+
+
+def subject(machines: Machines, **settings: object) -> Subject:
+    return Subject(load_config(Path("run.yaml"), settings), Once(lambda: machines))
+
+
+def test_a_run_that_can_start_passes_and_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "run.yaml", "--train.seed", "7"]) == 0
+    told = capsys.readouterr().out
+    assert [line.split("  ")[0] for line in told.splitlines() if not line.startswith(" ") and line][:-1] == [
+        name for name in registry.CHECKS
+    ]
+    assert "the longest of 6 tokens" in told and "'1+1='" in told
+    assert "Qwen2ForCausalLM, 0.1 million parameters" in told
+    assert "2 prompts x 4 responses = 8, in 1 updates of 8" in told
+    assert told.splitlines()[-1].startswith("13 checks: ") and told.endswith(" 0 fail\n")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", [["check", "--json"], ["train", "--check"]])
+def test_every_fault_is_found_at_once(folder: Path, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("model", "model.safetensors").unlink()
+    Path("prompts.jsonl").write_text('{"input": "1+1="}\n')
+    Path("reward.py").write_text("import nowhere\n")
+    dead = "http://127.0.0.1:1/score"
+    assert main([*command, "--config", "run.yaml", "--reward.remote_url", "reward.py", dead]) == 1
+    told = capsys.readouterr().out
+    assert not Path("runs").exists()
+    for words in ("it has no weights", "prompts.jsonl", dead):
+        assert words in told, told
+    if "--json" in command:
+        found = json.loads(told)
+        assert found["passed"] is False
+        assert {name for name, row in found["checks"].items() if row["level"] == "fail"} == {"model", "data", "reward"}
+
+
+def test_a_configuration_that_cannot_be_read_is_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "run.yaml", "--json", "--rollout.batchsize", "3"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)["checks"].items()
+    assert row[0] == "configuration" and "did you mean rollout.batch_size" in row[1]["findings"][0]["words"]
+
+
+HERE = Machines(where="this machine", each=(Machine(cpus=2, free_cpus=2),), here=True)
+
+
+def test_a_reward_that_raises_for_a_response_fails(folder: Path) -> None:
+    Path("reward.py").write_text("def reward_func(queries, prompts, labels):\n    return labels[0].nothing\n")
+    (finding,) = check_reward(subject(HERE, **{"reward.remote_url": "reward.py"}))
+    assert finding.level == "fail" and "a response to the first prompt cannot be scored" in finding.words
+
+
+def test_an_architecture_that_nobody_knows_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = MODEL | {"model_type": "martian", "architectures": ["MartianForCausalLM"]}
+    Path("model", "config.json").write_text(json.dumps(values))
+    monkeypatch.setattr(registry, "CHECKS", {"model": check_model})
+    (row,) = run_checks(subject(HERE))
+    assert row.findings[-1].level == "fail" and "artian" in row.findings[-1].words
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/score"
+
+
+def test_a_server_that_is_dead_or_silent_is_named_before_a_training(
+    silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by `train`, which calls the same."""
+    monkeypatch.setattr(reward_servers, "SERVER_SECONDS", 0.5)
+    for address in (silent, "http://127.0.0.1:1/score"):
+        with pytest.raises(ConfigError, match=f"the reward server {address} does not answer"):
+            check_rewards(RewardSettings(sources=(Server(address),)))
+
+
+@pytest.mark.parametrize(
+    ("engines", "ranks", "gpus", "nodes", "words"),
+    [
+        (4, 4, "h100x8", 1, ""),
+        (4, 4, "h100x4", 2, ""),
+        (5, 4, "h100x8", 1, "vllm.num_engines 5"),
+        (1, 8, "h100x4", 3, "actor.num_gpus_per_node: 8 GPUs of one machine"),
+    ],
+)
+def test_gpus_that_are_not_here_are_checked_by_their_name(
+    folder: Path, engines: int, ranks: int, gpus: str, nodes: int, words: str
+) -> None:
+    settings = {"device": "cuda", "actor.num_gpus_per_node": ranks, "vllm.num_engines": engines}
+    asked = subject(named(gpus, nodes), **settings)
+    if words:
+        with pytest.raises(ConfigError, match=words):
+            list(check_placement(asked))
+    else:
+        (finding,) = check_placement(asked)
+        assert finding.level == "pass" and f"{nodes} machine(s) with {gpus[-1]} H100 of 80 GB" in finding.words
+
+
+@pytest.mark.parametrize("text", ["h100", "h100x0", "voodoox8", "8xh100", "h100x8x2", ""])
+def test_gpus_that_nobody_makes_are_refused(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "run.yaml", "--device", "cuda", "--gpus", text]) == 2
+    assert f"--gpus {text}" in capsys.readouterr().err and not Path("runs").exists()
+    with pytest.raises(ConfigError, match="known are a100"):
+        named(text, 1)
+
+
+def test_gpus_do_not_go_with_a_cpu_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "run.yaml", "--gpus", "h100x8"]) == 2
+    assert "device cpu" in capsys.readouterr().err
+
+
+def test_what_others_hold_is_a_warning(folder: Path) -> None:
+    busy = Machine(cpus=8, free_cpus=1, gpus=8, free_gpus=3)
+    machines = Machines(where="the Ray cluster at x:1", each=(busy,), here=False)
+    cuda = {"device": "cuda", "actor.num_gpus_per_node": 4, "vllm.num_engines": 4, "ds.param_dtype": "bf16"}
+    for settings, words in ((cuda, "3 GPUs free now, where 8 are needed"), ({}, "1 CPUs free, and 2 actors need one")):
+        findings = list(check_placement(subject(machines, **settings)))
+        assert [finding.level for finding in findings] == ["warn", "pass"] and words in findings[0].words
+
+
+def test_a_failure_is_told_once(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def same(subject: Subject) -> Iterator[Finding]:
+        yield passed("before")
+        raise ConfigError("the model is not there")
+
+    monkeypatch.setattr(registry, "CHECKS", {"model": same, "data": same})
+    rows = list(run_checks(subject(named("h100x8", 1))))
+    assert [finding.words for finding in rows[0].findings] == ["before", "the model is not there"]
+    assert rows[1].findings[1].words == "not checked, because of what model says"
+    assert closing(rows) == "2 checks: 0 pass, 1 warn, 1 fail"
+
+
+def test_the_table_names_check_level_and_remedy() -> None:
+    row = Row(name="disk", findings=(passed("one"), failed("two\nlines", "free some")))
+    assert list(lines(row)) == [
+        "disk           pass  one",
+        "               FAIL  two",
+        "                     lines -> free some",
+    ]
+    assert as_dict([row])["passed"] is False
+
+
+def test_weights_are_counted(tmp_path: Path) -> None:
+    assert "has no weights" in missing_weights(tmp_path)
+    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "1.safetensors").write_bytes(b"1")
+    assert missing_weights(tmp_path) == "1 of 2 files of weights are missing, 2.safetensors first"
+    (tmp_path / "2.safetensors").write_bytes(b"2")
+    assert missing_weights(tmp_path) == ""
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert "cannot be read" in missing_weights(tmp_path)
+
+
+def test_vllm_lists_what_it_knows() -> None:
+    assert vllm_knows("Qwen2ForCausalLM") in (True, None) and vllm_knows("MartianForCausalLM") in (False, None)
+
+
+def test_interfaces_are_matched_as_nccl_does() -> None:
+    there = {"lo", "eth0", "ib1"}
+    for wanted in ("", "eth", "=eth0", "nowhere,ib", "^docker0", "=lo:1"):
+        assert missing_interfaces(wanted, there) == []
+    assert missing_interfaces("=eth", there) == ["eth"] and missing_interfaces("bond0,wlan", there) == ["bond0", "wlan"]
+
+
+def test_memory_of_gpus_is_read_from_lines_of_mib() -> None:
+    assert gpu_memory("81559, 12\n81559, 40000\nN/A, N/A\n") == ([81559 << 20] * 2, [12 << 20, 40000 << 20])
+    assert gpu_memory("") == ([], [])
+
+
+def test_few_open_files_warn_and_hardly_any_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = subject(HERE)
+    for most, level in ((100, "fail"), (1024, "warn"), (1 << 20, "pass")):
+        monkeypatch.setattr("resource.getrlimit", lambda kind, most=most: (most, most))
+        assert next(check_limits(here)).level == level

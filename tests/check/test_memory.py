@@ -1,0 +1,103 @@
+"""The sums of memory: right to the byte, near what was measured, and judged by what there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from dapo_openrlhf.check.memory import judge, judge_engine
+from dapo_openrlhf.config.loading import build_config
+from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.plan.gpus import GPUS
+from dapo_openrlhf.plan.memory import checkpoint_bytes, engine_memory, trainer_memory
+from dapo_openrlhf.plan.shape import ModelShape
+
+HALF_BILLION = ModelShape.of(
+    {
+        "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True,
+    }
+)  # fmt: skip
+"""The shape that docs/gpus.md measures."""
+SEVEN_BILLION = ModelShape.of(
+    {
+        "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "intermediate_size": 18944, "vocab_size": 152064,
+    }
+)  # fmt: skip
+
+
+def config(**sections: dict[str, object]) -> Config:
+    settings: dict[str, object] = {
+        "actor": {"model_name_or_path": "model"},
+        "data": {"prompt_dataset": "p.jsonl", "max_len": 2048},
+        "rollout": {"max_new_tokens": 1024},
+        "reward": {"overlong_buffer_len": 0},
+        "train": {"max_tokens_per_gpu": 16384},
+    }
+    for name, values in sections.items():
+        settings[name] = {**settings.get(name, {}), **values}  # type: ignore[dict-item]
+    return build_config(settings, source="test")
+
+
+def test_the_sum_is_what_was_measured() -> None:
+    """At the peak 81 GB were in use on an H200 that engine and trainer share (docs/gpus.md)."""
+    run = config(
+        train={"colocate_all": True, "max_tokens_per_gpu": 16384},
+        vllm={"gpu_memory_utilization": 0.3},
+    )
+    total = engine_memory(run, HALF_BILLION, GPUS["h200"].memory).claim + sum(
+        trainer_memory(run, HALF_BILLION).values()
+    )
+    assert total == pytest.approx(81e9, rel=0.03)
+
+
+@pytest.mark.parametrize(("stage", "weights", "gradients", "optimizer"), [(1, 2, 2, 3), (2, 2, 1, 3), (3, 0.5, 1, 3)])
+def test_zero_divides_what_its_stage_says(stage: int, weights: float, gradients: float, optimizer: float) -> None:
+    dtype = "bf16" if stage == 1 else "fp32"
+    run = config(ds={"zero_stage": stage, "grad_accum_dtype": dtype}, actor={"num_gpus_per_node": 4})
+    parts, count = trainer_memory(run, HALF_BILLION), HALF_BILLION.parameters
+    assert [parts[name] / count for name in ("weights", "gradients", "optimizer")] == [weights, gradients, optimizer]
+
+
+def test_offloading_and_checkpointing_take_their_parts_away() -> None:
+    plain = trainer_memory(config(), HALF_BILLION)
+    spared = trainer_memory(
+        config(ds={"adam_offload": True, "zero_stage": 3}, actor={"gradient_checkpointing_enable": True}), HALF_BILLION
+    )
+    assert plain["activations"] == 16384 * 24 * 34 * 896 * 2
+    assert spared["activations"] == 16384 * (24 + 34) * 896 * 2
+    assert spared["optimizer"] == 0 and plain["optimizer"] == 12 * HALF_BILLION.parameters
+
+
+def test_a_reference_and_a_critic_count() -> None:
+    run = config(algo={"kl": {"init_coef": 0.1}, "advantage": {"estimator": "gae"}})
+    parts, count = trainer_memory(run, HALF_BILLION), HALF_BILLION.parameters
+    assert parts["weights"] == 3 * 2 * count and parts["optimizer"] == 2 * 12 * count
+    model, checkpoint = checkpoint_bytes(run, HALF_BILLION)
+    assert (model, checkpoint) == (2 * count, 2 * count + 24 * count)
+
+
+def test_the_cache_is_what_the_claim_leaves() -> None:
+    engine = engine_memory(config(), SEVEN_BILLION, 80e9)
+    assert engine.claim == 72e9 and engine.weights == 2 * SEVEN_BILLION.parameters
+    assert engine.cache == pytest.approx(72e9 - engine.weights - 2e9 - 0.512e9)
+    assert engine.cache_tokens == int(engine.cache / (4 * 28 * 512))  # keys and values of 28 layers, in bf16
+    fixed = engine_memory(config(vllm={"kv_cache_memory_bytes": 10**9}), SEVEN_BILLION, 80e9)
+    assert fixed.cache == 1e9
+
+
+@pytest.mark.parametrize(("used", "level"), [(50e9, "pass"), (75e9, "warn"), (85e9, "warn"), (100e9, "fail")])
+def test_a_sum_near_the_memory_warns_and_one_far_beyond_it_fails(used: float, level: str) -> None:
+    finding = judge("a GPU", {"weights": used / 2, "others": used / 2}, 80e9, "use more")
+    assert finding.level == level
+    assert (finding.remedy == "use more") == (level != "pass")
+
+
+@pytest.mark.parametrize(
+    ("gpu_bytes", "level", "words"),
+    [(80e9, "pass", "longest sequences at once"), (19e9, "fail", "fewer than one sequence of data.max_len 2,048")],
+)
+def test_a_cache_must_hold_one_sequence(gpu_bytes: float, level: str, words: str) -> None:
+    run = config()
+    (finding,) = judge_engine(run, engine_memory(run, SEVEN_BILLION, gpu_bytes))
+    assert (finding.level, words in finding.words) == (level, True), finding
