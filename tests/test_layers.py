@@ -46,7 +46,6 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "rewards",
         "environments",
         "dataset",
-        "environments",
         "backend",
         "backend/transfer",
         "backend/engine",
