@@ -44,6 +44,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "stopping",
         "heartbeat",
         "rewards",
+        "environments",
         "dataset",
         "backend",
         "backend/transfer",

@@ -24,7 +24,7 @@ class Environment:
 
     async def reset(self, prompt):
         self.turns = 0
-        return Observation(text=f"{prompt.text:>70}")
+        return Observation(text="-" * 66 + prompt.text)
 
     async def step(self, action):
         self.turns += 1
