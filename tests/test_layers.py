@@ -46,6 +46,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "rewards",
         "environments",
         "dataset",
+        "environments",
         "backend",
         "backend/transfer",
         "backend/engine",
