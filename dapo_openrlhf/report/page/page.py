@@ -38,10 +38,10 @@ figcaption{font-weight:600}figcaption span,figure p,.none{color:var(--soft);font
 svg{width:100%;height:auto;display:block}
 svg text{font:10px system-ui,sans-serif;fill:var(--soft)}svg .grid{stroke:var(--line)}
 .legend{position:sticky;top:0;background:var(--back);padding:.3rem 0;z-index:1}
-.legend span{margin-right:1rem;overflow-wrap:anywhere}.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
+.legend span{display:inline-block;margin-right:1rem;overflow-wrap:anywhere}.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem}
 th,td{text-align:left;padding:.2rem .7rem .2rem 0;border-bottom:1px solid var(--line);vertical-align:top;unicode-bidi:isolate}
-.n{text-align:right;font-variant-numeric:tabular-nums}
+.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .damage{border-left:4px solid #d55e00;padding:.1rem .7rem;background:var(--box)}
 .answers{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr))}
 article{border:1px solid var(--line);background:var(--box);padding:.5rem .7rem;min-width:0;break-inside:avoid}
@@ -49,7 +49,7 @@ article pre{margin:0}article h4{margin:0 0 .3rem;font-size:.85rem}
 pre{margin:.6rem 0 0;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;overflow:auto;max-height:20rem;font-size:.8rem}
 .right{border-left:4px solid #009e73}.wrong{border-left:4px solid #d55e00}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}.legend{position:static}pre{max-height:none}
-.charts,.answers{grid-template-columns:1fr 1fr}.wide{overflow:visible}*{print-color-adjust:exact}}
+.charts,.answers{grid-template-columns:1fr 1fr}.wide{overflow:visible}.n{white-space:normal}*{print-color-adjust:exact}}
 """
 
 HEAD = """<!doctype html>
@@ -183,10 +183,16 @@ def _curves(group_charts: Callable[[Sequence[PastRun]], str]) -> Callable[[Seque
 
 def _responses(runs: Sequence[PastRun]) -> str:
     return "".join(
-        f"<h3>{shown(run.label)}</h3>{''.join(_problem(*of_one) for of_one in _by_problem(run.answers))}"
+        f"<h3>{shown(run.label)}</h3>{''.join(_problem(*of_one) for of_one in _by_problem(run.answers))}{_training(run)}"
         for run in runs
-        if run.answers
+        if run.answers or run.samples
     )
+
+
+def _training(run: PastRun) -> str:
+    """Responses of training, each with its own prompt."""
+    cards = "".join(_card(answer, f"{answer.prompt}\n{answer.response}") for answer in run.samples)
+    return f'<h4>in training</h4><div class="answers">{cards}</div>' if cards else ""
 
 
 def _by_problem(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Answer]]]:
@@ -197,13 +203,16 @@ def _by_problem(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Answer]]]
 
 
 def _problem(prompt: str, answers: Sequence[Answer]) -> str:
-    cards = "".join(
-        f'<article class="{answer.verdict.split()[0]}"><h4>step {answer.step}: {shown(answer.verdict)}, '
-        f'{shown(answer.length)}</h4><pre dir="auto">{shown(answer.response, most=MOST_CHARACTERS)}</pre></article>'
-        for answer in answers
-    )
+    cards = "".join(_card(answer, answer.response) for answer in answers)
     asked = f'<pre dir="auto">{shown(prompt, most=MOST_CHARACTERS)}</pre>'
     return f'{asked}<p>label <bdi>{shown(answers[0].label, most=200)}</bdi></p><div class="answers">{cards}</div>'
+
+
+def _card(answer: Answer, text: str) -> str:
+    return (
+        f'<article class="{answer.verdict.split()[0]}"><h4>step {answer.step}: {shown(answer.verdict)}, '
+        f'{shown(answer.length)}</h4><pre dir="auto">{shown(text, most=MOST_CHARACTERS)}</pre></article>'
+    )
 
 
 def _happenings(runs: Sequence[PastRun]) -> str:
