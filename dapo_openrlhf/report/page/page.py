@@ -7,15 +7,22 @@ from statistics import fmean
 
 from dapo_openrlhf.config.typed import typed
 from dapo_openrlhf.pipeline.metrics import LAPS, Row
-from dapo_openrlhf.report.page.curves import LEARNING, MONITORS, SPEED, STALENESS, charts, other_charts
+from dapo_openrlhf.report.page.curves import (
+    LEARNING,
+    MONITORS,
+    REASONS,
+    SPEED,
+    STALENESS,
+    ages_of,
+    charts,
+    other_charts,
+)
 from dapo_openrlhf.report.page.drawing import legend, stacked
 from dapo_openrlhf.report.page.markup import brief, shown, table
 from dapo_openrlhf.report.page.past_run import Answer, PastRun
 from dapo_openrlhf.report.progress import clock_time
 from dapo_openrlhf.report.verdict import Verdict, verdict
 
-REASONS = ("kept", "all_right", "all_wrong", "failed", "surplus", "cut")
-MOST_AGES = 8
 MOST_CHARACTERS = 3000
 MOST_ANSWERS = 6
 """Responses to one problem that are shown of a run: the first, the last and some between."""
@@ -154,12 +161,11 @@ def _filter(runs: Sequence[PastRun]) -> str:
 
 
 def _ages(runs: Sequence[PastRun]) -> str:
-    names = [f"policy_age/{age}" for age in range(MOST_AGES + 1)]
-    present = [name for name in names if any(name in row for run in runs for row in run.rows.values())]
-    if not present:
+    ages = ages_of(runs)
+    if not ages:
         return ""
-    bars = _bars(runs, "Trained groups of each age", "groups", present)
-    return legend([f"age {name.rpartition('/')[2]}" for name in present]) + bars
+    bars = _bars(runs, "Trained groups of each age", "groups", [f"policy_age/{age}" for age in ages])
+    return legend([f"age {age}" for age in ages]) + bars
 
 
 def _bars(runs: Sequence[PastRun], title: str, unit: str, names: Sequence[str]) -> str:
