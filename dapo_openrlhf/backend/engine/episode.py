@@ -136,7 +136,8 @@ class Episode:
             room = min(limit, most - self._length, self._rules.max_length - len(self._context))
             if room <= 0 or self._cut.is_set():
                 return
-            action = await self._act(turn, replace(sampling, n=1, max_new_tokens=room))
+            seed = None if sampling.seed is None else sampling.seed + (turn << 32)
+            action = await self._act(turn, replace(sampling, n=1, max_new_tokens=room, seed=seed))
             if action is None or self._cut.is_set():
                 return
             step = await self._unless_cut(self._means.environments.step(self._name, action))
