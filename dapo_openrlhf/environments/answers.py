@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from typing import SupportsFloat, SupportsIndex
 
 from dapo_openrlhf.environments.messages import Observation, Step
-from dapo_openrlhf.rewards.replies import BadReply, excerpt, sensible
+from dapo_openrlhf.rewards.replies import BadReply, excerpt, read_reply
 
 LONGEST_TEXT = 1_000_000
 """Most characters of one observation; no model's context is as long."""
-MOST_LOGS = 64
+LONGEST_NAME = 100
+NO_CORRECTNESS = 0.0
+"""Where a reply is read as that of a reward, which answers are right is not decided here."""
 
 
 class BadAnswer(ValueError):
@@ -27,30 +30,38 @@ def checked_observation(answer: object) -> Observation:
 
 
 def checked_step(answer: object) -> Step:
-    """Return what ``step`` has answered, with logs that are no finite numbers left out. Raises :class:`BadAnswer`."""
+    """Return what ``step`` has answered, with logs that are no finite numbers left out. Raises :class:`BadAnswer`.
+
+    Numbers and truths may be numpy's or torch's too.
+    """
     if not isinstance(answer, Step):
         raise BadAnswer(f"step() answered {excerpt(answer)}; it must answer a Step")
     try:
-        reward = sensible(_number(answer.reward, "reward"))
+        reply = {"rewards": answer.reward, "scores": answer.score, "extra_logs": answer.logs}
+        (score,) = read_reply(reply, NO_CORRECTNESS)
     except BadReply as error:
         raise BadAnswer(f"step(): {error}") from None
-    most = answer.max_new_tokens
-    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise BadAnswer(f"step(): max_new_tokens is {excerpt(most)}; it must be a whole number from 1, or None")
-    temperature = None if answer.temperature is None else _number(answer.temperature, "temperature")
-    if temperature is not None and not (0 <= temperature < math.inf):
-        raise BadAnswer(f"step(): temperature is {temperature:g}; it must be at least 0, or None")
-    if not isinstance(answer.done, bool):
-        raise BadAnswer(f"step(): done is {excerpt(answer.done)}; it must be True or False")
+    if score.score is not None and not math.isfinite(score.score):
+        raise BadAnswer(f"step(): score is {score.score}; it must be a finite number")
     return Step(
         observation=text_of(answer.observation, "step(): observation"),
-        reward=reward,
-        score=None if answer.score is None else _finite(answer.score, "score"),
-        done=answer.done,
-        logs=_logs(answer.logs),
-        max_new_tokens=most,
-        temperature=temperature,
+        reward=score.reward,
+        score=score.score,
+        done=truth_of(answer.done),
+        logs={name[:LONGEST_NAME]: value for name, value in score.logs.items()},
+        max_new_tokens=_limit(answer.max_new_tokens),
+        temperature=_temperature(answer.temperature),
     )
+
+
+def truth_of(done: object) -> bool:
+    """Whether a rollout is done. Raises :class:`BadAnswer` for what is neither true nor false."""
+    if isinstance(done, str | bytes) or done is None:
+        raise BadAnswer(f"step(): done is {excerpt(done)}; it must be True or False")
+    try:
+        return bool(done)
+    except (ValueError, RuntimeError, TypeError) as error:  # an array of several
+        raise BadAnswer(f"step(): done is {excerpt(done)}; it must be True or False") from error
 
 
 def text_of(value: object, name: str) -> str:
@@ -71,22 +82,17 @@ def text_of(value: object, name: str) -> str:
     return str(value)
 
 
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool | int | float):
-        return float(value)
-    raise BadAnswer(f"step(): {name} is {excerpt(value)}; it must be a number")
+def _limit(most: object) -> int | None:
+    if most is None:
+        return None
+    if not isinstance(most, SupportsIndex) or isinstance(most, bool) or operator.index(most) < 1:
+        raise BadAnswer(f"step(): max_new_tokens is {excerpt(most)}; it must be a whole number from 1, or None")
+    return operator.index(most)
 
 
-def _finite(value: object, name: str) -> float:
-    number = _number(value, name)
-    if not math.isfinite(number):
-        raise BadAnswer(f"step(): {name} is {number}; it must be a finite number")
-    return number
-
-
-def _logs(logs: object) -> dict[str, float]:
-    if not isinstance(logs, Mapping):
-        raise BadAnswer(f"step(): logs is {excerpt(logs)}; it must be a mapping of names to numbers")
-    numbers = {str(name): float(value) for name, value in logs.items() if isinstance(value, bool | int | float)}
-    finite = [(name, value) for name, value in numbers.items() if math.isfinite(value)]
-    return dict(finite[:MOST_LOGS])
+def _temperature(given: object) -> float | None:
+    if given is None:
+        return None
+    if not isinstance(given, SupportsFloat) or not 0 <= float(given) < math.inf:
+        raise BadAnswer(f"step(): temperature is {excerpt(given)}; it must be a number from 0, or None")
+    return float(given)

@@ -11,13 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dapo_openrlhf.environments.answers import BadAnswer, text_of
+from dapo_openrlhf.environments.answers import NO_CORRECTNESS, BadAnswer, text_of, truth_of
 from dapo_openrlhf.environments.messages import Action, Environment, Observation, Step
 from dapo_openrlhf.rewards.replies import BadReply, excerpt, read_reply
 from dapo_openrlhf.types import Prompt
-
-NO_CORRECTNESS = 0.0
-"""Where a reply is read as that of a reward, which answers are right is not decided here."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,20 +117,11 @@ class AgentEnvironment:
             observation=text_of(answer["environment_feedback"], "step(): environment_feedback"),
             reward=score.reward,
             score=score.score,
-            done=_truth(answer["done"]),
+            done=truth_of(answer["done"]),
             logs=score.logs,
             max_new_tokens=changed.get("max_tokens"),
             temperature=changed.get("temperature"),
         )
-
-
-def _truth(done: object) -> bool:
-    if isinstance(done, str | bytes) or done is None:
-        raise BadAnswer(f"step(): done is {excerpt(done)}; it must be True or False")
-    try:
-        return bool(done)
-    except (ValueError, RuntimeError, TypeError) as error:  # an array of several
-        raise BadAnswer(f"step(): done is {excerpt(done)}; it must be True or False") from error
 
 
 def _changes(given: SamplingParams, answer: object) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def environment_settings(config: Config) -> EnvironmentSettings | None:
 def check_environment(settings: EnvironmentSettings) -> None:
     """Load the file once. Raises ``ConfigError`` with the error that it raises."""
     if problem := asyncio.run(_problem(replace(settings, processes=1))):
-        raise ConfigError(f"train.agent_func_path: {settings.file}: {problem}")
+        raise ConfigError(problem)
 
 
 async def _problem(settings: EnvironmentSettings) -> str:
