@@ -23,6 +23,9 @@ from dapo_openrlhf.types import Prompt, Score, Segment
 
 Result = TypeVar("Result")
 
+SEEDS_PER_TURN = 1 << 20
+"""Distance between the seeds of two turns; the rollouts of a group, of which there are fewer, have neighbouring seeds."""
+
 
 class Actions(Protocol):
     """Samples actions: :class:`~dapo_openrlhf.backend.engine.loop.EngineLoop`."""
@@ -136,7 +139,8 @@ class Episode:
             room = min(limit, most - self._length, self._rules.max_length - len(self._context))
             if room <= 0 or self._cut.is_set():
                 return
-            action = await self._act(turn, replace(sampling, n=1, max_new_tokens=room))
+            seed = None if sampling.seed is None else sampling.seed + turn * SEEDS_PER_TURN
+            action = await self._act(turn, replace(sampling, n=1, max_new_tokens=room, seed=seed))
             if action is None or self._cut.is_set():
                 return
             step = await self._unless_cut(self._means.environments.step(self._name, action))

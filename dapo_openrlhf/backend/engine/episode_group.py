@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, takewhile
 
 import numpy as np
@@ -31,7 +32,10 @@ class EpisodeGroup:
 
         The first rollout that fails ends the others. Raises what :meth:`Episode.play` raises.
         """
-        playing = [asyncio.ensure_future(episode.play(sampling)) for episode in self._episodes]
+        playing = [
+            asyncio.ensure_future(episode.play(_with_seed(sampling, index)))
+            for index, episode in enumerate(self._episodes)
+        ]
         try:
             await asyncio.wait(playing, return_when=asyncio.FIRST_EXCEPTION)
         finally:
@@ -42,6 +46,11 @@ class EpisodeGroup:
             if error is not None:
                 raise error
         return None if any(episode.length == 0 for episode in self._episodes) else _made(self._episodes)
+
+
+def _with_seed(sampling: Sampling, index: int) -> Sampling:
+    """With a seed for each rollout, as the responses of a request without an environment have."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
 
 
 def _made(episodes: Sequence[Episode]) -> tuple[GenerationReport, GroupTokens, GroupTexts]:
