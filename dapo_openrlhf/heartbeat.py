@@ -46,6 +46,11 @@ def silence_of(stream: TextIO) -> float:
     return TERMINAL_SECONDS if stream.isatty() else LOG_SECONDS
 
 
+def waits_in_words(now: float) -> str:
+    """What is waited for at this time of the clock, and since when; empty for nothing."""
+    return "; ".join(f"{wait.what()} ({now - wait.since:.0f} s)" for wait in _waits[:MOST_SAID])
+
+
 class Heartbeat:
     """Passes lines on, and says what is waited for when there was none for ``seconds``."""
 
@@ -68,8 +73,8 @@ class Heartbeat:
         left = self._heard + self._seconds - now
         if left > 0:
             return left
-        if waits := [f"{wait.what()} ({now - wait.since:.0f} s)" for wait in _waits[:MOST_SAID]]:
-            self.say(f"still waiting for {'; '.join(waits)}")
+        if waits := waits_in_words(now):
+            self.say(f"still waiting for {waits}")
         self._heard = now
         return self._seconds
 

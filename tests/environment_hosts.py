@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,12 @@ def in_host(
             await host.end()
 
     return asyncio.run(run())
+
+
+def limit(host: EnvironmentHost, seconds: float) -> None:
+    """Give the calls that follow a deadline, so that those before have none to meet."""
+    for process in host._processes:
+        process._settings = replace(process._settings, timeout=seconds)
 
 
 async def stepped(host: EnvironmentHost, episode: str, text: str, **rest: Any) -> Step | EnvironmentFailed:

@@ -83,6 +83,7 @@ OUTSIDE: Mapping[str, set[str]] = {
     "rewards.algebra": {"mpmath"},
     "rewards.evaluate": {"mpmath"},
     "report": {"matplotlib", "tensorboard"},
+    "report.live": {"rich"},
     "report.wandb_run": {"wandb"},
     "plan.picture": {"matplotlib"},
     "check": {"psutil"},

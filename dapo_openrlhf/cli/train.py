@@ -17,7 +17,7 @@ from dapo_openrlhf.config.cautions import cautions
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import dump_config, preset_changes
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.heartbeat import Heartbeat, silence_of, waiting_for
+from dapo_openrlhf.heartbeat import Heartbeat, silence_of, waiting_for, waits_in_words
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.event_log import EventLog, LogFile
@@ -28,6 +28,7 @@ from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.gauges import Gauges
 from dapo_openrlhf.report.history import accuracy_at_start, earlier_evaluations
+from dapo_openrlhf.report.live import LiveView, Output
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows, read_rows
 from dapo_openrlhf.report.notices import Notices
 from dapo_openrlhf.report.phases import Phases
@@ -36,6 +37,7 @@ from dapo_openrlhf.report.recorder import Recorder, Sink, open_sinks
 from dapo_openrlhf.report.responses import Responses
 from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.run_lock import run_lock
+from dapo_openrlhf.report.samples import Samples
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import TensorBoardSink
 from dapo_openrlhf.report.wandb_run import Place, WandbRun, check_wandb
@@ -50,13 +52,14 @@ Say = Callable[[str], None]
 
 def train(config: Config, *, started: float, resume: ResumePoint | None = None, stream: TextIO = sys.stdout) -> int:
     """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
-    voice = Voice(stream)
+    output = Output.on(stream)
+    voice = Voice(output.stream)
     heart = Heartbeat(voice, seconds=silence_of(stream))
     say = heart.say
     with contextlib.ExitStack() as held, stopping.telling(lambda: "nothing was trained yet"), heart.beating():
         if resume is not None:
             held.enter_context(run_lock(resume.run))
-        status = _train(config, started=started, resume=resume, stream=stream, say=say, held=held)
+        status = _train(config, started=started, resume=resume, output=output, say=say, held=held)
     return status or (1 if voice.lost else 0)
 
 
@@ -65,7 +68,7 @@ def _train(
     *,
     started: float,
     resume: ResumePoint | None,
-    stream: TextIO,
+    output: Output,
     say: Say,
     held: contextlib.ExitStack,
 ) -> int:
@@ -96,7 +99,7 @@ def _train(
         say(line)
     held.callback(remove_unfinished, folder.path)
     try:
-        outcome, summary = _run(config, inputs, folder, started, stream, say)
+        outcome, summary = _run(config, inputs, folder, started, output, say)
     except ConfigError:
         raise
     except (ExceptionGroup, RuntimeError, Unwritable) as error:
@@ -150,7 +153,7 @@ def _opening_words(config: Config, inputs: Inputs, folder: RunFolder, changes: S
 
 
 def _run(
-    config: Config, inputs: Inputs, folder: RunFolder, started: float, stream: TextIO, say: Say
+    config: Config, inputs: Inputs, folder: RunFolder, started: float, output: Output, say: Say
 ) -> tuple[Outcome, Summary]:
     """Train and record everything; the sinks are closed in any case."""
     from dapo_openrlhf.backend.run import launch
@@ -159,7 +162,7 @@ def _run(
     with LogFile(folder.events) as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(_run_started(config, inputs, unix_time=time.time() - log.now()))
-        sinks = _sinks(config, folder, stream, say, first_step=inputs.first_step, before=before)
+        sinks = _sinks(config, folder, output, say, first_step=inputs.first_step, before=before)
         recorder = Recorder(log, sinks, devices=config.devices, warn=say)
         head_start = time.monotonic() - started
         try:
@@ -186,7 +189,7 @@ def _run(
 
 
 def _sinks(
-    config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first_step: int, before: Mapping[int, Evaluated]
+    config: Config, folder: RunFolder, output: Output, say: Say, *, first_step: int, before: Mapping[int, Evaluated]
 ) -> list[Sink]:
     """The sinks that the run is reported to; another one takes a file in ``report/`` and a line here."""
     watch = Watch(batch_size=config.rollout.batch_size, max_new_tokens=config.rollout.max_new_tokens, say=say)
@@ -195,7 +198,7 @@ def _sinks(
         lambda: MetricsFile(folder.metrics),
         lambda: Phases(waiting_for),
         lambda: Notices(say, watch=watch),
-        lambda: ProgressLine(config.train.max_steps, stream),
+        lambda: ProgressLine(config.train.max_steps, output.stream, width=output.width),
         lambda: TensorBoardSink(folder.tensorboard, first_step=first_step),
         lambda: Curves(
             folder.picture,
@@ -204,13 +207,27 @@ def _sinks(
             measured={step: one.accuracy for step, one in before.items()},
         ),
         lambda: Responses(folder.responses),
+        lambda: Samples(folder.samples, first_step=first_step),
     ]
     try:
         earlier_rows(folder.metrics, first_step)
         earlier = read_rows(folder.metrics)
     except OSError as error:
         say(f"warning: the rows of earlier steps cannot be read, and the curves begin without: {error}")
-    return open_sinks([*makers, *_elsewhere(config, folder)], warn=say)
+    return open_sinks([*makers, *_elsewhere(config, folder), *_views(config, output, done=first_step)], warn=say)
+
+
+def _views(config: Config, output: Output, *, done: int) -> Iterator[Callable[[], Sink]]:
+    """The maker of the live view, on a terminal. It is made last, and closed when every other report is whole."""
+    console = output.console
+    if console is not None:
+        yield lambda: LiveView(
+            console,
+            done=done,
+            max_steps=config.train.max_steps,
+            waits=lambda: waits_in_words(time.monotonic()),
+            clock=time.monotonic,
+        )
 
 
 def _elsewhere(config: Config, folder: RunFolder) -> Iterator[Callable[[], Sink]]:

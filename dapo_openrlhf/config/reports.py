@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import assert_never
+from typing import Annotated, assert_never
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from dapo_openrlhf.config.choices import WandbMode
 from dapo_openrlhf.config.errors import ConfigError
@@ -19,6 +19,9 @@ class ReportSection(Section):
     ``wandb login``."""
     prometheus: bool = True
     """Give the numbers of every step to Ray as gauges, which its node agents serve to Prometheus."""
+
+    samples: Annotated[int, Field(ge=0)] = 2
+    """Number of groups of every rollout step of which one response is kept, in ``samples.jsonl`` and TensorBoard."""
 
     @property
     def wandb_uploads(self) -> bool | None:

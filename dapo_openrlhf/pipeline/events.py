@@ -290,3 +290,18 @@ class Checkpointed(Event):
     path: str
     seconds: float
     """Time since training was held up for it; for a checkpoint most of it is spent beside training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseSampled(Event):
+    """One response of a group that was scored in training; one of a few that each step shows."""
+
+    prompt: int
+    correct: bool
+    reward: float
+    """Before any length shaping."""
+    prompt_text: str = field(default="", repr=False, metadata={UNWRITTEN: True})
+    label: object = field(default=None, repr=False, metadata={UNWRITTEN: True})
+    response: str = field(default="", repr=False, metadata={UNWRITTEN: True})
+    answer: str | None = field(default=None, repr=False, metadata={UNWRITTEN: True})
+    """The answer that was found in it."""

@@ -224,6 +224,7 @@ CHANGEABLE: Mapping[str, str] = {
     "ckpt.max_num": "checkpoints from then on; older ones beyond it are removed at the next",
     "report.wandb": _REPORTED,
     "report.prometheus": _REPORTED,
+    "report.samples": _REPORTED,
     "logger.wandb.project": _REPORTED,
     "logger.wandb.org": _REPORTED,
     "logger.wandb.group": _REPORTED,

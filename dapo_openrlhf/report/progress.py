@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TextIO
@@ -17,6 +18,11 @@ RECENT_STEPS = 20
 MOST_REWARD_ERRORS = 0.05
 """Share of groups that could not be scored over the recent steps, above which a warning is printed."""
 
+NARROW = 80
+"""Columns that every terminal and every log has."""
+LEFT_OUT = ("elapsed", "s/step")
+"""Columns of a line that are left out, in this order, where it would be too wide."""
+
 _FILTERED = ("groups/all_right", "groups/all_wrong")
 
 
@@ -25,6 +31,25 @@ def clock_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Pace:
+    """How fast a run is: the durations of its newest steps."""
+
+    def __init__(self, max_steps: int) -> None:
+        self._max_steps = max_steps
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Take in a step's row."""
+        if math.isfinite(seconds := row.get("seconds/step", math.nan)):
+            self._recent.append(seconds)
+
+    def seconds_left(self, done: int) -> float | None:
+        """The number of steps left times the median duration of the last 20 steps; None before any step was timed."""
+        if not self._recent:
+            return None
+        return max(self._max_steps - done, 0) * statistics.median(self._recent)
 
 
 class ProgressLine(Sink):
@@ -37,11 +62,12 @@ class ProgressLine(Sink):
 
     name = "the progress"
 
-    def __init__(self, max_steps: int, stream: TextIO) -> None:
-        """``max_steps`` is the number of rollout steps of the run, at least 1."""
+    def __init__(self, max_steps: int, stream: TextIO, *, width: int = NARROW) -> None:
+        """``max_steps``: number of rollout steps of the run, at least 1; ``width``: columns that a line may take."""
         self._max_steps = max_steps
         self._stream = stream
-        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._width = width
+        self._pace = Pace(max_steps)
         self._lines = 0
         self._printed_at = -math.inf
         self._held_out: float | None = None
@@ -51,8 +77,7 @@ class ProgressLine(Sink):
 
     def step(self, step: int, row: Mapping[str, float], elapsed: float) -> None:
         """Take in the row of ``step`` (counted from 0, shown from 1), ``elapsed`` seconds into the run."""
-        if math.isfinite(seconds := row.get("seconds/step", math.nan)):
-            self._recent.append(seconds)
+        self._pace.add(row)
         self._held_out = row.get("eval/accuracy", self._held_out)
         self._counted["failed"] += round(row.get("groups/failed", 0.0))
         self._counted["prompt(s) dropped"] += round(row.get("prompts/dropped", 0.0))
@@ -81,38 +106,43 @@ class ProgressLine(Sink):
             )
         self._warned = share > MOST_REWARD_ERRORS
 
-    def seconds_left(self, done: int) -> float | None:
-        """The number of steps left times the median duration of the last 20 steps; None before any step was timed."""
-        if not self._recent:
-            return None
-        return max(self._max_steps - done, 0) * statistics.median(self._recent)
-
     def _cells(self, done: int, row: Mapping[str, float], elapsed: float) -> dict[str, str]:
         """The texts of one line by column title. Every text is as wide as its column, whatever the step."""
-        left = self.seconds_left(done)
+        left = self._pace.seconds_left(done)
         digits = len(str(self._max_steps))
         filtered = sum(row[name] for name in _FILTERED if name in row)
-        return {
+        age = f"{_number(row, 'policy_age/mean', '.2f')}/{_number(row, 'policy_age/max', '.0f')}"
+        cells = {
             "step": f"{done:>{digits}}/{self._max_steps}".rjust(5),
             "reward": _number(row, "reward", "+7.3f"),
-            "accuracy": _number(row, "accuracy", "8.1%"),
+            "right": _number(row, "accuracy", "6.1%"),
             "held-out": f"{self._held_out:8.1%}" if self._held_out is not None else " " * 8,
-            "groups": f"{_number(row, 'groups/kept', '4.0f')} kept {filtered:4.0f} filtered",
-            "age mean/max": f"{_number(row, 'policy_age/mean', '.2f')}/{_number(row, 'policy_age/max', '.0f')}".rjust(
-                12
-            ),
-            "trained tok/s": _number(row, "tokens_per_second/trained", "13,.0f"),
-            "s/step": _number(row, "seconds/step", "7.2f"),
-            "elapsed": f"{clock_time(elapsed):>8}",
-            "left": f"{'-' if left is None else clock_time(left):>8}",
+            "kept": _number(row, "groups/kept", "4.0f"),
+            "drop": f"{filtered:4.0f}",
+            "age": age.rjust(6),
+            "tok/s": _rate(row.get("tokens_per_second/trained")).rjust(7),
+            "s/step": _number(row, "seconds/step", "6.1f" if row.get("seconds/step", 0.0) >= 1000 else "6.2f"),
+            "elapsed": f"{clock_time(elapsed):>7}",
+            "left": f"{'-' if left is None else clock_time(left):>7}",
         }
+        for name in LEFT_OUT:
+            if sum(map(len, cells.values())) + len(cells) - 1 > self._width:
+                del cells[name]
+        return cells
 
     def _print(self, cells: Mapping[str, str]) -> None:
         if self._lines % LINES_PER_HEADER == 0:
             titles = (title.rjust(len(text)) for title, text in cells.items())
-            print("  ".join(titles), file=self._stream)
-        notes = [f"{count} {what}" for what, count in self._counted.items() if count]
-        print("  ".join([*cells.values(), *notes]), file=self._stream, flush=True)
+            print(" ".join(titles), file=self._stream)
+        line, notes = " ".join(cells.values()), [f"{count} {what}" for what, count in self._counted.items() if count]
+        beside = "  ".join([line, *notes])
+        if len(beside) <= self._width:
+            line = beside
+        else:
+            line = "\n".join(
+                [line, *textwrap.wrap("  ".join(notes), self._width, initial_indent="  ", subsequent_indent="  ")]
+            )
+        print(line, file=self._stream, flush=True)
         self._lines += 1
 
 
@@ -169,3 +199,10 @@ def _number(row: Mapping[str, float], name: str, spec: str) -> str:
     if name in row:
         return format(row[name], spec)
     return "-".rjust(len(format(0.0, spec)))
+
+
+def _rate(rate: float | None) -> str:
+    """Tokens per second in at most seven characters."""
+    if rate is None or not math.isfinite(rate):
+        return "-"
+    return f"{rate:,.0f}" if rate < 1e6 else f"{rate / 1e6:.2f}M"

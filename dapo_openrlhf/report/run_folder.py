@@ -45,7 +45,7 @@ class RunFolder:
     def reopen(cls, path: Path) -> Self:
         """Open the folder of an earlier run to resume in it; ``latest`` points to it again."""
         folder = cls(path=path.resolve())
-        for file in (folder.events, folder.metrics):
+        for file in (folder.events, folder.metrics, folder.samples):
             if file.is_file():
                 _drop_unfinished_line(file)
         _point_latest(folder.path.parent, folder.path.name)
@@ -70,6 +70,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Folder of TensorBoard event files."""
         return self.path / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        """File with a few responses of every rollout step, one JSON object per line."""
+        return self.path / "samples.jsonl"
 
     @property
     def wandb(self) -> Path:

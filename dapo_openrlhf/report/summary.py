@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dapo_openrlhf.report.progress import clock_time
+from dapo_openrlhf.report.progress import NARROW, clock_time
 from dapo_openrlhf.report.run_folder import RunFolder
 
 Counters = Mapping[str, int | Mapping[str, int]]
@@ -79,7 +80,21 @@ def closing_words(summary: Summary, folder: RunFolder) -> str:
         "TensorBoard": f"tensorboard --logdir {shlex.quote(str(folder.tensorboard))}",
     }
     width = max(map(len, lines))
-    return "\n".join(f"{title:<{width}}  {text}" for title, text in lines.items())
+    return "\n".join(_folded(f"{title:<{width}}  ", text) for title, text in lines.items())
+
+
+def _folded(title: str, text: str) -> str:
+    """A line, folded below its text where it is long; what may be copied whole, a path or a command, stays on one line."""
+    if "/" in text:
+        return title + text
+    return textwrap.fill(
+        text,
+        NARROW,
+        initial_indent=title,
+        subsequent_indent=" " * len(title),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _accuracy(before: float | None, after: float | None) -> str:

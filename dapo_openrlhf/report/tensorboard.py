@@ -1,4 +1,4 @@
-"""Writes rows as TensorBoard scalars, without TensorFlow and PyTorch."""
+"""Writes rows as TensorBoard scalars and sample responses as its texts, without TensorFlow and PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapo_openrlhf.pipeline.events import Evaluated, Event, Rewound
+from dapo_openrlhf.pipeline.events import Evaluated, Event, ResponseSampled, Rewound, StepDone
 from dapo_openrlhf.pipeline.metrics import METRICS, Row
 from dapo_openrlhf.report.recorder import Sink
 
@@ -40,6 +40,9 @@ CHARTS = {
 }
 """Contents of the tab "Custom Scalars": section -> chart -> names of the numbers that are drawn together in it."""
 
+LONGEST = 10_000
+"""Characters of a sample that are written."""
+
 
 class TensorBoardSink(Sink):
     """Writes rows to one event file of its own in a folder.
@@ -66,15 +69,22 @@ class TensorBoardSink(Sink):
         self._writer = RecordWriter(path.open("xb"))
         self._event = Event
         self._described: set[str] = set()
+        self._steps = first_step
         self._record(file_version="brain.Event:2")
         if first_step:
             self._begin_after(first_step)
         self._record(summary=_layout())
 
     def event(self, event: Event) -> None:
-        """Add an evaluation's estimates at the number of steps done; stop showing what a rewind has undone."""
+        """Add an evaluation's estimates at the number of steps done, and a sample at its step, from 1; stop showing what a
+        rewind has undone."""
         if isinstance(event, Rewound):
             self._begin_after(event.to_step)
+            self._steps = event.to_step
+        if isinstance(event, StepDone):
+            self._steps = event.step + 1
+        if isinstance(event, ResponseSampled):
+            self._record(step=self._steps + 1, summary=_text("samples", _sample(event)))
         if isinstance(event, Evaluated):
             estimates = {f"eval/{name}": value for name, value in event.estimates.items()}
             self.write(event.step, {"eval/accuracy": event.accuracy, **estimates})
@@ -131,3 +141,22 @@ def _layout() -> Summary:
         tensor=make_tensor_proto(layout.SerializeToString()),
     )
     return summary
+
+
+def _text(tag: str, text: str) -> Summary:
+    """A text in the form that TensorBoard's text plugin reads."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    summary = Summary()
+    plugin = SummaryMetadata.PluginData(plugin_name="text")
+    tensor = make_tensor_proto(text.encode("utf-8", errors="replace"))
+    summary.value.add(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
+    return summary
+
+
+def _sample(event: ResponseSampled) -> str:
+    """A sample as Markdown in which prompt and response are quoted, whatever is in them."""
+    quoted = "\n".join(f"    {line}" for line in f"{event.prompt_text}\n{event.response}"[:LONGEST].splitlines())
+    verdict = "right" if event.correct else "wrong"
+    return f"{verdict}, reward {event.reward:+.3g}, label {str(event.label)[:200]!r}\n\n{quoted}"

@@ -246,13 +246,15 @@ def test_an_environment_changes_how_the_following_actions_are_sampled() -> None:
     assert [(s.max_new_tokens, s.temperature) for _, _, s in engine.requests] == [(100, 1.0), (7, 0.5), (7, 0.5)]
 
 
-def test_every_action_of_a_group_has_a_seed_of_its_own_where_there_are_seeds() -> None:
-    """With one seed for all, a group's rollouts would be copies."""
-    for seed, count in ((7, 6), (None, 1)):
-        engine = ScriptedEngine({f"g/{index}": [[40], [40]] for index in range(3)})
-        environments = ScriptedEnvironments({f"g/{index}": [Step(), Step(done=True)] for index in range(3)})
-        play(engine, environments, responses=3, sampling=replace(SAMPLING, n=3, seed=seed))
-        assert len({sampling.seed for _, _, sampling in engine.requests}) == count
+@pytest.mark.parametrize("seed", [None, 7])
+def test_each_action_of_each_rollout_has_a_seed_of_its_own(seed: int | None) -> None:
+    engine = ScriptedEngine({"g/0": [[40], [41]], "g/1": [[40], [41]]})
+    environments = ScriptedEnvironments({name: [Step(), Step(done=True)] for name in engine.script})
+    play(engine, environments, responses=2, sampling=replace(SAMPLING, seed=seed))
+    seeds = {request: sampling.seed for request, _, sampling in engine.requests}
+    second = 7 + 2**32
+    expected = {"g/0/0": 7, "g/0/1": second, "g/1/0": 8, "g/1/1": second + 1}
+    assert seeds == (expected if seed else dict.fromkeys(expected))
 
 
 @pytest.mark.parametrize(("text", "reason"), [("", "prompt_empty"), ("ab" * 20, "prompt_too_long")])

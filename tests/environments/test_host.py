@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from environment_hosts import PROMPT, in_host, opened, stepped
+from environment_hosts import PROMPT, in_host, limit, opened, stepped
+from patience import HANG_SECONDS
 
 from dapo_openrlhf.environments.host import EnvironmentHost
 from dapo_openrlhf.environments.messages import Action, EnvironmentFailed, Observation, Step
@@ -145,15 +146,17 @@ def test_what_awaits_for_ever_is_stopped_alone(tmp_path: Path) -> None:
     async def play(host: EnvironmentHost) -> None:
         pids = await host.ready()
         await opened(host, "a", "b")
+        limit(host, 0.5)
         waiting = asyncio.ensure_future(stepped(host, "a", FOR_EVER))
         assert failed(await waiting) == (
             "environment_timeout",
             "environment.py: step() took over 0.5 s (environment.timeout)",
         )
+        limit(host, HANG_SECONDS)
         assert await stepped(host, "b", DONE) == Step(done=True)
         assert await host.ready() == pids
 
-    in_host(tmp_path, OBEDIENT, play, timeout=0.5)
+    in_host(tmp_path, OBEDIENT, play)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,7 @@ def test_what_blocks_its_process_is_found(tmp_path: Path, action: str) -> None:
     async def play(host: EnvironmentHost) -> None:
         pids = await host.ready()
         await opened(host, "a", "b", "idle")
+        limit(host, 0.5)
         other = asyncio.ensure_future(stepped(host, "b", "asyncio.sleep(0.3, Step())"))
         blocking = await stepped(host, "a", action)
         assert failed(blocking) == (
@@ -186,7 +190,47 @@ def test_what_blocks_its_process_is_found(tmp_path: Path, action: str) -> None:
         assert await stepped(host, "a", DONE) == Step(done=True)
         assert await host.ready() != pids
 
-    in_host(tmp_path, OBEDIENT, play, timeout=0.5)
+    in_host(tmp_path, OBEDIENT, play)
+
+
+def test_time_stands_still_while_another_episode_computes(tmp_path: Path) -> None:
+    """The test says that episode 99 computes, in the memory that the process shares with its owner."""
+
+    async def play(host: EnvironmentHost) -> None:
+        await host.ready()
+        (process,) = host._processes
+        await opened(host, "a", "b")
+        limit(host, 0.3)
+        asking = {name: asyncio.ensure_future(stepped(host, name, FOR_EVER)) for name in "ab"}
+        while len(process._calls) < 2:
+            await asyncio.sleep(0.01)
+        first, second = process._calls.values()
+        process._running.episode = 99
+        while first.waited < 1.0:
+            await asyncio.sleep(0.01)
+        assert not asking["a"].done(), "it has waited for longer than its limit, and is not at fault"
+        process._running.episode = 2
+        assert failed(await asking["b"])[1] == "environment.py: step() took over 0.3 s (environment.timeout)"
+        assert second.charged > 0.3 > first.charged
+        asking["a"].cancel()
+
+    in_host(tmp_path, OBEDIENT, play)
+
+
+def test_whoever_waits_too_long_for_the_others_is_told_so(tmp_path: Path) -> None:
+    async def play(host: EnvironmentHost) -> None:
+        await host.ready()
+        (process,) = host._processes
+        await opened(host, "a")
+        asking = asyncio.ensure_future(stepped(host, "a", FOR_EVER))
+        while not process._calls:
+            await asyncio.sleep(0)
+        limit(host, 0.05)  # of which it may wait for 20 times, whoever computes
+        reason, message = failed(await asking)
+        assert reason == "environment_timeout"
+        assert "while other episodes in its process computed; let it await what takes long" in message
+
+    in_host(tmp_path, OBEDIENT, play)
 
 
 def test_who_refuses_to_be_stopped_is_ended(tmp_path: Path) -> None:
@@ -204,13 +248,15 @@ async def stubborn():
 
     async def play(host: EnvironmentHost) -> None:
         await opened(host, "a", "b")
-        other = asyncio.ensure_future(stepped(host, "b", "Step()"))
+        (process,) = host._processes
+        other = asyncio.ensure_future(stepped(host, "b", FOR_EVER))
+        while not process._calls:
+            await asyncio.sleep(0)
+        limit(host, 0.5)
         assert failed(await stepped(host, "a", "stubborn()"))[0] == "environment_timeout"
-        assert await other == Step()
-        while await host.ready() and not isinstance(await stepped(host, "b", "Step()"), EnvironmentFailed):
-            await asyncio.sleep(0.05)
+        assert failed(await other)[0] == "environment_died"
 
-    in_host(tmp_path, source, play, timeout=0.5)
+    in_host(tmp_path, source, play)
 
 
 @pytest.mark.parametrize(

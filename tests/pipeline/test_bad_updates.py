@@ -160,7 +160,7 @@ def test_extra_logs_are_metrics_of_the_step_in_which_they_came() -> None:
 
 def test_stopped_updates_are_counted_in_the_progress_line() -> None:
     stream = io.StringIO()
-    progress = ProgressLine(3, stream)
+    progress = ProgressLine(3, stream, width=200)
     for step, row in enumerate([{"updates/bad": 2.0}, {"updates/bad": 1.0, "updates/overflow": 1.0}, {}]):
         progress.step(step, row, float(step))
     first, last = stream.getvalue().splitlines()[1:]

@@ -25,12 +25,14 @@ from dapo_openrlhf.whole_file import Unwritable
 
 NOT_IN_THIS_RUN = {
     "RunStarted", "WorkerSpans", "EngineLost", "EngineReplaced", "EngineSilent", "EngineAnswers", "EngineGivenUp",
-    "GroupCut", "GroupSurplus", "PromptDropped", "UpdateSkipped", "Rewound", "TrainerReplaced",
+    "GroupCut", "GroupSurplus", "PromptDropped", "UpdateSkipped", "Rewound", "TrainerReplaced", "ResponseSampled",
 }  # fmt: skip
+FOR_LISTENERS = {"measured", "prompt_text", "label", "response", "answer"}
+"""Responses, with what belongs to them."""
 FIELDS = {
-    kind.__name__: {one.name for one in dataclasses.fields(kind)} - {"measured"} for kind in Event.__subclasses__()
+    kind.__name__: {one.name for one in dataclasses.fields(kind)} - FOR_LISTENERS for kind in Event.__subclasses__()
 }
-"""What the log has of each event; the responses of an evaluation are for listeners only."""
+"""What the log has of each event."""
 
 
 def logged_run() -> tuple[World, str]:

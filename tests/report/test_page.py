@@ -16,6 +16,8 @@ from event_files import evaluated, run_started, write_events
 
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.pipeline.events import EngineLost, Event, Rewound
+from dapo_openrlhf.pipeline.metrics import METRICS
+from dapo_openrlhf.report.page.curves import AS_BARS, TOGETHER
 from dapo_openrlhf.report.page.drawing import COLOURS, MOST_POINTS, Line, chart, thinned, ticks
 from dapo_openrlhf.report.page.markup import brief, shown
 from dapo_openrlhf.report.page.page import page
@@ -127,6 +129,16 @@ def test_a_page_shows_every_kind_of_thing(tmp_path: Path) -> None:
     assert "the engines limit" in seen.text, "the verdict"
     assert "40%" in seen.text, "of 100 tokens per second 60 were trained"
     assert "0:08" in seen.text, "four steps of two seconds"
+
+
+def test_no_number_of_a_row_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "sums", steps=0)
+    numbers = {name: 0.5 for name in METRICS} | {"policy_age/0": 1.0, "policy_age/17": 3.0, "reward/mine": 2.0}
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, **numbers}) + "\n")
+    text, seen = of_runs(run)
+    assert "age 17" in seen.text and "reward/mine" in seen.text
+    drawn = {name for group in TOGETHER for names in group.values() for name in names}
+    assert not [name for name in METRICS if name not in drawn | AS_BARS and f"<figcaption>{name} " not in text]
 
 
 def test_a_page_runs_nothing_and_loads_nothing(tmp_path: Path) -> None:

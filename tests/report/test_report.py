@@ -19,7 +19,7 @@ import pytest
 from dapo_openrlhf.pipeline.evaluation import ProblemResult, Response
 from dapo_openrlhf.pipeline.events import Evaluated, Rewound
 from dapo_openrlhf.pipeline.metrics import METRICS
-from dapo_openrlhf.report.progress import LINES_PER_HEADER, EvaluationProgress, ProgressLine, clock_time
+from dapo_openrlhf.report.progress import LINES_PER_HEADER, NARROW, EvaluationProgress, ProgressLine, clock_time
 from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.summary import Summary, closing_words
 from dapo_openrlhf.report.tensorboard import CHARTS, TensorBoardSink
@@ -70,7 +70,7 @@ def progress(max_steps: int, steps: Sequence[tuple[int, dict[str, float], float]
 
 def test_a_progress_line_has_the_steps_numbers() -> None:
     _, line = progress(120, [(4, ROW | {"eval/accuracy": 0.5}, 15.0)])
-    seen = "5/120 -0.250 37.5% 50.0% 16 kept 9 filtered 0.75/1 12,345 3.00 0:15 5:45"  # left: 115 steps of 3 s
+    seen = "5/120 -0.250 37.5% 50.0% 16 9 0.75/1 12,345 3.00 0:15 5:45"  # left: 115 steps of 3 s
     assert " ".join(line.split()) == seen
 
 
@@ -86,9 +86,38 @@ def test_lines_align_whatever_a_row_has(row: dict[str, float]) -> None:
     assert len(line) == len(header)
 
 
+MOST = {
+    "reward": -999.999,
+    "accuracy": 1.0,
+    "eval/accuracy": 1.0,
+    "groups/kept": 9999.0,
+    "groups/all_right": 5000.0,
+    "groups/all_wrong": 4999.0,
+    "groups/failed": 9999.0,
+    "prompts/dropped": 9999.0,
+    "updates/empty": 9999.0,
+    "updates/bad": 9999.0,
+    "truncated_share": 1.0,
+    "policy_age/mean": 8.88,
+    "policy_age/max": 16.0,
+    "tokens_per_second/trained": 9.99e7,
+    "seconds/step": 9999.9,
+}
+
+
+@pytest.mark.parametrize("row", [{}, ROW, MOST])
+@pytest.mark.parametrize("max_steps", [1, 40, 400, 10_000, 999_999])
+def test_no_line_is_wider_than_any_terminal(row: dict[str, float], max_steps: int) -> None:
+    lines = progress(max_steps, [(max_steps - 1, row, 359_999.0)])
+    assert max(map(len, lines)) <= NARROW
+    stream = io.StringIO()
+    ProgressLine(max_steps, stream, width=200).step(max_steps - 1, row, 0.0)
+    assert "elapsed" in stream.getvalue() and "s/step" in stream.getvalue(), "where there is room all columns are there"
+
+
 def test_time_left_is_exact_for_constant_steps_and_zero_at_the_end() -> None:
     lines = progress(200, [(step, ROW | {"seconds/step": 30.0}, 30.0 * (step + 1)) for step in range(200)])
-    left = [line.split()[-1] for line in lines if "kept" in line]
+    left = [line.split()[-1] for line in lines if "kept" not in line]
     assert left == [clock_time(30.0 * (199 - step)) for step in range(200)]
     assert left[0] == "1:39:30" and left[-1] == "0:00"
 
@@ -101,7 +130,7 @@ def test_one_slow_step_does_not_change_the_time_left() -> None:
 
 def test_fast_steps_are_thinned_but_first_and_last_are_there() -> None:
     steps = [(step, ROW | {"seconds/step": 0.5}, 0.5 * (step + 1)) for step in range(199)]
-    lines = [line for line in progress(199, steps) if "kept" in line]
+    lines = [line for line in progress(199, steps) if "kept" not in line]
     assert [line.split()[0] for line in lines] == [f"{step}/199" for step in (*range(1, 199, 4), 199)]
 
 
@@ -132,8 +161,8 @@ def test_thinning_loses_neither_held_out_accuracy_nor_failed_groups() -> None:
         (3, ROW, 2.0),
         (4, ROW, 4.0),
     ]
-    _, first, carried, after = progress(9, steps)
-    assert "62.5%" in carried and carried.endswith("2 failed")
+    _, first, carried, failures, after = progress(9, steps)
+    assert "62.5%" in carried and failures == "  2 failed", "which has no room beside it"
     assert "failed" not in first + after and "62.5%" not in first + after
 
 
@@ -443,7 +472,9 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
 def closing(summary: Summary, folder: RunFolder) -> dict[str, str]:
     words = closing_words(summary, folder)
     assert words.isascii()
-    return {line[:17].strip(): line[19:] for line in words.splitlines()}
+    assert not [line for line in words.splitlines() if len(line) > NARROW and "/" not in line]
+    unfolded = words.replace("\n" + " " * 19, " ")
+    return {line[:17].strip(): line[19:] for line in unfolded.splitlines()}
 
 
 def test_closing_words_say_what_came_out_and_where_it_lies(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_updates_without_a_token_and_steps_without_a_gradient_are_said() -> None
 
 def test_the_progress_line_counts_what_went_wrong_since_the_last_line() -> None:
     stream = io.StringIO()
-    progress = ProgressLine(9, stream)
+    progress = ProgressLine(9, stream, width=200)
     row = {"truncated_share": 1.0, "updates/empty": 2.0, "prompts/dropped": 1.0, "groups/failed": 3.0}
     progress.step(0, row, 1.0)
     progress.step(1, row, 1.5)

@@ -23,9 +23,6 @@ from dapo_openrlhf.types import Prompt, Score, Segment
 
 Result = TypeVar("Result")
 
-SEEDS_PER_TURN = 1 << 20
-"""Distance between the seeds of two turns; the rollouts of a group, of which there are fewer, have neighbouring seeds."""
-
 
 class Actions(Protocol):
     """Samples actions: :class:`~dapo_openrlhf.backend.engine.loop.EngineLoop`."""
@@ -139,7 +136,7 @@ class Episode:
             room = min(limit, most - self._length, self._rules.max_length - len(self._context))
             if room <= 0 or self._cut.is_set():
                 return
-            seed = None if sampling.seed is None else sampling.seed + turn * SEEDS_PER_TURN
+            seed = None if sampling.seed is None else sampling.seed + (turn << 32)
             action = await self._act(turn, replace(sampling, n=1, max_new_tokens=room, seed=seed))
             if action is None or self._cut.is_set():
                 return

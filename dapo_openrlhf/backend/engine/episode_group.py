@@ -33,8 +33,7 @@ class EpisodeGroup:
         The first rollout that fails ends the others. Raises what :meth:`Episode.play` raises.
         """
         playing = [
-            asyncio.ensure_future(episode.play(_with_seed(sampling, index)))
-            for index, episode in enumerate(self._episodes)
+            asyncio.ensure_future(episode.play(seeded(sampling, index))) for index, episode in enumerate(self._episodes)
         ]
         try:
             await asyncio.wait(playing, return_when=asyncio.FIRST_EXCEPTION)
@@ -48,8 +47,8 @@ class EpisodeGroup:
         return None if any(episode.length == 0 for episode in self._episodes) else _made(self._episodes)
 
 
-def _with_seed(sampling: Sampling, index: int) -> Sampling:
-    """With a seed for each rollout, as the responses of a request without an environment have."""
+def seeded(sampling: Sampling, index: int) -> Sampling:
+    """The sampling of the response at ``index`` of a group."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
 
 

@@ -40,6 +40,7 @@ from dapo_openrlhf.pipeline.prompts import PromptStream
 from dapo_openrlhf.pipeline.reward_attempts import Attempts, LimitedAttempts
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.samples import SampledScorer
 from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
@@ -48,6 +49,8 @@ from dapo_openrlhf.types import Prompt, Span
 
 PROGRESS_SECONDS = 10.0
 """Seconds between two progress reports of an evaluation."""
+SAMPLE_SECONDS = 5.0
+"""How long a sample response may take to arrive, which its group waits for."""
 
 
 def train(
@@ -240,7 +243,12 @@ def _rollouts(
             seed=config.train.seed if config.train.full_determinism_enable else None,
             attempts=Attempts(reward.max_attempts),
         ),
-        scorer=LimitedAttempts(rewards, most=reward.max_attempts),
+        scorer=SampledScorer(
+            LimitedAttempts(rewards, most=reward.max_attempts),
+            texts=ObjectStoreTexts(timeout=SAMPLE_SECONDS),
+            per_step=config.report.samples,
+            log=log,
+        ),
         queue=queue,
         shaping=LengthShaping(
             max_length=rollout.max_new_tokens,

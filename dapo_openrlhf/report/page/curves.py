@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
-from dapo_openrlhf.pipeline.metrics import METRICS
+from dapo_openrlhf.pipeline.metrics import LAPS, METRICS
 from dapo_openrlhf.report.page.drawing import Line, chart
 from dapo_openrlhf.report.page.past_run import PastRun
 
@@ -25,7 +26,7 @@ LEARNING: Mapping[str, Names] = {
     "Clipped tokens": ("clip_fraction",),
 }
 STALENESS: Mapping[str, Names] = {
-    "Policy age": ("policy_age/mean", "policy_age/max"),
+    "Policy age": ("policy_age/mean", "policy_age/max", "policy_age/token_mean"),
     "Stale tokens": ("stale_token_share",),
     "Importance weights": ("is_weight/mean", "is_weight/ess"),
     "KL(rollout || old)": ("rollout_kl",),
@@ -34,10 +35,13 @@ SPEED: Mapping[str, Names] = {
     "Idle share": ("idle_share/engines", "idle_share/trainer"),
     "Tokens per second": ("tokens_per_second/trained", "tokens_per_second/generated"),
     "Seconds per step": ("seconds/step",),
+    "Publication, pause": ("seconds/publish", "seconds/engines_paused"),
 }
 TOGETHER = (MONITORS, LEARNING, STALENESS, SPEED)
-ELSEWHERE = ("seconds/", "groups/", "policy_age/")
-"""Beginnings of the names of numbers that are drawn as bars."""
+REASONS = ("kept", "all_right", "all_wrong", "failed", "surplus", "cut")
+AS_BARS = {*(f"seconds/{lap}" for lap in LAPS), *(f"groups/{reason}" for reason in REASONS)}
+"""Numbers that are drawn as bars, besides the groups of each age."""
+_AGE = re.compile(r"policy_age/(\d+)")
 
 
 def charts(runs: Sequence[PastRun], group: Mapping[str, Names]) -> str:
@@ -50,8 +54,14 @@ def other_charts(runs: Sequence[PastRun]) -> str:
     known = {name for group in TOGETHER for names in group.values() for name in names}
     found = dict.fromkeys(name for run in runs for row in run.rows.values() for name in row)
     order = [*METRICS, *sorted(set(found) - METRICS.keys())]
-    names = [name for name in order if name in found and name not in known and not name.startswith(ELSEWHERE)]
+    names = [name for name in order if name in found and name not in known | AS_BARS and not _AGE.fullmatch(name)]
     return "".join(_chart(runs, name, (name,)) for name in names)
+
+
+def ages_of(runs: Sequence[PastRun]) -> list[int]:
+    """Every policy age that some run has trained."""
+    names = {name for run in runs for row in run.rows.values() for name in row}
+    return sorted(int(found[1]) for name in names if (found := _AGE.fullmatch(name)))
 
 
 def _chart(runs: Sequence[PastRun], title: str, names: Names) -> str:

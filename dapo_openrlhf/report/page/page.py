@@ -7,15 +7,22 @@ from statistics import fmean
 
 from dapo_openrlhf.config.typed import typed
 from dapo_openrlhf.pipeline.metrics import LAPS, Row
-from dapo_openrlhf.report.page.curves import LEARNING, MONITORS, SPEED, STALENESS, charts, other_charts
+from dapo_openrlhf.report.page.curves import (
+    LEARNING,
+    MONITORS,
+    REASONS,
+    SPEED,
+    STALENESS,
+    ages_of,
+    charts,
+    other_charts,
+)
 from dapo_openrlhf.report.page.drawing import legend, stacked
 from dapo_openrlhf.report.page.markup import brief, shown, table
 from dapo_openrlhf.report.page.past_run import Answer, PastRun
 from dapo_openrlhf.report.progress import clock_time
 from dapo_openrlhf.report.verdict import Verdict, verdict
 
-REASONS = ("kept", "all_right", "all_wrong", "failed", "surplus", "cut")
-MOST_AGES = 8
 MOST_CHARACTERS = 3000
 MOST_ANSWERS = 6
 """Responses to one problem that are shown of a run: the first, the last and some between."""
@@ -38,10 +45,10 @@ figcaption{font-weight:600}figcaption span,figure p,.none{color:var(--soft);font
 svg{width:100%;height:auto;display:block}
 svg text{font:10px system-ui,sans-serif;fill:var(--soft)}svg .grid{stroke:var(--line)}
 .legend{position:sticky;top:0;background:var(--back);padding:.3rem 0;z-index:1}
-.legend span{margin-right:1rem;overflow-wrap:anywhere}.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
+.legend span{display:inline-block;margin-right:1rem;overflow-wrap:anywhere}.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem}
 th,td{text-align:left;padding:.2rem .7rem .2rem 0;border-bottom:1px solid var(--line);vertical-align:top;unicode-bidi:isolate}
-.n{text-align:right;font-variant-numeric:tabular-nums}
+.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .damage{border-left:4px solid #d55e00;padding:.1rem .7rem;background:var(--box)}
 .answers{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr))}
 article{border:1px solid var(--line);background:var(--box);padding:.5rem .7rem;min-width:0;break-inside:avoid}
@@ -49,7 +56,7 @@ article pre{margin:0}article h4{margin:0 0 .3rem;font-size:.85rem}
 pre{margin:.6rem 0 0;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;overflow:auto;max-height:20rem;font-size:.8rem}
 .right{border-left:4px solid #009e73}.wrong{border-left:4px solid #d55e00}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}.legend{position:static}pre{max-height:none}
-.charts,.answers{grid-template-columns:1fr 1fr}.wide{overflow:visible}*{print-color-adjust:exact}}
+.charts,.answers{grid-template-columns:1fr 1fr}.wide{overflow:visible}.n{white-space:normal}*{print-color-adjust:exact}}
 """
 
 HEAD = """<!doctype html>
@@ -154,12 +161,11 @@ def _filter(runs: Sequence[PastRun]) -> str:
 
 
 def _ages(runs: Sequence[PastRun]) -> str:
-    names = [f"policy_age/{age}" for age in range(MOST_AGES + 1)]
-    present = [name for name in names if any(name in row for run in runs for row in run.rows.values())]
-    if not present:
+    ages = ages_of(runs)
+    if not ages:
         return ""
-    bars = _bars(runs, "Trained groups of each age", "groups", present)
-    return legend([f"age {name.rpartition('/')[2]}" for name in present]) + bars
+    bars = _bars(runs, "Trained groups of each age", "groups", [f"policy_age/{age}" for age in ages])
+    return legend([f"age {age}" for age in ages]) + bars
 
 
 def _bars(runs: Sequence[PastRun], title: str, unit: str, names: Sequence[str]) -> str:
@@ -183,10 +189,16 @@ def _curves(group_charts: Callable[[Sequence[PastRun]], str]) -> Callable[[Seque
 
 def _responses(runs: Sequence[PastRun]) -> str:
     return "".join(
-        f"<h3>{shown(run.label)}</h3>{''.join(_problem(*of_one) for of_one in _by_problem(run.answers))}"
+        f"<h3>{shown(run.label)}</h3>{''.join(_problem(*of_one) for of_one in _by_problem(run.answers))}{_training(run)}"
         for run in runs
-        if run.answers
+        if run.answers or run.samples
     )
+
+
+def _training(run: PastRun) -> str:
+    """Responses of training, each with its own prompt."""
+    cards = "".join(_card(answer, f"{answer.prompt}\n{answer.response}") for answer in run.samples)
+    return f'<h4>in training</h4><div class="answers">{cards}</div>' if cards else ""
 
 
 def _by_problem(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Answer]]]:
@@ -197,13 +209,16 @@ def _by_problem(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Answer]]]
 
 
 def _problem(prompt: str, answers: Sequence[Answer]) -> str:
-    cards = "".join(
-        f'<article class="{answer.verdict.split()[0]}"><h4>step {answer.step}: {shown(answer.verdict)}, '
-        f'{shown(answer.length)}</h4><pre dir="auto">{shown(answer.response, most=MOST_CHARACTERS)}</pre></article>'
-        for answer in answers
-    )
+    cards = "".join(_card(answer, answer.response) for answer in answers)
     asked = f'<pre dir="auto">{shown(prompt, most=MOST_CHARACTERS)}</pre>'
     return f'{asked}<p>label <bdi>{shown(answers[0].label, most=200)}</bdi></p><div class="answers">{cards}</div>'
+
+
+def _card(answer: Answer, text: str) -> str:
+    return (
+        f'<article class="{answer.verdict.split()[0]}"><h4>step {answer.step}: {shown(answer.verdict)}, '
+        f'{shown(answer.length)}</h4><pre dir="auto">{shown(text, most=MOST_CHARACTERS)}</pre></article>'
+    )
 
 
 def _happenings(runs: Sequence[PastRun]) -> str:

@@ -21,6 +21,7 @@ from dapo_openrlhf.report.secrets import without_secrets
 
 MOST_NOTICES = 200
 PROBLEMS_SHOWN = 3
+SAMPLES_SHOWN = 6
 MOST_LINES = 400
 """Lines of an evaluation's responses that are looked through for the problems that are shown."""
 
@@ -56,6 +57,8 @@ class PastRun:
     """Rollout steps done where the run was resumed, or went back to a checkpoint."""
     max_staleness: int | None = None
     answers: Sequence[Answer] = ()
+    samples: Sequence[Answer] = ()
+    """Responses of training, from its first to its last step."""
     damage: list[str] = field(default_factory=list)
     """What could not be read."""
     being_written: bool = False
@@ -115,6 +118,7 @@ def _read(place: Path, label: str) -> PastRun:
     )
     _read_events(folder.events, run)
     run.answers = _answers(place / "eval", run.damage)
+    run.samples = _samples(folder.samples)
     return run
 
 
@@ -188,17 +192,35 @@ def _answers(folder: Path, damage: list[str]) -> list[Answer]:
     return answers
 
 
+def _samples(file: Path) -> list[Answer]:
+    """Some of the samples of training, evenly over the run; the others are not parsed."""
+    if not file.is_file():
+        return []
+    with file.open("rb") as lines:
+        count = sum(1 for _ in lines)
+    wanted = {round(place * (count - 1) / (SAMPLES_SHOWN - 1)) for place in range(SAMPLES_SHOWN)}
+    with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        rows = [_row(line) for number, line in enumerate(lines) if number in wanted]
+    return [_answer(step, row) for row in rows if row is not None and isinstance(step := row.get("step"), int)]
+
+
+def _row(line: str) -> Mapping[str, object] | None:
+    """A line with a prompt and a response; None for another."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    texts = (row.get("prompt"), row.get("response")) if isinstance(row, dict) else ()
+    return row if texts and all(isinstance(text, str) for text in texts) else None
+
+
 def _first_rows(file: Path) -> Iterator[Mapping[str, object]]:
     seen: set[str] = set()
     with file.open(encoding="utf-8", errors="replace") as lines:
         for _, line in zip(range(MOST_LINES), lines, strict=False):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            prompt = row.get("prompt") if isinstance(row, dict) else None
-            if isinstance(prompt, str) and isinstance(row.get("response"), str) and prompt not in seen:
-                seen.add(prompt)
+            row = _row(line)
+            if row is not None and row["prompt"] not in seen:
+                seen.add(str(row["prompt"]))
                 yield row
                 if len(seen) == PROBLEMS_SHOWN:
                     return
@@ -212,5 +234,6 @@ def _answer(step: int, row: Mapping[str, object]) -> Answer:
         label=str(row.get("label")),
         response=str(row["response"]),
         verdict="right" if correct is True else "wrong" if correct is False else "not judged",
-        length=f"{row.get('length')} tokens" + (", truncated" if row.get("truncated") is True else ""),
+        length=(f"{row['length']} tokens" if "length" in row else f"{row.get('characters')} characters")
+        + (", truncated" if row.get("truncated") is True else ""),
     )
