@@ -131,6 +131,39 @@ def test_what_environments_gave_is_what_is_judged_and_logged() -> None:
         assert 1.0 <= event.logs["turns"] <= 4.0
 
 
+def tokens_per_second(max_staleness: int) -> float:
+    """With environments that take 0 to 5 s, mostly a fifth of a second, and steps of training of 4 s."""
+    dice = random.Random(0)
+    environments = SlowEnvironments(lambda: min(0.15 * dice.paretovariate(0.8), 5.0), dice, done=0.4)
+    tokens: list[int] = []
+
+    async def main() -> float:
+        world = build(
+            batch_size=8,
+            max_staleness=max_staleness,
+            steps=12,
+            engines=[EpisodeEngine(0, environments, seconds=lambda: dice.uniform(0.2, 1.0), dice=dice)],
+            train_seconds=lambda: 4.0,
+            deliver_seconds=lambda: 0.3,
+            max_filtered_batches=1000,
+            over_sampling=None,
+            work=lambda batch: tokens.append(sum(group.response_tokens for group in batch.groups)),
+            checked=False,
+        )
+        await world.run()
+        return world.trainer.batches[-1].ended
+
+    seconds = run_virtual(main())
+    return sum(tokens) / seconds
+
+
+def test_staleness_hides_what_environments_take() -> None:
+    """The same devices and the same work; what a run of 40 steps gains is in docs/environments.md."""
+    synchronous = tokens_per_second(0)
+    assert tokens_per_second(1) > 1.5 * synchronous
+    assert tokens_per_second(2) > 2.2 * synchronous
+
+
 class Failing:
     """An engine whose environments fail as the script says."""
 
@@ -162,7 +195,7 @@ def test_a_prompt_whose_environment_fails_every_time_is_given_up(
         found: list[bool | None] = []
         for number in range(len(script)):
             try:
-                await sampler.sample(f"group {number}", Prompt(id=5, text=""))
+                await sampler.sample(f"group {number}", Prompt(id=5, text=""), number)
                 found.append(None)
             except GroupError as error:
                 assert error.reason == "environment_error" and "division by zero" in str(error)

@@ -65,7 +65,7 @@ async def _look_at(
 
 async def _one(workers: Workers, sampler: Sampler, prompt: Prompt) -> LookedAt:
     try:
-        generation = await sampler.sample(f"rollout of prompt {prompt.id}", prompt)
+        generation = await sampler.sample(f"rollout of prompt {prompt.id}", prompt, 0)
     except GroupError as error:
         return LookedAt(prompt=prompt, segments=(), score=None, error=f"{error.reason}: {error}")
     segments = await _segments(generation)
