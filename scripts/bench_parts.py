@@ -3,12 +3,15 @@
     .venv/bin/python scripts/bench_parts.py [--rounds N] [PART ...]
 
 A busy or slow machine slows a part and its yardstick alike, so the ratio says more than the rate. Everything is in
-processor time of this process. Promised are 500 verifications a second and core.
+processor time of this process. Promised are 500 verifications a second and core, and 2,000 groups a second through the
+controller whatever the number of prompts in a step.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import functools
 import statistics
 import sys
 import time
@@ -27,6 +30,8 @@ class Part:
     ours: Work
     yardstick: Work
     against: str
+    most_rounds: int = 100
+    """A part that takes long is measured no more often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +162,29 @@ def packing() -> Part:
     return Part(unit="responses", ours=ours, yardstick=sorting, against="sorting")
 
 
+def controller(prompts: int, max_staleness: int) -> Part:
+    """Steps of the real pipeline in virtual time, over engines, rewards and a trainer that only wait."""
+    from controller_load import controller_groups
+
+    from dapo_openrlhf.plan.virtual_time import run_virtual
+
+    async def tasks() -> int:
+        async with asyncio.TaskGroup() as group:
+            for number in range(5000):
+                group.create_task(asyncio.sleep(1.0 + number % 7))
+        return 5000
+
+    return Part(
+        unit="groups",
+        ours=lambda: controller_groups(prompts, max_staleness),
+        yardstick=lambda: run_virtual(tasks()),
+        against="bare tasks",
+        most_rounds=1 if prompts > 1000 else 100,
+    )
+
+
 PARTS: Mapping[str, Callable[[], Part]] = {
+    **{f"{prompts} K={k}": functools.partial(controller, prompts, k) for prompts in (64, 512, 8192) for k in (1, 4)},
     "verifier": verifier,
     "expressions": expressions,
     "checksum": checksum,
@@ -173,8 +200,11 @@ def rate(work: Work) -> float:
 
 
 def measure(part: Part, rounds: int) -> Rates:
-    """The part and its yardstick in turns, after one round that does not count."""
-    pairs = [(rate(part.ours), rate(part.yardstick)) for _ in range(rounds + 1)][1:]
+    """The part and its yardstick in turns, after one round that does not count where there is time for it."""
+    rounds = min(rounds, part.most_rounds)
+    if rounds < part.most_rounds:
+        part.ours(), part.yardstick()
+    pairs = [(rate(part.ours), rate(part.yardstick)) for _ in range(rounds)]
     return Rates(ours=[ours for ours, _ in pairs], yardstick=[other for _, other in pairs])
 
 

@@ -56,17 +56,22 @@ class OverSampling:
             raise ValueError(f"the over-sampling factor is at least 1, not {factor}")
         self._fixed = factor
         self._window = window
-        self._kept: deque[bool] = deque(maxlen=window)
+        self._judged: deque[bool] = deque()  # whether each group of the window was kept
+        self._kept = 0  # how many of these were
 
     def observe(self, decision: FilterDecision) -> None:
         """Learn from one judged group."""
-        self._kept.append(decision.keep)
+        self._judged.append(decision.keep)
+        self._kept += decision.keep
+        if len(self._judged) > self._window:
+            self._kept -= self._judged.popleft()
 
     @property
     def factor(self) -> float:
         """Number of groups to have in flight for each one that is to be kept, at least 1."""
         if self._fixed is not None:
             return self._fixed
-        if len(self._kept) < max(1, self._window // 4):
+        judged = len(self._judged)
+        if judged < max(1, self._window // 4):
             return 1.0
-        return min(max(1.0, CAUTION * len(self._kept) / max(1, sum(self._kept))), MOST_OVER_SAMPLING)
+        return min(max(1.0, CAUTION * judged / max(1, self._kept)), MOST_OVER_SAMPLING)

@@ -48,12 +48,15 @@ class WhatIf:
 
     def itself(self) -> Candidate:
         """The run as it was, predicted: how far this is from what was measured says how good the models are."""
-        return self._predict(_own(self._settings), self._settings)
+        return self.at(self._settings.max_staleness)
 
     def every_k(self) -> list[Candidate]:
         """The run's own division at every K."""
-        settings = self._settings
-        return [self._predict(_own(settings), replace(settings, max_staleness=k)) for k in STALENESS]
+        return [self.at(k) for k in STALENESS]
+
+    def at(self, max_staleness: int) -> Candidate:
+        """The run's own division at one K."""
+        return self._predict(_own(self._settings), replace(self._settings, max_staleness=max_staleness))
 
     def other_splits(self) -> list[Candidate]:
         """Other divisions of the same devices with engines of the same size, the best two at each K."""

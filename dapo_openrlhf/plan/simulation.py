@@ -49,23 +49,28 @@ async def _simulate(scenario: Scenario, file: Lines | None) -> Prediction:
     engines = [SimulatedEngine(index, scenario.engine, draw, version=0) for index in range(scenario.engines)]
     trainer = SimulatedTrainer(scenario.trainer, scenario.sharing, engines)
     recorder = Recorder(scenario, log, engines, trainer)
-    pool = EnginePool(engines)
-    rollouts = _rollouts(scenario, pool, log)
-    pipeline = Pipeline(
-        engines=pool,
+    training = Training(
+        trainer=trainer,
+        publisher=SimulatedPublisher(scenario.sync, engines, log),
+        agreement=Agreement(limit=math.inf, data_type="fp32"),
+    )
+    await pipeline(scenario, EnginePool(engines), training, log).run()
+    return recorder.prediction()
+
+
+def pipeline(scenario: Scenario, engines: EnginePool, training: Training, log: EventLog) -> Pipeline:
+    """The real pipeline with a scenario's settings and rewards, over any engines and trainer."""
+    rollouts = _rollouts(scenario, engines, log)
+    trainer = training.trainer
+    return Pipeline(
+        engines=engines,
         rollouts=rollouts,
-        training=Training(
-            trainer=trainer,
-            publisher=SimulatedPublisher(scenario.sync, engines, log),
-            agreement=Agreement(limit=math.inf, data_type="fp32"),
-        ),
+        training=training,
         evaluator=None,
         saver=Saver(trainer=trainer, rollouts=rollouts, checkpoints=NoCheckpoints(), model_path="", log=log),
         schedule=Schedule(max_steps=scenario.steps),
         log=log,
     )
-    await pipeline.run()
-    return recorder.prediction()
 
 
 def _started(scenario: Scenario) -> RunStarted:
