@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,13 @@ def test_a_run_in_progress_is_told_from_one_that_ended(tmp_path: Path) -> None:
     with run_lock(run):
         assert "running, 2 of 8 steps" in of_runs(run)[1].text
     assert "ended after 2 of 8 steps" in of_runs(run)[1].text
+
+
+def test_what_could_not_be_measured_is_a_dash(tmp_path: Path) -> None:
+    nothing = float("nan")
+    events: list[tuple[float, Event]] = [(1.0, replace(evaluated(0, nothing), estimates={"pass@2": nothing}))]
+    text, seen = of_runs(make_run(tmp_path / "sums", events=[*events, (2.0, evaluated(4, 0.5))]))
+    assert "– → 50.0%" in seen.text and "pass@2 –" in seen.text and "nan%" not in text
 
 
 def test_secrets_in_the_settings_are_not_shown(tmp_path: Path) -> None:

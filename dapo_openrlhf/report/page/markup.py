@@ -51,6 +51,11 @@ def brief(value: float) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
 
 
+def percent(value: float) -> str:
+    """A share as a percentage; a dash for NaN and infinity."""
+    return f"{value:.1%}" if math.isfinite(value) else "–"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:
     """A table of cells that are HTML already; columns from ``numbers_from`` on are numbers."""
 

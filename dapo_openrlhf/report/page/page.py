@@ -18,7 +18,7 @@ from dapo_openrlhf.report.page.curves import (
     other_charts,
 )
 from dapo_openrlhf.report.page.drawing import legend, stacked
-from dapo_openrlhf.report.page.markup import brief, shown, table
+from dapo_openrlhf.report.page.markup import brief, percent, shown, table
 from dapo_openrlhf.report.page.past_run import Answer, PastRun
 from dapo_openrlhf.report.progress import clock_time
 from dapo_openrlhf.report.verdict import Verdict, verdict
@@ -108,7 +108,7 @@ def _line(run: PastRun) -> list[str]:
     return [
         shown(run.label),
         shown(run.state),
-        " → ".join(f"{value:.1%}" for value in dict.fromkeys([measured[0], measured[-1]])) if measured else "–",
+        " → ".join(dict.fromkeys(map(percent, (measured[0], measured[-1])))) if measured else "–",
         clock_time(seconds),
         brief(tokens / seconds) if seconds else "–",
         f"{found.engines_idle:.0%}" if found else "–",
@@ -127,11 +127,11 @@ def _evaluations(runs: Sequence[PastRun]) -> str:
         [
             shown(run.label),
             str(step),
-            f"{one.accuracy:.1%}",
+            percent(one.accuracy),
             str(one.problems),
             str(one.responses),
             str(one.errors),
-            ", ".join(f"{shown(name)} {value:.1%}" for name, value in one.estimates.items()),
+            ", ".join(f"{shown(name)} {percent(value)}" for name, value in one.estimates.items()),
         ]
         for run in runs
         for step, one in sorted(run.evaluations.items())
