@@ -7,7 +7,7 @@ import os
 import textwrap
 from pathlib import Path
 
-from dapo_openrlhf.cli import plan, prepare
+from dapo_openrlhf.cli import convert, plan, prepare
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.config.typed import typed
@@ -24,7 +24,9 @@ def make_parser() -> argparse.ArgumentParser:
     """All commands; settings of a run are left over by ``parse_known_args``."""
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train|eval|compare|prepare|verify|submit|bench|trace|plan|checkpoint"
+        dest="command",
+        required=True,
+        metavar="train|eval|compare|prepare|verify|submit|bench|trace|plan|checkpoint|convert",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -56,6 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
         commands.add_parser("plan", help="predict a run on GPUs that need not be there", allow_abbrev=False)
     )
     _add_checkpoint(commands.add_parser("checkpoint", help="list and verify a run's checkpoints", allow_abbrev=False))
+    convert.add_options(
+        commands.add_parser(
+            "convert",
+            help="turn a command of OpenRLHF or a configuration of verl into one of this project",
+            allow_abbrev=False,
+        )
+    )
     return parser
 
 

@@ -79,6 +79,10 @@ OTHER: dict[str, Any] = {
     "async.kv_cache": "recompute",
     "async.old_logprobs": "rollout",
     "actor.sapo_tau": [1.1, 1.0],
+    "actor.entropy_coef": 0.01,
+    "algo.kl.unbiased_gradient": True,
+    "reward.stop_properly_penalty_coef": -0.5,
+    "reward.clip_range": [-5.0, 5.0],
     "algo.advantage.is_correction": "tis",
     "algo.advantage.is_correction_gating": "tv",
     "algo.advantage.is_correction_cap": 2.0,
@@ -117,6 +121,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "train.colocate_all": {"device": "cuda", "vllm.gpu_memory_utilization": 0.4},
     "vllm.tensor_parallel_size": {"device": "cuda"},
     "algo.kl.use_loss": {"algo.kl.estimator": "k3"},
+    "algo.kl.unbiased_gradient": {"algo.kl.use_loss": True, "algo.kl.estimator": "k3"},
     "data.chat_template_kwargs": {"data.apply_chat_template": True},
     "data.system_prompt": {"data.apply_chat_template": True},
 }
