@@ -69,6 +69,7 @@ def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
         from dapo_openrlhf.cli.train import train
         from dapo_openrlhf.config.loading import parse_overrides
 
+    _point_to_convert(rest)
     if options.check:
         return _check_run(options, rest)
     config, resume = starting_point(options, parse_overrides(rest), say=_warn)
@@ -97,6 +98,19 @@ def _check_run(
     return check(config, resume=resume, gpus=gpus, nodes=nodes, as_json=as_json)
 
 
+def _point_to_convert(arguments: Sequence[str]) -> None:
+    """Raise ``ConfigError`` where a command of OpenRLHF was pasted behind one of this project."""
+    from dapo_openrlhf.convert.openrlhf import is_openrlhf_command
+
+    if is_openrlhf_command(arguments):
+        from dapo_openrlhf.config.errors import ConfigError
+
+        raise ConfigError(
+            "these are options of OpenRLHF's command line; `dapo-openrlhf convert --output run.yaml -- COMMAND ...` writes "
+            "them as a configuration, and `dapo-openrlhf train --config run.yaml` trains it"
+        )
+
+
 def _warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -122,6 +136,7 @@ def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from dapo_openrlhf.cli.submit import submit
     from dapo_openrlhf.config.loading import parse_overrides
 
+    _point_to_convert(rest)
     config, _ = starting_point(options, parse_overrides(rest), say=_warn)  # errors appear here, not on the cluster
     return submit(options, rest, grace=config.train.grace_seconds)
 
@@ -187,6 +202,12 @@ def _refuse(arguments: Sequence[str]) -> None:
         raise ConfigError(f"there is no such option: {' '.join(arguments)}; --help lists them")
 
 
+def _convert(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from dapo_openrlhf.cli.convert import convert
+
+    return convert(options, rest)
+
+
 def _checkpoint(options: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse(rest)
     from dapo_openrlhf.cli.checkpoint import checkpoint
@@ -208,6 +229,7 @@ COMMANDS: dict[str, Command] = {
     "report": _report,
     "plan": _plan,
     "checkpoint": _checkpoint,
+    "convert": _convert,
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from dapo_openrlhf.algorithm.choices import EstimatorName
+from dapo_openrlhf.algorithm.choices import ESTIMATORS, EstimatorName
 
 STD_EPSILON = 1e-9
 
@@ -54,6 +54,27 @@ CREDITS: Mapping[EstimatorName, Callable[[Sequence[float]], list[float]]] = {
     "rloo": leave_one_out,
     "reinforce_baseline": mean_only,
     "reinforce": plain,
+    "flash_reinforce": plain,
     "gae": plain,
 }
 """For each estimator the function that turns a group's rewards into one credit per response."""
+
+
+def batch_credits(
+    groups: Sequence[Sequence[float]], *, estimator: EstimatorName, clip_range: tuple[float, float] | None = None
+) -> list[list[float]]:
+    """The credit of each response of a batch, whose ``groups`` hold the shaped rewards of a prompt's responses each.
+
+    ``flash_reinforce`` subtracts the mean of all rewards of the batch (OpenRLHF's estimator for single responses).
+    ``clip_range`` bounds credits, after the baseline as in OpenRLHF.
+    """
+    credits = [CREDITS[estimator](rewards) for rewards in groups]
+    if ESTIMATORS[estimator].batch_baseline:
+        every = [reward for rewards in groups for reward in rewards]
+        mean = math.fsum(every) / len(every)
+        same = len(set(every)) == 1  # as in mean_only, rounding is no gradient
+        credits = [[0.0 if same else credit - mean for credit in group] for group in credits]
+    if clip_range is not None:
+        low, high = clip_range
+        credits = [[min(max(credit, low), high) for credit in group] for group in credits]
+    return credits

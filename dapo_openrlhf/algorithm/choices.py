@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-EstimatorName = Literal["group_norm", "dr_grpo", "rloo", "reinforce_baseline", "reinforce", "gae"]
+EstimatorName = Literal["group_norm", "dr_grpo", "rloo", "reinforce_baseline", "reinforce", "flash_reinforce", "gae"]
 """Values of ``algo.advantage.estimator``."""
 
 PolicyLossType = Literal["ppo", "gspo", "cispo", "dppo_tv", "sapo", "gmpo"]
@@ -111,6 +111,8 @@ class Estimator:
     """Whether advantages are centred and scaled over all trained tokens of the batch."""
     discounted: bool = False
     """Whether ``algo.advantage.gamma`` may be below 1."""
+    batch_baseline: bool = False
+    """Whether the mean reward of the whole batch is subtracted."""
     smallest_group: int = 2
     """Fewest responses per prompt that the estimator needs."""
 
@@ -121,5 +123,6 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
     "rloo": Estimator(),
     "reinforce_baseline": Estimator(whitened=True),
     "reinforce": Estimator(whitened=True, discounted=True, smallest_group=1),
+    "flash_reinforce": Estimator(batch_baseline=True, smallest_group=1),
     "gae": Estimator(critic=True, whitened=True, discounted=True, smallest_group=1),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import assert_never
 
 import torch
@@ -11,6 +12,22 @@ from dapo_openrlhf.algorithm.choices import KlEstimator
 
 LARGEST = 10.0
 """Nats per token beyond which an estimate and its gradient are cut, as ``exp`` would let a single token dominate."""
+
+
+LARGEST_WEIGHT = 10.0
+"""Bound of the importance weight in :func:`unbiased_kl`; OpenRLHF's."""
+
+
+def unbiased_kl(logprobs: Tensor, ref_logprobs: Tensor, old_logprobs: Tensor, *, estimator: KlEstimator) -> Tensor:
+    """The value of :func:`kl_estimate` with the gradient of KL(policy || reference), whatever the estimator.
+
+    The gradient is ``w x grad log pi`` with ``x = logprobs - ref_logprobs`` and the ratio ``w`` of the policy to the one
+    that the loss takes for the sampling policy, at most :data:`LARGEST_WEIGHT` and without gradient; as in OpenRLHF's
+    ``compute_approx_kl`` with ``unbiased_gradient``.
+    """
+    weight = torch.exp((logprobs - old_logprobs).detach().clamp(max=math.log(LARGEST_WEIGHT)))
+    pulled = weight * (logprobs - ref_logprobs).square() / 2
+    return kl_estimate(logprobs, ref_logprobs, estimator=estimator).detach() + pulled - pulled.detach()
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KlEstimator) -> Tensor:

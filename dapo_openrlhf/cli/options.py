@@ -7,7 +7,7 @@ import os
 import textwrap
 from pathlib import Path
 
-from dapo_openrlhf.cli import check, plan, prepare, report
+from dapo_openrlhf.cli import check, convert, plan, prepare, report
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.config.typed import typed
@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="train|check|eval|rollout|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint",
+        metavar="train|check|eval|rollout|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint|convert",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -63,6 +63,13 @@ def make_parser() -> argparse.ArgumentParser:
         commands.add_parser("plan", help="predict a run on GPUs that need not be there", allow_abbrev=False)
     )
     _add_checkpoint(commands.add_parser("checkpoint", help="list and verify a run's checkpoints", allow_abbrev=False))
+    convert.add_options(
+        commands.add_parser(
+            "convert",
+            help="turn a command of OpenRLHF or a configuration of verl into one of this project",
+            allow_abbrev=False,
+        )
+    )
     return parser
 
 

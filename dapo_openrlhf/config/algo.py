@@ -38,7 +38,8 @@ class AdvantageSection(Section):
     """``group_norm``: reward minus the group's mean, over its standard deviation (DAPO eq. 9); ``dr_grpo``: minus the
     mean only (arXiv 2503.20783); ``rloo``: minus the mean of the others (arXiv 2402.14740); ``gae``: with a critic
     (arXiv 1506.02438, eq. 16); ``reinforce_baseline``, ``reinforce``: minus the group's mean, or the reward itself,
-    whitened over the batch (arXiv 2501.03262)."""
+    whitened over the batch (arXiv 2501.03262); ``flash_reinforce``: minus the whole batch's mean, for single
+    responses."""
     gamma: Fraction = 1.0
     """Discount of ``gae`` and ``reinforce``."""
     lambd: Fraction = 1.0
@@ -81,6 +82,9 @@ class KlSection(Section):
     estimator: KlEstimator = "k1"
     """Estimate of the KL per token: the log ratio (``k1``), half its square (``k2``), or the unbiased one that is never
     negative (``k3``, GRPO eq. 4)."""
+    unbiased_gradient: bool = False
+    """With ``use_loss``: keep the estimate's value, but take the gradient of KL(policy || reference) itself, weighted by the
+    ratio, which is the same for all estimators."""
 
 
 class AlgoSection(Section):

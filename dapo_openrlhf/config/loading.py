@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from dapo_openrlhf.algorithm.choices import CORRECTIONS
 from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
+from dapo_openrlhf.config.foreign import NOT_HERE
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.reward import RewardSection
 from dapo_openrlhf.config.rules import impossible
@@ -167,6 +168,15 @@ def _assign(settings: dict[str, Any], dotted: str, value: Any) -> None:
     _overlay(settings, {key: value})
 
 
+def _dotted(key: str, value: object) -> Iterator[str]:
+    """The dotted names of everything that a key holds."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _dotted(f"{key}.{name}", inner)
+    else:
+        yield key
+
+
 def _explain(problem: Any) -> str:
     """One sentence for one of pydantic's errors: key, value, remedy."""
     cause = problem.get("ctx", {}).get("error")
@@ -174,6 +184,9 @@ def _explain(problem: Any) -> str:
         return str(cause).replace("\n", "\n  ")
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
+        given = list(_dotted(key, problem["input"]))
+        if all(name in NOT_HERE for name in given):
+            return "\n  ".join(f"{name}: an option of OpenRLHF that is not here: {NOT_HERE[name]}" for name in given)
         names = setting_names()
         sections = {name.split(".")[0] for name in names} if "." not in key else set()
         near = difflib.get_close_matches(key, sections, n=1) or difflib.get_close_matches(key, names, n=1, cutoff=0.4)

@@ -52,6 +52,11 @@ class RewardSection(Section):
     """L_cache of the soft overlong punishment (eq. 13), in tokens; null or 0 switches it off."""
     overlong_penalty_factor: PositiveFloat = PAPER["reward.overlong_penalty_factor"]
     """Factor of the soft overlong punishment."""
+    stop_properly_penalty_coef: Annotated[float, Field(le=1)] | None = None
+    """What becomes of a truncated response's reward, after the soft punishment: times this from 0 to 1; or this itself, if
+    it is negative; null leaves it (ProRL, as in OpenRLHF)."""
+    clip_range: Annotated[tuple[FiniteFloat, FiniteFloat], Field(strict=False)] | None = None
+    """LOW HIGH bounds of a response's credit, after the baseline; null for none."""
     overlong_filtering_enable: bool = PAPER["reward.overlong_filtering_enable"]
     """Overlong filtering: truncated responses are excluded from the loss."""
 
@@ -77,6 +82,9 @@ def _impossible(reward: RewardSection) -> Iterator[str]:
     for name in reward.remote_url:
         for problem in refusals(name):
             yield f"reward.remote_url: {problem}"
+    if reward.clip_range is not None and not reward.clip_range[0] < reward.clip_range[1]:
+        low, high = reward.clip_range
+        yield f"reward.clip_range: {low:g} {high:g} is not a range; use LOW < HIGH, such as -10 10"
     if reward.weights is not None and len(reward.weights) != len(reward.remote_url):
         yield (
             f"reward.weights: {len(reward.weights)} weights for {len(reward.remote_url)} rewards in reward.remote_url; "

@@ -172,7 +172,12 @@ def _impossible_algorithm(config: Config) -> Iterator[str]:
             f"critic.model_name_or_path: {config.critic.model_name_or_path} is not used by algo.advantage.estimator "
             f"{name}; use null, or gae"
         )
-    if kl.use_loss and kl.init_coef > 0 and kl.estimator == "k1":
+    if kl.unbiased_gradient and not (kl.use_loss and kl.init_coef > 0):
+        yield (
+            "algo.kl.unbiased_gradient: true has no meaning without a KL in the loss; use false, or algo.kl.use_loss true with "
+            "an algo.kl.init_coef above 0"
+        )
+    if kl.use_loss and kl.init_coef > 0 and kl.estimator == "k1" and not kl.unbiased_gradient:
         yield (
             "algo.kl.estimator: k1 as a loss has no gradient on average, so it holds nothing back; use k3 or k2, or "
             "algo.kl.use_loss false"

@@ -53,6 +53,9 @@ class ActorSection(Section):
     """What has equal weight in the loss: with ``token-mean`` all tokens (DAPO eq. 12); with ``seq-mean-token-mean`` all
     responses (GRPO, DAPO eq. 5); with ``prompt-mean-token-mean`` all prompts (DAPO eq. 8 taken literally).
     ``seq-mean-token-sum-norm`` divides a response's sum by the constant rollout.max_new_tokens (Dr. GRPO)."""
+    entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """Coefficient of the entropy bonus in the loss, a mean over the update's tokens as in OpenRLHF; 0 gives none. Entropy is
+    always measured. With a bonus its gradient takes memory for the logits of one chunk more."""
     adam: AdamSection = AdamSection()
     lr_scheduler: LrScheduler = PAPER["actor.lr_scheduler"]
     """Schedule over the run's gradient steps; its lengths are given in rollout steps, however many prompts those

@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dapo_openrlhf.algorithm.advantage import CREDITS
+from dapo_openrlhf.algorithm.advantage import batch_credits
 from dapo_openrlhf.algorithm.aggregation import token_weights
 from dapo_openrlhf.algorithm.choices import EstimatorName, LossAggMode
 from dapo_openrlhf.types import RolloutGroup, TrainBatch
@@ -82,9 +82,12 @@ def samples_of(
     overlong_filtering: bool,
     estimator: EstimatorName,
     version: int,
+    clip_range: tuple[float, float] | None = None,
 ) -> list[list[Sample]]:
     """The G responses of each group with their advantages. ``version``: the trainer's, which makes a response fresh."""
-    credits = CREDITS[estimator]
+    credits = batch_credits(
+        [[rollout.reward for rollout in group.rollouts] for group in groups], estimator=estimator, clip_range=clip_range
+    )
     return [
         [
             Sample(
@@ -97,11 +100,9 @@ def samples_of(
                 fresh=group.oldest_version == version,
                 observed=rollout.observed,
             )
-            for index, (rollout, advantage) in enumerate(
-                zip(group.rollouts, credits([r.reward for r in group.rollouts]), strict=True)
-            )
+            for index, (rollout, advantage) in enumerate(zip(group.rollouts, of_group, strict=True))
         ]
-        for position, group in enumerate(groups)
+        for position, (group, of_group) in enumerate(zip(groups, credits, strict=True))
     ]
 
 
@@ -120,6 +121,8 @@ class PlanSettings:
     loss_agg_mode: LossAggMode
     longest_response: int
     """Longest response allowed, in tokens; the constant of the aggregation that has one."""
+    clip_range: tuple[float, float] | None = None
+    """Bounds of a response's credit; None for none."""
 
 
 def plan_batch(batch: TrainBatch, settings: PlanSettings, *, ranks: int) -> tuple[RankPlan, ...]:
@@ -134,6 +137,7 @@ def plan_batch(batch: TrainBatch, settings: PlanSettings, *, ranks: int) -> tupl
         overlong_filtering=settings.overlong_filtering,
         estimator=settings.estimator,
         version=batch.version,
+        clip_range=settings.clip_range,
     )
     plans: list[list[Update]] = [[] for _ in range(ranks)]
     for epoch in range(settings.max_epochs):

@@ -37,18 +37,23 @@ class LengthShaping:
     max_length: int
     buffer_length: int
     factor: float
+    truncated: float | None = None
+    """The factor of a truncated response's reward if it is not negative, otherwise that reward; None leaves it."""
 
     def shape(self, score: Score, length: int, *, truncated: bool, cut: bool, observed: int = 0) -> Rollout:
         """Return one response with its final reward."""
         punishment = soft_overlong_punishment(
             length, max_length=self.max_length, buffer_length=self.buffer_length, factor=self.factor
         )
+        reward = score.reward + punishment
+        if truncated and self.truncated is not None:
+            reward = self.truncated if self.truncated < 0 else self.truncated * reward
         return Rollout(
             length=length,
             truncated=truncated,
             cut=cut,
             correct=score.correct,
-            reward=score.reward + punishment,
+            reward=reward,
             score=score.score,
             observed=observed,
         )

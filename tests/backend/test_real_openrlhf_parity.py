@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapo_openrlhf.algorithm.advantage import CREDITS
+from dapo_openrlhf.algorithm.advantage import batch_credits
 from dapo_openrlhf.algorithm.choices import ESTIMATORS, EstimatorName
-from dapo_openrlhf.algorithm.kl import kl_estimate
+from dapo_openrlhf.algorithm.kl import kl_estimate, unbiased_kl
 from dapo_openrlhf.algorithm.loss import aggregate, value_loss
 from dapo_openrlhf.algorithm.overlong import soft_overlong_punishment
 from dapo_openrlhf.backend.openrlhf_bases import import_openrlhf_lightly
@@ -23,10 +23,12 @@ from dapo_openrlhf.backend.trainer.collate import Tensors
 from dapo_openrlhf.backend.trainer.per_sample import Known, token_advantages
 from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.config.foreign import NOT_HERE
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.pipeline.batch import Sample, weighted
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter
-from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup
+from dapo_openrlhf.pipeline.rollout import LengthShaping
+from dapo_openrlhf.types import PolicyVersion, Prompt, Rollout, RolloutGroup, Score
 
 pytestmark = pytest.mark.real
 
@@ -72,7 +74,11 @@ def drawn(seed: int, spread: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 # ---------------------------------------------------------------- losses
 
-CORRECTIONS = [("off", "mask"), ("off", "clip"), ("token", "clip"), ("token", "mask"), ("seq", "mask")]
+CORRECTIONS = [
+    ("off", "mask", "ratio"), ("off", "clip", "ratio"), ("token", "clip", "ratio"), ("token", "mask", "ratio"),
+    ("seq", "mask", "ratio"), ("token", "mask", "tv"), ("seq", "mask", "tv"), ("token", "mask", "binary_kl"),
+    ("seq", "mask", "binary_kl"),
+]  # fmt: skip
 LOSSES = [
     case
     for case in itertools.product(
@@ -80,6 +86,7 @@ LOSSES = [
     )
     if not (case[0] == "gspo" and case[2])  # there gspo is a mean over responses whatever is asked for; here refused
     and (case[4] > 0 or case[5] == "k1")
+    and (case[1][2] == "ratio" or (case[0] == "ppo" and case[3] is None and case[4] == 0))
 ]
 
 
@@ -91,16 +98,16 @@ def test_policy_loss_and_its_gradient(
     from openrlhf.models.loss import PolicyLoss, aggregate_loss
     from openrlhf.models.utils import compute_approx_kl
 
-    level, mode = correction
+    level, mode, gating = correction
     new, old, rollout, reference = drawn(7, spread)
     advantages = torch.randn(B, 1, generator=torch.Generator().manual_seed(8), dtype=torch.float64).expand(B, T)
-    threshold = (0.7, 1.4)
+    threshold = (0.7, 1.4) if gating == "ratio" else (0.0, 0.05)
     totals = {"batch_num_tokens": float(sum(LENGTHS)), "global_batch_size": float(B)}
 
     theirs_in = new.clone().requires_grad_()
     theirs = PolicyLoss(
         clip_eps_low=0.2, clip_eps_high=0.28, dual_clip=dual_clip, token_level_loss=token_mean, policy_loss_type=kind,
-        is_correction_level=level, is_correction_mode=mode, is_correction_threshold=threshold,
+        is_correction_level=level, is_correction_mode=mode, is_correction_threshold=threshold, is_correction_gating=gating,
     )(theirs_in, old, advantages, action_mask=PRESENT, rollout_log_probs=rollout, **totals)[0]  # fmt: skip
     if kl_coef:
         kl = compute_approx_kl(theirs_in, reference, log_probs_old=old, kl_estimator=estimator)
@@ -110,7 +117,7 @@ def test_policy_loss_and_its_gradient(
     settings = LossSettings(
         eps_clip_low_high=(0.2, 0.28), dual_clip=dual_clip, policy_loss_type=kind, kl_coef=kl_coef,
         kl_estimator=estimator, old_logprobs="recompute", is_correction_level=level, is_correction_mode=mode,
-        is_correction_threshold=threshold, temperature=1.0,
+        is_correction_threshold=threshold, is_correction_gating=gating, temperature=1.0,
     )  # fmt: skip
     own = weighted(samples(), "token-mean" if token_mean else "seq-mean-token-mean", T)
     nothing = torch.zeros(0)
@@ -149,6 +156,20 @@ def test_value_loss(clip: float | None) -> None:
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
+def test_the_unbiased_gradient_of_the_kl(estimator: Any, spread: float) -> None:
+    from openrlhf.models.utils import compute_approx_kl
+
+    new, old, _, reference = (x.float() for x in drawn(5, spread))
+    theirs_in, ours_in = new.clone().requires_grad_(), new.clone().requires_grad_()
+    theirs = compute_approx_kl(theirs_in, reference, old, kl_estimator=estimator, unbiased_gradient=True)
+    ours = unbiased_kl(ours_in, reference, old, estimator=estimator)
+    torch.testing.assert_close(ours, theirs)
+    gradients = torch.autograd.grad(ours.sum(), ours_in), torch.autograd.grad(theirs.sum(), theirs_in)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
 def test_kl_estimators_and_their_gradients(estimator: Any, spread: float) -> None:
     from openrlhf.models.utils import compute_approx_kl
 
@@ -173,10 +194,17 @@ ADVANTAGES = [
 """Estimator, KL in the reward, gamma, lambda, no_std_norm: what the configuration allows."""
 
 
+@pytest.mark.parametrize("clip_range", [(-10.0, 10.0), (-0.5, 0.4)])
 @pytest.mark.parametrize("rewards", [[1.0, -1.0, -1.0, 0.5, 1.0, -1.0], [1.0, 1.0, 0.0, 0.3, 0.25, -9.0]])
 @pytest.mark.parametrize(("name", "kl_coef", "gamma", "lambd", "no_std_norm"), ADVANTAGES)
 def test_advantages_and_returns(
-    name: EstimatorName, kl_coef: float, gamma: float, lambd: float, no_std_norm: bool, rewards: list[float]
+    name: EstimatorName,
+    kl_coef: float,
+    gamma: float,
+    lambd: float,
+    no_std_norm: bool,
+    rewards: list[float],
+    clip_range: tuple[float, float],
 ) -> None:
     from openrlhf.models.utils import compute_approx_kl
     from openrlhf.trainer.ppo_utils.experience import Experience
@@ -185,7 +213,7 @@ def test_advantages_and_returns(
     logprobs, values, _, reference = (x.float() for x in drawn(11, 1.0))
     kl = compute_approx_kl(logprobs, reference, kl_estimator="k1") * PRESENT
     args = Namespace(
-        reward=Namespace(overlong_buffer_len=None, stop_properly_penalty_coef=None, clip_range=(-10, 10)),
+        reward=Namespace(overlong_buffer_len=None, stop_properly_penalty_coef=None, clip_range=clip_range),
         rollout=Namespace(n_samples_per_prompt=GROUP),
         algo=Namespace(advantage=Namespace(estimator=name, gamma=gamma, lambd=lambd, no_std_norm=no_std_norm)),
     )
@@ -198,7 +226,8 @@ def test_advantages_and_returns(
     experience.index = list(range(B))
     (experience,) = maker.compute_advantages_and_returns([experience])
 
-    credits = [c for start in range(0, B, GROUP) for c in CREDITS[name](rewards[start : start + GROUP])]
+    groups = [rewards[start : start + GROUP] for start in range(0, B, GROUP)]
+    credits = [c for group in batch_credits(groups, estimator=name, clip_range=clip_range) for c in group]
     settings = AdvantageSettings(
         critic=ESTIMATORS[name].critic, whitened=ESTIMATORS[name].whitened, gamma=gamma, lambd=lambd,
         no_std_norm=no_std_norm, kl_coef=kl_coef, kl_estimator="k1",
@@ -230,6 +259,44 @@ def test_overlong_penalty(longest: int, buffer: int, factor: float) -> None:
         for length in lengths
     ]
     assert ours == pytest.approx(experience.rewards.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("coefficient", [None, 1.0, 0.5, 0.0, -0.5, -2.0])
+def test_stop_properly_penalty(coefficient: float | None) -> None:
+    """After the overlong penalty, as OpenRLHF applies both."""
+    from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
+
+    lengths, truncated = [10, 95, 100, 100], [False, False, True, True]
+    rewards = [1.0, -1.0, 1.0, -1.0]
+    experience = Namespace(
+        response_length=torch.tensor(lengths), rewards=torch.tensor(rewards, dtype=torch.float64),
+        truncated=torch.tensor(truncated), info={},
+    )  # fmt: skip
+    reward = Namespace(overlong_buffer_len=20, overlong_penalty_factor=1.0, stop_properly_penalty_coef=coefficient)
+    apply_length_penalties([experience], Namespace(reward=reward, rollout=Namespace(max_new_tokens=100)))
+    shaping = LengthShaping(max_length=100, buffer_length=20, factor=1.0, truncated=coefficient)
+    ours = [
+        shaping.shape(Score(reward=value, correct=value > 0), length, truncated=cut, cut=False).reward
+        for value, length, cut in zip(rewards, lengths, truncated, strict=True)
+    ]
+    assert ours == pytest.approx(experience.rewards.tolist(), abs=1e-12)
+
+
+def test_entropy_and_its_gradient() -> None:
+    """Of the bonus of ``actor.entropy_coef``."""
+    from openrlhf.models.utils import compute_entropy
+
+    from dapo_openrlhf.backend.trainer.logprobs import _chunk
+
+    logits = torch.randn(7, 13, generator=torch.Generator().manual_seed(2))
+    theirs_in, ours_in = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    theirs = compute_entropy(theirs_in / 0.8)
+    _, ours = _chunk(lambda x: x, lambda x: x, ours_in, torch.zeros(7).long(), 0.8, entropy_gradient=True)
+    torch.testing.assert_close(ours, theirs)
+    gradients = torch.autograd.grad(ours.sum(), ours_in), torch.autograd.grad(theirs.sum(), theirs_in)
+    torch.testing.assert_close(*gradients)
+    _, without = _chunk(lambda x: x, lambda x: x, ours_in, torch.zeros(7).long(), 0.8, entropy_gradient=False)
+    assert not without.requires_grad and torch.equal(without, ours.detach())
 
 
 FILTERED = [[0, 0, 0], [1, 1, 1], [0, 1, 0], [0.3, 0.3, 0.3], [0.1, 0.9, 1.0], [0.5, 0.5, 0.5], [-1, 1, -1], [-1, 1, 1]]
@@ -321,6 +388,13 @@ def test_every_option_that_is_not_here_is_listed() -> None:
     ours = {name for name, _ in settings_of()}
     unlisted = [name for name in their_options() if name not in ours and f"`{name}`" not in missing]
     assert unlisted == []
+
+
+def test_every_option_is_a_setting_or_is_refused_with_the_way_to_get_there() -> None:
+    theirs, ours = set(their_options()), {name for name, _ in settings_of()}
+    theirs.add("logger.wandb.run_name")  # whose default is a date
+    assert theirs - ours == set(NOT_HERE)
+    assert set(NOT_HERE) & ours == set(), "what is a setting is not refused"
 
 
 def test_scheduler_names_are_transformers() -> None:

@@ -51,6 +51,14 @@ GMPO = "--actor.policy_loss_type gmpo --actor.loss_agg_mode seq-mean-token-mean 
         ("--algo.advantage.is_correction m2po --async.old_logprobs interpolate",
          ["async.old_logprobs: interpolate leaves", "use recompute"]),
         ("--algo.advantage.is_correction icepop2", ["algo.advantage.is_correction: 'icepop2' is not accepted", "'m2po'"]),
+        ("--algo.kl.unbiased_gradient true", ["algo.kl.unbiased_gradient: true has no meaning without a KL in the loss"]),
+        ("--reward.clip_range 1 -1", ["reward.clip_range: 1 -1 is not a range"]),
+        ("--reward.stop_properly_penalty_coef 1.5", ["reward.stop_properly_penalty_coef: 1.5 is not accepted"]),
+        ("--ds.ring_attn_size 2", ["ds.ring_attn_size: an option of OpenRLHF that is not here: a sequence lies on one rank"]),
+        ("--ds.use_liger_kernel", ["ds.use_liger_kernel: an option of OpenRLHF", "liger-kernel"]),
+        ("--ds.lora.rank 8", ["ds.lora.rank: an option", "adapters are not trained"]),
+        ("--logger.wandb.key secret", ["logger.wandb.key: an option", "TensorBoard"]),
+        ("--use_ms true", ["use_ms: an option of OpenRLHF that is not here"]),
         ("--actor.dppo_delta 0", ["actor.dppo_delta: 0 is not accepted"]),
         ("--actor.sapo_tau 1.0", ["actor.sapo_tau"]),
     ],
@@ -76,6 +84,10 @@ def test_refused_by_name(arguments: str, parts: list[str]) -> None:
         "--algo.advantage.is_correction m2po",
         "--algo.advantage.is_correction_level seq --algo.advantage.is_correction_mode mask "
         "--algo.advantage.is_correction_gating binary_kl --algo.advantage.is_correction_threshold 0.01",
+        "--algo.kl.init_coef 0.1 --algo.kl.use_loss --algo.kl.unbiased_gradient",
+        "--algo.advantage.estimator flash_reinforce --rollout.n_samples_per_prompt 1 "
+        "--algo.dynamic_filtering_enable false",
+        "--actor.entropy_coef 0.01 --reward.clip_range -10 10 --reward.stop_properly_penalty_coef -0.5",
         "--async.old_logprobs interpolate --async.max_staleness 4 --async.scale_lr",
     ],
 )

@@ -254,6 +254,7 @@ def _rollouts(
             max_length=rollout.max_new_tokens,
             buffer_length=reward.overlong_buffer_len or 0,
             factor=reward.overlong_penalty_factor,
+            truncated=reward.stop_properly_penalty_coef,
         ),
         cut_late=timing.cut_late,
         log=log,

@@ -36,6 +36,8 @@ def train_settings(config: Config, inputs: Inputs) -> TrainSettings:
             sapo_tau=config.actor.sapo_tau,
             is_correction_gating=advantage.is_correction_gating,
             is_correction_cap=advantage.is_correction_cap,
+            kl_unbiased=kl.unbiased_gradient,
+            entropy_coef=config.actor.entropy_coef,
         ),
         advantages=AdvantageSettings(
             critic=estimator.critic,
@@ -73,4 +75,5 @@ def plan_settings(config: Config) -> PlanSettings:
         estimator=config.algo.advantage.estimator,
         loss_agg_mode=config.actor.loss_agg_mode,
         longest_response=config.rollout.max_new_tokens,
+        clip_range=config.reward.clip_range,
     )

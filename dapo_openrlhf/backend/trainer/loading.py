@@ -60,7 +60,8 @@ def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning,
     if beginning.checkpoint is not None:
         saving.resume(beginning.checkpoint, beginning.updates_done)
     refuse_not_finite(f"the model {path} cannot be trained", trained, peers)
-    policy = Policy(language_model, packing, temperature=temperature, reference=reference)
+    bonus = settings.loss.entropy_coef != 0
+    policy = Policy(language_model, packing, temperature=temperature, reference=reference, entropy_gradient=bonus)
     return LoadedRank(
         rank=Rank(policy, critic, settings, peers=peers, spans=spans),
         weights=WeightsOut(trained, peers, version=beginning.first_step),

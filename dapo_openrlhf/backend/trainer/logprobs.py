@@ -38,29 +38,32 @@ def token_logprobs(
     targets: Tensor,
     temperature: float,
     buckets: Sequence[rows.Bucket] | None = None,
+    entropy_gradient: bool = False,
     **inputs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of each target token.
 
     ``input_ids`` [1, N] are packed sequences; ``positions`` [R] are indices of those of the N tokens whose next tokens
     are ``targets`` [R]. ``buckets`` or ``inputs`` tell the attention in use where sequences end. Returns float32
-    (logprobs [R], entropies [R]) of the distribution at ``temperature``; entropies carry no gradient.
+    (logprobs [R], entropies [R]) of the distribution at ``temperature``; entropies carry a gradient only with
+    ``entropy_gradient``.
     """
     chunk_rows = max(1, LOGITS_PER_CHUNK // model.vocabulary)
+    one = functools.partial(_chunk, entropy_gradient=entropy_gradient)
 
     def read(layer: Callable[[Tensor], Tensor], tail: Tail, hidden: Tensor) -> tuple[Tensor, ...]:
         again = torch.is_grad_enabled() and hidden.shape[0] > chunk_rows
         parts = [
-            checkpoint(_chunk, layer, tail, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(one, layer, tail, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
             if again
-            else _chunk(layer, tail, h, t, temperature)
+            else one(layer, tail, h, t, temperature)
             for h, t in zip(torch.split(hidden, chunk_rows), torch.split(targets, chunk_rows), strict=True)
         ]
         return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
 
     with attention.packed(buckets):
         logprobs, entropies = model(read, positions, {"input_ids": input_ids, **inputs})
-    return logprobs, entropies.detach()
+    return logprobs, entropies if entropy_gradient else entropies.detach()
 
 
 def token_logprobs_by_rows(
@@ -71,6 +74,7 @@ def token_logprobs_by_rows(
     targets: Tensor,
     temperature: float,
     position_ids: Tensor,
+    entropy_gradient: bool = False,
     **_packed: Any,
 ) -> tuple[Tensor, Tensor]:
     """The same as :func:`token_logprobs`, with packed sequences of similar length side by side."""
@@ -81,6 +85,7 @@ def token_logprobs_by_rows(
             positions=part.positions,
             targets=targets[part.of],
             temperature=temperature,
+            entropy_gradient=entropy_gradient,
         )
         for part in rows.parts(input_ids, position_ids, positions)
     ]
@@ -88,13 +93,19 @@ def token_logprobs_by_rows(
 
 
 def _chunk(
-    layer: Callable[[Tensor], Tensor], tail: Tail, hidden: Tensor, targets: Tensor, temperature: float
+    layer: Callable[[Tensor], Tensor],
+    tail: Tail,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    *,
+    entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     logits = tail(layer(hidden)).float()
     if temperature != 1.0:
         logits = logits / temperature
     log_normaliser = torch.logsumexp(logits, dim=-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropies = log_normaliser - (torch.softmax(logits, dim=-1) * logits).sum(-1)
-    return logprobs, entropies.detach()
+    return logprobs, entropies if entropy_gradient else entropies.detach()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from dapo_openrlhf.backend.trainer.collate import Tensors
@@ -15,12 +17,24 @@ class Policy:
     The reference model is never trained.
     """
 
-    def __init__(self, model: ShardedModel, inputs: Inputs, *, temperature: float, reference: Forward | None) -> None:
-        """``temperature``: of the distribution whose log-probabilities both models compute."""
+    def __init__(
+        self,
+        model: ShardedModel,
+        inputs: Inputs,
+        *,
+        temperature: float,
+        reference: Forward | None,
+        entropy_gradient: bool = False,
+    ) -> None:
+        """``temperature``: of the distribution whose log-probabilities both models compute.
+
+        ``entropy_gradient``: whether the entropies of :meth:`forward` are differentiable.
+        """
         self.model = model
         self._inputs = inputs
         self._temperature = temperature
         self._reference = reference
+        self._for_entropy: dict[str, Any] = {"entropy_gradient": True} if entropy_gradient else {}
 
     @property
     def has_reference(self) -> bool:
@@ -29,17 +43,19 @@ class Policy:
 
     def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies [B, T] of a micro-batch's responses, 0 beyond a response."""
-        return self._scores(self.model, batch)
+        return self._scores(self.model, batch, **self._for_entropy)
 
     def logprobs(self, batch: Tensors) -> Tensor:
         """Log-probabilities [B, T], without the entropies."""
-        return self.forward(batch)[0]
+        return self._scores(self.model, batch)[0]
 
     def ref_logprobs(self, batch: Tensors) -> Tensor:
         """The reference model's log-probabilities [B, T]; there must be a reference model."""
         assert self._reference is not None
         return self._scores(self._reference, batch)[0]
 
-    def _scores(self, model: Forward, batch: Tensors) -> tuple[Tensor, Tensor]:
-        logprobs, entropies = model(**self._inputs.inputs(batch), targets=batch.targets, temperature=self._temperature)
+    def _scores(self, model: Forward, batch: Tensors, **options: Any) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = model(
+            **self._inputs.inputs(batch), targets=batch.targets, temperature=self._temperature, **options
+        )
         return batch.unflatten(logprobs), batch.unflatten(entropies)

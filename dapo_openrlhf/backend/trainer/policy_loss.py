@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dapo_openrlhf.algorithm.choices import POLICY_LOSSES
 from dapo_openrlhf.algorithm.correction import importance_weights, interpolated_logprobs
-from dapo_openrlhf.algorithm.kl import kl_estimate
+from dapo_openrlhf.algorithm.kl import kl_estimate, unbiased_kl
 from dapo_openrlhf.algorithm.loss import Sums, aggregate, disagreement
 from dapo_openrlhf.algorithm.objective import Limits, Policies, objective
 from dapo_openrlhf.backend.trainer.collate import Tensors
@@ -62,17 +62,19 @@ def policy_loss(
     loss = aggregate(tokens.losses * weights, mask, batch.weights)
     if known.ref_logprobs:
         reference = recall(known.ref_logprobs, batch.samples, like=mask)
-        kl = kl_estimate(logprobs, reference, estimator=settings.kl_estimator)
+        kl = _kl(logprobs, reference, old_logprobs, settings)
         sums["kl"] = (kl.detach() * mask).sum()
         # As in OpenRLHF: a mean over the update's tokens without importance weights, however the rest is aggregated.
         loss = loss + settings.kl_coef * aggregate(kl, mask, torch.tensor(1 / max(total_tokens, 1)))
+    if settings.entropy_coef:  # a mean over tokens, too
+        loss = loss - settings.entropy_coef * aggregate(entropies, mask, torch.tensor(1 / max(total_tokens, 1)))
     if first or settings.old_logprobs == "recompute":  # else the first weights' log-probs are unknown
         begun = logprobs.detach() if first else old_logprobs
         sums |= disagreement(begun, batch.rollout_logprobs, mask * batch.fresh)
     return loss, sums | {
         "tokens": mask.sum(),
         "loss": loss.detach(),
-        "entropy": (entropies * mask).sum(),
+        "entropy": (entropies.detach() * mask).sum(),
         "token_probability": (logprobs.detach().exp() * mask).sum(),
         "clip_fraction": (tokens.decided * mask).sum(),
         "ratio": (tokens.ratio.detach() * mask).sum(),
@@ -93,6 +95,12 @@ def _old_logprobs(
             return interpolated_logprobs(logprobs, batch.rollout_logprobs, ages, progress=progress)
         case _:
             assert_never(settings.old_logprobs)
+
+
+def _kl(logprobs: Tensor, reference: Tensor, old_logprobs: Tensor, settings: LossSettings) -> Tensor:
+    if settings.kl_unbiased:
+        return unbiased_kl(logprobs, reference, old_logprobs, estimator=settings.kl_estimator)
+    return kl_estimate(logprobs, reference, estimator=settings.kl_estimator)
 
 
 def _limits(settings: LossSettings) -> Limits:

@@ -33,6 +33,8 @@ class LossSettings:
     sapo_tau: tuple[float, float] = (1.05, 1.0)
     is_correction_gating: CorrectionGating = "ratio"
     is_correction_cap: float | None = None
+    kl_unbiased: bool = False
+    entropy_coef: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

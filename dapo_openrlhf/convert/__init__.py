@@ -1,0 +1,1 @@
+"""Commands and configurations of OpenRLHF and verl as configurations of this project."""
