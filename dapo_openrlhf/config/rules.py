@@ -16,6 +16,9 @@ TEMPLATE_ARGUMENTS = {
 }  # fmt: skip
 """Arguments of ``apply_chat_template`` that this project sets itself, or that must not be set."""
 
+SUM_TOLERANCE = 1e-3
+"""How far shares may be from 1 together: 0.333 0.333 0.333 is meant to be all."""
+
 MOST_SHARED_MEMORY = 0.7
 """Share of a GPU's memory that an engine may claim where a trainer rank lives on the same GPU."""
 
@@ -96,6 +99,7 @@ def _impossible_best(config: Config) -> Iterator[str]:
 def _impossible_prompts(config: Config) -> Iterator[str]:
     """Yield a sentence for each setting of how prompts are read that contradicts another."""
     data = config.data
+    yield from _impossible_shares(config)
     if data.input_template is not None:
         try:
             input_template(data.input_template)
@@ -113,6 +117,25 @@ def _impossible_prompts(config: Config) -> Iterator[str]:
         yield f"data.chat_template_kwargs: {', '.join(taken)} is not for the template to be told"
     if data.label_key is None and any(origin.needs_answer for origin in config.reward.origins):
         yield "data.label_key: null leaves the reward rule nothing to compare with; name the column with the answers"
+
+
+def _impossible_shares(config: Config) -> Iterator[str]:
+    """Yield a sentence if the files of prompts cannot be mixed, or chosen from, as it was asked for."""
+    files, shares = config.data.prompt_dataset, config.data.prompt_probs
+    if twice := [file for file in dict.fromkeys(files) if files.count(file) > 1]:
+        yield f"data.prompt_dataset: {twice[0]} stands there {files.count(twice[0])} times; name each file once"
+    if shares is not None and len(shares) != len(files):
+        yield (
+            f"data.prompt_probs: {len(shares)} for {len(files)} files in data.prompt_dataset; give one for each file"
+        )
+    elif shares is not None and abs(sum(shares) - 1) > SUM_TOLERANCE:
+        right = " ".join(f"{share / sum(shares):.4g}" for share in shares)
+        yield f"data.prompt_probs: {' '.join(map('{:g}'.format, shares))} are {sum(shares):g} together, not 1; use {right}"
+    if config.data.curriculum and not config.algo.dynamic_filtering_enable:
+        yield (
+            "data.curriculum: true draws prompts for groups that dynamic sampling keeps; use it with "
+            "algo.dynamic_filtering_enable true"
+        )
 
 
 def _impossible_algorithm(config: Config) -> Iterator[str]:

@@ -94,6 +94,13 @@ FIXED: Mapping[str, Fixed] = {
         unless="the other file holds the same prompts in the same order, which is checked when it is read",
         allowed=lambda earlier, now: True,
     ),
+    "data.prompt_probs": Fixed(
+        reason="each file is drawn from on its own with shares, and from all together without",
+        unless="there were shares before, and are",
+        allowed=lambda earlier, now: None not in (earlier.data.prompt_probs, now.data.prompt_probs),
+    ),
+    "data.max_samples": Fixed(reason="another number of rows is another set of prompts"),
+    "data.curriculum": Fixed(reason="the run's place in the order of its prompts is a place in the other order"),
     "data.input_key": Fixed(reason="another column holds other prompts, in which the run's place has no meaning"),
     "data.input_template": Fixed(reason="the same rows would be other prompts than those the run has begun with"),
 }

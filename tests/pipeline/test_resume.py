@@ -89,8 +89,11 @@ OTHER: dict[str, Any] = {
     "algo.dynamic_filtering_range": [0.2, 0.8],
     "reward.remote_url": "https://reward.example",
     "reward.weights": [2.0],
+    "reward.batch_size": 4,
     "reward.overlong_buffer_len": 8,
-    "data.prompt_dataset": "other.jsonl",
+    "data.prompt_dataset": ["other.jsonl"],
+    "data.prompt_probs": [1.0],
+    "data.max_samples": 5,
     "data.input_template": "Q: {}",
     "eval.dataset": "heldout.jsonl",
     "eval.max_samples": 5,
@@ -199,7 +202,8 @@ def test_every_setting_is_obeyed_or_refused_with_its_reason(name: str, tmp_path:
         assert FIXED[name].remedy in said
     else:
         words = shlex.split(said.splitlines()[-1])
-        assert words[words.index(f"--{name}") + 1] == str(value).replace("True", "true")
+        shown = "1" if value == [1.0] else str(value).replace("True", "true")
+        assert words[words.index(f"--{name}") + 1] == shown
     assert contents(tmp_path) == before
 
 
@@ -271,7 +275,7 @@ def test_other_prompts_are_refused_before_anything_is_started_or_written(tmp_pat
     model = {"actor.model_name_or_path": str(tmp_path / "model"), "data.prompt_dataset": write("p.jsonl", rows)}
     run = make_run(tmp_path, config(**model))
     prompts = read_prompts(config(**model))
-    stream = PromptStream(prompts, seed=0, prompt_set=prompts.description["identity"])
+    stream = PromptStream(prompts, seed=0, prompt_set=prompts.identity)
     state = RunState(step=2, prompts=stream.state([]))
     checkpoints = Checkpoints(run / "checkpoints", max_num=3, settings=dump_config(config(**model)))
     checkpoints.begin(2)

@@ -26,6 +26,7 @@ from dapo_openrlhf.pipeline.agreement import Agreement
 from dapo_openrlhf.pipeline.bad_updates import BadUpdates
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
+from dapo_openrlhf.pipeline.curriculum import Difficulty
 from dapo_openrlhf.pipeline.dynamic_sampling import WINDOW_BATCHES, GroupFilter, OverSampling
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
@@ -35,6 +36,7 @@ from dapo_openrlhf.pipeline.events import Event, WorkerSpans
 from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.lives import Carried, Lives
 from dapo_openrlhf.pipeline.losses import words_of_engines
+from dapo_openrlhf.pipeline.mixture import Drawing
 from dapo_openrlhf.pipeline.ports import EngineReviver, Sampling
 from dapo_openrlhf.pipeline.prompts import PromptStream
 from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
@@ -224,6 +226,7 @@ def _rollouts(
         prompts=PromptStream(
             inputs.prompts,
             seed=config.train.seed,
+            drawing=drawing(config, inputs),
             state=inputs.state.prompts if inputs.state else None,
             prompt_set=inputs.prompt_set,
         ),
@@ -246,6 +249,19 @@ def _rollouts(
         ),
         cut_late=timing.cut_late,
         log=log,
+    )
+
+
+def drawing(config: Config, inputs: Inputs) -> Drawing:
+    """How the run draws its prompts."""
+    rollout, data = config.rollout, config.data
+    difficulty = Difficulty(
+        batch_size=rollout.batch_size, responses=rollout.n_samples_per_prompt, lengths=inputs.prompt_lengths
+    )
+    return Drawing(
+        sizes=() if data.prompt_probs is None else inputs.set_sizes,
+        shares=(1.0,) if data.prompt_probs is None else tuple(p / sum(data.prompt_probs) for p in data.prompt_probs),
+        difficulty=difficulty if data.curriculum else None,
     )
 
 
