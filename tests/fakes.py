@@ -20,6 +20,7 @@ from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
 from dapo_openrlhf.pipeline.curriculum import Difficulty
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
+from dapo_openrlhf.pipeline.ending import Ending, Limits
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation
 from dapo_openrlhf.pipeline.evaluator import Evaluator
@@ -746,6 +747,7 @@ def build(
     samples: int = 2,
     prompt_count: int = 1000,
     drawing: Drawing = PASS_BY_PASS,
+    limits: Limits | None = None,
     engines: Sequence[FakeEngine] | None = None,
     scorer: FakeScorer | None = None,
     train_seconds: Seconds = lambda: 1.0,
@@ -856,6 +858,7 @@ def build(
             eval_steps=eval_steps,
             save_steps=save_steps,
             first_step=start,
+            ending=Ending(limits or Limits()),
             evaluates_first=carried is None or carried.evaluates_first,
         ),
         log=log,

@@ -69,6 +69,7 @@ OUTSIDE: Mapping[str, set[str]] = {
     "algorithm.gae": {"torch"},
     "pipeline.manifest": {"xxhash"},
     "dataset.rows": {"pyarrow"},
+    "dataset.hub_sets": {"datasets"},
     "dataset.own_code": {"transformers"},
     "dataset.renderer": {"jinja2", "transformers"},
     "rewards.algebra": {"mpmath"},

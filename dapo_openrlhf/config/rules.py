@@ -78,6 +78,9 @@ def impossible(config: Config) -> Iterator[str]:
         )
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
+    for name, given in (("target", config.eval.target), ("patience", config.eval.patience)):
+        if given is not None and (config.eval.dataset is None or config.eval.steps < 1):
+            yield f"eval.{name}: {given:g} needs evaluations in the course of the run; set eval.dataset and eval.steps"
     yield from _impossible_best(config)
     yield from _impossible_on_device(config)
 

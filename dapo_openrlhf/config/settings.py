@@ -71,6 +71,10 @@ class EvalSection(Section):
     steps: int = -1
     """Evaluate also every this many rollout steps; -1 evaluates only before and after training. Training goes on
     meanwhile; only the next publication waits."""
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+    """End the run once an evaluation in its course gives this accuracy, or this value of ``ckpt.best_metric_key``."""
+    patience: PositiveInt | None = None
+    """End the run after this many evaluations in a row, none of them better than the best before."""
     n_samples_per_prompt: PositiveInt = 1
     """n: number of responses to each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
     temperature: Annotated[float, Field(ge=0, le=HOTTEST)] = PAPER["eval.temperature"]

@@ -1,4 +1,4 @@
-"""Checkpoints to resume a run from; each is either complete or absent (standard library and pydantic)."""
+"""Checkpoints to resume a run from; each is either complete or absent (standard library)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
-
-from pydantic import TypeAdapter
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.best import NONE, best_of, write_evaluation
@@ -50,8 +48,9 @@ class RunState:
     def read(cls, folder: Path) -> Self:
         """Read a checkpoint's state. Raises :class:`ConfigError` for a folder that is not a checkpoint."""
         try:
-            return TypeAdapter(cls).validate_json((folder / STATE_FILE).read_bytes())
-        except (OSError, ValueError) as error:
+            values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            return cls(step=values["step"], prompts=PromptState.read(values["prompts"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{folder} is not a checkpoint to resume from: {error}") from error
 
 

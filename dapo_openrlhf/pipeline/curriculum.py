@@ -14,8 +14,9 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from dapo_openrlhf.pipeline.orders import IN_TURN, Draw, shuffled
 from dapo_openrlhf.pipeline.pass_rates import PassRates, Rates
@@ -65,6 +66,12 @@ class Memory:
     """Each prompt drawn so far with the number of its last draw, in the order of their first ones."""
     rates: tuple[Rates, ...] = ()
     """What was learned of each class of length."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """The state out of JSON."""
+        last = tuple((prompt, draw) for prompt, draw in values["last"])
+        return cls(drawn=values["drawn"], last=last, rates=tuple(map(Rates.read, values["rates"])))
 
 
 class Curriculum:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, Self
 
 from dapo_openrlhf.pipeline.curriculum import Curriculum, Difficulty, Memory
 from dapo_openrlhf.pipeline.orders import Draw, Passes
@@ -32,6 +33,14 @@ class SetState:
     """By how many draws it is behind its share."""
     memory: Memory | None = None
     """What is remembered of its prompts; None without a curriculum."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """The state out of JSON."""
+        memory = values["memory"]
+        return cls(
+            drawn=values["drawn"], credit=values["credit"], memory=None if memory is None else Memory.read(memory)
+        )
 
 
 class Mixture:

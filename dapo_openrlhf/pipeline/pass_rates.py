@@ -9,7 +9,9 @@ for less the fewer the responses behind it and the longer ago they were.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 RUNNING_GROUPS = 32
 """Number of groups over which level and share are running means; means over all as long as there are fewer."""
@@ -48,6 +50,11 @@ class Rates:
     """Number of outcomes of such prompts."""
     known: dict[int, Known] = field(default_factory=dict)
     """By prompt."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """The state out of JSON, whose keys are text."""
+        return cls(**{**values, "known": {int(prompt): Known(**known) for prompt, known in values["known"].items()}})
 
 
 class PassRates:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.mixture import Drawing, Mixture, SetState
@@ -33,6 +33,18 @@ class PromptState:
     """Ids of prompts that are not given out again."""
     sets: tuple[SetState, ...] = ()
     """How far the run has come with each set; empty in checkpoints of earlier versions, which had one."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """The state out of JSON. Raises ``KeyError``, ``TypeError`` or another error for values of another form."""
+        return cls(
+            drawn=values["drawn"],
+            returned=tuple(values["returned"]),
+            prompt_count=values["prompt_count"],
+            prompt_set=values.get("prompt_set", ""),
+            dropped=tuple(values.get("dropped", ())),  # none in checkpoints of earlier versions
+            sets=tuple(map(SetState.read, values.get("sets", ()))),
+        )
 
 
 class Given(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 from dapo_openrlhf.backend.run.inputs import Inputs, read_prompts
-from dapo_openrlhf.backend.run.launch import drawing
+from dapo_openrlhf.backend.run.run_settings import drawing
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config

@@ -98,6 +98,9 @@ OTHER: dict[str, Any] = {
     "eval.dataset": "heldout.jsonl",
     "eval.max_samples": 5,
     "eval.steps": 2,
+    "eval.target": 0.9,
+    "eval.patience": 3,
+    "train.max_hours": 2.0,
     "eval.top_p": 0.7,
     "eval.max_new_tokens": 32,
     "ckpt.save_steps": 2,
@@ -116,6 +119,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "algo.kl.use_loss": {"algo.kl.estimator": "k3"},
     "data.chat_template_kwargs": {"data.apply_chat_template": True},
     "data.system_prompt": {"data.apply_chat_template": True},
+    "eval.target": {"eval.dataset": "heldout.jsonl", "eval.steps": 2},
+    "eval.patience": {"eval.dataset": "heldout.jsonl", "eval.steps": 2},
 }
 """What a setting's other value needs that the base has not; it is so on both sides."""
 

@@ -16,6 +16,7 @@ from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.dataset.hub import check_name
+from dapo_openrlhf.dataset.hub_sets import local_path
 from dapo_openrlhf.dataset.joined import JoinedSets
 from dapo_openrlhf.dataset.own_code import own_code, refuse_own_code
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
@@ -191,7 +192,7 @@ def read_prompts(config: Config, say: Callable[[str], None] = lambda text: None)
     rules = row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens)
     sets = [
         read_prompt_set(
-            Path(file),
+            local_path(file, setting="data.prompt_dataset", say=say),
             replace(rules, max_rows=config.data.max_samples),
             setting="data.prompt_dataset",
             on_bad_row=config.data.on_bad_row,
@@ -210,7 +211,7 @@ def read_problems(config: Config, say: Callable[[str], None] = lambda text: None
     else:
         rules = row_rules(config, "eval.max_new_tokens", config.eval.max_new_tokens)
     return read_prompt_set(
-        Path(config.eval.dataset),
+        local_path(config.eval.dataset, setting="eval.dataset", say=say),
         replace(rules, max_rows=config.eval.max_samples),
         setting="eval.dataset",
         on_bad_row=config.data.on_bad_row,

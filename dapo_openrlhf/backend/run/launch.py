@@ -19,6 +19,7 @@ from dapo_openrlhf.backend.run.ray_watch import while_ray_lives
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer, WatchedPublisher
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
+from dapo_openrlhf.backend.run.run_settings import drawing, limits
 from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.config.settings import Config
@@ -26,8 +27,8 @@ from dapo_openrlhf.pipeline.agreement import Agreement
 from dapo_openrlhf.pipeline.bad_updates import BadUpdates
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
-from dapo_openrlhf.pipeline.curriculum import Difficulty
 from dapo_openrlhf.pipeline.dynamic_sampling import WINDOW_BATCHES, GroupFilter, OverSampling
+from dapo_openrlhf.pipeline.ending import Ending
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
 from dapo_openrlhf.pipeline.evaluator import Evaluator
@@ -36,7 +37,6 @@ from dapo_openrlhf.pipeline.events import Event, WorkerSpans
 from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.lives import Carried, Lives
 from dapo_openrlhf.pipeline.losses import words_of_engines
-from dapo_openrlhf.pipeline.mixture import Drawing
 from dapo_openrlhf.pipeline.ports import EngineReviver, Sampling
 from dapo_openrlhf.pipeline.prompts import PromptStream
 from dapo_openrlhf.pipeline.reward_attempts import LimitedAttempts
@@ -73,7 +73,12 @@ def train(
         checkpoints=checkpoints,
         open_publisher=functools.partial(open_publisher, config, on_spans=on_spans),
         build=functools.partial(
-            build_pipeline, config=config, log=log, checkpoints=checkpoints, trained_model=trained_model
+            build_pipeline,
+            config=config,
+            log=log,
+            checkpoints=checkpoints,
+            trained_model=trained_model,
+            ending=Ending(limits(config)),
         ),
         say=say,
     )
@@ -177,6 +182,7 @@ def build_pipeline(
     log: EventLog,
     checkpoints: Checkpoints,
     trained_model: str,
+    ending: Ending,
 ) -> Pipeline:
     """Connect the loops to the workers. ``inputs`` say where they begin."""
     engines = _pool(config, workers, publisher, on_event=log.emit)
@@ -198,6 +204,7 @@ def build_pipeline(
             save_steps=config.ckpt.save_steps,
             first_step=inputs.first_step,
             evaluates_first=carried.evaluates_first,
+            ending=ending,
         ),
         log=log,
     )
@@ -249,19 +256,6 @@ def _rollouts(
         ),
         cut_late=timing.cut_late,
         log=log,
-    )
-
-
-def drawing(config: Config, inputs: Inputs) -> Drawing:
-    """How the run draws its prompts."""
-    rollout, data = config.rollout, config.data
-    difficulty = Difficulty(
-        batch_size=rollout.batch_size, responses=rollout.n_samples_per_prompt, lengths=inputs.prompt_lengths
-    )
-    return Drawing(
-        sizes=() if data.prompt_probs is None else inputs.set_sizes,
-        shares=(1.0,) if data.prompt_probs is None else tuple(p / sum(data.prompt_probs) for p in data.prompt_probs),
-        difficulty=difficulty if data.curriculum else None,
     )
 
 
