@@ -18,7 +18,9 @@ from typing import TypeVar
 from dapo_openrlhf.pipeline.agreement import FRESH_KL, Agreement
 from dapo_openrlhf.pipeline.checkpoint import RunState
 from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
+from dapo_openrlhf.pipeline.curriculum import Difficulty
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
+from dapo_openrlhf.pipeline.ending import Ending, Limits
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation
 from dapo_openrlhf.pipeline.evaluator import Evaluator
@@ -39,6 +41,7 @@ from dapo_openrlhf.pipeline.events import (
 )
 from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.lives import Carried
+from dapo_openrlhf.pipeline.mixture import Drawing
 from dapo_openrlhf.pipeline.ports import (
     EngineGone,
     GroupError,
@@ -57,6 +60,8 @@ from dapo_openrlhf.pipeline.staleness import StalenessPolicy
 from dapo_openrlhf.pipeline.stop import StopRequest
 from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Score, TrainBatch, Transcript
+
+PASS_BY_PASS = Drawing()
 
 HANG = float("inf")
 """A latency: this group never ends by itself."""
@@ -741,6 +746,8 @@ def build(
     steps: int = 4,
     samples: int = 2,
     prompt_count: int = 1000,
+    drawing: Drawing = PASS_BY_PASS,
+    limits: Limits | None = None,
     engines: Sequence[FakeEngine] | None = None,
     scorer: FakeScorer | None = None,
     train_seconds: Seconds = lambda: 1.0,
@@ -822,7 +829,7 @@ def build(
         timeout=generate_timeout,
     )
     rollouts = RolloutLoop(
-        prompts=PromptStream(prompts(prompt_count), seed=seed, state=state.prompts if state else None),
+        prompts=PromptStream(prompts(prompt_count), seed=seed, drawing=drawing, state=state.prompts if state else None),
         sampler=sampler,
         scorer=scorer,
         queue=queue,
@@ -851,6 +858,7 @@ def build(
             eval_steps=eval_steps,
             save_steps=save_steps,
             first_step=start,
+            ending=Ending(limits or Limits()),
             evaluates_first=carried is None or carried.evaluates_first,
         ),
         log=log,
@@ -974,12 +982,13 @@ def check_prompts(
     prompt_count: int,
     seed: int,
     state: PromptState | None = None,
+    drawing: Drawing = PASS_BY_PASS,
 ) -> None:
-    """Replays the events: every prompt is the one given back that waits longest, or the next of the set."""
-    fresh: Iterator[Prompt] = _endless(PromptStream(prompts(prompt_count), seed=seed))
+    """Replays the events: every prompt is the one given back that waits longest, or the next one drawn."""
+    everything = prompts(prompt_count)
+    stream = PromptStream(everything, seed=seed, drawing=drawing, state=state and replace(state, returned=()))
+    fresh: Iterator[Prompt] = (stream.next().prompt for _ in itertools.count())
     returned: deque[int] = deque(state.returned if state else ())
-    for _ in range(state.drawn if state else 0):
-        next(fresh)
     prompt_of: dict[int, int] = {}
     dropped = set(state.dropped if state else ())
     for _, event in world.events:
@@ -987,8 +996,11 @@ def check_prompts(
             expected = next(p for p in _drain(returned, fresh) if p not in dropped)
             assert event.prompt == expected, f"group {event.group} got prompt {event.prompt}, not {expected}"
             prompt_of[event.group] = event.prompt
+        elif isinstance(event, GroupJudged):
+            stream.learn(everything[prompt_of[event.group]], event.accuracy, drawing_responses(drawing))
         elif isinstance(event, PromptDropped):
             dropped.add(event.prompt)
+            stream.drop(everything[event.prompt], "at fault")
         elif isinstance(event, GroupSurplus) or (isinstance(event, GroupFailed) and not permanent(event.reason)):
             returned.append(prompt_of[event.group])
 
@@ -998,5 +1010,11 @@ def _drain(returned: deque[int], fresh: Iterator[Prompt]) -> Iterator[int]:
         yield returned.popleft() if returned else next(fresh).id
 
 
-def _endless(stream: PromptStream) -> Iterator[Prompt]:
-    return (stream.next() for _ in itertools.count())
+def by_difficulty(prompt_count: int, *, batch_size: int, samples: int = 2) -> Drawing:
+    """A curriculum over prompts of five lengths."""
+    lengths = [prompt % 5 for prompt in range(prompt_count)]
+    return Drawing(difficulty=Difficulty(batch_size=batch_size, responses=samples, lengths=lengths))
+
+
+def drawing_responses(drawing: Drawing) -> int:
+    return drawing.difficulty.responses if drawing.difficulty else 1

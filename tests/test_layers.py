@@ -90,6 +90,7 @@ OUTSIDE: Mapping[str, set[str]] = {
     "algorithm.gae": {"torch"},
     "pipeline.manifest": {"xxhash"},
     "dataset.rows": {"pyarrow"},
+    "dataset.hub_sets": {"datasets"},
     "dataset.own_code": {"transformers"},
     "dataset.renderer": {"jinja2", "transformers"},
     "environments.openrlhf_agent": {"openrlhf"},

@@ -276,6 +276,7 @@ def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: f
         counters=outcome.counters,
         restarts=outcome.restarts,
         steps_undone=outcome.steps_undone,
+        ended=outcome.ended,
         engines_idle=None if held_back is None else held_back.engines_idle,
         trainer_idle=None if held_back is None else held_back.trainer_idle,
         verdict="" if held_back is None else held_back.sentence,

@@ -18,6 +18,9 @@ TEMPLATE_ARGUMENTS = {
 }  # fmt: skip
 """Arguments of ``apply_chat_template`` that this project sets itself, or that must not be set."""
 
+SUM_TOLERANCE = 1e-3
+"""How far shares may be from 1 together: 0.333 0.333 0.333 is meant to be all."""
+
 MOST_SHARED_MEMORY = 0.7
 """Share of a GPU's memory that an engine may claim where a trainer rank lives on the same GPU."""
 
@@ -75,6 +78,9 @@ def impossible(config: Config) -> Iterator[str]:
         )
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
+    for name, given in (("target", config.eval.target), ("patience", config.eval.patience)):
+        if given is not None and (config.eval.dataset is None or config.eval.steps < 1):
+            yield f"eval.{name}: {given:g} needs evaluations in the course of the run; set eval.dataset and eval.steps"
     yield from _impossible_best(config)
     yield from _impossible_on_device(config)
 
@@ -96,6 +102,7 @@ def _impossible_best(config: Config) -> Iterator[str]:
 def _impossible_prompts(config: Config) -> Iterator[str]:
     """Yield a sentence for each setting of how prompts are read that contradicts another."""
     data = config.data
+    yield from _impossible_shares(config)
     if data.input_template is not None:
         try:
             input_template(data.input_template)
@@ -134,6 +141,25 @@ def _impossible_environments(config: Config) -> Iterator[str]:
         yield (
             f"environment.timeout: {environment.timeout:g} s for one step is more than async.generate_timeout "
             f"{config.async_.generate_timeout:g} s for its whole group; use at most that"
+        )
+
+
+def _impossible_shares(config: Config) -> Iterator[str]:
+    """Yield a sentence if the files of prompts cannot be mixed, or chosen from, as it was asked for."""
+    files, shares = config.data.prompt_dataset, config.data.prompt_probs
+    if twice := [file for file in dict.fromkeys(files) if files.count(file) > 1]:
+        yield f"data.prompt_dataset: {twice[0]} stands there {files.count(twice[0])} times; name each file once"
+    if shares is not None and len(shares) != len(files):
+        yield (
+            f"data.prompt_probs: {len(shares)} for {len(files)} files in data.prompt_dataset; give one for each file"
+        )
+    elif shares is not None and abs(sum(shares) - 1) > SUM_TOLERANCE:
+        right = " ".join(f"{share / sum(shares):.4g}" for share in shares)
+        yield f"data.prompt_probs: {' '.join(map('{:g}'.format, shares))} are {sum(shares):g} together, not 1; use {right}"
+    if config.data.curriculum and not config.algo.dynamic_filtering_enable:
+        yield (
+            "data.curriculum: true draws prompts for groups that dynamic sampling keeps; use it with "
+            "algo.dynamic_filtering_enable true"
         )
 
 

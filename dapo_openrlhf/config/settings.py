@@ -19,7 +19,7 @@ from dapo_openrlhf.config.generation import AsyncSection, RolloutSection, VllmSe
 from dapo_openrlhf.config.presets import PAPER, PresetName
 from dapo_openrlhf.config.reports import LoggerSection, ReportSection
 from dapo_openrlhf.config.reward import RewardSection
-from dapo_openrlhf.config.section import HOTTEST, PositiveInt, Section
+from dapo_openrlhf.config.section import HOTTEST, PositiveFloat, PositiveInt, Section, listed
 from dapo_openrlhf.config.training import ActorSection, CriticSection, DsSection, TrainSection
 from dapo_openrlhf.config.transports import TransportName, automatic
 from dapo_openrlhf.config.yaml_text import mapping_of
@@ -33,8 +33,17 @@ class RunSection(Section):
 
 
 class DataSection(Section):
-    prompt_dataset: str
-    """Prompts to train on: a .jsonl, .json or .parquet file."""
+    prompt_dataset: Annotated[tuple[str, ...], BeforeValidator(listed), Field(strict=False, min_length=1)]
+    """Prompts to train on: one or several .jsonl, .json, .csv or .parquet files, or folders saved by datasets. Several
+    are read as one set, one after the other, unless ``prompt_probs`` mixes them."""
+    prompt_probs: Annotated[tuple[PositiveFloat, ...], BeforeValidator(listed), Field(strict=False)] | None = None
+    """The share of the prompts drawn that each of several files gets, together 1, whatever the files' sizes: a small one
+    comes again more often."""
+    max_samples: PositiveInt | None = None
+    """Number of rows to take from the beginning of each file of prompts; null takes all."""
+    curriculum: bool = False
+    """Draw prompts with right and wrong responses more often, by the pass rates that the run has seen, and rest those
+    that are solved or hopeless; each still comes within four times as many draws as there are prompts."""
     input_key: str = "input"
     """Column with the prompt: text, or a chat list when ``apply_chat_template`` is set. A dotted path reaches into nested
     columns; so does ``label_key``'s."""
@@ -64,6 +73,10 @@ class EvalSection(Section):
     steps: int = -1
     """Evaluate also every this many rollout steps; -1 evaluates only before and after training. Training goes on
     meanwhile; only the next publication waits."""
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+    """End the run once an evaluation in its course gives this accuracy, or this value of ``ckpt.best_metric_key``."""
+    patience: PositiveInt | None = None
+    """End the run after this many evaluations in a row, none of them better than the best before."""
     n_samples_per_prompt: PositiveInt = 1
     """n: number of responses to each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
     temperature: Annotated[float, Field(ge=0, le=HOTTEST)] = PAPER["eval.temperature"]

@@ -110,6 +110,9 @@ class TrainSection(Section):
     """Number of passes over each rollout step's batch."""
     max_steps: PositiveInt = 400
     """Number of rollout steps in the run."""
+    max_hours: PositiveFloat | None = None
+    """Hours after which the run ends, once the step in training is done: with a checkpoint, the model and the last
+    evaluation, which take their time besides. They count from the command; a resumed run has as many again."""
     partial_rollout_enable: bool = True
     """Engines take new weights during generation and keep their requests; with false each first finishes the requests
     it has begun."""

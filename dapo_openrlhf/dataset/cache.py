@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from dapo_openrlhf import __version__
+from dapo_openrlhf.dataset.rows import files_of
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.whole_file import UNFINISHED, whole_file
 
@@ -40,7 +41,9 @@ def folder() -> Path:
 
 
 def digest_of(path: Path) -> Digest:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes, or of the digests of a saved folder's files."""
+    if path.is_dir():
+        return hashlib.sha256(b"".join(map(digest_of, files_of(path)))).digest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

@@ -17,6 +17,7 @@ from typing import Self
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.messages import Bad, Good, Refused
+from dapo_openrlhf.dataset.rows import files_of
 from dapo_openrlhf.dataset.rules import RowRules
 
 BYTES_A_PROCESS = 1 << 20
@@ -45,7 +46,9 @@ class Readers:
         """``processes``: None chooses the number by the file's size and the cores of this process."""
         self._path = path
         self._rules = rules
-        wanted = processes or min(len(os.sched_getaffinity(0)), 1 + path.stat().st_size // BYTES_A_PROCESS)
+        wanted = processes or min(
+            len(os.sched_getaffinity(0)), 1 + sum(part.stat().st_size for part in files_of(path)) // BYTES_A_PROCESS
+        )
         self._count = min(wanted, MOST_PROCESSES)
 
     def __enter__(self) -> Self:

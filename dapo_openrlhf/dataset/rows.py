@@ -1,14 +1,18 @@
-"""Reads rows of .jsonl, .json and .parquet files (standard library; parquet through pyarrow)."""
+"""Reads rows of .jsonl, .json, .csv and .parquet files, and of folders saved by the package datasets (standard library;
+parquet and those folders through pyarrow)."""
 
 from __future__ import annotations
 
+import csv
 import functools
+import gzip
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dapo_openrlhf.config.errors import ConfigError
 
@@ -36,22 +40,53 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def blocks(path: Path) -> Iterator[Block]:
     """Yield a file's blocks of rows in order. Raises ``ConfigError`` for a file that cannot be read at all."""
+    if path.is_dir():
+        return _saved(_parts(path))
     if not path.is_file():
-        raise ConfigError(f"there is no file {path} (data.prompt_dataset or eval.dataset)")
-    match path.suffix:
+        several = "; several files are given one after the other, with blanks between them" if "," in path.name else ""
+        raise ConfigError(f"there is no file {path} (data.prompt_dataset or eval.dataset){several}")
+    match _kind(path):
         case ".jsonl":
             return _lines(path)
         case ".json":
             return _listed(path)
+        case ".csv":
+            return _table(path)
         case ".parquet":
             return _batches(path)
     hint = "; unpack it" if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip") else ""
-    raise ConfigError(f"{path}: prompts are read from .jsonl, .json or .parquet, not {path.suffix or 'this'}{hint}")
+    raise ConfigError(
+        f"{path}: prompts are read from .jsonl, .json, .csv (also with .gz behind), .parquet, or a folder saved by "
+        f"datasets, not {path.suffix or 'this'}{hint}"
+    )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that hold the rows: the file itself, or those in a saved folder. Raises ``ConfigError``."""
+    return _parts(path) if path.is_dir() else [path]
 
 
 def unit(path: Path) -> str:
     """The word for what a row's number counts in a file."""
-    return "line" if path.suffix == ".jsonl" else "row"
+    return "line" if _kind(path) == ".jsonl" else "row"
+
+
+def _kind(path: Path) -> str:
+    """The suffix that tells the format; that before .gz for text."""
+    before = Path(path.stem).suffix
+    return before if path.suffix == ".gz" and before in (".jsonl", ".json", ".csv") else path.suffix
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]  # is one
+
+
+def _whole_or_refused(path: Path, rows: Iterable[Block]) -> Iterator[Block]:
+    """The blocks. Raises ``ConfigError`` for a packed file that is damaged or cut off."""
+    try:
+        yield from rows
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path}: not a whole gzip file: {error}") from error
 
 
 def column(row: Mapping[str, object], key: str) -> object:
@@ -74,7 +109,11 @@ def column_names(row: Mapping[str, object]) -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[Block]:
-    with path.open("rb") as file:
+    return _whole_or_refused(path, _blocks_of_lines(path))
+
+
+def _blocks_of_lines(path: Path) -> Iterator[Block]:
+    with _open(path) as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         for first in itertools.count(step=BLOCK):
             block = list(itertools.islice(lines, BLOCK))
@@ -105,8 +144,13 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _listed(path: Path) -> Iterator[Block]:
+    return _whole_or_refused(path, _blocks_of_list(path))
+
+
+def _blocks_of_list(path: Path) -> Iterator[Block]:
     try:
-        rows = json.loads(path.read_bytes(), object_pairs_hook=_mapping)
+        with _open(path) as file:
+            rows = json.loads(file.read(), object_pairs_hook=_mapping)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # as in a line
@@ -115,6 +159,66 @@ def _listed(path: Path) -> Iterator[Block]:
         raise ConfigError(f"{path}: holds one {type(rows).__name__}, not a list of rows")
     for first in range(0, len(rows), BLOCK):
         yield Block(first, functools.partial(_numbered, first, rows[first : first + BLOCK].copy))
+
+
+def _table(path: Path) -> Iterator[Block]:
+    return _whole_or_refused(path, _blocks_of_table(path))
+
+
+def _blocks_of_table(path: Path) -> Iterator[Block]:
+    """Every value is text. A byte-order mark, as spreadsheets write it, is no part of the first name."""
+    with _open(path) as file:
+        try:
+            lines = csv.reader(file.read().decode("utf-8-sig").splitlines(keepends=True), strict=True)
+            names = next(lines, [])
+            if len(set(names)) != len(names) or not all(names):
+                raise ConfigError(f"{path}, line 1: the columns' names are {names}; each needs one of its own")
+            rows = [_row_of_table(path, names, number, values) for number, values in enumerate(filter(None, lines), 1)]
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not text in UTF-8: {error}") from error
+        except csv.Error as error:
+            raise ConfigError(f"{path}, line {lines.line_num}: not valid CSV: {error}") from error
+    for first in range(0, len(rows), BLOCK):
+        yield Block(first, functools.partial(_numbered, first, rows[first : first + BLOCK].copy))
+
+
+def _row_of_table(path: Path, names: list[str], number: int, values: list[str]) -> object:
+    if len(values) != len(names):
+        return ConfigError(f"{path}, row {number}: {len(values)} values for {len(names)} columns")
+    return dict(zip(names, values, strict=True))
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The files of a set that ``Dataset.save_to_disk`` has written, in order. Raises ``ConfigError``."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(str(path.parent) for path in folder.glob("*/state.json"))
+        raise ConfigError(f"{folder}: holds splits; name one of {', '.join(splits)}")
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        parts = [folder / str(part["filename"]) for part in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder}: is a folder, but none that datasets has saved (save_to_disk), with a state.json; name a file in it"
+        ) from error
+    if missing := [part for part in parts if not part.is_file()]:
+        raise ConfigError(f"{folder}: {missing[0].name} is missing, which state.json names")
+    return parts
+
+
+def _saved(parts: list[Path]) -> Iterator[Block]:
+    import pyarrow.ipc
+
+    first = 0
+    for part in parts:
+        try:
+            with pyarrow.memory_map(str(part)) as source, pyarrow.ipc.open_stream(source) as batches:
+                for whole in batches:
+                    for begin in range(0, len(whole), BLOCK):
+                        batch = whole.slice(begin, BLOCK)
+                        yield Block(first, functools.partial(_numbered, first, batch.to_pylist))
+                        first += len(batch)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ConfigError(f"{part}: not a file of datasets: {error}") from error
 
 
 def _batches(path: Path) -> Iterator[Block]:

@@ -70,7 +70,26 @@ class _Place:
     number: int
 
 
-class PromptSet(Sequence[Prompt]):
+class Prompts(Sequence[Prompt]):
+    """Prompts that are made when they are asked for."""
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.prompt(index % len(self))
+
+    def prompt(self, index: int) -> Prompt:
+        """The prompt at a place from 0."""
+        raise NotImplementedError
+
+
+class PromptSet(Prompts):
     """The prompts of a file that :class:`StoreWriter` wrote."""
 
     def __init__(self, file: IO[bytes], *, source: str = "") -> None:
@@ -91,25 +110,26 @@ class PromptSet(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self._table) // 5
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._prompt(index % len(self))
-
     def __iter__(self) -> Iterator[Prompt]:
-        return map(self._prompt, range(len(self)))
+        return map(self.prompt, range(len(self)))
+
+    def lengths(self) -> list[int]:
+        """The number of tokens of each prompt."""
+        size = array(TOKEN_ID).itemsize
+        return [length // size for length in self._table[1::5]]
+
+    @property
+    def identity(self) -> str:
+        """The text by which the set is recognised."""
+        words: str = self.description["identity"]
+        return words
 
     def numbers(self) -> list[int]:
         """The line or row of each prompt in its file."""
         return list(self._table[4::5])
 
-    def _prompt(self, index: int) -> Prompt:
+    def prompt(self, index: int) -> Prompt:
+        """The prompt at a place from 0, read from the file."""
         place = _Place(*self._table[5 * index : 5 * index + 5])
         text = place.start + place.ids
         rest = json.loads(self._bytes[text + place.text : text + place.text + place.rest])

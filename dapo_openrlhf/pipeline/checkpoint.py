@@ -49,18 +49,8 @@ class RunState:
         """Read a checkpoint's state. Raises :class:`ConfigError` for a folder that is not a checkpoint."""
         try:
             values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            prompts = values["prompts"]
-            return cls(
-                step=values["step"],
-                prompts=PromptState(
-                    drawn=prompts["drawn"],
-                    returned=tuple(prompts["returned"]),
-                    prompt_count=prompts["prompt_count"],
-                    prompt_set=prompts.get("prompt_set", ""),
-                    dropped=tuple(prompts.get("dropped", ())),  # none in checkpoints of earlier versions
-                ),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls(step=values["step"], prompts=PromptState.read(values["prompts"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{folder} is not a checkpoint to resume from: {error}") from error
 
 

@@ -61,6 +61,8 @@ class Outcome:
     """The newest checkpoint to resume from that this run has made."""
     model_saved: bool = False
     """Whether the trained model was saved; it is not in a run that was stopped."""
+    ended: str = ""
+    """Why the run ended before its last step, though nothing stopped it; empty if it did not."""
     stopped_by: signal.Signals | None = None
     """The signal that stopped the run early; None if none did."""
 
@@ -139,6 +141,9 @@ class Pipeline:
             try:
                 for step in schedule.steps:
                     await self._step(step)
+                    if ended := schedule.ending.reason(self._log.now()):
+                        self.outcome.ended = ended if step + 1 < schedule.max_steps else ""
+                        break
                 await self._finish(rollouts)
             except (StopAsked, GraceOver):
                 await self._keep()
@@ -168,10 +173,11 @@ class Pipeline:
 
     async def _finish(self, rollouts: asyncio.Task[None]) -> None:
         """Do what follows the last step."""
-        outcome, stop, steps = self.outcome, self._stop, self._schedule.max_steps
+        outcome, stop = self.outcome, self._stop
+        steps = self._schedule.first_step + outcome.steps
         await stop.unless_asked(self._went_live())
         outcome.train_seconds = self._log.now() - self._started
-        if self._schedule.saves:
+        if self._schedule.saves or outcome.ended:
             await self._save(steps)
         await stop.within_grace(self._written())
         outcome.counters = self._queue.counters()
@@ -298,6 +304,8 @@ class Pipeline:
         version = self._queue.live_version
         measured = await self._evaluator.measure()
         self._saver.evaluated(step, measured)
+        estimates = {name: estimate.value for name, estimate in measured.estimates().items()}
+        self._schedule.ending.measured(step, estimates)
         self._log.emit(
             Evaluated(
                 step=step,
@@ -306,7 +314,7 @@ class Pipeline:
                 problems=len(measured.results),
                 responses=len(measured.responses),
                 errors=measured.errors,
-                estimates={name: estimate.value for name, estimate in measured.estimates().items()},
+                estimates=estimates,
                 seconds=self._log.now() - started,
                 measured=measured,
             )

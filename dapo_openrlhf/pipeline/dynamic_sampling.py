@@ -37,10 +37,18 @@ class GroupFilter:
 
     def decide(self, group: RolloutGroup) -> FilterDecision:
         """Decide on one scored group."""
-        score, (low, high) = (group.accuracy, (0.0, 1.0)) if self._range is None else (group.mean_score, self._range)
+        score, (low, high) = self._score(group)
         if not self.enabled or low < score < high:
             return FilterDecision(True, KEPT)
         return FilterDecision(False, ALL_WRONG if score <= low else ALL_RIGHT)
+
+    def pass_rate(self, group: RolloutGroup) -> float:
+        """Where the group stands between the ends of the range, 0 to 1: without a range, the share of right responses."""
+        score, (low, high) = self._score(group)
+        return min(1.0, max(0.0, (score - low) / (high - low)))
+
+    def _score(self, group: RolloutGroup) -> tuple[float, tuple[float, float]]:
+        return (group.accuracy, (0.0, 1.0)) if self._range is None else (group.mean_score, self._range)
 
 
 class OverSampling:

@@ -55,6 +55,8 @@ class GroupDispatched(Event):
     """The version that was live at dispatch."""
     deadline: int
     """The last trainer version that may take the group."""
+    reason: str = "in_turn"
+    """Why it is this prompt: ``in_turn``; ``returned`` after a failure or as surplus; by a curriculum ``again`` or ``new``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -186,6 +186,7 @@ class Lives:
         total.counters = life.counters
         total.checkpoint = life.checkpoint or total.checkpoint
         total.model_saved = life.model_saved
+        total.ended = life.ended
 
 
 def _first(group: BaseExceptionGroup[TrainerLost]) -> TrainerLost:

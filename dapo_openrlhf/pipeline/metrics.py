@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from dapo_openrlhf.pipeline.agreement import FRESH_KL
+from dapo_openrlhf.pipeline.curriculum import AGAIN, NEW
 from dapo_openrlhf.pipeline.dynamic_sampling import ALL_RIGHT, ALL_WRONG, KEPT
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,
@@ -15,6 +16,7 @@ from dapo_openrlhf.pipeline.events import (
     Evaluated,
     Event,
     GroupCut,
+    GroupDispatched,
     GroupFailed,
     GroupGenerated,
     GroupJudged,
@@ -25,6 +27,7 @@ from dapo_openrlhf.pipeline.events import (
     StepTrained,
     WorkerSpans,
 )
+from dapo_openrlhf.pipeline.orders import IN_TURN
 from dapo_openrlhf.types import Span
 
 Row = dict[str, float]
@@ -72,6 +75,16 @@ METRICS: Mapping[str, Metric] = {
     "prompts/dropped": Metric(
         "prompts", "prompts dropped for good since the last step, because they are at fault themselves"
     ),
+    "prompts/again": Metric(
+        "prompts", "prompts drawn again out of turn since the last step, for their pass rates; absent without"
+    ),
+    "prompts/new": Metric(
+        "prompts",
+        "prompts drawn for the first time before their turn, for the pass rates of their length; absent without",
+    ),
+    "pass_rate/in_turn": Metric("share", "kept groups over judged groups of prompts drawn in turn; absent without"),
+    "pass_rate/again": Metric("share", "the same of prompts drawn again for their pass rates; absent without"),
+    "pass_rate/new": Metric("share", "the same of prompts drawn before their turn; absent without"),
     "groups/surplus": Metric("groups", "groups that over-sampling made in vain, since the last step"),
     "groups/cut": Metric("groups", "groups cut at their deadline since the last step"),
     "reward_errors": Metric(
@@ -183,11 +196,15 @@ class StepMetrics:
         self._restarts = {"trainer/restarts": float(restarts)} if restarts else {}
         self._devices = devices
         self._reported: dict[str, float] = {}  # worker -> end of what it has reported, Unix time
+        self._reason_of: dict[int, str] = {}  # by group
         self._reset()
 
     def _reset(self) -> None:
         self._reasons: Counter[str] = Counter()
         self._accuracy = 0.0
+        self._drawn: Counter[str] = Counter()  # prompts, by reason
+        self._judged: Counter[str] = Counter()  # groups, by their prompts' reason
+        self._kept: Counter[str] = Counter()
         self._unscored = 0
         self._tokens: Counter[str] = Counter()
         self._values: Row = {}
@@ -196,10 +213,16 @@ class StepMetrics:
     def add(self, event: Event) -> None:
         """Take in one event."""
         match event:
+            case GroupDispatched():
+                self._drawn[event.reason] += 1
+                self._reason_of[event.group] = event.reason
             case GroupGenerated():
                 self._tokens["generated"] += event.response_tokens
             case GroupJudged():
                 self._reasons[event.reason] += 1
+                drawn = self._reason_of.pop(event.group, IN_TURN)
+                self._judged[drawn] += 1
+                self._kept[drawn] += event.keep
                 self._accuracy += event.accuracy
                 for name, value in event.logs.items():
                     self._logs.setdefault(name, []).append(value)
@@ -277,6 +300,18 @@ class StepMetrics:
             if paused:
                 self._values["seconds/engines_paused"] = sum(paused) / len(workers)
 
+    def _by_difficulty(self) -> Row:
+        """What a curriculum has drawn and what came of it; nothing without one."""
+        drawn = {f"prompts/{reason}": float(self._drawn[reason]) for reason in (AGAIN, NEW) if self._drawn[reason]}
+        if not drawn and not self._judged[AGAIN] + self._judged[NEW]:
+            return {}
+        kept = {
+            f"pass_rate/{reason}": self._kept[reason] / self._judged[reason]
+            for reason in (IN_TURN, AGAIN, NEW)
+            if self._judged[reason]
+        }
+        return drawn | kept
+
     def row(self, *, now: float) -> Row:
         """Return the step's row, and start the next step at ``now``."""
         seconds = max(now - self._since, 1e-9)
@@ -284,6 +319,7 @@ class StepMetrics:
         shares = {"accuracy": self._accuracy / judged, "pass_rate": self._reasons["kept"] / judged} if judged else {}
         row = {
             **shares,
+            **self._by_difficulty(),
             **self._restarts,
             "seconds/step": seconds,
             "prompts/dropped": float(self._reasons["prompt"]),

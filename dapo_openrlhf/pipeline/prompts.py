@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.pipeline.mixture import Drawing, Mixture, SetState
 from dapo_openrlhf.types import Prompt
+
+PASS_BY_PASS = Drawing()
+
+RETURNED = "returned"
+"""Reason of a prompt that was given out before, and that its group's failure or surplus has returned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,28 @@ class PromptState:
     """Digest of the set's file and of which rows are prompts, to recognise the set; empty where it is not known."""
     dropped: tuple[int, ...] = ()
     """Ids of prompts that are not given out again."""
+    sets: tuple[SetState, ...] = ()
+    """How far the run has come with each set; empty in checkpoints of earlier versions, which had one."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """The state out of JSON. Raises ``KeyError``, ``TypeError`` or another error for values of another form."""
+        return cls(
+            drawn=values["drawn"],
+            returned=tuple(values["returned"]),
+            prompt_count=values["prompt_count"],
+            prompt_set=values.get("prompt_set", ""),
+            dropped=tuple(values.get("dropped", ())),  # none in checkpoints of earlier versions
+            sets=tuple(map(SetState.read, values.get("sets", ()))),
+        )
+
+
+class Given(NamedTuple):
+    """A prompt that is given out."""
+
+    prompt: Prompt
+    reason: str
+    """Why it is this one: ``returned``, or the reason of a draw."""
 
 
 class NoPromptsLeft(RuntimeError):
@@ -33,51 +60,57 @@ class NoPromptsLeft(RuntimeError):
 
 
 class PromptStream:
-    """Endless prompts: each episode goes through the whole set once, in an order given by seed and episode."""
+    """Endless prompts: those that were returned, and otherwise those that are drawn."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], *, seed: int, state: PromptState | None = None, prompt_set: str = ""
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        drawing: Drawing = PASS_BY_PASS,
+        state: PromptState | None = None,
+        prompt_set: str = "",
     ) -> None:
-        """``state``: where to resume; ``prompt_set``: as in :class:`PromptState`. Raises :class:`ConfigError` when
-        ``state`` is of other prompts."""
+        """``drawing``: by default pass by pass, each in an order given by seed and number of the pass. ``state``: where to
+        resume; ``prompt_set``: as in :class:`PromptState`. Raises :class:`ConfigError` when ``state`` is of other
+        prompts."""
         if not prompts:
             raise ValueError("the prompt set is empty")
         self._prompts = prompts
         self._prompt_set = prompt_set
-        self._seed = seed
         self._returned: deque[Prompt] = deque()
-        self._order = self._episodes()
         self._drawn = 0
         self._dropped: dict[int, str] = dict.fromkeys(state.dropped if state else (), "before the run was resumed")
+        sets: tuple[SetState, ...] = ()
         if state is not None:
             check_same_prompts(state, count=len(prompts), prompt_set=prompt_set)
             self._returned.extend(prompts[index] for index in state.returned)
             self._drawn = state.drawn
-            deque(itertools.islice(self._order, state.drawn), maxlen=0)
+            sets = state.sets or (SetState(drawn=state.drawn),)
+        self._order = Mixture(len(prompts), drawing, seed=seed, states=sets)
+        for prompt in self._dropped:
+            self._order.drop(prompt)
 
-    def _episodes(self) -> Iterator[Prompt]:
-        episode = 0
-        while True:
-            order = list(range(len(self._prompts)))
-            random.Random(f"{self._seed}/{episode}").shuffle(order)
-            yield from (self._prompts[index] for index in order)
-            episode += 1
-
-    def next(self) -> Prompt:
+    def next(self) -> Given:
         """The next prompt; one that was put back comes first. Raises :class:`NoPromptsLeft`."""
         while len(self._dropped) < len(self._prompts):
             if self._returned:
-                prompt = self._returned.popleft()
+                given = Given(self._returned.popleft(), RETURNED)
             else:
                 self._drawn += 1
-                prompt = next(self._order)
-            if prompt.id not in self._dropped:
-                return prompt
+                draw = self._order.next()
+                given = Given(self._prompts[draw.prompt], draw.reason)
+            if given.prompt.id not in self._dropped:
+                return given
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(self._dropped.values()).most_common())
         raise NoPromptsLeft(
             f"all {len(self._prompts)} prompts of data.prompt_dataset are dropped: {reasons}; events.jsonl names each "
             "(prompt_dropped); correct the rows, or look at whether model and tokenizer belong together"
         )
+
+    def learn(self, prompt: Prompt, rate: float, responses: int) -> None:
+        """Learn that a share ``rate``, 0 to 1, of ``responses`` responses to the prompt is right."""
+        self._order.learn(prompt.id, rate, responses)
 
     def put_back(self, prompt: Prompt) -> None:
         """Return a prompt whose group failed, so that it is not lost."""
@@ -86,6 +119,7 @@ class PromptStream:
     def drop(self, prompt: Prompt, reason: str) -> None:
         """Never give the prompt out again, neither in later episodes nor after a resume."""
         self._dropped[prompt.id] = reason
+        self._order.drop(prompt.id)
 
     def state(self, unfinished: Iterable[Prompt]) -> PromptState:
         """The state to resume from. ``unfinished``: prompts given out that have not been trained or dropped yet."""
@@ -96,6 +130,7 @@ class PromptStream:
             prompt_count=len(self._prompts),
             prompt_set=self._prompt_set,
             dropped=tuple(sorted(self._dropped)),
+            sets=self._order.states(),
         )
 
 

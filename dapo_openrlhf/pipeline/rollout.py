@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from dapo_openrlhf.algorithm.overlong import soft_overlong_punishment
@@ -103,8 +103,10 @@ class RolloutLoop:
                 await self._queue.slot()
                 version = self._queue.live_version
                 group_id, deadline = self._queue.dispatch()
-                prompt = self._prompts.next()
-                self._log.emit(GroupDispatched(group=group_id, prompt=prompt.id, version=version, deadline=deadline))
+                prompt, reason = self._prompts.next()
+                self._log.emit(
+                    GroupDispatched(group=group_id, prompt=prompt.id, version=version, deadline=deadline, reason=reason)
+                )
                 task = tasks.create_task(self._make_group(group_id, prompt))
                 self._making[group_id] = prompt, task
                 task.add_done_callback(functools.partial(self._made, group_id))
@@ -150,6 +152,7 @@ class RolloutLoop:
         if scores is None:
             scores = await self._scorer.score(generation.texts, prompt)
         group = self._group(group_id, prompt, generation, scores)
+        self._learn(group)
         decision = self._queue.offer(group)
         self._log.emit(
             GroupJudged(
@@ -164,6 +167,13 @@ class RolloutLoop:
             )
         )
         self._drop_surplus()
+
+    def _learn(self, group: RolloutGroup) -> None:
+        """Tell the prompts how many responses were right, of those that were not cut."""
+        whole = tuple(rollout for rollout in group.rollouts if not rollout.cut)
+        if whole:
+            rate = self._queue.pass_rate(replace(group, rollouts=whole))
+            self._prompts.learn(group.prompt, rate, len(whole))
 
     def _group(self, group_id: int, prompt: Prompt, generation: Generation, scores: tuple[Score, ...]) -> RolloutGroup:
         observed = generation.observed or (0,) * len(scores)

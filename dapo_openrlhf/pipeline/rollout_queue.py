@@ -132,6 +132,10 @@ class RolloutQueue:
         self._slot_freed.set()  # the over-sampling factor may have grown
         return decision
 
+    def pass_rate(self, group: RolloutGroup) -> float:
+        """Where the group stands in the range that is trained: 0 where all responses are wrong, 1 where all are right."""
+        return self._filter.pass_rate(group)
+
     def drop_surplus(self) -> dict[int, RolloutGroup | None]:
         """Drop groups that over-sampling need not have dispatched; returns them by id, with None for those in flight.
 

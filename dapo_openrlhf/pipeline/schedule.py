@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from dapo_openrlhf.pipeline.ending import Ending, Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,8 @@ class Schedule:
     """Number of rollout steps that an earlier run, or an earlier trainer of this run, has done."""
     evaluates_first: bool = True
     """Whether the weights at the first step are still to be measured."""
+    ending: Ending = field(default_factory=lambda: Ending(Limits()))
+    """What may end the run before its last step."""
 
     @property
     def steps(self) -> range:

@@ -48,6 +48,8 @@ class Summary:
     """The same of the trainer ranks."""
     verdict: str = ""
     """What held the run back, in a sentence; see ``verdict.py``."""
+    ended: str = ""
+    """Why the run ended before its last step, though nothing stopped it; empty if it did not."""
     engines_lost: list[str] = field(default_factory=list)
     """A sentence for each engine that was lost: how often, how often it was replaced, and the last cause."""
 
@@ -68,6 +70,7 @@ def closing_words(summary: Summary, folder: RunFolder) -> str:
         "tokens per second": f"{_rate(summary.generated_tokens, seconds)} generated, "
         f"{_rate(summary.trained_tokens, seconds)} trained",
         "groups": _groups(summary.counters),
+        **({"ended early": summary.ended} if summary.ended else {}),
         **({"trainer": _restarts(summary)} if summary.restarts else {}),
         **({"engines": "; ".join(summary.engines_lost)} if summary.engines_lost else {}),
         **({"held back by": summary.verdict} if summary.verdict else {}),

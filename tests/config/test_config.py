@@ -279,6 +279,22 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
         ),
         ("--data.label_key null", ["data.label_key: null", "name the column with the answers"]),
         ("--data.on_bad_row drop", ["data.on_bad_row: 'drop' is not accepted", "'refuse' or 'skip'"]),
+        (
+            "--data.prompt_dataset a b --data.prompt_probs 0.7 0.2",
+            ["data.prompt_probs: 0.7 0.2 are 0.9 together, not 1", "use 0.7778 0.2222"],
+        ),
+        ("--data.prompt_probs 0.7 0.3", ["data.prompt_probs: 2 for 1 files", "give one for each file"]),
+        ("--data.prompt_dataset a b --data.prompt_probs 1 0", ["data.prompt_probs.1: 0 is not accepted"]),
+        ("--data.prompt_dataset a b a", ["data.prompt_dataset: a stands there 2 times", "name each file once"]),
+        ("--data.max_samples 0", ["data.max_samples: 0 is not accepted"]),
+        (
+            "--data.curriculum --algo.dynamic_filtering_enable false",
+            ["data.curriculum: true", "algo.dynamic_filtering_enable true"],
+        ),
+        ("--eval.target 0.9", ["eval.target: 0.9 needs evaluations", "set eval.dataset and eval.steps"]),
+        ("--eval.patience 2 --eval.dataset h", ["eval.patience: 2 needs evaluations"]),
+        ("--eval.target 90", ["eval.target: 90 is not accepted"]),
+        ("--train.max_hours 0", ["train.max_hours: 0 is not accepted"]),
         ("--eval.steps 0", ["eval.steps: 0 is neither -1 nor a positive number"]),
         ("--eval.steps -2", ["eval.steps: -2 is neither -1 nor a positive number"]),
         ("--eval.max_samples 0", ["eval.max_samples: 0 is not accepted", "greater than or equal to 1"]),
@@ -584,7 +600,7 @@ def test_dotted_keys_and_empty_sections_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "flat.yaml"
     file.write_text("actor: {model_name_or_path: m}\ndata.prompt_dataset: d\nreward:\nrollout.batch_size: 3\n")
     config = load_config(file, {"reward.num_workers": 2, "train.batch_size": 48})
-    assert (config.data.prompt_dataset, config.rollout.batch_size, config.reward.num_workers) == ("d", 3, 2)
+    assert (config.data.prompt_dataset, config.rollout.batch_size, config.reward.num_workers) == (("d",), 3, 2)
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:

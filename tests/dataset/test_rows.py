@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dapo_openrlhf.config.errors import ConfigError
-from dapo_openrlhf.dataset.rows import BLOCK, blocks, column, column_names, read_rows
+from dapo_openrlhf.dataset.cache import digest_of
+from dapo_openrlhf.dataset.rows import BLOCK, blocks, column, column_names, files_of, read_rows, unit
 
 ROWS: list[dict[str, object]] = [
     {"question": "1 + 1 = ?", "answer": "2", "level": 1},
@@ -95,13 +96,89 @@ def test_bytes_that_are_no_such_file_are_refused_with_the_files_name(
 def test_a_missing_file_and_another_kind_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no file .*nowhere\.jsonl"):
         blocks(tmp_path / "nowhere.jsonl")
-    (tmp_path / "prompts.csv").write_text("question,answer\n")
-    with pytest.raises(ConfigError, match=r"not \.csv"):
-        blocks(tmp_path / "prompts.csv")
-    with gzip.open(tmp_path / "prompts.jsonl.gz", "wb") as file:
-        file.write(b"{}\n")
+    with pytest.raises(ConfigError, match=r"there is no file .*a,b\.jsonl .*with blanks between them"):
+        blocks(tmp_path / "a,b.jsonl")
+    (tmp_path / "prompts.tsv").write_text("question\tanswer\n")
+    with pytest.raises(ConfigError, match=r"not \.tsv"):
+        blocks(tmp_path / "prompts.tsv")
+    (tmp_path / "prompts.parquet.gz").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"not \.gz; unpack it"):
-        blocks(tmp_path / "prompts.jsonl.gz")
+        blocks(tmp_path / "prompts.parquet.gz")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_packed_text_is_read_like_the_text(tmp_path: Path, suffix: str) -> None:
+    plain = tmp_path / "prompts.csv" if suffix == "csv" else write(tmp_path, suffix, ROWS)
+    if suffix == "csv":
+        plain.write_text("a,b\n1,2\n", encoding="utf-8")
+    packed = tmp_path / f"{plain.name}.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert list(read_rows(packed)) == list(read_rows(plain)) != []
+    assert unit(packed) == unit(plain)
+    for damaged in (packed.read_bytes()[:-9], b"no gzip", packed.read_bytes()[:20] + b"\xff" * 30):
+        packed.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"prompts\..*\.gz: not a whole gzip file"):
+            list(read_rows(packed))
+
+
+def test_a_table_of_text(tmp_path: Path) -> None:
+    """A spreadsheet's byte-order mark, a comma, a quotation mark and a line end in a value, a blank line, a short row."""
+    path = tmp_path / "prompts.csv"
+    path.write_bytes('\ufeffquestion,answer\r\n"1,000 ""and"" 1\r\nis?",1001\r\n\r\n½,\r\nalone\r\n'.encode())
+    *rows, (number, short) = read_rows(path)
+    assert rows == [
+        (1, {"question": '1,000 "and" 1\r\nis?', "answer": "1001"}),
+        (2, {"question": "½", "answer": ""}),
+    ]
+    assert number == 3 and isinstance(short, ConfigError) and "row 3: 1 values for 2 columns" in str(short)
+    many = tmp_path / "many.csv"
+    many.write_text("n\n" + "".join(f"{n}\n" for n in range(2 * BLOCK + 3)))
+    assert [block.first for block in blocks(many)] == [0, BLOCK, 2 * BLOCK]
+    assert list(read_rows(many))[-1] == (2 * BLOCK + 3, {"n": str(2 * BLOCK + 2)})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a,a\n1,2\n", "line 1: the columns' names are"),
+        (b"a,\n1,2\n", "line 1: the columns' names are"),
+        (b'a,b\n"1,2\n', "not valid CSV"),
+        (b"a\n\xff\n", "not text in UTF-8"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "prompts.csv").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"prompts\.csv.*{words}"):
+        list(read_rows(tmp_path / "prompts.csv"))
+
+
+def test_a_folder_that_datasets_has_saved(tmp_path: Path) -> None:
+    """In two files, with a nested column; a change of either is another digest."""
+    datasets = pytest.importorskip("datasets")
+    rows = [{"input": f"{n}+1=", "reward_model": {"ground_truth": str(n + 1)}} for n in range(BLOCK + 9)]
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_list(rows).save_to_disk(str(folder), num_shards=2)
+    assert list(read_rows(folder)) == list(enumerate(rows, start=1))
+    before = digest_of(folder)
+    (tmp_path / "other").mkdir()
+    datasets.Dataset.from_list(rows[::-1]).save_to_disk(str(tmp_path / "other"), num_shards=2)
+    assert digest_of(tmp_path / "other") != before == digest_of(folder)
+    both = tmp_path / "both"
+    datasets.DatasetDict(
+        train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(rows[:3])
+    ).save_to_disk(str(both))
+    with pytest.raises(ConfigError, match=r"holds splits; name one of .*both/test, .*both/train"):
+        blocks(both)
+    assert len(list(read_rows(both / "test"))) == 3
+    part = next(folder.glob("*.arrow"))
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="not a file of datasets"):
+        list(read_rows(folder))
+    part.unlink()
+    with pytest.raises(ConfigError, match=r"saved: .*\.arrow is missing"):
+        files_of(folder)
+    with pytest.raises(ConfigError, match=r"is a folder, but none that datasets has saved"):
+        blocks(tmp_path)
 
 
 def test_a_dotted_path_reaches_into_nested_columns_and_the_real_column_wins() -> None:

@@ -19,6 +19,7 @@ from fakes import (
     all_right,
     all_wrong,
     build,
+    by_difficulty,
     check_prompts,
     fates,
     filtered,
@@ -44,6 +45,7 @@ from dapo_openrlhf.pipeline.events import (
     GroupJudged,
     PublicationLive,
 )
+from dapo_openrlhf.pipeline.mixture import Drawing
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.pipeline.prompts import NoPromptsLeft
 from dapo_openrlhf.pipeline.rollout_queue import BatchStarvation
@@ -118,6 +120,7 @@ class Scenario:
     deliver_seconds: float
     evaluation: int
     prompt_count: int
+    curriculum: bool
     over_sampling: float | None
     cut_late: bool
     deaths: int
@@ -128,6 +131,10 @@ class Scenario:
     @property
     def slots(self) -> int:
         return (self.max_staleness + 1) * self.batch_size
+
+    @property
+    def drawing(self) -> Drawing:
+        return by_difficulty(self.prompt_count, batch_size=self.batch_size) if self.curriculum else Drawing()
 
     def build(self, steps: int, state: RunState | None = None) -> World:
         chance = random.Random(self.seed)
@@ -176,6 +183,7 @@ class Scenario:
             eval_steps=2 if self.evaluation else -1,
             max_filtered_batches=1000,
             prompt_count=self.prompt_count,
+            drawing=self.drawing,
             over_sampling=self.over_sampling,
             cut_late=self.cut_late,
             revive_seconds=jitter(5.0) if self.deaths else None,
@@ -208,6 +216,7 @@ scenarios = st.builds(
     deliver_seconds=st.sampled_from([0.0, 1.0, 15.0]),
     evaluation=st.sampled_from([0, 0, 3]),
     prompt_count=st.sampled_from([3, 50, 999]),
+    curriculum=st.booleans(),
     over_sampling=st.sampled_from([1.0, None, 1.5, 4.0]),
     cut_late=st.booleans(),
     deaths=st.sampled_from([0, 0, 3]),
@@ -267,13 +276,15 @@ def check_run(scenario: Scenario, outcome: Outcome, world: World, *, steps: int,
         assert "surplus" not in fate.values()
     if not scenario.cut_late:
         assert world.of(GroupCut) == []
-    check_prompts(
-        world,
-        permanent=lambda reason: reason in (PERMANENT, FAILS, KILLS_ENGINES),
-        prompt_count=scenario.prompt_count,
-        seed=scenario.seed,
-        state=state.prompts if state else None,
-    )
+    if not (scenario.curriculum and scenario.cut_late):  # what is cut is not learned, and no event tells it
+        check_prompts(
+            world,
+            permanent=lambda reason: reason in (PERMANENT, FAILS, KILLS_ENGINES),
+            prompt_count=scenario.prompt_count,
+            seed=scenario.seed,
+            state=state.prompts if state else None,
+            drawing=scenario.drawing,
+        )
     made = [group for engine in world.engines for group in engine.made if group.for_training]
     waited = sum(place in ("in flight", "surplus") for place in fate.values())  # for an engine, some of them
     asked = sum(group.for_training for engine in world.engines for group in engine.named.values())  # also of suspects

@@ -16,7 +16,7 @@ from dapo_openrlhf.pipeline.prompts import PromptStream
 
 
 def take(stream: PromptStream, count: int) -> list[int]:
-    return [prompt.id for prompt in islice(iter(stream.next, None), count)]
+    return [given.prompt.id for given in islice(iter(stream.next, None), count)]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -49,7 +49,7 @@ def test_neighbouring_seeds_and_episodes_do_not_share_an_order() -> None:
 def test_prompts_put_back_come_first_and_in_turn() -> None:
     reference = take(PromptStream(prompts(10), seed=7), 10)
     stream = PromptStream(prompts(10), seed=7)
-    taken = [stream.next() for _ in range(4)]
+    taken = [stream.next().prompt for _ in range(4)]
     stream.put_back(taken[2])
     stream.put_back(taken[0])
     assert take(stream, 8) == [reference[2], reference[0], *reference[4:]]

@@ -103,11 +103,16 @@ OTHER: dict[str, Any] = {
     "reward.weights": [2.0],
     "reward.batch_size": 4,
     "reward.overlong_buffer_len": 8,
-    "data.prompt_dataset": "other.jsonl",
+    "data.prompt_dataset": ["other.jsonl"],
+    "data.prompt_probs": [1.0],
+    "data.max_samples": 5,
     "data.input_template": "Q: {}",
     "eval.dataset": "heldout.jsonl",
     "eval.max_samples": 5,
     "eval.steps": 2,
+    "eval.target": 0.9,
+    "eval.patience": 3,
+    "train.max_hours": 2.0,
     "eval.top_p": 0.7,
     "eval.max_new_tokens": 32,
     "ckpt.save_steps": 2,
@@ -134,6 +139,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "environment.timeout": {"train.agent_func_path": "environment.py"},
     "environment.memory": {"train.agent_func_path": "environment.py"},
     "environment.workers": {"train.agent_func_path": "environment.py"},
+    "eval.target": {"eval.dataset": "heldout.jsonl", "eval.steps": 2},
+    "eval.patience": {"eval.dataset": "heldout.jsonl", "eval.steps": 2},
 }
 """What a setting's other value needs that the base has not; it is so on both sides."""
 
@@ -220,7 +227,8 @@ def test_every_setting_is_obeyed_or_refused_with_its_reason(name: str, tmp_path:
         assert FIXED[name].remedy in said
     else:
         words = shlex.split(said.splitlines()[-1])
-        assert words[words.index(f"--{name}") + 1] == str(value).replace("True", "true")
+        shown = "1" if value == [1.0] else str(value).replace("True", "true")
+        assert words[words.index(f"--{name}") + 1] == shown
     assert contents(tmp_path) == before
 
 
@@ -292,7 +300,7 @@ def test_other_prompts_are_refused_before_anything_is_started_or_written(tmp_pat
     model = {"actor.model_name_or_path": str(tmp_path / "model"), "data.prompt_dataset": write("p.jsonl", rows)}
     run = make_run(tmp_path, config(**model))
     prompts = read_prompts(config(**model))
-    stream = PromptStream(prompts, seed=0, prompt_set=prompts.description["identity"])
+    stream = PromptStream(prompts, seed=0, prompt_set=prompts.identity)
     state = RunState(step=2, prompts=stream.state([]))
     checkpoints = Checkpoints(run / "checkpoints", max_num=3, settings=dump_config(config(**model)))
     checkpoints.begin(2)

@@ -18,6 +18,8 @@ from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.dataset.hub import check_name
+from dapo_openrlhf.dataset.hub_sets import local_path
+from dapo_openrlhf.dataset.joined import JoinedSets
 from dapo_openrlhf.dataset.own_code import own_code, refuse_own_code
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
 from dapo_openrlhf.dataset.rules import RowRules
@@ -41,6 +43,10 @@ class Inputs:
     """The tokens that end a response."""
     prompt_set: str = ""
     """Identity by which a resumed run recognises its prompts; see ``PromptState``."""
+    set_sizes: tuple[int, ...] = ()
+    """Number of prompts from each file."""
+    prompt_lengths: Sequence[int] = ()
+    """Number of tokens of each prompt; empty without ``data.curriculum``."""
     checkpoint: Path | None = None
     """The checkpoint folder to resume from."""
     state: RunState | None = None
@@ -95,7 +101,7 @@ def check_inputs(
     prompts, problems = read_sets(config, say, training=training)
     if first := prompts or problems:
         say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
-    prompt_set = prompts.description["identity"] if prompts else ""
+    prompt_set = prompts.identity if prompts else ""
     if state is not None:
         check_same_prompts(state.prompts, count=len(prompts or ()), prompt_set=prompt_set)
     return Inputs(
@@ -104,6 +110,8 @@ def check_inputs(
         problems=problems or [],
         stop=files.stop,
         prompt_set=prompt_set,
+        set_sizes=prompts.sizes if prompts else (),
+        prompt_lengths=prompts.lengths() if prompts and config.data.curriculum else (),
         checkpoint=checkpoint,
         state=state,
     )
@@ -180,7 +188,7 @@ def check_context(config: Config, values: Mapping[str, Any]) -> None:
 
 def read_sets(
     config: Config, say: Callable[[str], None], *, training: bool
-) -> tuple[PromptSet | None, PromptSet | None]:
+) -> tuple[JoinedSets | None, PromptSet | None]:
     """Read training prompts and held-out problems concurrently; None for an unused set. Raises ``ConfigError``."""
     with ThreadPoolExecutor(2) as threads:
         prompts = threads.submit(read_prompts, config, say) if training else None
@@ -190,16 +198,21 @@ def read_sets(
 
 def read_prompts(
     config: Config, say: Callable[[str], None] = lambda text: None, *, most: int | None = None
-) -> PromptSet:
-    """Read ``data.prompt_dataset`` as the configuration says, at most its first ``most`` rows. Raises ``ConfigError``."""
-    rules = replace(row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens), max_rows=most)
-    return read_prompt_set(
-        Path(config.data.prompt_dataset),
-        rules,
-        setting="data.prompt_dataset",
-        on_bad_row=config.data.on_bad_row,
-        say=say,
-    )
+) -> JoinedSets:
+    """Read ``data.prompt_dataset`` as the configuration says, at most ``most`` rows of each. Raises ``ConfigError``."""
+    rows = min((limit for limit in (most, config.data.max_samples) if limit is not None), default=None)
+    rules = replace(row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens), max_rows=rows)
+    sets = [
+        read_prompt_set(
+            local_path(file, setting="data.prompt_dataset", say=say),
+            rules,
+            setting="data.prompt_dataset",
+            on_bad_row=config.data.on_bad_row,
+            say=say,
+        )
+        for file in config.data.prompt_dataset
+    ]
+    return JoinedSets(sets)
 
 
 def read_problems(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:
@@ -210,7 +223,7 @@ def read_problems(config: Config, say: Callable[[str], None] = lambda text: None
     else:
         rules = row_rules(config, "eval.max_new_tokens", config.eval.max_new_tokens)
     return read_prompt_set(
-        Path(config.eval.dataset),
+        local_path(config.eval.dataset, setting="eval.dataset", say=say),
         replace(rules, max_rows=config.eval.max_samples),
         setting="eval.dataset",
         on_bad_row=config.data.on_bad_row,

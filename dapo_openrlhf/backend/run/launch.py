@@ -19,6 +19,7 @@ from dapo_openrlhf.backend.run.ray_watch import while_ray_lives
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer, WatchedPublisher
 from dapo_openrlhf.backend.run.reward_pool import RewardPool
+from dapo_openrlhf.backend.run.run_settings import drawing, limits
 from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.config.settings import Config
@@ -27,6 +28,7 @@ from dapo_openrlhf.pipeline.bad_updates import BadUpdates
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
 from dapo_openrlhf.pipeline.dynamic_sampling import WINDOW_BATCHES, GroupFilter, OverSampling
+from dapo_openrlhf.pipeline.ending import Ending
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
 from dapo_openrlhf.pipeline.evaluator import Evaluator
@@ -74,7 +76,12 @@ def train(
         checkpoints=checkpoints,
         open_publisher=functools.partial(open_publisher, config, on_spans=on_spans),
         build=functools.partial(
-            build_pipeline, config=config, log=log, checkpoints=checkpoints, trained_model=trained_model
+            build_pipeline,
+            config=config,
+            log=log,
+            checkpoints=checkpoints,
+            trained_model=trained_model,
+            ending=Ending(limits(config)),
         ),
         say=say,
     )
@@ -179,6 +186,7 @@ def build_pipeline(
     log: EventLog,
     checkpoints: Checkpoints,
     trained_model: str,
+    ending: Ending,
 ) -> Pipeline:
     """Connect the loops to the workers. ``inputs`` say where they begin."""
     engines = _pool(config, workers, publisher, on_event=log.emit)
@@ -200,6 +208,7 @@ def build_pipeline(
             save_steps=config.ckpt.save_steps,
             first_step=inputs.first_step,
             evaluates_first=carried.evaluates_first,
+            ending=ending,
         ),
         log=log,
     )
@@ -228,6 +237,7 @@ def _rollouts(
         prompts=PromptStream(
             inputs.prompts,
             seed=config.train.seed,
+            drawing=drawing(config, inputs),
             state=inputs.state.prompts if inputs.state else None,
             prompt_set=inputs.prompt_set,
         ),

@@ -1,0 +1,61 @@
+"""Data sets of the Hugging Face hub, by name: fetched once, kept as a folder that rows are read from like a user's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.dataset.hub import prefer_cache
+from dapo_openrlhf.whole_file import put_in_place
+
+PREFIX = "hf:"
+
+
+def local_path(name: str, *, setting: str, say: Callable[[str], None]) -> Path:
+    """The path of a file or folder; of ``hf:OWNER/NAME[@SUBSET][:SPLIT]`` the folder with what the hub has now.
+
+    Where the hub cannot be reached, or must not be asked, what was fetched before is taken, which ``say`` is told. Raises
+    ``ConfigError`` that names ``setting``.
+    """
+    if not name.startswith(PREFIX):
+        return Path(name)
+    rest, _, split = name.removeprefix(PREFIX).partition(":")
+    repository, _, subset = rest.partition("@")
+    if not repository or repository.count("/") > 1:
+        raise ConfigError(f"{setting}: {name} is no name of a set; it has the form hf:OWNER/NAME[@SUBSET][:SPLIT]")
+    folder = _folder(repository, subset, split or "train")
+    trouble = prefer_cache(repository, kind="datasets")
+    if trouble and folder.is_dir():
+        say(f"{setting}: {name} is as it was fetched before: {trouble}")
+        return folder
+    return _fetched(name, repository, subset, split or "train", folder, f"{setting}: {name} cannot be loaded", trouble)
+
+
+def _folder(repository: str, subset: str, split: str) -> Path:
+    """Where a set is kept: below the user's cache, by a readable name and a digest of the exact one."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    exact = "\0".join((repository, subset, split))
+    readable = "-".join(filter(None, (repository.replace("/", "-"), subset, split)))
+    safe = "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in readable)
+    return caches / "dapo_openrlhf" / "sets" / f"{safe}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def _fetched(name: str, repository: str, subset: str, split: str, folder: Path, failed: str, trouble: str) -> Path:
+    """Load the set and put it into the folder, in one piece."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(f"{failed}: it needs the package datasets; `pip install datasets`, or give a file") from error
+    try:
+        loaded = datasets.load_dataset(repository, subset or None, split=split)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{failed}: {trouble or error}") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        loaded.save_to_disk(str(Path(unfinished) / "set"))
+        put_in_place(Path(unfinished) / "set", folder)
+    return folder
