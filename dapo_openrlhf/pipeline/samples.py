@@ -30,7 +30,7 @@ class SampledScorer:
         if self._left:
             self._left -= 1
             with contextlib.suppress(GroupError):
-                self._emit((await self._texts.fetch(texts))[0], scores[0], prompt)
+                self._emit((await self._texts.fetch(texts))[0].text, scores[0], prompt)
         return scores
 
     def _emit(self, response: str, score: Score, prompt: Prompt) -> None:

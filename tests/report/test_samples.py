@@ -17,7 +17,7 @@ from dapo_openrlhf.report.page.past_run import read_runs
 from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.samples import LONGEST, Samples
 from dapo_openrlhf.report.tensorboard import TensorBoardSink
-from dapo_openrlhf.types import Prompt, Score
+from dapo_openrlhf.types import Prompt, Score, Transcript
 
 PROMPT = Prompt(id=7, text="1+1=", label="2")
 
@@ -30,10 +30,10 @@ class Scorer:
 class Texts:
     lost = False
 
-    async def fetch(self, texts: object) -> Sequence[str]:
+    async def fetch(self, texts: object) -> Sequence[Transcript]:
         if self.lost:
             raise GroupError("texts_lost", "gone")
-        return "so 2", "so 3"
+        return Transcript(text="so 2"), Transcript(text="so 3")
 
 
 def sampled(*, response: str = "so 2", prompt: str = "1+1=") -> ResponseSampled:
