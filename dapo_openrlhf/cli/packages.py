@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping
 BASIC = ("pydantic", "yaml")
 """Packages with which every command reads its settings."""
 STACK = ("deepspeed", "openrlhf", "ray", "torch", "transformers", "vllm")
-OF_COMMAND: Mapping[str, Iterable[str]] = {"train": STACK, "eval": STACK, "bench": STACK, "submit": ("ray",)}
+OF_COMMAND: Mapping[str, Iterable[str]] = {
+    **dict.fromkeys(("train", "eval", "bench"), STACK),
+    **dict.fromkeys(("submit", "jobs", "logs", "stop"), ("ray",)),
+}
 """Further packages of a command that pip alone cannot install as they are needed here."""
 
 ADVICE = """\

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from dapo_openrlhf import stopping
+from dapo_openrlhf.cli.publishing import status_of
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.cautions import cautions
 from dapo_openrlhf.config.errors import ConfigError
@@ -25,6 +26,7 @@ from dapo_openrlhf.pipeline.events import RunStarted
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change, check_resume
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
+from dapo_openrlhf.program import program
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import Notices
@@ -93,6 +95,8 @@ def _train(
     try:
         outcome, summary = _run(config, inputs, folder, started, stream, say)
     except ConfigError:
+        if resume is None:
+            folder.discard()
         raise
     except (ExceptionGroup, RuntimeError, Unwritable) as error:
         print("\n".join(obituary(error, folder)), file=sys.stderr)
@@ -117,7 +121,7 @@ def _newest_checkpoint(folder: RunFolder) -> str:
     kept = Checkpoints(folder.checkpoints, max_num=1).finished()
     if not kept:
         return "no checkpoint was made"
-    go_on = f"dapo-openrlhf train --resume {shlex.quote(str(folder.path))}"
+    go_on = f"{program()} train --resume {shlex.quote(str(folder.path))}"
     return f"the newest checkpoint is {kept[-1]}; to go on: {go_on}"
 
 
@@ -188,6 +192,7 @@ def _sinks(config: Config, folder: RunFolder, stream: TextIO, say: Say, *, first
         lambda: TensorBoardSink(folder.tensorboard, first_step=first_step),
         lambda: Curves(folder.picture, title=config.run.name, earlier=earlier),
         lambda: Responses(folder.responses),
+        lambda: status_of(folder.path, config.train.max_steps, first_step=first_step),
     ]
     sinks = []
     with _going_on(say):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from dapo_openrlhf.algorithm.choices import ESTIMATORS, POLICY_LOSSES
@@ -15,6 +16,9 @@ TEMPLATE_ARGUMENTS = {
     "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
 }  # fmt: skip
 """Arguments of ``apply_chat_template`` that this project sets itself, or that must not be set."""
+
+NAMES = re.compile(r"[^/\x00-\x1f-][^/\x00-\x1f]*")
+LONGEST_NAME = 200
 
 MOST_SHARED_MEMORY = 0.7
 """Share of a GPU's memory that an engine may claim where a trainer rank lives on the same GPU."""
@@ -75,8 +79,18 @@ def impossible(config: Config) -> Iterator[str]:
         )
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
+    yield from _impossible_name(config.run.name)
     yield from _impossible_best(config)
     yield from _impossible_on_device(config)
+
+
+def _impossible_name(name: str) -> Iterator[str]:
+    """Yield a sentence for a name of a run that cannot be a folder's, or not one that commands take."""
+    if name in (".", "..", "latest") or not NAMES.fullmatch(name) or len(name.encode(errors="replace")) > LONGEST_NAME:
+        yield (
+            f"run.name: {name!r} is not a plain name for a folder; use letters, digits, blanks, - _ . and the like, at most "
+            f"{LONGEST_NAME} bytes, without /, not latest, and no - at the beginning"
+        )
 
 
 def _impossible_best(config: Config) -> Iterator[str]:
