@@ -27,6 +27,8 @@ AGAIN_SECONDS = 2.0
 """Seconds between two attempts to reach a cluster, or two looks at a job."""
 LOST_SECONDS = 120.0
 """Seconds without an answer after which a cluster counts as lost."""
+STOPPED = 143
+"""Exit code of a job that was asked to stop, for which Ray keeps none: that of SIGTERM."""
 STOP_MARGIN_SECONDS = 60.0
 """Seconds more than a job has for its end in which it must have ended."""
 
@@ -252,4 +254,4 @@ def _told(state: JobState) -> int:
     print(f"job {state.id}: {state.state.lower()}" + (f" ({message})" if message and state.exit_code != 0 else ""))
     if state.exit_code is not None:
         return state.exit_code if state.exit_code >= 0 else 128 - state.exit_code
-    return 1
+    return STOPPED if state.state == "STOPPED" else 1
