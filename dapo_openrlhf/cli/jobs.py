@@ -220,12 +220,15 @@ def follow(cluster: Jobs, job: str, to_see: str) -> int:
     from dapo_openrlhf.backend.run.jobs.client import LOST
 
     printed, heard, lost = 0, time.monotonic(), False
+
+    def tell(text: str) -> None:
+        nonlocal printed, heard, lost
+        print(text, end="", flush=True)
+        printed, heard, lost = printed + len(text), time.monotonic(), False
+
     while True:
         try:
-            for text in cluster.follow(job, skip=printed):
-                print(text, end="", flush=True)
-                printed += len(text)
-                heard, lost = time.monotonic(), False
+            cluster.follow(job, tell, skip=printed)
             state = cluster.state(job)
             heard = time.monotonic()
             if state.ended:

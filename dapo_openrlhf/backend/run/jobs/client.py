@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -98,23 +98,16 @@ class Jobs:
                     raise ConfigError(f"the cluster at {self.address} does not take the job: {reason[:600]}") from error
                 time.sleep(1)
 
-    def follow(self, job: str, *, skip: int) -> Iterator[str]:
-        """Yield what the log has beyond its first ``skip`` characters, until the job ends. Raises :data:`LOST`."""
+    def follow(self, job: str, tell: Callable[[str], None], *, skip: int) -> None:
+        """Tell what the log has beyond its first ``skip`` characters, until the job ends. Raises :data:`LOST`."""
+        asyncio.run(self._follow(job, tell, skip))
+
+    async def _follow(self, job: str, tell: Callable[[str], None], skip: int) -> None:
         read = 0
-        loop = asyncio.new_event_loop()
-        try:
-            lines = self._client.tail_job_logs(job)
-            while True:
-                try:
-                    text = loop.run_until_complete(anext(lines))
-                except StopAsyncIteration:
-                    return
-                if read + len(text) > skip:
-                    yield text[max(0, skip - read) :]
-                read += len(text)
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
+        async for text in self._client.tail_job_logs(job):
+            if read + len(text) > skip:
+                tell(text[max(0, skip - read) :])
+            read += len(text)
 
     def log(self, job: str) -> str:
         """All of a job's log until now. Raises :data:`LOST`."""
