@@ -138,7 +138,21 @@ def _submit(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     _point_to_convert(rest)
     config, _ = starting_point(options, parse_overrides(rest), say=_warn)  # errors appear here, not on the cluster
-    return submit(options, rest, grace=config.train.grace_seconds)
+    return submit(options, config, rest)
+
+
+def _of_jobs(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli import jobs
+
+    return {"jobs": jobs.jobs, "status": jobs.status, "logs": jobs.logs, "stop": jobs.stop}[options.command](options)
+
+
+def _job(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    from dapo_openrlhf.cli.job import job
+
+    return job()
 
 
 def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -224,6 +238,11 @@ COMMANDS: dict[str, Command] = {
     "prepare": _prepare,
     "verify": _verify,
     "submit": _submit,
+    "jobs": _of_jobs,
+    "status": _of_jobs,
+    "logs": _of_jobs,
+    "stop": _of_jobs,
+    "job": _job,
     "bench": _bench,
     "trace": _trace,
     "report": _report,

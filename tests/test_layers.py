@@ -20,12 +20,13 @@ PACKAGE = "dapo_openrlhf"
 FOLDER = Path(dapo_openrlhf.__file__).parent
 ROOT = FOLDER.parent
 
-PURE = {"whole_file", "types", "algorithm", "config", "pipeline"}
+PURE = {"whole_file", "program", "types", "algorithm", "config", "pipeline"}
 """What a laptop runs without Ray, vLLM or DeepSpeed."""
 BACKEND = {"backend", "backend/transfer", "backend/engine", "backend/trainer", "backend/run"}
 
 MAY_IMPORT: Mapping[str, set[str]] = {
     "whole_file": set(),
+    "program": set(),
     "types": set(),
     "stopping": set(),
     "heartbeat": set(),

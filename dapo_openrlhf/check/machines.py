@@ -91,6 +91,7 @@ def of_cluster(address: str) -> Machines:
     from dapo_openrlhf.backend.run.capacity import nodes_of
 
     nodes = nodes_of(address)
+    here = len(nodes) == 1 and nodes[0].here
     each = tuple(
         Machine(
             cpus=node.cpus,
@@ -98,10 +99,11 @@ def of_cluster(address: str) -> Machines:
             gpus=node.gpus,
             free_gpus=node.free_gpus,
             gpu_bytes=_memory_of(node.accelerator),
+            memory_bytes=float(psutil.virtual_memory().available) if here else None,
         )
         for node in nodes
     )
-    return Machines(where=f"the Ray cluster at {address}", each=each, here=len(nodes) == 1 and nodes[0].here)
+    return Machines(where=f"the Ray cluster at {address}", each=each, here=here)
 
 
 def _memory_of(accelerator: str) -> float | None:

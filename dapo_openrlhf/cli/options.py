@@ -7,7 +7,8 @@ import os
 import textwrap
 from pathlib import Path
 
-from dapo_openrlhf.cli import check, convert, plan, prepare, report
+from dapo_openrlhf import __version__
+from dapo_openrlhf.cli import check, convert, jobs, plan, prepare, report, submit
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.config.typed import typed
@@ -20,15 +21,24 @@ RUNS = {
     "submit": "send a training to a Ray cluster through its job API and follow its log",
 }
 """The commands that take the settings of a run."""
+OF_JOBS = {
+    "jobs": "list this project's jobs on a Ray cluster",
+    "status": "say how far a job or a run is",
+    "logs": "print a job's log",
+    "stop": "stop a job, which saves a checkpoint first",
+}
+"""The commands about jobs that have been submitted."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands; settings of a run are left over by ``parse_known_args``."""
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
+    parser.add_argument("--version", action="version", version=f"dapo-openrlhf {__version__}")
     commands = parser.add_subparsers(
         dest="command",
         required=True,
-        metavar="train|check|eval|rollout|compare|prepare|verify|submit|bench|trace|report|plan|checkpoint|convert",
+        metavar="train|check|eval|rollout|compare|prepare|verify|submit|jobs|status|logs|stop|bench|trace|report|plan|checkpoint|"
+        "convert",
     )
     for name, what in RUNS.items():
         command = commands.add_parser(
@@ -41,6 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         _add_run(command, name)
+    for name, what in OF_JOBS.items():
+        jobs.add_options(commands.add_parser(name, help=what, description=what, allow_abbrev=False), name)
+    commands.add_parser("job", description="what a submission runs on the cluster", allow_abbrev=False)
     _add_compare(commands.add_parser("compare", help="compare two evaluations problem by problem", allow_abbrev=False))
     prepare.add_options(
         commands.add_parser("prepare", help="turn a data set into a prompt file, with a manifest", allow_abbrev=False)
@@ -101,16 +114,7 @@ def _add_run(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--n", type=int, default=3, metavar="N", help="of the first N prompts; default 3")
         command.add_argument("--json", type=Path, metavar="FILE", help="write every token and log-prob there")
     if name == "submit":
-        command.add_argument(
-            "--address", default="http://127.0.0.1:8265", metavar="URL", help="dashboard of the Ray cluster"
-        )
-        command.add_argument(
-            "--working-dir",
-            type=Path,
-            metavar="DIR",
-            help="upload this folder to the cluster; without it the job runs in the current folder's path",
-        )
-        command.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+        submit.add_options(command)
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:

@@ -10,11 +10,8 @@ BASIC = ("pydantic", "yaml")
 """Packages with which every command reads its settings."""
 STACK = ("deepspeed", "openrlhf", "ray", "torch", "transformers", "vllm")
 OF_COMMAND: Mapping[str, Iterable[str]] = {
-    "train": STACK,
-    "eval": STACK,
-    "rollout": STACK,
-    "bench": STACK,
-    "submit": ("ray",),
+    **dict.fromkeys(("train", "eval", "rollout", "bench"), STACK),
+    **dict.fromkeys(("submit", "jobs", "logs", "stop"), ("ray",)),
 }
 """Further packages of a command that pip alone cannot install as they are needed here."""
 

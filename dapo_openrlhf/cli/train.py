@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from dapo_openrlhf import stopping
+from dapo_openrlhf.cli.publishing import status_of
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.cautions import cautions
 from dapo_openrlhf.config.errors import ConfigError
@@ -25,6 +26,7 @@ from dapo_openrlhf.pipeline.events import Evaluated, RunStarted
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change, check_resume
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
+from dapo_openrlhf.program import program
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.gauges import Gauges
 from dapo_openrlhf.report.history import accuracy_at_start, earlier_evaluations
@@ -101,6 +103,8 @@ def _train(
     try:
         outcome, summary = _run(config, inputs, folder, started, output, say)
     except ConfigError:
+        if resume is None:
+            folder.discard()
         raise
     except (ExceptionGroup, RuntimeError, Unwritable) as error:
         print("\n".join(obituary(error, folder)), file=sys.stderr)
@@ -125,7 +129,7 @@ def _newest_checkpoint(folder: RunFolder) -> str:
     kept = Checkpoints(folder.checkpoints, max_num=1).finished()
     if not kept:
         return "no checkpoint was made"
-    go_on = f"dapo-openrlhf train --resume {shlex.quote(str(folder.path))}"
+    go_on = f"{program()} train --resume {shlex.quote(str(folder.path))}"
     return f"the newest checkpoint is {kept[-1]}; to go on: {go_on}"
 
 
@@ -208,6 +212,7 @@ def _sinks(
         ),
         lambda: Responses(folder.responses),
         lambda: Samples(folder.samples, first_step=first_step),
+        lambda: status_of(folder.path, config.train.max_steps, first_step=first_step),
     ]
     try:
         earlier_rows(folder.metrics, first_step)

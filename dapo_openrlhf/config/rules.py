@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
@@ -20,6 +21,8 @@ TEMPLATE_ARGUMENTS = {
 
 SUM_TOLERANCE = 1e-3
 """How far shares may be from 1 together: 0.333 0.333 0.333 is meant to be all."""
+NAMES = re.compile(r"[^/\x00-\x1f-][^/\x00-\x1f]*")
+LONGEST_NAME = 200
 
 MOST_SHARED_MEMORY = 0.7
 """Share of a GPU's memory that an engine may claim where a trainer rank lives on the same GPU."""
@@ -81,8 +84,18 @@ def impossible(config: Config) -> Iterator[str]:
     for name, given in (("target", config.eval.target), ("patience", config.eval.patience)):
         if given is not None and (config.eval.dataset is None or config.eval.steps < 1):
             yield f"eval.{name}: {given:g} needs evaluations in the course of the run; set eval.dataset and eval.steps"
+    yield from _impossible_name(config.run.name)
     yield from _impossible_best(config)
     yield from _impossible_on_device(config)
+
+
+def _impossible_name(name: str) -> Iterator[str]:
+    """Yield a sentence for a name of a run that cannot be a folder's, or not one that commands take."""
+    if name in (".", "..", "latest") or not NAMES.fullmatch(name) or len(name.encode(errors="replace")) > LONGEST_NAME:
+        yield (
+            f"run.name: {name!r} is not a plain name for a folder; use letters, digits, blanks, - _ . and the like, at most "
+            f"{LONGEST_NAME} bytes, without /, not latest, and no - at the beginning"
+        )
 
 
 def _impossible_best(config: Config) -> Iterator[str]:

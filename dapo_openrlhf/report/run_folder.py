@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,10 @@ class RunFolder:
 
     path: Path
     """Path of the folder: ``<parent>/<name>``, or that with ``-2``, ``-3``, ... appended."""
+    latest_before: str | None = None
+    """What ``latest`` pointed to before a new folder was made; None if to nothing."""
+    alone: bool = False
+    """Whether the parent folder was made for it."""
 
     @classmethod
     def create(cls, parent: Path, name: str) -> Self:
@@ -36,10 +42,25 @@ class RunFolder:
         """
         if name in ("", ".", "..", LATEST) or Path(name).name != name:
             raise ValueError(f"run name {name!r}: must be the plain name of a folder, and not {LATEST!r}")
+        alone, before = not parent.exists(), parent / LATEST
         parent.mkdir(parents=True, exist_ok=True)
-        folder = cls(path=_make_numbered(parent, name))
+        folder = cls(
+            path=_make_numbered(parent, name),
+            latest_before=os.readlink(before) if before.is_symlink() else None,
+            alone=alone,
+        )
         _point_latest(parent, folder.path.name)
         return folder
+
+    def discard(self) -> None:
+        """Remove the new folder of a run that was refused, and let ``latest`` point where it did."""
+        link = self.path.parent / LATEST
+        if link.is_symlink() and os.readlink(link) == self.path.name:
+            link.unlink() if self.latest_before is None else _point_latest(self.path.parent, self.latest_before)
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.alone:
+            with contextlib.suppress(OSError):  # another run has begun there meanwhile
+                self.path.parent.rmdir()
 
     @classmethod
     def reopen(cls, path: Path) -> Self:

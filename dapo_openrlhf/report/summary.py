@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dapo_openrlhf.program import beside
 from dapo_openrlhf.report.progress import NARROW, clock_time
 from dapo_openrlhf.report.run_folder import RunFolder
 
@@ -80,7 +81,7 @@ def closing_words(summary: Summary, folder: RunFolder) -> str:
         "summary": _place(folder.summary),
         "curves": _place(folder.picture),
         "checkpoint": _place(folder.checkpoint),
-        "TensorBoard": f"tensorboard --logdir {shlex.quote(str(folder.tensorboard))}",
+        "TensorBoard": f"{beside('tensorboard')} --logdir {shlex.quote(str(folder.tensorboard))}",
     }
     width = max(map(len, lines))
     return "\n".join(_folded(f"{title:<{width}}  ", text) for title, text in lines.items())

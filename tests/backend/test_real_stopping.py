@@ -20,6 +20,7 @@ from dapo_openrlhf.config.loading import dump_config
 from dapo_openrlhf.pipeline.event_log import read
 from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained
 from dapo_openrlhf.pipeline.manifest import problems
+from dapo_openrlhf.program import program
 
 pytestmark = pytest.mark.real
 
@@ -133,7 +134,7 @@ def test_while_it_trains_and_going_on_afterwards(tmp_path: Path) -> None:
     steps = int(saved[-1].name.removeprefix("step-"))
     assert words == (
         f"stopped by SIGINT: {steps} rollout steps are done, and the newest checkpoint is {saved[-1]}; to go on: "
-        f"dapo-openrlhf train --resume {run}\n"
+        f"{program()} train --resume {run}\n"
     )
     assert len(saved) >= 2 and not any(problems(path) for path in saved)
 

@@ -110,24 +110,45 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_job_runs_with_its_log_and_result(dashboard: str, config: Path) -> None:
-    result = _submit(dashboard, config, "--train.seed", "7", NCCL_DEBUG="WARN")
+    """By the cluster's plain host:port; another cluster in the environment is not asked."""
+    address = dashboard.removeprefix("http://")
+    elsewhere = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1", "NCCL_DEBUG": "WARN"}
+    result = _submit(address, config, "--train.seed", "7", "--env", "MINE=1", "--metadata", "who=me", **elsewhere)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
-    assert "engines and trainer ready" in result.stdout
-    assert "succeeded" in result.stdout
+    assert "checks: " in result.stdout and "engines and trainer ready" in result.stdout
+    assert result.stdout.endswith(": succeeded\n") and result.stdout.count("engines and trainer ready") == 1
     run = config.parent / "runs" / "job"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 2
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["seed"] == 7
     with urlopen(f"{dashboard}/api/jobs/", timeout=HANG_SECONDS) as reply:
         jobs = reply.read().decode()
-    assert json.loads(jobs)[0]["runtime_env"]["env_vars"]["NCCL_DEBUG"] == "WARN"
-    assert "dapo_openrlhf train" in jobs and "planted" not in jobs + result.stdout
+    (job,) = json.loads(jobs)
+    assert job["runtime_env"]["env_vars"].items() >= {"NCCL_DEBUG": "WARN", "MINE": "1"}.items()
+    assert job["metadata"]["who"] == "me" and job["metadata"]["dapo.step"] == "2"
+    assert "planted" not in jobs + result.stdout
+    listed = _of_jobs("jobs", "--address", address)
+    assert listed.returncode == 0 and "2/2" in listed.stdout and listed.stdout.rstrip().endswith(str(run))
+    told = _of_jobs("status", job["submission_id"][:9], "--json", "--address", address)
+    assert json.loads(told.stdout)["exit_code"] == 0
 
 
-def test_a_job_too_large_for_the_cluster_says_so_at_once(dashboard: str, config: Path) -> None:
-    result = _submit(dashboard, config, "--vllm.num_engines", "9")
-    assert result.returncode == 1
-    assert "vllm.num_engines 9" in result.stdout and "the Ray cluster has 4 CPU cores" in result.stdout
+def test_a_job_too_large_for_the_cluster_fails_before_anything_starts(dashboard: str, config: Path) -> None:
+    """It is not waited for: its id is alone on standard output, and its log can be followed."""
+    accepted = _submit(dashboard, config, "--no-wait", "--retries", "3", "--vllm.num_engines", "9")
+    assert accepted.returncode == 0 and len(accepted.stdout.split()) == 1
+    followed = _of_jobs("logs", "--follow", accepted.stdout.strip(), "--address", dashboard)
+    assert followed.returncode == 1
+    words = " ".join(followed.stdout.split())
+    assert words.count("vllm.num_engines 9") == 1 and "1 fail" in words and "starting Ray" not in words
+    stopped = _of_jobs("stop", accepted.stdout.strip(), "--address", dashboard)
+    assert stopped.returncode == 0 and "has ended already: failed" in stopped.stdout
+
+
+def _of_jobs(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dapo_openrlhf", *arguments], capture_output=True, text=True, timeout=HANG_SECONDS
+    )
 
 
 def test_no_dashboard_is_said_at_once(config: Path) -> None:
@@ -149,4 +170,4 @@ def test_a_server_that_is_no_dashboard_is_named(config: Path) -> None:
         result = _submit(f"http://127.0.0.1:{server.server_address[1]}", config)
         server.shutdown()
     assert result.returncode == 2
-    assert "is no Ray dashboard" in result.stderr and "Traceback" not in result.stderr
+    assert "no Ray dashboard" in result.stderr and "Traceback" not in result.stderr

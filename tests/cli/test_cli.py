@@ -17,9 +17,9 @@ import dapo_openrlhf
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run.inputs import check_inputs
 from dapo_openrlhf.cli.eval import summary_of, words
-from dapo_openrlhf.cli.submit import entrypoint
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
+from dapo_openrlhf.program import program
 from dapo_openrlhf.types import Prompt
 
 CONFIG = """
@@ -62,13 +62,23 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_commands_and_settings(folder: Path) -> None:
     overview, details = command(folder, "--help"), command(folder, "train", "--help")
-    commands = ("train", "eval", "compare", "prepare", "verify", "submit", "bench", "trace")
+    commands = ("train", "check", "eval", "compare", "prepare", "verify", "submit", "jobs", "stop", "bench", "trace")
     assert all(name in overview.stdout for name in commands)
     assert "async.max_staleness (1)" in details.stdout
     assert "actor.eps_clip_low_high (0.2 0.28)" in details.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["verify", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["verify", "--help"],
+        ["bench", "--help"],
+        ["submit", "--help"],
+        ["jobs", "--help"],
+    ],
+)
 def test_help_loads_nothing_heavy(folder: Path, arguments: list[str]) -> None:
     """This is what makes it quick; every one of these takes from a tenth of a second to twenty."""
     script = (
@@ -205,19 +215,51 @@ def test_eval_tells_every_estimate_with_errors_and_speed(folder: Path) -> None:
     assert "4 responses: 1 truncated, 1 errors, 25 tokens each on average; 2.0 s, 50 tokens/s" in told
 
 
+def test_the_version_is_told(folder: Path) -> None:
+    result = command(folder, "--version")
+    assert (result.returncode, result.stdout) == (0, f"dapo-openrlhf {dapo_openrlhf.__version__}\n")
+
+
+@pytest.mark.parametrize("name", [".", "..", "latest", "a/b", "-x", "x" * 201])
+def test_a_run_needs_the_name_of_a_folder(name: str, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    for verb in ("train", "submit"):
+        assert main([verb, "--config", str(folder / "run.yaml"), f"--run.name={name}"]) == 2
+        assert f"run.name: {name!r} is not a plain name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("called", "path", "told"),
+    [
+        (".venv/bin/dapo-openrlhf", "/usr/bin", ".venv/bin/dapo-openrlhf"),
+        (".venv/bin/dapo-openrlhf", "{}/.venv/bin", "dapo-openrlhf"),
+        ("/x y/bin/dapo-openrlhf", "/usr/bin", "'/x y/bin/dapo-openrlhf'"),
+    ],
+)
+def test_commands_are_named_as_they_were_called(
+    called: str, path: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / ".venv/bin/dapo-openrlhf"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", path.format(tmp_path))
+    monkeypatch.setattr(sys, "argv", [called])
+    assert program() == told
+
+
+def test_a_module_is_named_by_its_environments_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/lib/dapo_openrlhf/__main__.py"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert program() == f"{tmp_path / 'python'} -m dapo_openrlhf"
+    (tmp_path / "dapo-openrlhf").write_text("")
+    assert program() == str(tmp_path / "dapo-openrlhf")
+
+
 def test_trace_of_no_run_says_so(folder: Path) -> None:
     result = command(folder, "trace", str(folder))
     assert (result.returncode, "events.jsonl" in result.stderr) == (2, True)
-
-
-def test_a_job_runs_the_same_command() -> None:
-    settings = ["--run.name", "two words", "async.max_staleness=2"]
-    uploaded = entrypoint(["--config", "configs/a.yaml", *settings], uploaded=True)
-    assert uploaded == (
-        "python -u -m dapo_openrlhf train --config configs/a.yaml --run.name 'two words' async.max_staleness=2"
-    )
-    shared = entrypoint(["--resume", "runs/a", *settings], uploaded=False)
-    assert shared.startswith(f"cd {Path.cwd()} && {sys.executable} -u -m dapo_openrlhf train --resume runs/a")
 
 
 OWN = ["--config", "configs/quickstart_cpu.yaml"]

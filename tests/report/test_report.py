@@ -19,6 +19,7 @@ import pytest
 from dapo_openrlhf.pipeline.evaluation import ProblemResult, Response
 from dapo_openrlhf.pipeline.events import Evaluated, Rewound
 from dapo_openrlhf.pipeline.metrics import METRICS
+from dapo_openrlhf.program import beside
 from dapo_openrlhf.report.progress import LINES_PER_HEADER, NARROW, EvaluationProgress, ProgressLine, clock_time
 from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.summary import Summary, closing_words
@@ -431,6 +432,21 @@ def test_runs_that_start_at_once_share_nothing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in made} | {"latest"}
 
 
+def test_a_refused_run_leaves_nothing_and_latest_where_it_was(tmp_path: Path) -> None:
+    parent = tmp_path / "runs"
+    RunFolder.create(parent, "dapo").discard()
+    assert not parent.exists()
+    RunFolder.create(parent, "good")
+    refused = RunFolder.create(parent, "good")
+    (refused.path / "events.jsonl").write_text("")
+    assert os.readlink(parent / "latest") == "good-2"
+    refused.discard()
+    assert os.readlink(parent / "latest") == "good" and {path.name for path in parent.iterdir()} == {"good", "latest"}
+    overtaken, newer = RunFolder.create(parent, "a"), RunFolder.create(parent, "b")
+    overtaken.discard()
+    assert (parent / "latest").resolve() == newer.path.resolve() and not overtaken.path.exists()
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "latest", "a/b", "/a", "a/"])
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="run name"):
@@ -493,7 +509,7 @@ def test_closing_words_say_what_came_out_and_where_it_lies(tmp_path: Path) -> No
         "summary": f"{folder.summary} (not written)",
         "curves": str(folder.picture),
         "checkpoint": str(folder.checkpoint),
-        "TensorBoard": f"tensorboard --logdir '{folder.tensorboard}'",
+        "TensorBoard": f"{beside('tensorboard')} --logdir '{folder.tensorboard}'",
     }
 
 
