@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dapo_openrlhf.algorithm.advantage import CREDITS, group_norm
+from dapo_openrlhf.algorithm.advantage import CREDITS, batch_credits, group_norm
 from dapo_openrlhf.algorithm.choices import EstimatorName, LossAggMode, PolicyLossType
 from dapo_openrlhf.algorithm.correction import importance_weights
 from dapo_openrlhf.algorithm.kl import kl_estimate
@@ -264,9 +265,18 @@ def test_samples_carry_their_groups_advantages() -> None:
 def test_samples_carry_the_credit_of_their_estimator(estimator: EstimatorName) -> None:
     batch = make_batch(3)
     groups = grouped(batch, estimator=estimator)
+    every = [rollout.reward for group in batch.groups for rollout in group.rollouts]
+    mean = math.fsum(every) / len(every) if estimator == "flash_reinforce" else 0.0  # the whole batch's
     for samples, group in zip(groups, batch.groups, strict=True):
         rewards = [rollout.reward for rollout in group.rollouts]
-        assert [sample.advantage for sample in samples] == CREDITS[estimator](rewards)
+        assert [sample.advantage for sample in samples] == [credit - mean for credit in CREDITS[estimator](rewards)]
+
+
+def test_credits_are_bounded_after_the_baseline() -> None:
+    # Rewards 1, 0, 0 and 0, 0, 6; mean 7/6. flash_reinforce: -1/6, -7/6 twice; -7/6 twice, 29/6. Bounds -1 and 2.
+    credits = batch_credits([[1.0, 0.0, 0.0], [0.0, 0.0, 6.0]], estimator="flash_reinforce", clip_range=(-1.0, 2.0))
+    assert credits == [pytest.approx([-1 / 6, -1.0, -1.0]), pytest.approx([-1.0, -1.0, 2.0])]
+    assert batch_credits([[1.0], [1.0]], estimator="flash_reinforce") == [[0.0], [0.0]], "equal rewards are no gradient"
 
 
 def test_truncated_responses_shape_the_group_even_when_they_are_masked() -> None:
