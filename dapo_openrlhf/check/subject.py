@@ -11,6 +11,7 @@ from dapo_openrlhf.backend.run.model_files import ModelFiles, read_model_files
 from dapo_openrlhf.check.machines import Machines
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.dataset.joined import JoinedSets
 from dapo_openrlhf.dataset.store import PromptSet
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.plan.shape import ModelShape
@@ -56,7 +57,7 @@ class Subject:
         """What was said while the prompts were read."""
         self.models: Once[list[str]] = Once(self._models)
         self.files: Once[ModelFiles] = Once(self._files)
-        self.prompts: Once[PromptSet] = Once(self._prompts)
+        self.prompts: Once[JoinedSets] = Once(self._prompts)
         self.problems: Once[PromptSet] = Once(self._problems)
 
     def _models(self) -> list[str]:
@@ -73,7 +74,7 @@ class Subject:
             trust_remote_code=self.config.actor.trust_remote_code,
         )
 
-    def _prompts(self) -> PromptSet:
+    def _prompts(self) -> JoinedSets:
         self.models()
         return read_prompts(self.config, self.notes.append, most=SAMPLE_ROWS)
 

@@ -21,6 +21,11 @@ class JoinedSets(Prompts):
         self._begins = [0, *accumulate(self.sizes)]
 
     @property
+    def sets(self) -> tuple[PromptSet, ...]:
+        """The sets, in their order."""
+        return self._sets
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Number of prompts in each set."""
         return tuple(map(len, self._sets))
