@@ -9,6 +9,7 @@ from dapo_openrlhf.backend.run.jobs.upload import NOT_UPLOADED, Upload
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.reward_origin import PythonFile
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.dataset.hub_sets import PREFIX as ON_HUB
 
 
 def refuse_unseen(config: Config, resume: str | None, upload: Upload | None) -> None:
@@ -33,17 +34,18 @@ def _folders(config: Config, resume: str | None) -> Iterator[str]:
 
 
 def _files(config: Config, upload: Upload) -> Iterator[str]:
-    named: dict[str, str | None] = {
-        "actor.model_name_or_path": config.actor.model_name_or_path,
-        "critic.model_name_or_path": config.critic.model_name_or_path,
-        "data.prompt_dataset": config.data.prompt_dataset,
-        "eval.dataset": config.eval.dataset,
-    }
+    named = [
+        ("actor.model_name_or_path", config.actor.model_name_or_path),
+        ("critic.model_name_or_path", config.critic.model_name_or_path),
+        ("eval.dataset", config.eval.dataset),
+        ("train.agent_func_path", config.train.agent_func_path),
+    ]
+    prompts = [(f"data.prompt_dataset[{i}]", file) for i, file in enumerate(config.data.prompt_dataset)]
     rewards = [
         (f"reward.remote_url[{i}]", o.path) for i, o in enumerate(config.reward.origins) if isinstance(o, PythonFile)
     ]
-    for setting, path in [*named.items(), *rewards]:
-        if path is not None and not Path(path).is_absolute() and (trouble := _unseen(path, setting, upload)):
+    for setting, path in [*named, *prompts, *rewards]:
+        if path is not None and not path.startswith(ON_HUB) and not Path(path).is_absolute() and (trouble := _unseen(path, setting, upload)):
             yield f"{setting.partition('[')[0]}: {path} {trouble}"
 
 
