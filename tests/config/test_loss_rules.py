@@ -57,7 +57,7 @@ GMPO = "--actor.policy_loss_type gmpo --actor.loss_agg_mode seq-mean-token-mean 
         ("--ds.ring_attn_size 2", ["ds.ring_attn_size: an option of OpenRLHF that is not here: a sequence lies on one rank"]),
         ("--ds.use_liger_kernel", ["ds.use_liger_kernel: an option of OpenRLHF", "liger-kernel"]),
         ("--ds.lora.rank 8", ["ds.lora.rank: an option", "adapters are not trained"]),
-        ("--logger.wandb.key secret", ["logger.wandb.key: an option", "TensorBoard"]),
+        ("--logger.wandb.key secret", ["logger.wandb.key: a key among the settings", "WANDB_API_KEY"]),
         ("--use_ms true", ["use_ms: an option of OpenRLHF that is not here"]),
         ("--actor.dppo_delta 0", ["actor.dppo_delta: 0 is not accepted"]),
         ("--actor.sapo_tau 1.0", ["actor.sapo_tau"]),

@@ -45,7 +45,12 @@ def _files(config: Config, upload: Upload) -> Iterator[str]:
         (f"reward.remote_url[{i}]", o.path) for i, o in enumerate(config.reward.origins) if isinstance(o, PythonFile)
     ]
     for setting, path in [*named, *prompts, *rewards]:
-        if path is not None and not path.startswith(ON_HUB) and not Path(path).is_absolute() and (trouble := _unseen(path, setting, upload)):
+        if (
+            path is not None
+            and not path.startswith(ON_HUB)
+            and not Path(path).is_absolute()
+            and (trouble := _unseen(path, setting, upload))
+        ):
             yield f"{setting.partition('[')[0]}: {path} {trouble}"
 
 
