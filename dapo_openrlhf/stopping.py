@@ -73,6 +73,8 @@ class _Handling:
         """Not empty where already the first signal ends the process, with the last of these words."""
         self._answered = False
         self._last: tuple[int, float] = (0, 0.0)
+        self._leaving = threading.Lock()
+        """Held by the thread that ends the process; it is never released."""
         self._before = {number: signal.getsignal(number) for number in (*ENDING, SAVING, NUDGE)}
         self._active = [number for number in (*ENDING, SAVING) if self._before[number] != signal.SIG_IGN]
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -96,6 +98,8 @@ class _Handling:
         os.close(self._writer)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._leaving.locked():
+            return
         last, self._last = self._last, (number, time.monotonic())
         if number == last[0] and self._last[1] - last[1] < SAME_SECONDS:
             return
@@ -134,6 +138,8 @@ class _Handling:
         """End this process and all its descendants at once."""
         import psutil
 
+        if not self._leaving.acquire(blocking=False):
+            threading.Event().wait()  # for the other thread to end the process
         words = self.words_at_once[-1] if self.words_at_once else "at once, as it was asked twice"
         os.write(2, f"{Stopped(signal.Signals(number), words)}\n".encode())
         kill_all(psutil.Process().children(recursive=True))

@@ -79,7 +79,9 @@ def test_a_forgotten_window_is_named_with_its_layer(monkeypatch: pytest.MonkeyPa
 def test_a_forgotten_scale_of_the_logits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     comparison = _comparison("Granite")
     whole = logprobs._chunk
-    monkeypatch.setattr(logprobs, "_chunk", lambda layer, tail, *rest: whole(layer, lambda logits: logits, *rest))
+    monkeypatch.setattr(
+        logprobs, "_chunk", lambda layer, tail, *rest, **how: whole(layer, lambda logits: logits, *rest, **how)
+    )
     assert "only in what follows the last layer: output layer, scale or soft cap" in _refused(comparison)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ def train(publisher: Publisher, monkeypatch: pytest.MonkeyPatch, *, first_step: 
     """A training whose pipeline only says that it runs."""
 
     async def started(*arguments: Any, **settings: Any) -> Any:
-        return SimpleNamespace(notes=())
+        return SimpleNamespace(notes=(), heard=contextlib.nullcontext)
 
     async def opened(workers: Any) -> Any:
         return publisher

@@ -155,7 +155,7 @@ def synchronous_loop(*, filtered: bool) -> Result:
     for step in range(STEPS):
         kept: list[RolloutGroup] = []
         while len(kept) < GROUPS:
-            prompt = stream.next()
+            prompt = stream.next().prompt
             seeds = Seeds()
             asyncio.run(Sampler(engines=seeds, sampling=SAMPLING, timeout=1, seed=SEED).sample("", prompt, dispatched))  # type: ignore[arg-type]
             tokens, truncated = sampled(weights, prompt, seeds.sampling, step)

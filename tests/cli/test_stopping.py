@@ -258,6 +258,26 @@ def test_in_foreign_code_too(block: str, sent: list[signal.Signals], words: str)
     child.wait(HANG_SECONDS)
 
 
+SLOW = """
+import os, psutil, signal, sys, time
+from dapo_openrlhf import stopping
+children = psutil.Process.children
+psutil.Process.children = lambda *how, **more: time.sleep(1) or children(*how, **more)
+with stopping.handled(), stopping.nothing_to_lose("none"):
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+def test_a_process_says_once_that_it_ends() -> None:
+    """The main thread and the one that hears signals both end it; the first of them takes its time."""
+    result = subprocess.run(
+        [sys.executable, "-c", SLOW], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (143, "stopped by SIGTERM: none\n")
+
+
 @pytest.mark.parametrize("number", ENDING)
 def test_submit_before_the_dashboard_has_answered(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "c.yaml").write_text("actor: {model_name_or_path: ./model}\ndata: {prompt_dataset: p.jsonl}\n")

@@ -179,7 +179,7 @@ def test_verls_yaml(capsys: Captured, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_forms_of_a_command(capsys: Captured, tmp_path: Path, command: str) -> None:
     config, _ = converted(capsys, tmp_path, command)
-    assert (config.actor.model_name_or_path, config.data.prompt_dataset) == ("some/model", "prompts.jsonl")
+    assert (config.actor.model_name_or_path, config.data.prompt_dataset) == ("some/model", ("prompts.jsonl",))
     assert config.vllm.num_engines == 1
 
 
@@ -214,14 +214,13 @@ def test_dotted_names_values_with_equals_and_repeated_flags(capsys: Captured) ->
 
 
 def test_nothing_is_left_out_in_silence(capsys: Captured) -> None:
-    words = f"{LEAST} --frobnicate 3 --lora_rank 8 --ptx_coef 0.05 --agent_func_path agent.py --use_wandb key".split()
+    words = f"{LEAST} --frobnicate 3 --lora_rank 8 --ptx_coef 0.05 --use_wandb key".split()
     status, _, said = run(capsys, *words)
     assert status == 0
     for flag in (
         "--frobnicate: no option of OpenRLHF",
         "--lora_rank: ",
         "--ptx_coef: ",
-        "--agent_func_path: ",
         "--use_wandb: ",
     ):
         assert flag in said

@@ -36,7 +36,8 @@ def commands(tmp_path: Path) -> Path:
         "scontrol": '[ "$1" = show ] && printf "a1\\na2\\na3\\n"; exit 0',
         "srun": srun,
         "ray": "trap 'exit 0' TERM; while :; do sleep 0.05; done",
-        "python": "cat > /dev/null",
+        # as the real one waits for all nodes
+        "python": f"cat > /dev/null\nwhile [ $(grep -c 'nodelist.* start ' {log}) -lt 3 ]; do sleep 0.05; done",
         "dapo-openrlhf": f'[ "$1" = check ] && exit ${{CHECK:-0}}\n[ -n "${{HANG:-}}" ] || exit ${{TRAIN:-0}}\n'
         f"trap 'echo told >> {log}; exit 143' TERM; echo trains >> {log}; while :; do sleep 0.05; done",
     }
