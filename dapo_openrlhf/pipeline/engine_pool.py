@@ -29,7 +29,6 @@ from dapo_openrlhf.pipeline.reward_attempts import Attempts
 from dapo_openrlhf.pipeline.suspects import Suspects, Suspicion
 from dapo_openrlhf.types import Generation, Prompt
 
-
 GENERATE_TIMEOUT = "generate_timeout"
 """Reason of a ``GroupError`` about a group that took longer than its time limit."""
 

@@ -155,7 +155,7 @@ def synchronous_loop(*, filtered: bool) -> Result:
     for step in range(STEPS):
         kept: list[RolloutGroup] = []
         while len(kept) < GROUPS:
-            prompt = stream.next()
+            prompt, _ = stream.next()
             seeds = Seeds()
             asyncio.run(Sampler(engines=seeds, sampling=SAMPLING, timeout=1, seed=SEED).sample("", prompt, dispatched))  # type: ignore[arg-type]
             tokens, truncated = sampled(weights, prompt, seeds.sampling, step)
@@ -226,7 +226,8 @@ class Engine:
 class Scorer:
     dice: random.Random
 
-    async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
+    async def score(self, generation: Generation, prompt: Prompt) -> tuple[Score, ...]:
+        texts = generation.texts
         assert isinstance(texts, GroupTokens)
         await asyncio.sleep(self.dice.random())
         return scores(texts)
