@@ -13,6 +13,7 @@ from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run import reward_servers
+from dapo_openrlhf.backend.run.environment_checks import environment_settings
 from dapo_openrlhf.backend.run.inputs import check_rewards
 from dapo_openrlhf.check import registry
 from dapo_openrlhf.check.finding import Finding, failed, passed
@@ -137,6 +138,13 @@ def test_an_environment_is_loaded_and_begun_instead_of_a_reward_that_is_never_as
     Path("turns.py").write_text("import nowhere\n")
     with pytest.raises(ConfigError, match=r"train.agent_func_path: turns.py does not load: .*nowhere"):
         list(check_reward(subject(HERE, **here)))
+
+
+def test_no_episode_is_closed_as_idle_before_its_group_is_late(folder: Path) -> None:
+    Path("turns.py").write_text(ENVIRONMENT)
+    late = {"train.agent_func_path": "turns.py", "async.generate_timeout": 9000.0}
+    settings = environment_settings(subject(HERE, **late).config)
+    assert settings is not None and settings.idle == 9000.0
 
 
 def test_an_architecture_that_nobody_knows_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ def environment_settings(config: Config) -> EnvironmentSettings | None:
         memory=config.environment.memory,
         processes=config.environment.workers,
         start_timeout=config.async_.start_timeout,
+        idle=config.async_.generate_timeout,
     )
 
 
