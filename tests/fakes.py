@@ -54,6 +54,7 @@ from dapo_openrlhf.pipeline.ports import (
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
+from dapo_openrlhf.pipeline.samples import SampledScorer
 from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
@@ -831,7 +832,7 @@ def build(
     rollouts = RolloutLoop(
         prompts=PromptStream(prompts(prompt_count), seed=seed, drawing=drawing, state=state.prompts if state else None),
         sampler=sampler,
-        scorer=scorer,
+        scorer=SampledScorer(scorer, texts=FakeTexts(), per_step=0, log=log),
         queue=queue,
         shaping=LengthShaping(max_length=100, buffer_length=20, factor=1.0),
         cut_late=cut_late,

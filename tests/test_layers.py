@@ -54,7 +54,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "report": PURE,
     "plan": PURE,
-    "check": {*PURE, "rewards", "dataset", "backend", "backend/run", "plan"},
+    "check": {*PURE, "rewards", "environments", "dataset", "backend", "backend/run", "plan"},
     "convert": {"algorithm", "config"},
     "prepare": {*PURE, "rewards", "dataset"},
     "bench": {*PURE, "stopping", "heartbeat", "rewards", *BACKEND, "report"},

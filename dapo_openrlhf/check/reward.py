@@ -1,13 +1,15 @@
-"""The rewards: files load, servers answer, and a response to the first prompt gets a score."""
+"""The rewards: files load, servers answer, and a response to the first prompt gets a score; or an environment begins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.inputs import check_rewards
 from dapo_openrlhf.check.finding import Finding, failed, passed
 from dapo_openrlhf.check.subject import Subject
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.environments.settings import EnvironmentSettings
 from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.settings import reward_settings
@@ -17,7 +19,26 @@ SAMPLE = "Let me think. Answer: 7"
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Fail for a reward that does not load, does not answer, or fails for a harmless response."""
+    """Fail for a reward that does not load, does not answer, or fails for a harmless response.
+
+    Where an environment gives the rewards, fail if it does not load, or does not begin with the first prompt.
+    """
+    environment = environment_settings(subject.config)
+    yield from _rewards(subject) if environment is None else _environment(environment, subject)
+
+
+def _environment(settings: EnvironmentSettings, subject: Subject) -> Iterator[Finding]:
+    try:
+        prompt = subject.prompts()[0]
+    except ConfigError:
+        check_environment(settings)
+        yield passed(f"{settings.name} loads; not begun, for want of prompts")
+        return
+    check_environment(settings, prompt)
+    yield passed(f"{settings.name} loads, and begins with the first prompt")
+
+
+def _rewards(subject: Subject) -> Iterator[Finding]:
     settings = reward_settings(subject.config.reward)
     check_rewards(settings)
     names = ", ".join(source.name for source in settings.sources)

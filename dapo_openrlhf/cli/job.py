@@ -21,6 +21,8 @@ from dapo_openrlhf.report.status import read_status
 
 REFUSED = 2
 """Exit status of a configuration that cannot run, which no repetition mends."""
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a job that was asked to stop while no command of it ran."""
 PAUSE_SECONDS = 5.0
 """Seconds before a training is begun again, in which the cluster frees what the last one held."""
 
@@ -58,10 +60,12 @@ def perform(order: Order, file: Path, *, run: Run, stopped: Callable[[], bool], 
             first = ["--config", str(file), "--resume", "auto"]
         case folder:
             first = ["--resume", folder, *order.changes]
-    if (status := run(["check", *first])) or stopped():
+    if status := run(["check", *first]):
         return status
     for attempt in range(order.retries + 1):
         begin = first if attempt == 0 else _again(first, config, order)
+        if stopped():
+            return STOPPED
         status = run(["train", *begin])
         if status in (0, REFUSED) or stopped() or attempt == order.retries:
             break
@@ -76,7 +80,9 @@ def perform(order: Order, file: Path, *, run: Run, stopped: Callable[[], bool], 
 
 def _again(first: list[str], config: Config, order: Order) -> list[str]:
     """How to go on: from the newest good checkpoint of this job's run, or as at first where there is none."""
-    run = run_of(order.id, Path(config.run.dir)) if order.resume in (None, "auto") else Path(order.resume)
+    if order.resume not in (None, "auto"):
+        return first
+    run = run_of(order.id, Path(config.run.dir))
     if run is None:
         return first
     try:

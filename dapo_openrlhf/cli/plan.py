@@ -129,6 +129,8 @@ def plan(config: Config, options: argparse.Namespace) -> int:
     found = search(choices(machine, shape, options.devices), scenario_of(config, machine, shape, work))
     advice = advise(found)
     print(table(found, advice))
+    if config.train.agent_func_path is not None:
+        print("\nnote: the environments of train.agent_func_path, and the time that they take, are not in this plan")
     _recommend(advice)
     _write(options, found, advice, {})
     return 0

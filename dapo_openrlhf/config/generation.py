@@ -87,8 +87,9 @@ class AsyncSection(Section):
     """Divide the learning rates of actor and critic by 1 + ``max_staleness``: where staleness binds, the largest stable rate
     falls with it (arXiv 2607.01083)."""
     generate_timeout: PositiveFloat = 3600.0
-    """Seconds one group may take in an engine, its environments included. An engine that finishes no group at all in that time is considered hung,
-    and is replaced."""
+    """Seconds one group may take in an engine, its environments included; a group that takes longer fails, and its prompt
+    is tried again. An engine that finishes no group at all in that time is considered hung, and is replaced; with an
+    environment only ``vllm.step_timeout`` and ``vllm.health_timeout`` tell that."""
     reward_timeout: PositiveFloat = 60.0
     """Seconds the scoring of one group may take before its worker is replaced."""
     train_timeout: PositiveFloat = 7200.0

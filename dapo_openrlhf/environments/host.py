@@ -40,6 +40,7 @@ class EnvironmentHost:
         self._settings, self._clock = settings, clock
         self._processes = [EnvironmentProcess(settings) for _ in range(settings.processes)]
         self._episodes: dict[str, _Episode] = {}
+        self._waiting: set[str] = set()  # episodes that a process is sought for
         self._numbers = count(1)
         self._lines: list[str] = []
         self._sweeping = asyncio.ensure_future(self._sweep())
@@ -57,9 +58,9 @@ class EnvironmentHost:
 
     async def open(self, episode: str, prompt: Prompt) -> Observation:
         """Begin an episode under a name that no open episode has. Raises :class:`EnvironmentFailed`."""
-        if episode in self._episodes:
+        if episode in self._episodes or episode in self._waiting:
             raise ValueError(f"an episode {episode} is open already")
-        process = await self._free_process()
+        process = await self._process_for(episode)
         process.episodes += 1
         self._episodes[episode] = _Episode(process, next(self._numbers), self._clock())
         row = asdict(replace(prompt, token_ids=()))
@@ -77,6 +78,7 @@ class EnvironmentHost:
 
     async def close(self, episode: str) -> None:
         """Give up an episode; nothing happens if it is not open."""
+        self._waiting.discard(episode)
         if found := self._forget(episode):
             found.process.stop(found.number)
 
@@ -109,6 +111,16 @@ class EnvironmentHost:
         if episode := self._episodes.pop(name, None):
             episode.process.episodes -= 1
         return episode
+
+    async def _process_for(self, episode: str) -> EnvironmentProcess:
+        self._waiting.add(episode)
+        try:
+            process = await self._free_process()
+            if episode not in self._waiting:
+                raise EnvironmentFailed(DIED, f"episode {episode} was closed before its process had loaded")
+            return process
+        finally:
+            self._waiting.discard(episode)
 
     async def _free_process(self) -> EnvironmentProcess:
         """The loaded process with the fewest episodes. Raises :class:`EnvironmentFailed` if the file loads no more."""

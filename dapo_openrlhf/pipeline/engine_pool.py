@@ -29,6 +29,9 @@ from dapo_openrlhf.pipeline.reward_attempts import Attempts
 from dapo_openrlhf.pipeline.suspects import Suspects, Suspicion
 from dapo_openrlhf.types import Generation, Prompt
 
+GENERATE_TIMEOUT = "generate_timeout"
+"""Reason of a ``GroupError`` about a group that took longer than its time limit."""
+
 
 class EngineUnusable(RuntimeError):
     """Every engine died more often than is allowed; the message names the last one and its last error."""
@@ -153,9 +156,9 @@ class EnginePool:
         try:
             generation = await life.generate(group.name, group.prompt, group.sampling, group.timeout)
         except TimeoutError:
-            error = GroupError(
-                "generate_timeout", f"engine {index} did not finish {group.prompt.name} within {group.timeout:g} s"
-            )
+            error = self._late(index, group)
+            if isinstance(error, EnvironmentFault):
+                raise error from None
             self._failed(index, life, group, error, died=life.done == done, alone=alone)  # hangs: did nothing else
             raise error from None
         except EnvironmentFault:
@@ -169,6 +172,12 @@ class EnginePool:
             self._changed.set()
         self._last_done = group.prompt
         return generation
+
+    def _late(self, index: int, group: _Request) -> GroupError:
+        words = f"engine {index} did not finish {group.prompt.name} within {group.timeout:g} s"
+        if self._health is None or self._health.must_finish_groups:
+            return GroupError(GENERATE_TIMEOUT, words)
+        return EnvironmentFault(GENERATE_TIMEOUT, f"{words}, its environments included (async.generate_timeout)")
 
     def _done(self, prompt: Prompt, generation: Generation) -> Generation:
         self._suspects.done(prompt)

@@ -35,12 +35,15 @@ class Unhealthy(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthLimits:
-    """When an engine counts as hung, in seconds."""
+    """When an engine counts as hung."""
 
     answer: float = 60.0
-    """For an answer."""
+    """Seconds for an answer."""
     step: float = 600.0
-    """For one step of generation."""
+    """Seconds for one step of generation."""
+    must_finish_groups: bool = True
+    """Whether an engine hangs that finishes no group within the time limit of one. Not so where its groups wait for
+    environments: these may be late while the engine has nothing to compute."""
 
 
 class HealthCheck:

@@ -127,6 +127,14 @@ class RewardScorer(Protocol):
         ...
 
 
+class GroupScorer(Protocol):
+    """Says how good each response of a group is."""
+
+    async def score(self, generation: Generation, prompt: Prompt) -> tuple[Score, ...]:
+        """The scores that an environment has given, or else those of rewards. Raises :class:`GroupError`."""
+        ...
+
+
 class ResponseTexts(Protocol):
     """Fetches the texts of responses for the files of an evaluation; training does not need it."""
 

@@ -24,7 +24,7 @@ from dapo_openrlhf.pipeline.events import (
     GroupSurplus,
     PromptDropped,
 )
-from dapo_openrlhf.pipeline.ports import GroupError, PromptFault, RewardScorer
+from dapo_openrlhf.pipeline.ports import GroupError, GroupScorer, PromptFault
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.types import Generation, Prompt, Rollout, RolloutGroup, Score
@@ -67,7 +67,7 @@ class RolloutLoop:
         *,
         prompts: PromptStream,
         sampler: Sampler,
-        scorer: RewardScorer,
+        scorer: GroupScorer,
         queue: RolloutQueue,
         shaping: LengthShaping,
         cut_late: bool,
@@ -148,9 +148,7 @@ class RolloutLoop:
 
     async def _score(self, group_id: int, prompt: Prompt, generation: Generation) -> None:
         started = self._log.now()
-        scores = generation.scores
-        if scores is None:
-            scores = await self._scorer.score(generation.texts, prompt)
+        scores = await self._scorer.score(generation, prompt)
         group = self._group(group_id, prompt, generation, scores)
         self._learn(group)
         decision = self._queue.offer(group)

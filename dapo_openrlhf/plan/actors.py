@@ -11,21 +11,22 @@ from dapo_openrlhf.pipeline.events import WorkerSpans
 from dapo_openrlhf.pipeline.ports import Publication
 from dapo_openrlhf.plan.engine import SimulatedEngine
 from dapo_openrlhf.plan.scenario import Sample, Sharing, SyncSpeed, TrainerSpeed
-from dapo_openrlhf.types import PolicyVersion, Prompt, Score, Span, TrainBatch
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, Span, TrainBatch
 
 
 class SimulatedRewards:
-    """A ``RewardScorer`` that takes the time of each sample, or a fixed one."""
+    """A ``GroupScorer`` that takes the time of each sample, or a fixed one."""
 
     def __init__(self, seconds: float) -> None:
         """``seconds``: duration for samples that say none."""
         self._seconds = seconds
 
-    async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
+    async def score(self, generation: Generation, prompt: Prompt) -> tuple[Score, ...]:
         """Score the responses of a sample, as it says."""
-        assert isinstance(texts, Sample)
-        await asyncio.sleep(self._seconds if texts.reward_seconds is None else texts.reward_seconds)
-        return tuple(Score(correct=right, reward=1.0 if right else -1.0) for right in texts.correct)
+        sample = generation.texts
+        assert isinstance(sample, Sample)
+        await asyncio.sleep(self._seconds if sample.reward_seconds is None else sample.reward_seconds)
+        return tuple(Score(correct=right, reward=1.0 if right else -1.0) for right in sample.correct)
 
 
 class SimulatedTrainer:

@@ -44,6 +44,11 @@ def read_run(folder: Path) -> PlannedRun:
     life, chosen = _choose(lives(log), file)
     config, missing = config_beside(folder)
     notes += [*chosen, *([missing] if missing else []), *(differences(life.begun, config) if config else [])]
+    if config is not None and config.train.agent_func_path is not None:
+        notes.append(
+            "environments answered the rollouts, and the log does not tell their time from the engines': all of it is planned "
+            "as the engines' work, so more engines gain less than this says"
+        )
     if unknown := fill_in(life):
         notes.append(unknown)
     _keep_one_size(life)

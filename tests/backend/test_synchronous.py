@@ -226,7 +226,8 @@ class Engine:
 class Scorer:
     dice: random.Random
 
-    async def score(self, texts: object, prompt: Prompt) -> tuple[Score, ...]:
+    async def score(self, generation: Generation, prompt: Prompt) -> tuple[Score, ...]:
+        texts = generation.texts
         assert isinstance(texts, GroupTokens)
         await asyncio.sleep(self.dice.random())
         return scores(texts)

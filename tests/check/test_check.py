@@ -13,6 +13,7 @@ from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run import reward_servers
+from dapo_openrlhf.backend.run.environment_checks import environment_settings
 from dapo_openrlhf.backend.run.inputs import check_rewards
 from dapo_openrlhf.check import registry
 from dapo_openrlhf.check.finding import Finding, failed, passed
@@ -112,6 +113,38 @@ def test_a_reward_that_raises_for_a_response_fails(folder: Path) -> None:
     Path("reward.py").write_text("def reward_func(queries, prompts, labels):\n    return labels[0].nothing\n")
     (finding,) = check_reward(subject(HERE, **{"reward.remote_url": "reward.py"}))
     assert finding.level == "fail" and "a response to the first prompt cannot be scored" in finding.words
+
+
+ENVIRONMENT = """
+from dapo_openrlhf.environments.messages import Observation, Step
+class Environment:
+    async def reset(self, prompt):
+        return Observation(BEGIN)
+    async def step(self, action):
+        return Step(done=True)
+"""
+
+
+def test_an_environment_is_loaded_and_begun_instead_of_a_reward_that_is_never_asked(folder: Path) -> None:
+    """Its prompts need no label, and without one no rule could score them."""
+    Path("prompts.jsonl").write_text('{"input": "1+1=", "label": null}\n')
+    here = {"train.agent_func_path": "turns.py"}
+    Path("turns.py").write_text(ENVIRONMENT.replace("BEGIN", ""))
+    (finding,) = check_reward(subject(HERE, **here))
+    assert (finding.level, finding.words) == ("pass", "turns.py loads, and begins with the first prompt")
+    Path("turns.py").write_text(ENVIRONMENT.replace("BEGIN", "text=prompt.label + ' begins'"))
+    with pytest.raises(ConfigError, match=r"train.agent_func_path: turns.py: TypeError: .* \(turns.py, line 5\)"):
+        list(check_reward(subject(HERE, **here)))
+    Path("turns.py").write_text("import nowhere\n")
+    with pytest.raises(ConfigError, match=r"train.agent_func_path: turns.py does not load: .*nowhere"):
+        list(check_reward(subject(HERE, **here)))
+
+
+def test_no_episode_is_closed_as_idle_before_its_group_is_late(folder: Path) -> None:
+    Path("turns.py").write_text(ENVIRONMENT)
+    late = {"train.agent_func_path": "turns.py", "async.generate_timeout": 9000.0}
+    settings = environment_settings(subject(HERE, **late).config)
+    assert settings is not None and settings.idle == 9000.0
 
 
 def test_an_architecture_that_nobody_knows_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

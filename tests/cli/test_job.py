@@ -108,6 +108,28 @@ def test_what_is_refused_or_stopped_is_not_tried_again(tmp_path: Path, status: i
     assert done(tmp_path, Commands(0, status), retries=3, stopped=stopped) == status
 
 
+@pytest.mark.parametrize(("statuses", "after"), [((0,), "check"), ((0, 1), "train")])
+def test_a_stop_before_a_training_begins_is_no_success_and_begins_none(
+    tmp_path: Path, statuses: tuple[int, ...], after: str
+) -> None:
+    """In the moment after the check, or in the pause before a retry, no command is there that would hear of it."""
+    commands = Commands(*statuses)
+    order = Order(id="j1", settings=settings(tmp_path), retries=3)
+    file = tmp_path / "j1.yaml"
+    file.write_text(order.settings)
+    asked = iter([False] * len(statuses) + [True] * 9) if after == "train" else iter([True] * 9)
+    assert perform(order, file, run=commands, stopped=lambda: next(asked), pause=0.0) == 143
+    assert commands.run[-1][0] == after and not commands.statuses
+
+
+def test_a_retry_of_a_run_that_is_gone_on_with_has_the_changed_settings_too(tmp_path: Path) -> None:
+    """The attempt before it may have failed before it wrote them down."""
+    run = leave_run(tmp_path, "sums", "j0", 5)
+    commands = Commands(0, 1, 0)
+    assert done(tmp_path, commands, resume=str(run), retries=1) == 0
+    assert commands.run[1:] == [["train", "--resume", str(run), "--train.seed", "7"]] * 2
+
+
 def test_the_run_of_a_job_is_its_newest(tmp_path: Path) -> None:
     assert run_of("j1", tmp_path / "runs") is None
     for name, job, time in (("a", "j1", 2.0), ("b", "j2", 9.0), ("c", "j1", 5.0)):

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from dapo_openrlhf.__main__ import main
-from dapo_openrlhf.backend.run.jobs import dashboard
+from dapo_openrlhf.backend.run.jobs import client, dashboard
 from dapo_openrlhf.backend.run.jobs.dashboard import Given, dashboard_of, given_address
 from dapo_openrlhf.backend.run.jobs.sight import refuse_unseen
 from dapo_openrlhf.backend.run.jobs.upload import MOST_BYTES, upload_of
@@ -176,6 +177,31 @@ def test_other_addresses_are_refused_in_a_line(
     assert main(["jobs", *(["--address", text] if source == "--address" else [])]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"{source}: ") and words in told and told.count("\n") == 1 and "secret" not in told
+
+
+def test_a_dashboard_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says its version, and nothing more: Ray's own client would wait for ever."""
+    monkeypatch.setattr(client, "REPLY_SECONDS", 0.3)
+    over = threading.Event()
+
+    class Falling(_Dashboard):
+        def do_GET(self) -> None:
+            if self.path != "/api/version":
+                over.wait()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"ray_version": ray.__version__}).encode())
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Falling) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            jobs = client.Jobs(f"http://127.0.0.1:{server.server_address[1]}", {})
+            for ask in (jobs.all, lambda: jobs.log("a"), lambda: jobs.state("a")):
+                with pytest.raises(client.LOST, match="timed out"):
+                    ask()
+        finally:
+            over.set()
+            server.shutdown()
 
 
 def test_a_silent_dashboard_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,6 +364,19 @@ async def stopping(then):
     in_host(tmp_path, f"import os; os.chdir({str(tmp_path)!r})\n" + source, play)
 
 
+def test_an_episode_that_is_closed_before_its_process_has_loaded_is_not_left_open(tmp_path: Path) -> None:
+    async def play(host: EnvironmentHost) -> None:
+        opening = asyncio.ensure_future(host.open("a", PROMPT))
+        await asyncio.sleep(0)
+        await host.close("a")
+        with pytest.raises(EnvironmentFailed, match="a was closed before its process had loaded"):
+            await opening
+        assert host.open_episodes == 0
+        await opened(host, "a")
+
+    in_host(tmp_path, OBEDIENT, play)
+
+
 def test_episodes_that_nobody_asks_are_closed(tmp_path: Path) -> None:
     now = 0.0
 

@@ -6,15 +6,18 @@ Environments answer after times with a heavy tail, fail, and end early. Every ru
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from dataclasses import dataclass
 
 import pytest
 from episode_engine import REPORT_SECONDS, EpisodeEngine, SlowEnvironments
-from fakes import FakeScorer, World, build, check_prompts, fates
+from fakes import HANG, FakeScorer, World, build, check_prompts, fates
 
+from dapo_openrlhf.pipeline.engine_life import SICK
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.events import EngineLost, GroupCut, GroupFailed, GroupGenerated, GroupJudged, GroupSurplus
+from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.ports import EnvironmentFault, GroupError, Sampling
 from dapo_openrlhf.pipeline.reward_attempts import Attempts
 from dapo_openrlhf.plan.virtual_time import run_virtual
@@ -203,3 +206,34 @@ def test_a_prompt_whose_environment_fails_every_time_is_given_up(
         return found
 
     assert run_virtual(main()) == permanent
+
+
+def test_an_engine_whose_groups_wait_in_environments_does_not_hang() -> None:
+    """No group is done within a group's time limit: the groups fail, and neither an engine nor a prompt is blamed."""
+    dice = random.Random(0)
+    slow = itertools.chain(itertools.repeat(HANG, 16), itertools.repeat(0.1))
+
+    async def main() -> World:
+        engine = EpisodeEngine(0, SlowEnvironments(lambda: next(slow), dice), seconds=lambda: 1.0, dice=dice)
+        world = build(
+            batch_size=4,
+            steps=4,
+            engines=[engine],
+            scorer=FakeScorer(fault=lambda group: GroupError("asked", "an episode has scores")),
+            generate_timeout=60.0,
+            revive_seconds=lambda: 1.0,
+            health=HealthLimits(must_finish_groups=False),
+            max_filtered_batches=1000,
+        )
+        async with asyncio.timeout(LATEST):
+            await world.run()
+        await asyncio.gather(*engine.left, return_exceptions=True)
+        return world
+
+    world = run_virtual(main())
+    assert len(world.trainer.batches) == 4
+    failed = [event for _, event in world.of(GroupFailed)]
+    assert len(failed) == SICK and {event.reason for event in failed} == {"generate_timeout"}
+    assert "did not finish prompt" in failed[0].message and "async.generate_timeout" in failed[0].message
+    assert not world.of(EngineLost)
+    check_prompts(world, permanent=lambda reason: False, prompt_count=1000, seed=0)

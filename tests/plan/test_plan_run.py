@@ -112,6 +112,15 @@ def test_few_steps_and_a_queue_that_never_filled_are_said(tmp_path: Path) -> Non
     assert not read_run(write(tmp_path / "fine", dataclasses.replace(RUN, steps=24))).notes[1:]  # only: no config.yaml
 
 
+def test_a_run_with_environments_is_said_to_be_planned_without_them(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    text = "actor: {model_name_or_path: m}\ndata: {prompt_dataset: p.jsonl}\ntrain: {agent_func_path: turns.py}\n"
+    (run / "config.yaml").write_text(text)
+    assert "environments answered" in notes(read_run(run))
+    (run / "config.yaml").write_text(text.replace("train: {agent_func_path: turns.py}\n", ""))
+    assert "environments answered" not in notes(read_run(run))
+
+
 def test_a_run_whose_responses_grow_is_said_not_to_be_steady(tmp_path: Path) -> None:
     def grow(lines: Lines) -> Lines:
         return [

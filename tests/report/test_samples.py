@@ -17,7 +17,7 @@ from dapo_openrlhf.report.page.past_run import read_runs
 from dapo_openrlhf.report.run_folder import RunFolder
 from dapo_openrlhf.report.samples import LONGEST, Samples
 from dapo_openrlhf.report.tensorboard import TensorBoardSink
-from dapo_openrlhf.types import Prompt, Score, Transcript
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, Transcript
 
 PROMPT = Prompt(id=7, text="1+1=", label="2")
 
@@ -34,6 +34,13 @@ class Texts:
         if self.lost:
             raise GroupError("texts_lost", "gone")
         return Transcript(text="so 2"), Transcript(text="so 3")
+
+
+def generated(*scores: Score) -> Generation:
+    return Generation(
+        prompt_length=4, lengths=(2, 2), truncated=(False, False), cut=(False, False), oldest_version=PolicyVersion(0),
+        newest_version=PolicyVersion(0), version_tokens=(4,), engine=0, tokens=None, texts=object(), scores=scores or None,
+    )  # fmt: skip
 
 
 def sampled(*, response: str = "so 2", prompt: str = "1+1=") -> ResponseSampled:
@@ -60,7 +67,7 @@ def test_a_few_responses_of_each_step_are_shown(per_step: int, seen: list[int]) 
         counts = []
         for step in range(2):
             for _ in range(5):
-                assert len(await scorer.score(object(), PROMPT)) == 2
+                assert len(await scorer.score(generated(), PROMPT)) == 2
             counts.append(len(heard))
             log.emit(done(step))
         return counts
@@ -69,11 +76,22 @@ def test_a_few_responses_of_each_step_are_shown(per_step: int, seen: list[int]) 
     assert all(event == sampled() for event in heard)
 
 
+def test_rollouts_that_an_environment_has_scored_are_shown_too() -> None:
+    log, heard = EventLog(None, clock=lambda: 0.0), list[Event]()
+    log.listen(lambda event: heard.append(event) if isinstance(event, ResponseSampled) else None)
+    scorer = SampledScorer(Scorer(), texts=Texts(), per_step=1, log=log)
+    given = (Score(correct=False, reward=0.25), Score(correct=True, reward=0.5))
+    assert asyncio.run(scorer.score(generated(*given), PROMPT)) == given
+    (shown,) = heard
+    assert isinstance(shown, ResponseSampled)
+    assert (shown.response, shown.correct, shown.reward, shown.answer) == ("so 2", False, 0.25, None)
+
+
 def test_a_text_that_is_lost_costs_its_group_nothing() -> None:
     texts = Texts()
     texts.lost = True
     scorer = SampledScorer(Scorer(), texts=texts, per_step=1, log=EventLog(None, clock=lambda: 0.0))
-    assert [score.correct for score in asyncio.run(scorer.score(object(), PROMPT))] == [True, False]
+    assert [score.correct for score in asyncio.run(scorer.score(generated(), PROMPT))] == [True, False]
 
 
 def test_texts_are_not_written_to_the_event_log(tmp_path: Path) -> None:

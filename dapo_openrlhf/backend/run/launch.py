@@ -219,7 +219,11 @@ def _pool(config: Config, workers: Workers, reviver: EngineReviver, *, on_event:
         workers.engines,
         reviver=reviver,
         max_restarts=config.vllm.max_restarts,
-        health=HealthLimits(answer=config.vllm.health_timeout, step=config.vllm.step_timeout),
+        health=HealthLimits(
+            answer=config.vllm.health_timeout,
+            step=config.vllm.step_timeout,
+            must_finish_groups=config.train.agent_func_path is None,
+        ),
         on_event=on_event,
     )
 

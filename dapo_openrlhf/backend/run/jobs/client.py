@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 from ray.exceptions import RayError
@@ -21,6 +22,8 @@ from dapo_openrlhf.config.errors import ConfigError
 
 AGENT_SECONDS = 60.0
 """Seconds that a cluster may take to accept jobs after it has started."""
+REPLY_SECONDS = 60.0
+"""Seconds that a dashboard may take for one answer; the sending of an upload does not count."""
 LOG_COPY = ", last available logs"
 """What begins the copy of the log in a failed job's message."""
 LOST = (OSError, RuntimeError, aiohttp.ClientError)
@@ -60,6 +63,13 @@ class JobState:
         )
 
 
+class _Client(JobSubmissionClient):
+    """Ray's client, which waits for ever, with a time limit."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, **{"timeout": REPLY_SECONDS, **options})
+
+
 class Jobs:
     """The jobs of one cluster."""
 
@@ -69,7 +79,7 @@ class Jobs:
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         try:
             with _without_variables():
-                self._client = JobSubmissionClient(url, headers=dict(headers) or None)
+                self._client = _Client(url, headers=dict(headers) or None)
         except (*LOST, RayError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"the dashboard at {self.address} refuses: {reason}") from error
