@@ -222,6 +222,8 @@ def _schedule(given: Mapping[str, Any], written: Mapping[str, str], conversion: 
     if "data.max_samples" in given:
         samples = whole(given["data.max_samples"], name=written["data.max_samples"])
         settings["data.max_samples"] = samples
+        if "eval.dataset" in given:  # which the option cuts there, too
+            settings["eval.max_samples"] = samples
         settings["train.max_steps"] = max(1, math.ceil(episodes * samples / batch))
         conversion.differs(
             written["data.max_samples"],

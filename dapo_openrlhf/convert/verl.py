@@ -11,6 +11,7 @@ from dapo_openrlhf.convert.conversion import Conversion, NotConvertible, divided
 from dapo_openrlhf.convert.verl_names import (
     ACTOR,
     AGGREGATIONS,
+    CRITIC_DEFAULTS,
     DEFAULTS,
     ESTIMATORS,
     HARMLESS,
@@ -139,6 +140,7 @@ def _algorithm(taken: Taken, conversion: Conversion) -> None:
     gamma, lam = taken.get("algorithm.gamma"), taken.get("algorithm.lam")
     if estimator == "gae":
         settings |= {"algo.advantage.gamma": gamma or 1.0, "algo.advantage.lambd": lam or 1.0}
+        settings |= {name: value for name, value in CRITIC_DEFAULTS.items() if name not in settings}
     _kl(taken, conversion)
     metric = taken.get("algorithm.filter_groups.metric")
     if metric not in (None, "acc"):
@@ -224,7 +226,9 @@ def _batches(taken: Taken, conversion: Conversion) -> None:
     settings = conversion.settings
     samples = whole(settings["rollout.n_samples_per_prompt"], name=f"{ROLLOUT}.n")
     prompts = whole(settings["rollout.batch_size"], name="data.train_batch_size")
-    mini = whole(taken.number(f"{ACTOR}.ppo_mini_batch_size", default=prompts), name=f"{ACTOR}.ppo_mini_batch_size")
+    mini = whole(
+        taken.number(f"{ACTOR}.ppo_mini_batch_size", default=min(256, prompts)), name=f"{ACTOR}.ppo_mini_batch_size"
+    )
     settings["train.batch_size"] = mini * samples
     conversion.differs(
         f"{ACTOR}.ppo_mini_batch_size",

@@ -33,6 +33,7 @@ ONE_TO_ONE: Mapping[str, str] = {
     "trainer.experiment_name": "run.name",
     "critic.model.path": "critic.model_name_or_path",
     "critic.optim.lr": "critic.adam.lr",
+    "critic.optim.weight_decay": "critic.adam.weight_decay",
 }
 """Names of the same thing in both."""
 
@@ -55,6 +56,9 @@ DEFAULTS: Mapping[str, Any] = {
     "rollout.n_samples_per_prompt": 1,
 }
 """verl's defaults that are others than this project's and change what is trained."""
+
+CRITIC_DEFAULTS: Mapping[str, Any] = {"critic.adam.lr": 1e-5, "critic.adam.weight_decay": 0.01}
+"""The same of the critic, where there is one."""
 
 ESTIMATORS = {
     "grpo": "group_norm", "gae": "gae", "rloo": "rloo", "reinforce_plus_plus": "reinforce",

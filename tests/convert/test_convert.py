@@ -239,7 +239,7 @@ def test_several_sets_splits_and_addresses(capsys: Captured) -> None:
     config = build_config(settings, source="test")
     assert config.data.prompt_dataset == ("a.jsonl", "b.csv.gz", "hf:some/set:main")
     assert config.data.prompt_probs == (0.5, 0.3, 0.2) and config.data.max_samples == 300
-    assert config.eval.dataset == "hf:some/other:test"
+    assert config.eval.dataset == "hf:some/other:test" and config.eval.max_samples == 300
     assert "--remote_rm_url: only the first of 2 addresses" in said
 
 
@@ -268,6 +268,9 @@ def test_verls_files_rows_and_greedy_evaluation(capsys: Captured) -> None:
     config, _ = verl(capsys, *words)
     assert config.data.prompt_dataset == ("a.parquet", "b.parquet")
     assert (config.data.max_samples, config.eval.max_samples, config.eval.temperature) == (100, None, 0)
+    assert (config.rollout.batch_size, config.train.batch_size) == (1024, 256 * 8), "verl's defaults, in prompts"
+    config, _ = verl(capsys, "algorithm.adv_estimator=gae", "data.train_batch_size=64", "critic.optim.lr=3e-6")
+    assert (config.train.batch_size, config.critic.adam.lr, config.critic.adam.weight_decay) == (64 * 8, 3e-6, 0.01)
 
 
 def test_verls_losses_keep_their_limits(capsys: Captured) -> None:
