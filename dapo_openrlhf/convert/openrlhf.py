@@ -235,8 +235,13 @@ def _schedule(given: Mapping[str, Any], written: Mapping[str, str], conversion: 
     ratio = number(given.get("actor.lr_warmup_ratio", 0.03), name="--lr_warmup_ratio")
     settings["actor.lr_warmup_steps"] = round(ratio * settings["train.max_steps"])
     scheduler = str(given.get("actor.lr_scheduler", "cosine_with_min_lr"))
+    if scheduler == "constant":  # which has no warm-up
+        scheduler, settings["actor.lr_warmup_steps"] = "constant_with_warmup", 0
     if scheduler not in ("constant_with_warmup", "linear", "cosine"):
-        conversion.differs("actor.lr_scheduler", f"{scheduler} is taken as cosine, which falls to 0")
+        conversion.differs(
+            written.get("actor.lr_scheduler", "--actor.lr_scheduler"),
+            f"{scheduler} is taken as cosine, which falls to 0",
+        )
         scheduler = "cosine"
     settings["actor.lr_scheduler"] = scheduler
     return names

@@ -249,6 +249,15 @@ def test_one_set_needs_no_share_and_a_file_has_no_split(capsys: Captured) -> Non
     assert f"--prompt_split: {NOT_HERE['data.prompt_split']}" in said
 
 
+def test_a_constant_learning_rate_stays_one(capsys: Captured) -> None:
+    _, settings, said = run(
+        capsys, *f"{LEAST} --lr_scheduler constant --lr_warmup_ratio 0.1 --max_samples 10240".split()
+    )
+    actor = build_config(settings, source="test").actor
+    assert (actor.lr_scheduler, actor.lr_warmup_steps) == ("constant_with_warmup", 0)
+    assert "lr_scheduler" not in said
+
+
 def verl(capsys: Captured, *words: str) -> tuple[Config, str]:
     least = "algorithm.adv_estimator=grpo actor_rollout_ref.model.path=m actor_rollout_ref.rollout.n=8 trainer.n_gpus_per_node=2 "
     more = "actor_rollout_ref.rollout.tensor_model_parallel_size=1 data.train_files=['a.parquet','b.parquet']"
