@@ -303,19 +303,21 @@ def _placement(taken: Taken, conversion: Conversion) -> None:
 
 
 def _correction(taken: Taken, conversion: Conversion) -> None:
-    level = taken.get("algorithm.rollout_correction.rollout_is", "algorithm.rollout_is")
-    threshold = taken.get(
-        "algorithm.rollout_correction.rollout_is_threshold",
-        "algorithm.rollout_is_threshold",
-        f"{ACTOR}.tis_imp_ratio_cap",
-    )
-    if threshold in (None, -1, "null"):
-        return
-    if str(level or "token") != "token":
-        conversion.differs("algorithm.rollout_is", f"{level} weights are not here; each token's is truncated")
-    conversion.settings["algo.advantage.is_correction_level"] = "token"
-    conversion.settings["algo.advantage.is_correction_mode"] = "clip"
-    conversion.settings["algo.advantage.is_correction_threshold"] = (
-        0.0,
-        number(threshold, name="algorithm.rollout_is_threshold"),
-    )
+    """Weights are applied where they are named, or their truncation alone is given, as before there were names."""
+    kind = taken.get("algorithm.rollout_correction.rollout_is", "algorithm.rollout_is")
+    level = taken.get("algorithm.rollout_is_level")
+    bounds = ("algorithm.rollout_correction.rollout_is_threshold", "algorithm.rollout_is_threshold")
+    threshold = taken.number(*bounds, default=2.0)
+    cap = taken.number(f"{ACTOR}.tis_imp_ratio_cap", default=-1)
+    if str(kind).lower() in ("none", "null", "false"):
+        if cap <= 0:
+            return
+        kind, threshold = "token", cap
+    kind = (level or "token") if is_true(kind) else kind
+    if str(kind) != "token":
+        conversion.differs("algorithm.rollout_is", f"{kind} weights are not here; each token's is truncated")
+    conversion.settings |= {
+        "algo.advantage.is_correction_level": "token",
+        "algo.advantage.is_correction_mode": "clip",
+        "algo.advantage.is_correction_threshold": (0.0, threshold),
+    }

@@ -294,6 +294,38 @@ def test_verls_losses_keep_their_limits(capsys: Captured) -> None:
     assert f"{actor}.clip_ratio_low: one bound for both directions" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "level", "threshold", "remark"),
+    [
+        (
+            "algorithm.rollout_correction.rollout_is=null algorithm.rollout_correction.rollout_is_threshold=2.0",
+            "off",
+            None,
+            "",
+        ),
+        ("algorithm.rollout_is=False algorithm.rollout_is_threshold=2.0", "off", None, ""),
+        (
+            "algorithm.rollout_is=True algorithm.rollout_is_threshold=3.0 algorithm.rollout_is_level=token",
+            "token",
+            3,
+            "",
+        ),
+        ("algorithm.rollout_correction.rollout_is=token", "token", 2, ""),
+        ("algorithm.rollout_correction.rollout_is=sequence", "token", 2, "sequence weights are not here"),
+        ("actor_rollout_ref.actor.tis_imp_ratio_cap=5", "token", 5, ""),
+        ("actor_rollout_ref.actor.tis_imp_ratio_cap=-1", "off", None, ""),
+    ],
+)
+def test_verls_correction_is_on_where_it_is(
+    capsys: Captured, words: str, level: str, threshold: float | None, remark: str
+) -> None:
+    config, said = verl(capsys, *words.split())
+    advantage = config.algo.advantage
+    assert advantage.is_correction_level == level
+    assert threshold is None or advantage.is_correction_threshold == (0, threshold)
+    assert remark in said and ("weights are not here" in said) == bool(remark)
+
+
 def test_verls_kl_keeps_its_meaning_or_is_spoken_of(capsys: Captured) -> None:
     actor = "actor_rollout_ref.actor"
     config, said = verl(
