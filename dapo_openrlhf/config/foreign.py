@@ -24,8 +24,7 @@ _CHECKPOINTS = (
     "a run's checkpoints lie in its folder with model and optimizer; leave it out, and set run.dir and run.name"
 )
 _RESUME = "going on is a command, `train --resume RUN`, or `--resume auto`; leave it out"
-_WANDB = "each run's folder holds TensorBoard's events and metrics.jsonl; leave it out"
-_ONE_FILE = "prompts are a file; write the mixture or the split with `dapo-openrlhf prepare`, and name it in data.prompt_dataset"
+_SPLIT = "a split is part of a set's name; leave it out, and write hf:OWNER/NAME[@SUBSET]:SPLIT in data.prompt_dataset"
 
 NOT_HERE: Mapping[str, str] = {
     "actor.aux_loss_coef": "routers of mixtures of experts get no balancing loss; leave it out, or 0",
@@ -65,7 +64,7 @@ NOT_HERE: Mapping[str, str] = {
     "data.disable_fast_tokenizer": "the tokenizer is the one that the model's files name; leave it out",
     "data.image_key": _IMAGES,
     "data.max_images_per_prompt": _IMAGES,
-    "data.prompt_split": _ONE_FILE,
+    "data.prompt_split": _SPLIT,
     "ds.deepcompile": "layers run as they are written; leave it out",
     "ds.enable_sleep": _SHARED,
     "ds.experts_implementation": "transformers chooses how experts are computed; leave it out",
@@ -85,15 +84,14 @@ NOT_HERE: Mapping[str, str] = {
     "ds.use_universal_ckpt": "a checkpoint is for as many ranks as wrote it; leave it out, or start from its model",
     "ds.value_head_prefix": "the critic's value head has OpenRLHF's default name; leave it out",
     "ds.zpg": "parameters are sharded over all ranks; leave it out",
-    "eval.split": _ONE_FILE.replace("data.prompt_dataset", "eval.dataset"),
+    "eval.split": _SPLIT.replace("data.prompt_dataset", "eval.dataset"),
     "local_rank": "ranks are placed by Ray; leave it out",
     "logger.logging_steps": "every step is logged; leave it out",
-    "logger.tensorboard_dir": _WANDB,
-    "logger.wandb.group": _WANDB,
-    "logger.wandb.key": _WANDB,
-    "logger.wandb.org": _WANDB,
-    "logger.wandb.project": _WANDB,
-    "logger.wandb.run_name": "the run's name is run.name; use that",
+    "logger.tensorboard_dir": "each run's folder holds TensorBoard's events and metrics.jsonl; leave it out",
+    "logger.wandb.key": (
+        "a key among the settings would be in files that others read; put it into the environment as WANDB_API_KEY, and set "
+        "report.wandb online"
+    ),
     "ref.num_gpus_per_node": _PLACED,
     "ref.num_nodes": _PLACED,
     "ref.offload": "the reference stays on the trainer's ranks; leave it out, and use ds.zero_stage 3 for memory",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dapo_openrlhf.config.foreign import NOT_HERE
@@ -16,6 +17,7 @@ from dapo_openrlhf.convert.openrlhf_names import DOTTED, HARMLESS, SINCE_REMOVED
 TRAINING = "openrlhf.cli.train_ppo_ray"
 MODULE = re.compile(r"(?:^|.*[/ ])openrlhf[./]cli[./](\w+?)(?:\.py)?$")
 """A module of OpenRLHF's command line, as a name or as a path."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LEAST = 3
 """Number of OpenRLHF's flat options by which a command is known that does not name its module."""
 
@@ -150,20 +152,20 @@ def _special(given: dict[str, Any], written: Mapping[str, str], conversion: Conv
     done |= _asynchrony(given, conversion)
     done |= _placement(given, written, conversion)
     done |= _correction(given, written, conversion)
-    prompts = given.get("data.prompt_dataset")
-    if isinstance(prompts, list | str):
-        several = prompts if isinstance(prompts, list) else str(prompts).split(",")
-        settings["data.prompt_dataset"] = str(several[0]).strip()
-        if len(several) > 1:
-            conversion.lacks(
-                written["data.prompt_dataset"],
-                f"only the first of {len(several)} sets is written; mix them in one file",
-            )
-        _named_file(settings["data.prompt_dataset"], written["data.prompt_dataset"], conversion)
-        done.add("data.prompt_dataset")
+    done |= _data(given, written, conversion)
+    if given.get("logger.wandb.key") not in (None, False):
+        settings["report.wandb"] = "online"
+        conversion.differs(written["logger.wandb.key"], f"report.wandb online; {NOT_HERE['logger.wandb.key']}")
+        done.add("logger.wandb.key")
     if "reward.remote_url" in given:
-        settings["reward.remote_url"] = str(given["reward.remote_url"]).split(",")[0]
+        addresses = _several(given["reward.remote_url"])
+        settings["reward.remote_url"] = addresses[0]
         done.add("reward.remote_url")
+        if len(addresses) > 1:
+            conversion.lacks(
+                written["reward.remote_url"],
+                f"only the first of {len(addresses)} addresses is written; put a load balancer before them",
+            )
     elif "train.agent_func_path" not in given:
         conversion.differs(
             "reward", "no --remote_rm_url: answers are compared by the rule, with the column of data.label_key"
@@ -171,9 +173,42 @@ def _special(given: dict[str, Any], written: Mapping[str, str], conversion: Conv
     return done
 
 
-def _named_file(name: str, flag: str, conversion: Conversion) -> None:
-    if not name.endswith((".jsonl", ".json", ".parquet")):
-        conversion.differs(flag, f"{name} must be a file here; `dapo-openrlhf prepare` writes one from a data set")
+def _several(value: Any) -> list[str]:
+    """The parts of a value that OpenRLHF takes with commas between them."""
+    return [str(part).strip() for part in (value if isinstance(value, list) else str(value).split(","))]
+
+
+def _data(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conversion) -> set[str]:
+    """Sets of prompts with their shares, that of the problems, and their splits."""
+    settings = conversion.settings
+    for name, split in (("data.prompt_dataset", "data.prompt_split"), ("eval.dataset", "eval.split")):
+        if given.get(name) in (None, True):
+            continue
+        sets = [_set(one, given.get(split, "train"), written[name], conversion) for one in _several(given[name])]
+        if name == "eval.dataset" and len(sets) > 1:
+            conversion.lacks(written[name], f"only the first of {len(sets)} sets is written; mix them in one file")
+            del sets[1:]
+        if given.get(split, "train") != "train" and not any(one.startswith("hf:") for one in sets):
+            conversion.lacks(written[split], NOT_HERE[split])
+        settings[name] = sets if len(sets) > 1 else sets[0]
+    shares = given.get("data.prompt_probs")
+    if shares is not None and isinstance(settings.get("data.prompt_dataset"), list):
+        flag = written["data.prompt_probs"]
+        settings["data.prompt_probs"] = [float(number(share, name=flag)) for share in _several(shares)]
+    return {"data.prompt_dataset", "data.prompt_probs", "data.prompt_split", "eval.dataset", "eval.split"}
+
+
+def _set(name: str, split: str, flag: str, conversion: Conversion) -> str:
+    """A set's name here: a file or folder as it is, OWNER/NAME that is none on this machine as a set of the hub."""
+    if name.removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".parquet")):
+        return name
+    if HUB_NAME.fullmatch(name) and not Path(name).exists():
+        conversion.differs(flag, f"{name} is taken as a set of the hub, hf:{name}:{split}; name a file if it is one")
+        return f"hf:{name}:{split}"
+    conversion.differs(
+        flag, f"{name} must be a file here, or a folder saved by datasets; `dapo-openrlhf prepare` writes files"
+    )
+    return name
 
 
 def _schedule(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conversion) -> set[str]:
@@ -186,6 +221,9 @@ def _schedule(given: Mapping[str, Any], written: Mapping[str, str], conversion: 
     episodes = whole(given.get("train.num_episodes", 1), name="--num_episodes")
     if "data.max_samples" in given:
         samples = whole(given["data.max_samples"], name=written["data.max_samples"])
+        settings["data.max_samples"] = samples
+        if "eval.dataset" in given:  # which the option cuts there, too
+            settings["eval.max_samples"] = samples
         settings["train.max_steps"] = max(1, math.ceil(episodes * samples / batch))
         conversion.differs(
             written["data.max_samples"],
@@ -197,8 +235,13 @@ def _schedule(given: Mapping[str, Any], written: Mapping[str, str], conversion: 
     ratio = number(given.get("actor.lr_warmup_ratio", 0.03), name="--lr_warmup_ratio")
     settings["actor.lr_warmup_steps"] = round(ratio * settings["train.max_steps"])
     scheduler = str(given.get("actor.lr_scheduler", "cosine_with_min_lr"))
+    if scheduler == "constant":  # which has no warm-up
+        scheduler, settings["actor.lr_warmup_steps"] = "constant_with_warmup", 0
     if scheduler not in ("constant_with_warmup", "linear", "cosine"):
-        conversion.differs("actor.lr_scheduler", f"{scheduler} is taken as cosine, which falls to 0")
+        conversion.differs(
+            written.get("actor.lr_scheduler", "--actor.lr_scheduler"),
+            f"{scheduler} is taken as cosine, which falls to 0",
+        )
         scheduler = "cosine"
     settings["actor.lr_scheduler"] = scheduler
     return names

@@ -8,85 +8,18 @@ from typing import Any
 
 from dapo_openrlhf.config.yaml_text import value_of
 from dapo_openrlhf.convert.conversion import Conversion, NotConvertible, divided, is_true, number, place, whole
-
-_ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-
-ONE_TO_ONE: Mapping[str, str] = {
-    "actor_rollout_ref.model.path": "actor.model_name_or_path",
-    "actor_rollout_ref.model.trust_remote_code": "actor.trust_remote_code",
-    "actor_rollout_ref.model.enable_gradient_checkpointing": "actor.gradient_checkpointing_enable",
-    f"{_ACTOR}.optim.lr": "actor.adam.lr",
-    f"{_ACTOR}.optim.weight_decay": "actor.adam.weight_decay",
-    f"{_ACTOR}.grad_clip": "actor.max_norm",
-    f"{_ACTOR}.ppo_epochs": "train.max_epochs",
-    f"{_ACTOR}.entropy_coeff": "actor.entropy_coef",
-    f"{_ACTOR}.fsdp_config.optimizer_offload": "ds.adam_offload",
-    f"{_ROLLOUT}.n": "rollout.n_samples_per_prompt",
-    f"{_ROLLOUT}.temperature": "rollout.temperature",
-    f"{_ROLLOUT}.top_p": "rollout.top_p",
-    f"{_ROLLOUT}.enforce_eager": "vllm.enforce_eager",
-    f"{_ROLLOUT}.enable_prefix_caching": "vllm.enable_prefix_caching",
-    f"{_ROLLOUT}.val_kwargs.n": "eval.n_samples_per_prompt",
-    f"{_ROLLOUT}.val_kwargs.temperature": "eval.temperature",
-    f"{_ROLLOUT}.val_kwargs.top_p": "eval.top_p",
-    "data.train_batch_size": "rollout.batch_size",
-    "data.max_response_length": "rollout.max_new_tokens",
-    "data.prompt_key": "data.input_key",
-    "algorithm.filter_groups.enable": "algo.dynamic_filtering_enable",
-    "trainer.experiment_name": "run.name",
-    "critic.model.path": "critic.model_name_or_path",
-    "critic.optim.lr": "critic.adam.lr",
-}
-"""Names of the same thing in both."""
-
-DEFAULTS: Mapping[str, Any] = {
-    "actor.adam.betas": (0.9, 0.999),
-    "actor.adam.lr": 1e-6,
-    "actor.adam.weight_decay": 0.01,
-    "actor.max_norm": 1.0,
-    "algo.advantage.is_correction_level": "off",
-    "algo.dynamic_filtering_enable": False,
-    "data.apply_chat_template": True,
-    "data.input_key": "prompt",
-    "data.label_key": "reward_model.ground_truth",
-    "eval.n_samples_per_prompt": 1,
-    "eval.temperature": 0.0,
-    "reward.overlong_filtering_enable": False,
-    "reward.overlong_buffer_len": None,
-    "rollout.batch_size": 1024,
-    "rollout.max_new_tokens": 512,
-    "rollout.n_samples_per_prompt": 1,
-}
-"""verl's defaults that are others than this project's and change what is trained."""
-
-ESTIMATORS = {
-    "grpo": "group_norm", "gae": "gae", "rloo": "rloo", "reinforce_plus_plus": "reinforce",
-    "reinforce_plus_plus_baseline": "reinforce_baseline",
-}  # fmt: skip
-LOSSES = {
-    "vanilla": "ppo", "ppo": "ppo", "gspo": "gspo", "cispo": "cispo", "sapo": "sapo", "dppo_tv": "dppo_tv", "geo_mean": "gmpo",
-}  # fmt: skip
-AGGREGATIONS = {
-    "token-mean": "token-mean", "seq-mean-token-mean": "seq-mean-token-mean", "seq-mean-token-sum-norm": "seq-mean-token-sum-norm",
-}  # fmt: skip
-KL_TYPES = {"kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2", "low_var_kl": "k3", "k3": "k3"}
-
-HARMLESS = (
-    "trainer.logger", "trainer.project_name", "trainer.val_before_train", "trainer.default_local_dir", "trainer.resume_mode",
-    "trainer.balance_batch", "trainer.critic_warmup", "trainer.log_val_generations", "data.gen_batch_size", "data.truncation",
-    "data.filter_overlong_prompts", "data.return_raw_chat", "data.shuffle", "data.seed", "reward_model.reward_manager",
-    "reward_model.enable", "reward_model.overlong_buffer.log", "algorithm.filter_groups.metric", "actor_rollout_ref.hybrid_engine",
-    "actor_rollout_ref.model.use_remove_padding", "actor_rollout_ref.model.use_liger", "actor_rollout_ref.nccl_timeout",
-    "actor_rollout_ref.ref", f"{_ACTOR}.use_dynamic_bsz", f"{_ACTOR}.ppo_micro_batch_size", f"{_ACTOR}.ppo_micro_batch_size_per_gpu",
-    f"{_ACTOR}.ulysses_sequence_parallel_size", f"{_ACTOR}.fsdp_config", f"{_ACTOR}.strategy", f"{_ACTOR}.shuffle",
-    f"{_ACTOR}.use_torch_compile", f"{_ROLLOUT}.name", f"{_ROLLOUT}.mode", f"{_ROLLOUT}.dtype", f"{_ROLLOUT}.free_cache_engine",
-    f"{_ROLLOUT}.enable_chunked_prefill", f"{_ROLLOUT}.max_num_batched_tokens", f"{_ROLLOUT}.max_num_seqs", f"{_ROLLOUT}.load_format",
-    f"{_ROLLOUT}.log_prob_micro_batch_size", f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu", f"{_ROLLOUT}.log_prob_use_dynamic_bsz",
-    f"{_ROLLOUT}.log_prob_max_token_len_per_gpu", f"{_ROLLOUT}.calculate_log_probs", f"{_ROLLOUT}.val_kwargs.do_sample",
-    f"{_ROLLOUT}.val_kwargs.top_k", f"{_ROLLOUT}.do_sample", f"{_ROLLOUT}.disable_log_stats", "hydra", "defaults", "ray_init",
-    "ray_kwargs",
-)  # fmt: skip
-"""Names, or beginnings of names, that say how and not what."""
+from dapo_openrlhf.convert.verl_names import (
+    ACTOR,
+    AGGREGATIONS,
+    CRITIC_DEFAULTS,
+    DEFAULTS,
+    ESTIMATORS,
+    HARMLESS,
+    KL_TYPES,
+    LOSSES,
+    ONE_TO_ONE,
+    ROLLOUT,
+)
 
 
 def overrides_of(words: Sequence[str]) -> dict[str, Any]:
@@ -163,12 +96,18 @@ def _data(taken: Taken, conversion: Conversion) -> None:
         files = taken.get(theirs)
         if isinstance(files, str) and files.startswith("["):
             files = value_of(files)
-        if isinstance(files, list) and files:
-            if len(files) > 1:
-                conversion.lacks(theirs, f"only the first of {len(files)} files is written; mix them in one")
-            files = files[0]
-        if files:
-            conversion.settings[ours] = str(files)
+        several = [str(file) for file in (files if isinstance(files, list) else [files]) if file]
+        if ours == "eval.dataset" and len(several) > 1:
+            conversion.lacks(theirs, f"only the first of {len(several)} files is written; mix them in one")
+            several = several[:1]
+        if several:
+            conversion.settings[ours] = several if len(several) > 1 else several[0]
+    for theirs, ours in (("data.train_max_samples", "data.max_samples"), ("data.val_max_samples", "eval.max_samples")):
+        if (most := whole(taken.number(theirs, default=-1), name=theirs)) > 0:
+            conversion.settings[ours] = most
+    do_sample = taken.get(f"{ROLLOUT}.val_kwargs.do_sample")
+    if do_sample is not None and not is_true(do_sample):
+        conversion.settings["eval.temperature"] = 0.0
     prompt = whole(taken.number("data.max_prompt_length", default=512), name="data.max_prompt_length")
     conversion.settings["data.max_len"] = prompt + whole(
         conversion.settings["rollout.max_new_tokens"], name="data.max_response_length"
@@ -201,15 +140,14 @@ def _algorithm(taken: Taken, conversion: Conversion) -> None:
     gamma, lam = taken.get("algorithm.gamma"), taken.get("algorithm.lam")
     if estimator == "gae":
         settings |= {"algo.advantage.gamma": gamma or 1.0, "algo.advantage.lambd": lam or 1.0}
-    in_loss, in_reward = is_true(taken.get(f"{_ACTOR}.use_kl_loss")), is_true(taken.get("algorithm.use_kl_in_reward"))
-    loss_coef = taken.number(f"{_ACTOR}.kl_loss_coef", default=0.001)
-    reward_coef = taken.number("algorithm.kl_ctrl.kl_coef", "critic.kl_ctrl.kl_coef", default=0.001)
-    kind = taken.get(f"{_ACTOR}.kl_loss_type") if in_loss else taken.get("algorithm.kl_penalty")
-    taken.get(f"{_ACTOR}.kl_loss_type", "algorithm.kl_penalty", "algorithm.kl_ctrl.type")
-    settings["algo.kl.init_coef"] = loss_coef if in_loss else reward_coef if in_reward else 0.0
-    if settings["algo.kl.init_coef"]:
-        settings["algo.kl.use_loss"] = in_loss
-        settings["algo.kl.estimator"] = KL_TYPES.get(str(kind), "k3" if in_loss else "k1")
+        settings |= {name: value for name, value in CRITIC_DEFAULTS.items() if name not in settings}
+    _kl(taken, conversion)
+    metric = taken.get("algorithm.filter_groups.metric")
+    if metric not in (None, "acc"):
+        conversion.differs(
+            "algorithm.filter_groups.metric",
+            f"{metric} decides there; here a group is kept if right and wrong are in it",
+        )
     if taken.get("algorithm.filter_groups.max_num_gen_batches"):
         conversion.differs(
             "algorithm.filter_groups.max_num_gen_batches",
@@ -217,33 +155,65 @@ def _algorithm(taken: Taken, conversion: Conversion) -> None:
         )
 
 
+def _kl(taken: Taken, conversion: Conversion) -> None:
+    settings = conversion.settings
+    in_loss, in_reward = is_true(taken.get(f"{ACTOR}.use_kl_loss")), is_true(taken.get("algorithm.use_kl_in_reward"))
+    loss_coef = taken.number(f"{ACTOR}.kl_loss_coef", default=0.001)
+    reward_coef = taken.number("algorithm.kl_ctrl.kl_coef", "critic.kl_ctrl.kl_coef", default=0.001)
+    in_loss_kind, in_reward_kind = taken.get(f"{ACTOR}.kl_loss_type"), taken.get("algorithm.kl_penalty")
+    adaptive = str(taken.get("algorithm.kl_ctrl.type")) == "adaptive"
+    settings["algo.kl.init_coef"] = loss_coef if in_loss else reward_coef if in_reward else 0.0
+    if in_loss and in_reward and reward_coef:
+        conversion.lacks("algorithm.use_kl_in_reward", "there is one KL here; that of the loss is written")
+    elif in_reward and adaptive:
+        conversion.differs("algorithm.kl_ctrl.type", f"the coefficient of the KL stays at {reward_coef:g}")
+    if not settings["algo.kl.init_coef"]:
+        return
+    name, default = (f"{ACTOR}.kl_loss_type", "k3") if in_loss else ("algorithm.kl_penalty", "k1")
+    kind = (in_loss_kind if in_loss else in_reward_kind) or default
+    estimator = KL_TYPES.get(str(kind).removesuffix("+"))
+    if estimator is None:
+        conversion.differs(name, f"{kind} is not here; {default} is written")
+    settings |= {"algo.kl.use_loss": in_loss, "algo.kl.estimator": estimator or default}
+    if in_loss and str(kind).endswith("+"):
+        settings["algo.kl.unbiased_gradient"] = True
+        conversion.differs(name, "the gradient of algo.kl.unbiased_gradient is weighted by the ratio, too")
+
+
 def _loss(taken: Taken, conversion: Conversion) -> None:
     settings = conversion.settings
-    mode = taken.get(f"{_ACTOR}.policy_loss.loss_mode", f"{_ACTOR}.loss_mode") or "vanilla"
+    mode = taken.get(f"{ACTOR}.policy_loss.loss_mode", f"{ACTOR}.loss_mode") or "vanilla"
     kind = LOSSES.get(str(mode))
     if kind is None:
         conversion.lacks(
-            f"{_ACTOR}.policy_loss.loss_mode", f"{mode} is not here; ppo is written. There are {', '.join(LOSSES)}"
+            f"{ACTOR}.policy_loss.loss_mode", f"{mode} is not here; ppo is written. There are {', '.join(LOSSES)}"
         )
         kind = "ppo"
     settings["actor.policy_loss_type"] = kind
-    both = taken.number(f"{_ACTOR}.clip_ratio", default=0.2)
-    low = taken.number(f"{_ACTOR}.clip_ratio_low", default=both)
-    high = taken.number(f"{_ACTOR}.clip_ratio_high", default=both)
+    both = taken.number(f"{ACTOR}.clip_ratio", default=0.2)
+    low = taken.number(f"{ACTOR}.clip_ratio_low", default=both)
+    high = taken.number(f"{ACTOR}.clip_ratio_high", default=both)
     if kind == "gmpo":  # theirs is the range of the log ratio
         low, high = -math.expm1(-low), math.expm1(high)
+    tau = taken.number(f"{ACTOR}.tau_neg", default=1.05), taken.number(f"{ACTOR}.tau_pos", default=1.0)
+    if kind == "sapo":
+        settings["actor.sapo_tau"] = tau
+    if kind == "cispo" and low < 1:
+        conversion.differs(f"{ACTOR}.clip_ratio_low", f"ratios below {1 - low:g} are not raised to it, as in the paper")
     if kind == "dppo_tv":
         settings["actor.dppo_delta"] = high
+        if low != high:
+            conversion.differs(f"{ACTOR}.clip_ratio_low", f"one bound for both directions: actor.dppo_delta {high:g}")
     else:
         settings["actor.eps_clip_low_high"] = (low, high)
-    dual = taken.number(f"{_ACTOR}.clip_ratio_c", default=3.0)
-    settings["actor.dual_clip"] = dual if kind in ("ppo", "gspo") else None
-    token_level = taken.get(f"{_ACTOR}.use_token_level_loss")
+    dual = taken.number(f"{ACTOR}.clip_ratio_c", default=3.0)
+    settings["actor.dual_clip"] = dual if kind == "ppo" else None  # verl's gspo has none
+    token_level = taken.get(f"{ACTOR}.use_token_level_loss")
     default = "seq-mean-token-mean" if token_level is not None and not is_true(token_level) else "token-mean"
-    aggregation = str(taken.get(f"{_ACTOR}.loss_agg_mode") or default)
+    aggregation = str(taken.get(f"{ACTOR}.loss_agg_mode") or default)
     if aggregation not in AGGREGATIONS:
         conversion.differs(
-            f"{_ACTOR}.loss_agg_mode",
+            f"{ACTOR}.loss_agg_mode",
             f"{aggregation} is not here; seq-mean-token-sum-norm, which divides by a constant, is written",
         )
         aggregation = "seq-mean-token-sum-norm"
@@ -254,18 +224,20 @@ def _loss(taken: Taken, conversion: Conversion) -> None:
 
 def _batches(taken: Taken, conversion: Conversion) -> None:
     settings = conversion.settings
-    samples = whole(settings["rollout.n_samples_per_prompt"], name=f"{_ROLLOUT}.n")
+    samples = whole(settings["rollout.n_samples_per_prompt"], name=f"{ROLLOUT}.n")
     prompts = whole(settings["rollout.batch_size"], name="data.train_batch_size")
-    mini = whole(taken.number(f"{_ACTOR}.ppo_mini_batch_size", default=prompts), name=f"{_ACTOR}.ppo_mini_batch_size")
+    mini = whole(
+        taken.number(f"{ACTOR}.ppo_mini_batch_size", default=min(256, prompts)), name=f"{ACTOR}.ppo_mini_batch_size"
+    )
     settings["train.batch_size"] = mini * samples
     conversion.differs(
-        f"{_ACTOR}.ppo_mini_batch_size",
+        f"{ACTOR}.ppo_mini_batch_size",
         f"train.batch_size counts responses: {mini} prompts x {samples} = {mini * samples}",
     )
-    if (tokens := taken.get(f"{_ACTOR}.ppo_max_token_len_per_gpu")) is not None:
-        settings["train.max_tokens_per_gpu"] = whole(tokens, name=f"{_ACTOR}.ppo_max_token_len_per_gpu")
-    if (top_k := taken.get(f"{_ROLLOUT}.top_k")) not in (None, -1, 0):
-        conversion.lacks(f"{_ROLLOUT}.top_k", f"{top_k}: sampling in training is from the whole distribution")
+    if (tokens := taken.get(f"{ACTOR}.ppo_max_token_len_per_gpu")) is not None:
+        settings["train.max_tokens_per_gpu"] = whole(tokens, name=f"{ACTOR}.ppo_max_token_len_per_gpu")
+    if (top_k := taken.get(f"{ROLLOUT}.top_k")) not in (None, -1, 0):
+        conversion.lacks(f"{ROLLOUT}.top_k", f"{top_k}: sampling in training is from the whole distribution")
 
 
 def _overlong(taken: Taken, conversion: Conversion) -> None:
@@ -299,10 +271,10 @@ def _schedule(taken: Taken, conversion: Conversion) -> None:
             "trainer.total_epochs",
             f"{epochs or 'the'} epochs are not known in steps without the number of prompts: train.max_steps 400; set it",
         )
-    ratio = taken.number(f"{_ACTOR}.optim.lr_warmup_steps_ratio", default=0.0)
-    warmup = taken.number(f"{_ACTOR}.optim.lr_warmup_steps", default=-1)
+    ratio = taken.number(f"{ACTOR}.optim.lr_warmup_steps_ratio", default=0.0)
+    warmup = taken.number(f"{ACTOR}.optim.lr_warmup_steps", default=-1)
     settings["actor.lr_warmup_steps"] = round(warmup if warmup >= 0 else ratio * settings["train.max_steps"])
-    kind = str(taken.get(f"{_ACTOR}.optim.warmup_style", f"{_ACTOR}.optim.lr_scheduler_type") or "constant")
+    kind = str(taken.get(f"{ACTOR}.optim.warmup_style", f"{ACTOR}.optim.lr_scheduler_type") or "constant")
     settings["actor.lr_scheduler"] = "cosine" if kind == "cosine" else "constant_with_warmup"
     for theirs, ours in (("trainer.save_freq", "ckpt.save_steps"), ("trainer.test_freq", "eval.steps")):
         frequency = whole(taken.number(theirs, default=-1), name=theirs)
@@ -313,9 +285,9 @@ def _placement(taken: Taken, conversion: Conversion) -> None:
     nodes = whole(taken.number("trainer.nnodes", default=1), name="trainer.nnodes")
     per_node = whole(taken.number("trainer.n_gpus_per_node", default=8), name="trainer.n_gpus_per_node")
     parallel = whole(
-        taken.number(f"{_ROLLOUT}.tensor_model_parallel_size", default=2), name=f"{_ROLLOUT}.tensor_model_parallel_size"
+        taken.number(f"{ROLLOUT}.tensor_model_parallel_size", default=2), name=f"{ROLLOUT}.tensor_model_parallel_size"
     )
-    memory = taken.number(f"{_ROLLOUT}.gpu_memory_utilization", default=0.9)
+    memory = taken.number(f"{ROLLOUT}.gpu_memory_utilization", default=0.9)
     conversion.settings |= {
         "ds.zero_stage": 3,
         "vllm.tensor_parallel_size": parallel,
@@ -331,19 +303,21 @@ def _placement(taken: Taken, conversion: Conversion) -> None:
 
 
 def _correction(taken: Taken, conversion: Conversion) -> None:
-    level = taken.get("algorithm.rollout_correction.rollout_is", "algorithm.rollout_is")
-    threshold = taken.get(
-        "algorithm.rollout_correction.rollout_is_threshold",
-        "algorithm.rollout_is_threshold",
-        f"{_ACTOR}.tis_imp_ratio_cap",
-    )
-    if threshold in (None, -1, "null"):
-        return
-    if str(level or "token") != "token":
-        conversion.differs("algorithm.rollout_is", f"{level} weights are not here; each token's is truncated")
-    conversion.settings["algo.advantage.is_correction_level"] = "token"
-    conversion.settings["algo.advantage.is_correction_mode"] = "clip"
-    conversion.settings["algo.advantage.is_correction_threshold"] = (
-        0.0,
-        number(threshold, name="algorithm.rollout_is_threshold"),
-    )
+    """Weights are applied where they are named, or their truncation alone is given, as before there were names."""
+    kind = taken.get("algorithm.rollout_correction.rollout_is", "algorithm.rollout_is")
+    level = taken.get("algorithm.rollout_is_level")
+    bounds = ("algorithm.rollout_correction.rollout_is_threshold", "algorithm.rollout_is_threshold")
+    threshold = taken.number(*bounds, default=2.0)
+    cap = taken.number(f"{ACTOR}.tis_imp_ratio_cap", default=-1)
+    if str(kind).lower() in ("none", "null", "false"):
+        if cap <= 0:
+            return
+        kind, threshold = "token", cap
+    kind = (level or "token") if is_true(kind) else kind
+    if str(kind) != "token":
+        conversion.differs("algorithm.rollout_is", f"{kind} weights are not here; each token's is truncated")
+    conversion.settings |= {
+        "algo.advantage.is_correction_level": "token",
+        "algo.advantage.is_correction_mode": "clip",
+        "algo.advantage.is_correction_threshold": (0.0, threshold),
+    }

@@ -52,7 +52,12 @@ def _fetched(name: str, repository: str, subset: str, split: str, folder: Path, 
         raise ConfigError(f"{failed}: it needs the package datasets; `pip install datasets`, or give a file") from error
     try:
         loaded = datasets.load_dataset(repository, subset or None, split=split)
-    except (OSError, ValueError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        datasets.exceptions.DatasetsError,
+    ) as error:  # scripts raise RuntimeError
         raise ConfigError(f"{failed}: {trouble or error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import functools
 import gzip
+import io
 import itertools
 import json
 import zlib
@@ -169,7 +170,7 @@ def _blocks_of_table(path: Path) -> Iterator[Block]:
     """Every value is text. A byte-order mark, as spreadsheets write it, is no part of the first name."""
     with _open(path) as file:
         try:
-            lines = csv.reader(file.read().decode("utf-8-sig").splitlines(keepends=True), strict=True)
+            lines = csv.reader(io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True)
             names = next(lines, [])
             if len(set(names)) != len(names) or not all(names):
                 raise ConfigError(f"{path}, line 1: the columns' names are {names}; each needs one of its own")

@@ -27,8 +27,7 @@ class Ending:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._best: float | None = None
-        self._since_best = 0
+        self._measured: dict[int, float] = {}
         self._reached = ""
 
     def measured(self, step: int, estimates: Mapping[str, float]) -> None:
@@ -40,18 +39,19 @@ class Ending:
         if name not in estimates:  # pass@k, where too few responses were judged
             return
         value = estimates[name]
-        if self._best is None or value > self._best:
-            self._best, self._since_best = value, 0
-        else:
-            self._since_best += 1
+        # A trainer that takes another's place measures some steps again, of other weights than those that are lost.
+        self._measured = {done: earlier for done, earlier in self._measured.items() if done < step} | {step: value}
+        values = list(self._measured.values())
+        best = max(values)
+        since_best = len(values) - 1 - values.index(best)
         if limits.target is not None and value >= limits.target:
             self._reached = (
                 f"{name} was {value:.1%} after {step} steps, and {limits.target:.1%} is enough (eval.target)"
             )
-        elif limits.patience is not None and self._since_best >= limits.patience:
+        elif limits.patience is not None and since_best >= limits.patience:
             self._reached = (
-                f"{name} was {value:.1%} after {step} steps, the evaluation number {self._since_best} in a row that was no "
-                f"better than {self._best:.1%} (eval.patience {limits.patience})"
+                f"{name} was {value:.1%} after {step} steps, the evaluation number {since_best} in a row that was no "
+                f"better than {best:.1%} (eval.patience {limits.patience})"
             )
 
     def reason(self, seconds: float) -> str:

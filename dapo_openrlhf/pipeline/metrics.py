@@ -229,11 +229,13 @@ class StepMetrics:
                 self._tokens["kept"] += event.response_tokens if event.keep else 0
             case GroupFailed():
                 self._reasons["failed"] += 1
+                self._reason_of.pop(event.group, None)
                 self._unscored += event.reason.startswith(("reward_", "environment_"))
             case PromptDropped():
                 self._reasons["prompt"] += 1
             case GroupSurplus():
                 self._reasons["surplus"] += 1
+                self._reason_of.pop(event.group, None)
                 self._tokens["surplus"] += event.response_tokens
             case GroupCut():
                 self._reasons["cut"] += 1

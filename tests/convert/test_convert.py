@@ -122,7 +122,8 @@ def test_openrlhfs_dapo(capsys: Captured, tmp_path: Path) -> None:
     assert config.devices == 8
     assert config.train.max_steps == 157  # 20,000 prompts / 128
     assert "--ckpt_path: " in said and "--colocate_all_models: engines and trainer run at once" in said
-    assert "--prompt_data: some/prompts must be a file here" in said
+    assert config.data.prompt_dataset == ("hf:some/prompts:train",) and config.data.max_samples == 20000
+    assert "--prompt_data: some/prompts is taken as a set of the hub" in said
 
 
 def test_verls_dapo(capsys: Captured, tmp_path: Path) -> None:
@@ -214,9 +215,10 @@ def test_dotted_names_values_with_equals_and_repeated_flags(capsys: Captured) ->
 
 
 def test_nothing_is_left_out_in_silence(capsys: Captured) -> None:
-    words = f"{LEAST} --frobnicate 3 --lora_rank 8 --ptx_coef 0.05 --use_wandb key".split()
-    status, _, said = run(capsys, *words)
+    words = f"{LEAST} --frobnicate 3 --lora_rank 8 --ptx_coef 0.05 --use_wandb key --wandb_project sums".split()
+    status, settings, said = run(capsys, *words)
     assert status == 0
+    assert (settings["report"]["wandb"], settings["logger"]["wandb"]) == ("online", {"project": "sums"}), "and no key"
     for flag in (
         "--frobnicate: no option of OpenRLHF",
         "--lora_rank: ",
@@ -224,6 +226,124 @@ def test_nothing_is_left_out_in_silence(capsys: Captured) -> None:
         "--use_wandb: ",
     ):
         assert flag in said
+
+
+def test_several_sets_splits_and_addresses(capsys: Captured) -> None:
+    words = (
+        "--pretrain m --prompt_data a.jsonl,b.csv.gz,some/set --prompt_data_probs 0.5,0.3,0.2 --prompt_split main "
+        "--eval_dataset some/other --eval_split test --remote_rm_url http://x/get,http://y/get --max_samples 300 "
+        "--actor_num_gpus_per_node 1 --vllm_num_engines 1"
+    )
+    status, settings, said = run(capsys, *words.split())
+    assert status == 0, said
+    config = build_config(settings, source="test")
+    assert config.data.prompt_dataset == ("a.jsonl", "b.csv.gz", "hf:some/set:main")
+    assert config.data.prompt_probs == (0.5, 0.3, 0.2) and config.data.max_samples == 300
+    assert config.eval.dataset == "hf:some/other:test" and config.eval.max_samples == 300
+    assert "--remote_rm_url: only the first of 2 addresses" in said
+
+
+def test_one_set_needs_no_share_and_a_file_has_no_split(capsys: Captured) -> None:
+    status, settings, said = run(capsys, *f"{LEAST} --prompt_data_probs 1.0 --prompt_split test".split())
+    assert status == 0 and "prompt_probs" not in settings["data"]
+    assert f"--prompt_split: {NOT_HERE['data.prompt_split']}" in said
+
+
+def test_a_constant_learning_rate_stays_one(capsys: Captured) -> None:
+    _, settings, said = run(
+        capsys, *f"{LEAST} --lr_scheduler constant --lr_warmup_ratio 0.1 --max_samples 10240".split()
+    )
+    actor = build_config(settings, source="test").actor
+    assert (actor.lr_scheduler, actor.lr_warmup_steps) == ("constant_with_warmup", 0)
+    assert "lr_scheduler" not in said
+
+
+def verl(capsys: Captured, *words: str) -> tuple[Config, str]:
+    least = "algorithm.adv_estimator=grpo actor_rollout_ref.model.path=m actor_rollout_ref.rollout.n=8 trainer.n_gpus_per_node=2 "
+    more = "actor_rollout_ref.rollout.tensor_model_parallel_size=1 data.train_files=['a.parquet','b.parquet']"
+    status, settings, said = run(capsys, "python3", "-m", "verl.trainer.main_ppo", *(least + more).split(), *words)
+    assert status == 0, said
+    return build_config(settings, source="test"), said
+
+
+def test_verls_files_rows_and_greedy_evaluation(capsys: Captured) -> None:
+    val = "actor_rollout_ref.rollout.val_kwargs"
+    words = [
+        "data.train_max_samples=100",
+        "data.val_max_samples=-1",
+        f"{val}.do_sample=False",
+        f"{val}.temperature=1.0",
+    ]
+    config, _ = verl(capsys, *words)
+    assert config.data.prompt_dataset == ("a.parquet", "b.parquet")
+    assert (config.data.max_samples, config.eval.max_samples, config.eval.temperature) == (100, None, 0)
+    assert (config.rollout.batch_size, config.train.batch_size) == (1024, 256 * 8), "verl's defaults, in prompts"
+    config, _ = verl(capsys, "algorithm.adv_estimator=gae", "data.train_batch_size=64", "critic.optim.lr=3e-6")
+    assert (config.train.batch_size, config.critic.adam.lr, config.critic.adam.weight_decay) == (64 * 8, 3e-6, 0.01)
+
+
+def test_verls_losses_keep_their_limits(capsys: Captured) -> None:
+    actor = "actor_rollout_ref.actor"
+    config, _ = verl(capsys, f"{actor}.policy_loss.loss_mode=gspo", f"{actor}.clip_ratio=3e-4")
+    assert config.actor.dual_clip is None, "verl bounds only the loss of tokens a second time"
+    config, _ = verl(capsys, f"{actor}.policy_loss.loss_mode=sapo", f"{actor}.tau_pos=1.5", f"{actor}.tau_neg=2.0")
+    assert config.actor.sapo_tau == (2.0, 1.5)
+    _, said = verl(capsys, f"{actor}.policy_loss.loss_mode=cispo", f"{actor}.clip_ratio_low=0.4")
+    assert f"{actor}.clip_ratio_low: ratios below 0.6" in said
+    _, said = verl(capsys, f"{actor}.policy_loss.loss_mode=dppo_tv", f"{actor}.clip_ratio_low=0.1")
+    assert f"{actor}.clip_ratio_low: one bound for both directions" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "level", "threshold", "remark"),
+    [
+        (
+            "algorithm.rollout_correction.rollout_is=null algorithm.rollout_correction.rollout_is_threshold=2.0",
+            "off",
+            None,
+            "",
+        ),
+        ("algorithm.rollout_is=False algorithm.rollout_is_threshold=2.0", "off", None, ""),
+        (
+            "algorithm.rollout_is=True algorithm.rollout_is_threshold=3.0 algorithm.rollout_is_level=token",
+            "token",
+            3,
+            "",
+        ),
+        ("algorithm.rollout_correction.rollout_is=token", "token", 2, ""),
+        ("algorithm.rollout_correction.rollout_is=sequence", "token", 2, "sequence weights are not here"),
+        ("actor_rollout_ref.actor.tis_imp_ratio_cap=5", "token", 5, ""),
+        ("actor_rollout_ref.actor.tis_imp_ratio_cap=-1", "off", None, ""),
+    ],
+)
+def test_verls_correction_is_on_where_it_is(
+    capsys: Captured, words: str, level: str, threshold: float | None, remark: str
+) -> None:
+    config, said = verl(capsys, *words.split())
+    advantage = config.algo.advantage
+    assert advantage.is_correction_level == level
+    assert threshold is None or advantage.is_correction_threshold == (0, threshold)
+    assert remark in said and ("weights are not here" in said) == bool(remark)
+
+
+def test_verls_kl_keeps_its_meaning_or_is_spoken_of(capsys: Captured) -> None:
+    actor = "actor_rollout_ref.actor"
+    config, said = verl(
+        capsys, f"{actor}.use_kl_loss=True", f"{actor}.kl_loss_type=k3+", "algorithm.use_kl_in_reward=True"
+    )
+    assert (config.algo.kl.estimator, config.algo.kl.use_loss, config.algo.kl.unbiased_gradient) == ("k3", True, True)
+    assert "algorithm.use_kl_in_reward: there is one KL here" in said
+    config, said = verl(
+        capsys, "algorithm.use_kl_in_reward=True", "algorithm.kl_penalty=abs", "algorithm.kl_ctrl.type=adaptive"
+    )
+    assert (config.algo.kl.estimator, config.algo.kl.use_loss) == ("k1", False)
+    assert "algorithm.kl_penalty: abs is not here" in said and "stays at 0.001" in said
+    _, said = verl(capsys, "algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=seq_reward")
+    assert "algorithm.filter_groups.metric: seq_reward" in said
+
+
+def test_no_setting_is_refused_as_an_option_that_is_not_here() -> None:
+    assert NOT_HERE.keys() & setting_names().keys() == set()
 
 
 def test_the_correction_flags_of_older_versions(capsys: Captured) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -69,6 +70,13 @@ def test_a_set_that_cannot_be_had_is_refused_with_its_setting(monkeypatch: pytes
     away(monkeypatch, "")
     with pytest.raises(ConfigError, match=r"hf:a/b:x cannot be loaded: Unknown split"):
         local_path("hf:a/b:x", setting="data.prompt_dataset", say=pytest.fail)
+    for error in (
+        datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset"),
+        RuntimeError("Dataset scripts are no longer supported, but found b.py"),
+    ):
+        monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
+        with pytest.raises(ConfigError, match=rf"hf:a/b:x cannot be loaded: {error}"):
+            local_path("hf:a/b:x", setting="data.prompt_dataset", say=pytest.fail)
     with pytest.raises(ConfigError, match=r"hf: is no name of a set; it has the form hf:OWNER/NAME"):
         local_path("hf:", setting="data.prompt_dataset", say=pytest.fail)
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -131,6 +131,8 @@ def test_a_table_of_text(tmp_path: Path) -> None:
         (2, {"question": "½", "answer": ""}),
     ]
     assert number == 3 and isinstance(short, ConfigError) and "row 3: 1 values for 2 columns" in str(short)
+    path.write_text("a,b\none\u2028two,three\x0bfour\n", encoding="utf-8")
+    assert list(read_rows(path)) == [(1, {"a": "one\u2028two", "b": "three\x0bfour"})], "no ends of lines in CSV"
     many = tmp_path / "many.csv"
     many.write_text("n\n" + "".join(f"{n}\n" for n in range(2 * BLOCK + 3)))
     assert [block.first for block in blocks(many)] == [0, BLOCK, 2 * BLOCK]

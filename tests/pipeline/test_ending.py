@@ -37,6 +37,15 @@ def test_a_plateau_is_as_many_evaluations_in_a_row_without_a_better_one() -> Non
     )
 
 
+def test_evaluations_of_weights_that_were_lost_do_not_count() -> None:
+    ending = Ending(Limits(patience=2))
+    for step, accuracy in ((0, 0.1), (5, 0.5), (10, 0.9), (5, 0.5), (10, 0.6), (15, 0.4)):
+        ending.measured(step, {"avg@1": accuracy})
+        assert ending.reason(seconds=1.0) == "", "a second trainer went on from before step 5"
+    ending.measured(20, {"avg@1": 0.6})
+    assert "after 20 steps, the evaluation number 2 in a row" in ending.reason(seconds=1.0)
+
+
 def test_hours_count_from_the_command() -> None:
     assert reasons(Limits(hours=15 / 3600), [0.1, 0.1, 0.1]) == [
         "",

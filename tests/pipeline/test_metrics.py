@@ -13,6 +13,7 @@ from dapo_openrlhf.pipeline.events import (
     Evaluated,
     Event,
     GroupCut,
+    GroupDispatched,
     GroupFailed,
     GroupGenerated,
     GroupJudged,
@@ -220,6 +221,19 @@ def test_failed_groups_are_not_judged() -> None:
         metrics.add(GroupFailed(group=group, reason="engine_error", message="broken"))
     row = metrics.row(now=1.0)
     assert (row["pass_rate"], row["accuracy"], row["groups/failed"]) == (1.0, 0.5, 3.0)
+
+
+def test_groups_that_are_never_judged_are_forgotten() -> None:
+    """Else what is remembered of each would grow with the run; shown by ids that come again, as they never do in one."""
+    metrics = StepMetrics(started=0.0)
+    for group in (1, 2):
+        metrics.add(GroupDispatched(group=group, prompt=0, version=PolicyVersion(0), deadline=1, reason="again"))
+    metrics.add(GroupFailed(group=1, reason="engine_error", message="broken"))
+    metrics.add(GroupSurplus(group=2, response_tokens=0))
+    assert metrics.row(now=1.0)["prompts/again"] == 2.0
+    for group in (1, 2):
+        metrics.add(judged(group, "kept", 0.5, 10))
+    assert "pass_rate/again" not in metrics.row(now=2.0)
 
 
 def test_a_step_of_no_length_and_without_groups_has_a_row() -> None:
