@@ -1,17 +1,17 @@
-"""The command line: commands and their options (standard library and the configuration; `--help` must be fast)."""
+"""The command line: commands and their options, each command's only once it is named (`--help` must be fast)."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import textwrap
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dapo_openrlhf import __version__
-from dapo_openrlhf.cli import check, convert, jobs, plan, prepare, report, submit
-from dapo_openrlhf.config.presets import PRESETS
-from dapo_openrlhf.config.settings import settings_of
-from dapo_openrlhf.config.typed import typed
 
 RUNS = {
     "train": "train a model; joins the Ray cluster of RAY_ADDRESS or starts Ray itself",
@@ -30,6 +30,22 @@ OF_JOBS = {
 """The commands about jobs that have been submitted."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A command's parser, which gets its options when it is first asked to parse: they import what they speak of."""
+
+    def __init__(self, *, fill: Callable[[argparse.ArgumentParser], None] | None = None, **named: Any) -> None:
+        """``fill`` adds the options."""
+        super().__init__(**named)
+        self._fill = fill
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As the base class does, with the options added before."""
+        if self._fill is not None:
+            fill, self._fill = self._fill, None
+            fill(self)
+        return super().parse_known_args(args, namespace)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All commands; settings of a run are left over by ``parse_known_args``."""
     parser = argparse.ArgumentParser(prog="dapo-openrlhf", description="Asynchronous DAPO on OpenRLHF.")
@@ -37,53 +53,34 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command",
         required=True,
+        parser_class=CommandParser,
         metavar="train|check|eval|rollout|compare|prepare|verify|submit|jobs|status|logs|stop|bench|trace|report|plan|checkpoint|"
         "convert",
     )
     for name, what in RUNS.items():
-        command = commands.add_parser(
-            name,
-            help=what,
-            description=what,
-            usage=f"dapo-openrlhf {name} --config FILE [options] [--section.key VALUE ...]",
-            epilog=_settings(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        _add_run(command, name)
+        commands.add_parser(name, help=what, description=what, allow_abbrev=False, fill=partial(_add_run, name=name))
     for name, what in OF_JOBS.items():
-        jobs.add_options(commands.add_parser(name, help=what, description=what, allow_abbrev=False), name)
+        fill = partial(_add_of_jobs, name=name)
+        commands.add_parser(name, help=what, description=what, allow_abbrev=False, fill=fill)
     commands.add_parser("job", description="what a submission runs on the cluster", allow_abbrev=False)
-    _add_compare(commands.add_parser("compare", help="compare two evaluations problem by problem", allow_abbrev=False))
-    prepare.add_options(
-        commands.add_parser("prepare", help="turn a data set into a prompt file, with a manifest", allow_abbrev=False)
-    )
-    _add_verify(
-        commands.add_parser("verify", help="judge a file of responses with a training's reward", allow_abbrev=False)
-    )
-    _add_bench(
-        commands.add_parser(
-            "bench", help="compare this pipeline with itself and with stock OpenRLHF", allow_abbrev=False
-        )
-    )
-    _add_trace(
-        commands.add_parser("trace", help="write a run's timeline for Perfetto or chrome://tracing", allow_abbrev=False)
-    )
-    report.add_options(
-        commands.add_parser("report", help="one HTML page about one or several runs", allow_abbrev=False)
-    )
-    plan.add_options(
-        commands.add_parser("plan", help="predict a run on GPUs that need not be there", allow_abbrev=False)
-    )
-    _add_checkpoint(commands.add_parser("checkpoint", help="list and verify a run's checkpoints", allow_abbrev=False))
-    convert.add_options(
-        commands.add_parser(
-            "convert",
-            help="turn a command of OpenRLHF or a configuration of verl into one of this project",
-            allow_abbrev=False,
-        )
-    )
+    for name, (what, add) in OTHERS.items():
+        commands.add_parser(name, help=what, allow_abbrev=False, fill=add)
     return parser
+
+
+def _in_module(name: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Adds the options that a command's own module has."""
+
+    def add(command: argparse.ArgumentParser) -> None:
+        importlib.import_module(f"dapo_openrlhf.cli.{name}").add_options(command)
+
+    return add
+
+
+def _add_of_jobs(command: argparse.ArgumentParser, name: str) -> None:
+    from dapo_openrlhf.cli import jobs
+
+    jobs.add_options(command, name)
 
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -91,6 +88,9 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 
 def _add_run(command: argparse.ArgumentParser, name: str) -> None:
+    command.usage = f"dapo-openrlhf {name} --config FILE [options] [--section.key VALUE ...]"
+    command.epilog = _settings()
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.add_argument(
         "--config", type=Path, metavar="FILE", required=name in ("eval", "rollout"), help="YAML file, see configs/"
     )
@@ -109,12 +109,12 @@ def _add_run(command: argparse.ArgumentParser, name: str) -> None:
     if name == "train":
         command.add_argument("--check", action="store_true", help="only see whether it can start, as `check` does")
     if name == "check":
-        check.add_options(command)
+        _in_module("check")(command)
     if name == "rollout":
         command.add_argument("--n", type=int, default=3, metavar="N", help="of the first N prompts; default 3")
         command.add_argument("--json", type=Path, metavar="FILE", help="write every token and log-prob there")
     if name == "submit":
-        submit.add_options(command)
+        _in_module("submit")(command)
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
@@ -179,6 +179,10 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
 
 
 def _settings(prefix: str = "") -> str:
+    from dapo_openrlhf.config.presets import PRESETS
+    from dapo_openrlhf.config.settings import settings_of
+    from dapo_openrlhf.config.typed import typed
+
     lines = []
     if not prefix:
         lines.append("presets, as --preset NAME; the file and the command line change single settings of one:")
@@ -192,3 +196,20 @@ def _settings(prefix: str = "") -> str:
         lines.append(f"  {name} ({'must be set' if field.is_required() else typed(field.default)})")
         lines += textwrap.wrap(field.description or "", 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+OTHERS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "compare": ("compare two evaluations problem by problem", _add_compare),
+    "prepare": ("turn a data set into a prompt file, with a manifest", _in_module("prepare")),
+    "verify": ("judge a file of responses with a training's reward", _add_verify),
+    "bench": ("compare this pipeline with itself and with stock OpenRLHF", _add_bench),
+    "trace": ("write a run's timeline for Perfetto or chrome://tracing", _add_trace),
+    "report": ("one HTML page about one or several runs", _in_module("report")),
+    "plan": ("predict a run on GPUs that need not be there", _in_module("plan")),
+    "checkpoint": ("list and verify a run's checkpoints", _add_checkpoint),
+    "convert": (
+        "turn a command of OpenRLHF or a configuration of verl into one of this project",
+        _in_module("convert"),
+    ),
+}
+"""All other commands: what each does, and what adds its options."""

@@ -45,6 +45,7 @@ class WhatIf:
         self.best = material.fit()
         dice = random.Random(0)
         self._drawn = [material.fit_again(dice, self.best.sharing) for _ in range(REPLICAS)]
+        self._predicted: dict[tuple[Split, RunSettings], Candidate] = {}
 
     def itself(self) -> Candidate:
         """The run as it was, predicted: how far this is from what was measured says how good the models are."""
@@ -87,6 +88,12 @@ class WhatIf:
         ]
 
     def _predict(self, split: Split, settings: RunSettings) -> Candidate:
+        """Predict once, however often it is asked."""
+        if (split, settings) not in self._predicted:
+            self._predicted[split, settings] = self._simulate(split, settings)
+        return self._predicted[split, settings]
+
+    def _simulate(self, split: Split, settings: RunSettings) -> Candidate:
         """Each replica counts as many steps, so that their means are of equal worth."""
         ranks = self._settings.ranks
         each = settings.batch_size / max(self.best.work.pass_rate, 0.02) if settings.filtered else settings.batch_size

@@ -36,21 +36,22 @@ def verdict(rows: Sequence[Row], *, max_staleness: int) -> Verdict | None:
     return Verdict(
         engines_idle=engines,
         trainer_idle=trainer,
-        sentence=f"{found}: {_cause(engines > BUSY, trainer > BUSY, max_staleness)}",
+        sentence=f"{found}: {_cause(engines, trainer, max_staleness)}",
     )
 
 
-def _cause(engines_idle: bool, trainer_idle: bool, max_staleness: int) -> str:
-    """What the idle sides say, and what to try."""
-    match engines_idle, trainer_idle:
+def _cause(engines: float, trainer: float, max_staleness: int) -> str:
+    """What the idle shares say, and what to try: no K makes a step shorter than the busier side's work."""
+    larger = f"a larger K saves at most {min(engines, trainer):.0%} of a step"
+    match engines > BUSY, trainer > BUSY:
         case False, False:
-            return "both work nearly all the time, so only faster or more devices help"
+            return f"both work nearly all the time; {larger}, faster or more devices save more"
         case True, False:
-            return "the trainer limits; a larger K will not help, but more trainer ranks or fewer engines will"
+            return f"the trainer limits; {larger}, more trainer ranks or fewer engines save more"
         case False, True:
-            return "the engines limit; a larger K will not help, but more engines or fewer trainer ranks will"
+            return f"the engines limit; {larger}, more engines or fewer trainer ranks save more"
         case _ if max_staleness == 0:
             return "they work in turn, as K = 0 demands; async.max_staleness 1 lets them overlap"
         case _:
-            larger = f"async.max_staleness {max_staleness + 1}"
-            return f"they wait for each other's stragglers; {larger} or async.at_deadline cut will help"
+            more = f"async.max_staleness {max_staleness + 1}"
+            return f"they wait for each other's stragglers; {more} or async.at_deadline cut will help"

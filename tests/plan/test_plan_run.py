@@ -92,6 +92,7 @@ def test_other_divisions_scale_the_trainer_and_keep_the_engines_size(tmp_path: P
 
     run = read_run(write(tmp_path / "run", change=ranks))
     what_if = after.WhatIf(after.Material(run.life, run.settings))
+    assert what_if.itself() is what_if.at(run.settings.max_staleness), "the run itself is simulated once"
     splits = {str(split) for split in after._splits(run.settings)}
     assert splits == {"2 x 1 : 2", "3 x 1 : 1"}
     two = after._with(run.settings, after.Split(engines=2, tensor_parallel=1, ranks=2))
