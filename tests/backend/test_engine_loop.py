@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,17 @@ def test_what_the_core_refuses_fails_its_group_only_and_leaves_nothing_in_the_co
     assert isinstance(done.exception(timeout=0), ValueError)
     assert loop.in_core == []
     assert core.aborted == ["g/0", "g/1", "g/2"]
+
+
+def test_sampling_parameters_are_shared_and_do_not_pile_up() -> None:
+    """Each turn of a rollout with an environment has a limit of its own, of which a run makes many."""
+    from dapo_openrlhf.backend.engine.loop import SHARED_PARAMETERS, EngineLoop
+
+    loop = EngineLoop({}, name="engine 0", stop_ids=[])
+    assert loop._parameters(SAMPLING, 0) is loop._parameters(SAMPLING, 1)
+    made = [loop._parameters(replace(SAMPLING, max_new_tokens=most), 0) for most in range(1, 1000)]
+    assert [parameters.max_tokens for parameters in made] == [*range(1, 1000)]
+    assert loop._shared_parameters.cache_info().currsize == SHARED_PARAMETERS
 
 
 def test_a_core_that_fails_while_a_step_in_flight_ends_is_no_failed_loading() -> None:

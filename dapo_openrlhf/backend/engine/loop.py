@@ -61,6 +61,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+SHARED_PARAMETERS = 64
+"""Most parameters that are kept for further responses; with environments every turn may have others."""
+
 
 class EngineLoop:
     """Thread that owns the engine core. Public methods may be called from any thread."""
@@ -81,7 +84,7 @@ class EngineLoop:
         self._engine_args = engine_args
         self._name = name
         self._stop_ids = list(stop_ids)
-        self._params: dict[Sampling, SamplingParams] = {}
+        self._shared_parameters = functools.lru_cache(SHARED_PARAMETERS)(self._parameters_of)
         self._updates = updates
         self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for new weights
         self._loads: list[Callable[[], None]] = []
@@ -235,9 +238,7 @@ class EngineLoop:
         """vLLM's parameters of one response; all responses without a seed share them."""
         if sampling.seed is not None:
             return self._parameters_of(replace(sampling, seed=sampling.seed + index))
-        if sampling not in self._params:
-            self._params[sampling] = self._parameters_of(sampling)
-        return self._params[sampling]
+        return self._shared_parameters(sampling)
 
     def _parameters_of(self, sampling: Sampling) -> SamplingParams:
         return SamplingParams(
