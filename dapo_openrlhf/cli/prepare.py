@@ -26,7 +26,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "source",
         metavar="SOURCE",
-        help=".jsonl, .json or .parquet file, hf:OWNER/NAME[@CONFIG][:SPLIT] or reasoning-gym:TASK",
+        help=".jsonl, .json, .csv or .parquet file, hf:OWNER/NAME[@CONFIG][:SPLIT] or reasoning-gym:TASK",
     )
     command.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl")
     formats = ("auto", "dapo-math", "gsm8k", "aime", "generic")

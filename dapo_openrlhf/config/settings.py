@@ -34,8 +34,9 @@ class RunSection(Section):
 
 class DataSection(Section):
     prompt_dataset: Annotated[tuple[str, ...], BeforeValidator(listed), Field(strict=False, min_length=1)]
-    """Prompts to train on: one or several .jsonl, .json, .csv or .parquet files, or folders saved by datasets. Several
-    are read as one set, one after the other, unless ``prompt_probs`` mixes them."""
+    """Prompts to train on: one or several .jsonl, .json, .csv or .parquet files, folders saved by datasets, or sets of the
+    hub as hf:OWNER/NAME[@SUBSET][:SPLIT]. Several are read as one set, one after the other, unless ``prompt_probs`` mixes
+    them."""
     prompt_probs: Annotated[tuple[PositiveFloat, ...], BeforeValidator(listed), Field(strict=False)] | None = None
     """The share of the prompts drawn that each of several files gets, together 1, whatever the files' sizes: a small one
     comes again more often."""

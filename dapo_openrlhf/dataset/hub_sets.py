@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.hub import prefer_cache
@@ -32,7 +33,7 @@ def local_path(name: str, *, setting: str, say: Callable[[str], None]) -> Path:
     if trouble and folder.is_dir():
         say(f"{setting}: {name} is as it was fetched before: {trouble}")
         return folder
-    return _fetched(name, repository, subset, split or "train", folder, f"{setting}: {name} cannot be loaded", trouble)
+    return _fetched(repository, subset, split or "train", folder, f"{setting}: {name} cannot be loaded", trouble)
 
 
 def _folder(repository: str, subset: str, split: str) -> Path:
@@ -44,23 +45,28 @@ def _folder(repository: str, subset: str, split: str) -> Path:
     return caches / "dapo_openrlhf" / "sets" / f"{safe}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
-def _fetched(name: str, repository: str, subset: str, split: str, folder: Path, failed: str, trouble: str) -> Path:
+def _fetched(repository: str, subset: str, split: str, folder: Path, failed: str, trouble: str) -> Path:
     """Load the set and put it into the folder, in one piece."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError(f"{failed}: it needs the package datasets; `pip install datasets`, or give a file") from error
-    try:
-        loaded = datasets.load_dataset(repository, subset or None, split=split)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        datasets.exceptions.DatasetsError,
-    ) as error:  # scripts raise RuntimeError
-        raise ConfigError(f"{failed}: {trouble or error}") from error
+    loaded = load_set(repository, subset, split, failed=failed, trouble=trouble)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
         loaded.save_to_disk(str(Path(unfinished) / "set"))
         put_in_place(Path(unfinished) / "set", folder)
     return folder
+
+
+def load_set(repository: str, subset: str, split: str, *, failed: str, trouble: str) -> Any:
+    """A set of the hub, through the package ``datasets``.
+
+    ``trouble``: why the hub cannot be asked, or empty. Raises ``ConfigError``, which begins with ``failed``, without the package,
+    and for a set that it cannot load.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(f"{failed}: it needs the package datasets; `pip install datasets`, or give a file") from error
+    try:
+        return datasets.load_dataset(repository, subset or None, split=split)
+    # RuntimeError: a set that needs a script of its own
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ConfigError(f"{failed}: {trouble or error}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.hub import prefer_cache
+from dapo_openrlhf.dataset.hub_sets import load_set
 from dapo_openrlhf.dataset.rows import read_rows, unit
 from dapo_openrlhf.prepare.labels import is_integer
 from dapo_openrlhf.prepare.rows import Source
@@ -20,10 +21,10 @@ SEED_STRIDE = 10**6
 
 
 def file_source(path: Path) -> Source:
-    """A .jsonl, .json or .parquet file as a source. Raises ``ConfigError`` if the file does not exist."""
+    """A .jsonl, .json, .csv or .parquet file as a source. Raises ``ConfigError`` if the file does not exist."""
     if not path.is_file():
         raise ConfigError(
-            f"there is no file {path}; a source is a .jsonl, .json or .parquet file, hf:OWNER/NAME[@CONFIG][:SPLIT] or "
+            f"there is no file {path}; a source is a .jsonl, .json, .csv or .parquet file, hf:OWNER/NAME[@CONFIG][:SPLIT] or "
             "reasoning-gym:TASK"
         )
 
@@ -46,14 +47,7 @@ def hugging_face_source(name: str) -> Source:
     dataset, _, split = name.partition(":")
     repository, _, subset = dataset.partition("@")
     trouble = prefer_cache(repository, kind="datasets")
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError(f"hf:{name}: needs the package datasets; `pip install datasets`, or give a file") from error
-    try:
-        loaded = datasets.load_dataset(repository, subset or None, split=split or "train")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"hf:{name}: cannot be loaded: {trouble or error}") from error
+    loaded = load_set(repository, subset, split or "train", failed=f"hf:{name}: cannot be loaded", trouble=trouble)
     return _listed(f"hf:{name}", loaded)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 from tiny_model import add_first_token, make_tiny_tokenizer
@@ -395,6 +396,16 @@ def test_a_set_of_the_hub_is_read_by_name_configuration_and_split(
     assert asked == [("owner/name", "main", "test"), ("owner/name", None, "train")]
     assert manifest(output)["source"]["name"] == "hf:owner/name"
     assert [row["label"] for row in written(output)] == ["1"]
+
+
+def test_a_set_of_the_hub_that_cannot_be_built_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    for error in (RuntimeError("Dataset scripts are no longer supported"), datasets.exceptions.DatasetsError("broken")):
+        monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
+        told = refused(capsys, "hf:owner/name", "--output", tmp_path / "out.jsonl")
+        assert "hf:owner/name: cannot be loaded" in told
 
 
 # ---------------------------------------------------------------- what ships
