@@ -109,7 +109,16 @@ def test_the_rounds_fit_into_the_time(tmp_path: Path, seconds: float, rounds: in
         ("{", "holds no runs of a bench"),
         (
             '{"work": {"steps": 5}, "arms": [{"key": "k0", "name": "a", "devices": 1, "measured": [{}]}]}',
-            "other figures",
+            "arms.0.measured.0.step_seconds: Field required",
+        ),
+        ('{"work": [], "arms": []}', "holds no runs of a bench"),
+        (
+            '{"work": {}, "arms": [{"key": "k0", "name": "a", "devices": 1, "measured": [[1]]}]}',
+            "holds no runs of a bench",
+        ),
+        (
+            '{"work": {}, "arms": [{"key": "k0", "name": "a", "devices": 1, "measured": []}]}',
+            "arms.0.measured: .* at least 1",
         ),
         ('{"work": {"steps": 6, "actor": {"model_name_or_path": "m"}}, "arms": []}', "steps was 6, and is 5"),
     ],
@@ -139,6 +148,7 @@ def test_a_loaded_machine_is_named(tmp_path: Path) -> None:
     said: list[str] = []
     loads = iter([0.0, 0.4])
     run_in_turn(arms([]), Budget(repeats=1), record, say=said.append)
+    record.runs["k0"] = [RUN]  # without what this machine's other programs took
     record.runs["k1"] = [replace(RUN, foreign_load=next(loads)), replace(RUN, foreign_load=next(loads))]
     results = record.results()
     assert "foreign load" in table(list(results.values())).splitlines()[0]
