@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from dapo_openrlhf.bench.arm import Arm, Measurement
 from dapo_openrlhf.bench.result import Result, summarise
 from dapo_openrlhf.whole_file import write_whole
+
+
+@dataclass(frozen=True)
+class _Arm:
+    key: str
+    name: str
+    devices: int
+    measured: Annotated[list[Measurement], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a file must hold; other figures of it follow from these."""
+
+    work: dict[str, Any]
+    arms: list[_Arm]
+
+
+_FILE = TypeAdapter(_File)
 
 
 class RecordUnreadable(ValueError):
@@ -56,24 +77,18 @@ class Record:
     def take(self, file: Path) -> None:
         """Take over the runs of a file that was written for the same work. Raises :class:`RecordUnreadable`."""
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            work = found["work"]
-            measured = {arm["key"]: [_measurement(run) for run in arm["measured"]] for arm in found["arms"]}
-            arms = {arm["key"]: (str(arm["name"]), int(arm["devices"])) for arm in found["arms"]}
+            found = _FILE.validate_json(file.read_bytes())
         except OSError as error:
             raise RecordUnreadable(f"{file} cannot be read: {error.strerror}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise RecordUnreadable(f"{file} holds no runs of a bench: {error!r}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise RecordUnreadable(f"{file} holds no runs of a bench: {place}: {first['msg']}") from error
+        work = found.work
         mine = json.loads(json.dumps(self.work))
         if other := sorted(key for key in {*mine, *work} if mine.get(key) != work.get(key)):
             words = "; ".join(f"{key} was {work.get(key)}, and is {mine.get(key)}" for key in other[:3])
             raise RecordUnreadable(f"{file} is of other work: {words}")
-        self.runs |= measured
-        self.arms |= arms
-
-
-def _measurement(values: Mapping[str, Any]) -> Measurement:
-    known = {each.name for each in fields(Measurement)}
-    if values.keys() != known:
-        raise ValueError(f"its runs have other figures than those of this version: {sorted(values.keys() ^ known)}")
-    return Measurement(**{**values, "step_seconds": tuple(values["step_seconds"])})
+        for arm in found.arms:
+            self.runs[arm.key] = arm.measured
+            self.arms[arm.key] = arm.name, arm.devices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from dapo_openrlhf.pipeline.events import Event, Rewound
@@ -53,14 +54,17 @@ def earlier_rows(path: Path, first_step: int) -> list[Row]:
     return [{name: value for name, value in line.items() if name != "step"} for line in kept]
 
 
-def read_rows(path: Path) -> dict[int, Row]:
+def read_rows(path: Path, unread: Callable[[int], object] = lambda number: None) -> dict[int, Row]:
     """The rows of a run by step, from 0, without what is no finite number; of two rows of a step the later.
 
-    The file stays as it is.
+    The file stays as it is. ``unread`` is told the number, from 1, of each line that is no row.
     """
     if not path.is_file():
         return {}
-    lines = map(_row, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    lines = [_row(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    for number, line in enumerate(lines, start=1):
+        if line is None:
+            unread(number)
     rows = {int(line["step"]): line for line in lines if line is not None and line["step"] >= 0}
     return {
         step: {name: float(value) for name, value in rows[step].items() if name != "step" and _is_finite(value)}

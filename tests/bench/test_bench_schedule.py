@@ -110,7 +110,16 @@ def test_the_rounds_fit_into_the_time(tmp_path: Path, seconds: float, rounds: in
         ("{", "holds no runs of a bench"),
         (
             '{"work": {"steps": 5}, "arms": [{"key": "k0", "name": "a", "devices": 1, "measured": [{}]}]}',
-            "other figures",
+            "arms.0.measured.0.step_seconds: Field required",
+        ),
+        ('{"work": [], "arms": []}', "holds no runs of a bench"),
+        (
+            '{"work": {}, "arms": [{"key": "k0", "name": "a", "devices": 1, "measured": [[1]]}]}',
+            "holds no runs of a bench",
+        ),
+        (
+            '{"work": {}, "arms": [{"key": "k0", "name": "a", "devices": 1, "measured": []}]}',
+            "arms.0.measured: .* at least 1",
         ),
         ('{"work": {"steps": 6, "actor": {"model_name_or_path": "m"}}, "arms": []}', "steps was 6, and is 5"),
     ],

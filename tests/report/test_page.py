@@ -211,6 +211,7 @@ def test_what_is_damaged_is_left_out_and_said(tmp_path: Path) -> None:
     _, seen = of_runs(run)
     assert "5 lines of events.jsonl could not be read, the first is line 1" in seen.text
     assert "config.yaml could not be read" in seen.text
+    assert "3 lines of metrics.jsonl could not be read, the first is line " in seen.text
 
 
 @pytest.mark.parametrize("left_out", ["metrics.jsonl", "events.jsonl", "config.yaml", "eval"])

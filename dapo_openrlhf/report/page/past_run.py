@@ -108,10 +108,14 @@ def _labels(places: Sequence[Path]) -> list[str]:
 def _read(place: Path, label: str) -> PastRun:
     folder = RunFolder(path=place)
     settings, trouble = _settings(folder.config)
+    lines: list[int] = []
+    rows = read_rows(folder.metrics, lines.append)
+    if lines:
+        trouble.append(f"{len(lines)} lines of metrics.jsonl could not be read, the first is line {lines[0]}")
     run = PastRun(
         folder=place,
         label=label,
-        rows={step + 1: row for step, row in read_rows(folder.metrics).items()},
+        rows={step + 1: row for step, row in rows.items()},
         settings=settings,
         damage=trouble,
         being_written=is_being_written(place),
