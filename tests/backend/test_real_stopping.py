@@ -112,7 +112,7 @@ def test_while_ray_and_the_actors_start(tmp_path: Path) -> None:
     assert process.returncode == 143
 
 
-def test_while_it_trains_and_going_on_afterwards(tmp_path: Path) -> None:
+def test_while_it_trains_and_going_on_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGUSR1, as Slurm sends it, makes a checkpoint; Ctrl-C, to the whole group, another one."""
     endless = make_config(tmp_path, **{"train.max_steps": 100_000, "train.grace_seconds": float(HANG_SECONDS)})
     (tmp_path / "c.yaml").write_text(dump_config(endless))
@@ -132,6 +132,7 @@ def test_while_it_trains_and_going_on_afterwards(tmp_path: Path) -> None:
     assert process.returncode == 130, words
     saved = sorted((run / "checkpoints").iterdir())
     steps = int(saved[-1].name.removeprefix("step-"))
+    monkeypatch.chdir(tmp_path)  # where the command ran, from which its name is said
     assert words == (
         f"stopped by SIGINT: {steps} rollout steps are done, and the newest checkpoint is {saved[-1]}; to go on: "
         f"{program()} train --resume {run}\n"

@@ -26,6 +26,8 @@ PROCESSES_PER_ACTOR = 8
 CONCURRENT_CALLS = 1 << 16
 PRINTED_SECONDS = 2.0
 """Pause between two questions for what environments have printed."""
+LAST_SECONDS = 3.0
+"""Seconds that an actor may take to say what was printed at the end of a run."""
 ANSWER_SECONDS = 30.0
 """Seconds that an actor may take to say what was printed, or to pass on an answer beyond the environment's own limit."""
 
@@ -88,13 +90,17 @@ class EnvironmentPool:
         """Pass on what environments print, until cancelled."""
         while True:
             await asyncio.sleep(PRINTED_SECONDS)
-            for actor in self._actors:
-                for line in await self._printed(actor):
-                    self._print(line)
+            await self.pass_on(ANSWER_SECONDS)
 
-    async def _printed(self, actor: Any) -> list[str]:
+    async def pass_on(self, seconds: float = LAST_SECONDS) -> None:
+        """Pass on what environments have printed since the last time, with ``seconds`` for each actor to answer."""
+        for actor in self._actors:
+            for line in await self._printed(actor, seconds):
+                self._print(line)
+
+    async def _printed(self, actor: Any, seconds: float) -> list[str]:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 lines: list[str] = await actor.printed.remote()
                 return lines
         except (RayError, TimeoutError):  # whoever waits for an episode is told

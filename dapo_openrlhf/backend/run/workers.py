@@ -46,13 +46,14 @@ class Workers:
 
     @asynccontextmanager
     async def heard(self) -> AsyncIterator[None]:
-        """Pass on what environments print meanwhile."""
+        """Pass on what environments print meanwhile, and at the end what a short run has not heard yet."""
         if self.environments is None:
             yield
             return
         listening = asyncio.ensure_future(self.environments.supervise())
         try:
             yield
+            await self.environments.pass_on()
         finally:
             listening.cancel()
 
