@@ -158,6 +158,10 @@ def _config_work(options: argparse.Namespace, config: Config) -> Work:
             found = variants(key, options.splits)
         except ValueError as error:
             raise ConfigError(f"--arms, --splits: {error}") from None
+        if found[0].max_staleness >= length.steps:
+            raise ConfigError(
+                f"--arms: {key} never gets as stale as that in the {length.steps} steps of a run; use a smaller K, or more --steps"
+            )
         for variant in found:
             arms[key + (f" {variant.split[0]}:{variant.split[1]}" if variant.split else "")] = config_arm(
                 config, variant, length
