@@ -31,7 +31,7 @@ python3 -m openrlhf.cli.train_ppo_ray \\
    --dynamic_filtering --dynamic_filtering_reward_range 0 1 \\
    --eps_clip_low_high 0.2 0.3 \\
    --pretrain some/sft-model \\
-   --remote_rm_url /work/reward_func.py \\
+   --remote_rm_url /home/me/reward_func.py \\
    --save_path /out/final --ckpt_path /out/ckpt --save_steps 20 --save_hf_ckpt \\
    --micro_train_batch_size 8 --train_batch_size 128 \\
    --micro_rollout_batch_size 16 --rollout_batch_size 128 --n_samples_per_prompt 8 \\
