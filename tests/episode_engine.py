@@ -18,7 +18,7 @@ from dapo_openrlhf.backend.engine.unfinished import Made
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, VersionRuns
 from dapo_openrlhf.environments.messages import Action, EnvironmentFailed, Observation, Step
 from dapo_openrlhf.pipeline.ports import CUT_TOO_EARLY, EnvironmentFault, GroupError, Sampling
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt
+from dapo_openrlhf.types import Generation, Prompt
 
 REPORT_SECONDS = 0.01
 """The longest that a group takes from its engine to whoever waits for it."""
@@ -174,17 +174,4 @@ class EpisodeEngine(FakeEngine):
         report = made[0]
         group.end, group.lengths = "made", report.lengths
         group.oldest_version, group.newest_version = min(actions.versions), max(actions.versions)
-        return Generation(
-            prompt_length=report.prompt_length,
-            lengths=report.lengths,
-            truncated=report.truncated,
-            cut=report.cut,
-            oldest_version=PolicyVersion(report.oldest_version),
-            newest_version=PolicyVersion(report.newest_version),
-            version_tokens=report.version_tokens,
-            engine=self.index,
-            tokens=group,
-            texts=group,
-            observed=report.observed,
-            scores=report.scores,
-        )
+        return report.generation(engine=self.index, tokens=group, texts=group)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dapo_openrlhf.types import Score, Segment, Span
+from dapo_openrlhf.types import Generation, PolicyVersion, Score, Segment, Span
 
 
 class BadPrompt(ValueError):
@@ -186,6 +186,23 @@ class GenerationReport:
     """How many tokens of the prompt were in the prefix cache when each response began."""
     observed: tuple[int, ...] = ()
     scores: tuple[Score, ...] | None = None
+
+    def generation(self, *, engine: int, tokens: object, texts: object) -> Generation:
+        """The same as the pipeline's message, with the engine's index and handles to what the engine made."""
+        return Generation(
+            prompt_length=self.prompt_length,
+            lengths=self.lengths,
+            truncated=self.truncated,
+            cut=self.cut,
+            oldest_version=PolicyVersion(self.oldest_version),
+            newest_version=PolicyVersion(self.newest_version),
+            version_tokens=self.version_tokens,
+            engine=engine,
+            tokens=tokens,
+            texts=texts,
+            observed=self.observed,
+            scores=self.scores,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,10 @@ class Sampling:
         """The same sampling for a single token of a single response."""
         return replace(self, n=1, max_new_tokens=1)
 
+    def of_response(self, index: int) -> Sampling:
+        """The same sampling with the seed of the response at an index from 0."""
+        return self if self.seed is None else replace(self, seed=self.seed + index)
+
 
 class EngineGone(Exception):
     """An engine's process is gone; the message says why."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate, takewhile
 
 import numpy as np
@@ -33,7 +32,8 @@ class EpisodeGroup:
         The first rollout that fails ends the others. Raises what :meth:`Episode.play` raises.
         """
         playing = [
-            asyncio.ensure_future(episode.play(seeded(sampling, index))) for index, episode in enumerate(self._episodes)
+            asyncio.ensure_future(episode.play(sampling.of_response(index)))
+            for index, episode in enumerate(self._episodes)
         ]
         try:
             await asyncio.wait(playing, return_when=asyncio.FIRST_EXCEPTION)
@@ -45,11 +45,6 @@ class EpisodeGroup:
             if error is not None:
                 raise error
         return None if any(episode.length == 0 for episode in self._episodes) else _made(self._episodes)
-
-
-def seeded(sampling: Sampling, index: int) -> Sampling:
-    """The sampling of the response at ``index`` of a group."""
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
 
 
 def _made(episodes: Sequence[Episode]) -> tuple[GenerationReport, GroupTokens, GroupTexts]:

@@ -40,7 +40,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from vllm.engine.arg_utils import EngineArgs
@@ -237,7 +236,7 @@ class EngineLoop:
     def _parameters(self, sampling: Sampling, index: int) -> SamplingParams:
         """vLLM's parameters of one response; all responses without a seed share them."""
         if sampling.seed is not None:
-            return self._parameters_of(replace(sampling, seed=sampling.seed + index))
+            return self._parameters_of(sampling.of_response(index))
         return self._shared_parameters(sampling)
 
     def _parameters_of(self, sampling: Sampling) -> SamplingParams:

@@ -23,7 +23,7 @@ from dapo_openrlhf.pipeline.ports import (
     PromptFault,
     Sampling,
 )
-from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Transcript
+from dapo_openrlhf.types import Generation, Prompt, Transcript
 
 
 class RemoteEngine:
@@ -79,20 +79,7 @@ class RemoteEngine:
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         if report is None:
             raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id} was cut before each of its responses had a token")
-        return Generation(
-            prompt_length=report.prompt_length,
-            lengths=report.lengths,
-            truncated=report.truncated,
-            cut=report.cut,
-            oldest_version=PolicyVersion(report.oldest_version),
-            newest_version=PolicyVersion(report.newest_version),
-            version_tokens=report.version_tokens,
-            engine=self._index,
-            tokens=tokens,
-            texts=texts,
-            observed=report.observed,
-            scores=report.scores,
-        )
+        return report.generation(engine=self._index, tokens=tokens, texts=texts)
 
     def cut(self, request: str) -> None:
         """End a group with the tokens generated so far."""
