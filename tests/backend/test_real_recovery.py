@@ -50,7 +50,10 @@ def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
     assert [event["version"] for event in second if event["event"] == "batch_taken"] == [4, 5]
     versions = [event["version"] for event in second if event["event"] == "group_dispatched"]
     assert (versions[0], max(versions) <= 6, versions == sorted(versions)) == (4, True, True)
-    saved = next(number for number, event in enumerate(first) if event.get("path", "").endswith("step-000004"))
+    # The state is that of the snapshot; while it was written, groups were dispatched and judged.
+    saved = next(
+        number for number, event in enumerate(first) if (event["event"], event.get("step")) == ("snapshot_taken", 4)
+    )
     prompts = [event["prompt"] for event in first[:saved] if event["event"] == "group_dispatched"]
     ended = {group for event in first[:saved] if event["event"] == "batch_taken" for group in event["groups"]}
     ended |= {event["group"] for event in first[:saved] if event["event"] == "group_judged" and not event["keep"]}
