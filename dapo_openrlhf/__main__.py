@@ -29,19 +29,19 @@ def entry() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
-    with stopping.handled():
-        try:
+    try:
+        with stopping.handled():
             status = _run(arguments)
             sys.stdout.flush()
-        except stopping.Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            return stopped.status
-        except OSError as error:
-            if error.filename is not None or error.errno not in UNPRINTED:
-                raise
-            silence(sys.stdout, error)
-            return 1
-        return status
+    except stopping.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNPRINTED:
+            raise
+        silence(sys.stdout, error)
+        return 1
+    return status
 
 
 def _run(arguments: Sequence[str] | None) -> int:

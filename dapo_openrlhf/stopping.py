@@ -163,12 +163,28 @@ _handlings: list[_Handling] = []
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle signals, except those that are ignored, as under nohup. Restores the old handlers at the end."""
+    """Handle signals, except those that are ignored, as under nohup. Restores the old handlers at the end.
+
+    A signal that comes while Python's own ``threading`` waits for a lock may leave the lock released; the lock's ``with``
+    block then raises "release unlocked lock" in place of :class:`Stopped`, which is raised here all the same.
+    """
     _handlings.append(_Handling())
     try:
         yield
+    except RuntimeError as error:
+        if (stopped := _stopped_within(error)) is None:
+            raise
+        raise stopped from None
     finally:
         _handlings.pop().close()
+
+
+def _stopped_within(error: RuntimeError) -> Stopped | None:
+    """The :class:`Stopped` in whose handling an error was raised; None if there was none."""
+    before: BaseException | None = error
+    while before is not None and not isinstance(before, Stopped):
+        before = before.__context__
+    return before
 
 
 def exit_outside() -> None:

@@ -62,6 +62,33 @@ def test_the_command_ends_where_it_is_and_cleans_up(
     assert capsys.readouterr().err == f"stopped by {number.name}: {stopping.NOTHING_KEPT}\n"
 
 
+def test_a_lock_that_it_leaves_released_hides_it_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where it comes in the middle of ``threading.Condition.wait``, whose lock is then released twice."""
+
+    def wait(options: object, rest: object) -> int:
+        with lock:
+            lock.release()
+            signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("unreachable")
+
+    lock = threading.Lock()
+    monkeypatch.setitem(COMMANDS, "trace", wait)
+    assert main(["trace", "run"]) == 143
+    assert capsys.readouterr().err == f"stopped by SIGTERM: {stopping.NOTHING_KEPT}\n"
+
+
+def test_an_error_of_such_a_kind_without_a_signal_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: object, rest: object) -> int:
+        threading.Lock().release()
+        return 0
+
+    monkeypatch.setitem(COMMANDS, "trace", fail)
+    with pytest.raises(RuntimeError, match="release unlocked lock"):
+        main(["trace", "run"])
+
+
 @pytest.mark.parametrize("number", ENDING)
 def test_a_signal_that_does_not_end_a_wait_is_heard_nevertheless(number: signal.Signals) -> None:
     """As one does that comes in the moment before the wait: here another thread gets it, so the wait goes on."""

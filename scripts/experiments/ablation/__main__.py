@@ -57,15 +57,15 @@ def start(arguments: Sequence[str], log: Path) -> int:
 
 
 def main() -> int:
-    with stopping.handled():
-        try:
+    try:
+        with stopping.handled():
             return run()
-        except Unwritable as error:
-            print(error, file=sys.stderr)
-            return 1
-        except stopping.Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            return stopped.status
+    except Unwritable as error:
+        print(error, file=sys.stderr)
+        return 1
+    except stopping.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
 
 
 def run() -> int:

@@ -67,12 +67,12 @@ def plan(options: argparse.Namespace, arms: tuple[Arm, ...], rest: list[str]) ->
 
 
 def main() -> int:
-    with stopping.handled():
-        try:
+    try:
+        with stopping.handled():
             return run()
-        except (Unwritable, stopping.Stopped) as ended:
-            print(ended, file=sys.stderr)
-            return ended.status if isinstance(ended, stopping.Stopped) else 1
+    except (Unwritable, stopping.Stopped) as ended:
+        print(ended, file=sys.stderr)
+        return ended.status if isinstance(ended, stopping.Stopped) else 1
 
 
 def run() -> int:

@@ -36,16 +36,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     every = trials(options.output, works=options.works, staleness=options.staleness, repeats=options.repeats)
-    with stopping.handled():
-        try:
+    try:
+        with stopping.handled():
             for trial in () if options.report_only else every:
                 measure(trial, steps=options.steps, cache=options.output / "cache", say=print)
-        except ArmError as error:
-            print(error, file=sys.stderr)
-            return 1
-        except stopping.Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            return stopped.status
+    except ArmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except stopping.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
     found = list(rows(every))
     if not found:
         print(f"no run in {options.output} is finished", file=sys.stderr)
