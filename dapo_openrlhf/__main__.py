@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from dapo_openrlhf import stopping
 from dapo_openrlhf.cli.packages import BASIC, OF_COMMAND, check_packages
-from dapo_openrlhf.cli.voice import silence
+from dapo_openrlhf.cli.voice import silence, telling_waits
 
 STARTED = time.monotonic()
 
@@ -159,7 +159,8 @@ def _verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from dapo_openrlhf.cli.verify import verify
     from dapo_openrlhf.config.loading import parse_overrides
 
-    return verify(options, parse_overrides(rest))
+    with telling_waits(sys.stderr):
+        return verify(options, parse_overrides(rest))
 
 
 def _compare(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -173,7 +174,8 @@ def _prepare(options: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse(rest)
     from dapo_openrlhf.cli.prepare import prepare
 
-    return prepare(options)
+    with telling_waits(sys.stderr):
+        return prepare(options)
 
 
 def _bench(options: argparse.Namespace, rest: Sequence[str]) -> int:

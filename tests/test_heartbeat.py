@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 from patience import HANG_SECONDS
 
@@ -68,3 +72,41 @@ def test_its_thread_beats_and_ends() -> None:
     with waiting_for("it"), Heartbeat(lambda text: beaten.set(), seconds=1e-9).beating():
         assert beaten.wait(HANG_SECONDS)
     assert threading.active_count() == threads
+
+
+SHORT = "import sys; from dapo_openrlhf import heartbeat, __main__; heartbeat.LOG_SECONDS = 0.05; sys.exit(__main__.entry())"
+
+
+def run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SHORT, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def first_line_with(words: str, process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return next(line for line in process.stderr if words in line)
+
+
+def test_verify_says_how_far_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    (tmp_path / "reward.py").write_text(
+        "def reward_func(queries, prompts, labels):\n    open('go').read()\n    return {'rewards': [1.0]}\n"
+    )
+    (tmp_path / "r.jsonl").write_text('{"response": "1", "answer": "1"}\n')
+    with run(tmp_path, "verify", "r.jsonl", "--reward", "reward.py") as process:
+        assert "responses to be judged, 0 of 1 are (" in first_line_with("judged", process)
+        (tmp_path / "go").write_text("")
+        assert "1 right" in process.communicate()[0]
+    assert process.returncode == 0
+
+
+def test_prepare_says_what_it_reads(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl.pipe")
+    (tmp_path / "rows.jsonl").write_text('{"input": "1+1=", "label": "2"}\n')
+    (tmp_path / "out.jsonl").symlink_to("rows.jsonl.pipe")
+    with run(tmp_path, "prepare", "rows.jsonl", "--output", "out.jsonl") as process:
+        assert first_line_with("out.jsonl", process).startswith("still waiting for out.jsonl to be written (")
+        (tmp_path / "rows.jsonl.pipe").read_text()
+        process.communicate()
+    assert process.returncode == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.heartbeat import waiting_for
 from dapo_openrlhf.prepare.cleaning import LABEL_SHOWN, Cleaned, OnBroken, OnConflict, Rules, clean
 from dapo_openrlhf.prepare.few_shot import read_turns
 from dapo_openrlhf.prepare.formats import read_problems
@@ -112,7 +113,8 @@ def prepare(options: argparse.Namespace) -> int:
         wrapped = problem.with_text(wrap).with_turns_before(turns)
         return template.render(wrapped) if template else wrapped
 
-    source = _source(options)
+    with waiting_for(f"{options.source} to be loaded"):
+        source = _source(options)
     answers = options.label_kind == "answer" and not source.name.startswith("reasoning-gym:")
     rows = read_problems(
         source,
@@ -121,21 +123,24 @@ def prepare(options: argparse.Namespace) -> int:
         label_key=options.label_key,
         answers=answers,
     )
-    cleaned = clean(
-        rows,
-        Rules(
-            broken=options.broken,
-            conflicts=options.conflicts,
-            keep_duplicates=options.keep_duplicates,
-            require_integer=options.require_integer,
-            max_tokens=options.max_tokens,
-        ),
-        tokens=(lambda problem: tokenizer.count(finished(problem))) if tokenizer else None,
-    )
-    cleaned.problems = [finished(problem) for problem in cleaned.problems]
+    with waiting_for(f"the rows of {source.name} to be read and cleaned"):
+        cleaned = clean(
+            rows,
+            Rules(
+                broken=options.broken,
+                conflicts=options.conflicts,
+                keep_duplicates=options.keep_duplicates,
+                require_integer=options.require_integer,
+                max_tokens=options.max_tokens,
+            ),
+            tokens=(lambda problem: tokenizer.count(finished(problem))) if tokenizer else None,
+        )
+        cleaned.problems = [finished(problem) for problem in cleaned.problems]
     if answers:
-        _note_unreadable(cleaned)
-    write(options.output, cleaned, source, _recorded(options, few_shot))
+        with waiting_for("answers to be read as the rule reward reads them"):
+            _note_unreadable(cleaned)
+    with waiting_for(f"{options.output} to be written"):
+        write(options.output, cleaned, source, _recorded(options, few_shot))
     _tell(options.output, cleaned, source)
     return 0
 

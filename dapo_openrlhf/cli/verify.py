@@ -17,6 +17,7 @@ from dapo_openrlhf.cli.outputs import check_output, write_json
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_reward, load_config
 from dapo_openrlhf.config.reward import RewardSection
+from dapo_openrlhf.heartbeat import waiting_for
 from dapo_openrlhf.rewards.gold import gold_answer
 from dapo_openrlhf.rewards.printed import Limited
 from dapo_openrlhf.rewards.process import RewardProcess, RewardUnavailable, Scored
@@ -152,10 +153,12 @@ def score_all(cases: Sequence[Case], settings: RewardSettings, *, workers: int) 
 
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(RewardProcess(settings)) for _ in range(workers)]
-        for process in processes:
-            process.wait_ready()
+        with waiting_for("the reward to be loaded"):
+            for process in processes:
+                process.wait_ready()
         started = time.monotonic()
-        with ThreadPoolExecutor(workers) as threads:
+        judged = waiting_for(lambda: f"responses to be judged, {len(scored):,} of {len(cases):,} are")
+        with ThreadPoolExecutor(workers) as threads, judged:
             try:
                 list(threads.map(work, processes))
             finally:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+from dapo_openrlhf.heartbeat import Heartbeat, silence_of
 
 
 class Voice:
@@ -25,6 +29,13 @@ class Voice:
                 self._silent = True
                 self.lost = not isinstance(error, BrokenPipeError)  # whose reader has left, as head does
                 silence(self._stream, error)
+
+
+@contextmanager
+def telling_waits(stream: TextIO) -> Iterator[None]:
+    """Say in ``stream`` what the block waits for, as often as :func:`silence_of` says."""
+    with Heartbeat(Voice(stream), seconds=silence_of(stream)).beating():
+        yield
 
 
 def silence(stream: TextIO, error: OSError) -> None:
