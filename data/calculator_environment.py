@@ -21,6 +21,7 @@ from dapo_openrlhf.environments.messages import Action, Observation, Step
 from dapo_openrlhf.environments.turns import next_turn
 from dapo_openrlhf.rewards.evaluate import Evaluation, TooLarge, TooLong, Undefined
 from dapo_openrlhf.rewards.expression import parse
+from dapo_openrlhf.rewards.gold import gold_answer
 from dapo_openrlhf.rewards.question import Question
 from dapo_openrlhf.rewards.sources import RuleReward
 from dapo_openrlhf.rewards.tokens import Unfinished, Unreadable
@@ -55,7 +56,8 @@ class Environment:
         self._calls = 0
 
     async def reset(self, prompt: Prompt) -> Observation:
-        """Tell the model about the tool, if the prompt has turns."""
+        """Tell the model about the tool, if the prompt has turns. Raises ``ValueError`` for a label that is no answer."""
+        gold_answer(prompt.label)
         self._prompt = prompt
         return Observation(text=described(prompt.text))
 

@@ -65,7 +65,7 @@ def steps_done(folder: Path) -> int:
 
 def pipeline_settings(max_staleness: int, workload: Workload, settings: ArmSettings, folder: Path) -> dict[str, Any]:
     """This pipeline's configuration for the work that all arms are given."""
-    return {
+    work: dict[str, Any] = {
         "device": "cpu",
         "run": {"name": "run", "dir": str(folder)},
         "actor": {
@@ -89,9 +89,13 @@ def pipeline_settings(max_staleness: int, workload: Workload, settings: ArmSetti
             "seed": settings.seed,
         },
         "async": {"max_staleness": max_staleness},
-        "reward": {"remote_url": str(workload.reward), "overlong_filtering_enable": False},
+        "reward": {"overlong_filtering_enable": False},
         "data": {"prompt_dataset": str(workload.prompts), "max_len": workload.max_len},
     }
+    setting, file = workload.judge
+    section, key = setting.split(".")
+    work[section][key] = str(file)
+    return work
 
 
 def read_run(events_file: Path) -> Measurement:

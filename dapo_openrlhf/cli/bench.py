@@ -39,11 +39,14 @@ class Preset:
     repeats: int
     max_epochs: int
     """Number of passes over each batch; with two, generating and training take about equally long on this work."""
+    turns: bool = False
+    """Whether rollouts have turns, answered by an environment that takes 0.1 to 5 s."""
 
 
 PRESETS = {
     "cpu-small": Preset(arms=("stock-async", "k1", "k0", "k2", "stock-sync"), steps=10, repeats=2, max_epochs=2),
     "cpu-smoke": Preset(arms=("stock-async", "k1", "k0"), steps=6, repeats=1, max_epochs=2),
+    "cpu-turns": Preset(arms=("stock-async", "k1", "k0"), steps=12, repeats=2, max_epochs=1, turns=True),
 }
 
 
@@ -129,19 +132,24 @@ def _repeats(options: argparse.Namespace, otherwise: int) -> int:
 def _preset_work(options: argparse.Namespace) -> Work:
     from dapo_openrlhf.bench.arm import ArmSettings
     from dapo_openrlhf.bench.arms import arm_of
-    from dapo_openrlhf.bench.workload.chain_folder import chain_workload
+    from dapo_openrlhf.bench.workload.chain_folder import chain_workload, turns_workload
 
     if unfit := [name for name in ("splits", "eval") if getattr(options, name)]:
         raise ConfigError(f"--{unfit[0]} is for a configuration of your own: give --config FILE too")
     preset = PRESETS[options.preset]
     settings = ArmSettings(steps=options.steps or preset.steps, max_epochs=options.max_epochs or preset.max_epochs)
-    workload = chain_workload(CACHE / "workload")
+    workload = turns_workload(CACHE / "turns") if preset.turns else chain_workload(CACHE / "workload")
     try:
         keys = options.arms.split(",") if options.arms else preset.arms
         arms = {key: arm_of(key, workload, settings) for key in keys}
     except ValueError as error:
         raise ConfigError(f"--arms: {error}") from None
-    return Work(arms=arms, settings=asdict(settings), repeats=_repeats(options, preset.repeats))
+    environment = workload.agent and workload.agent.name
+    return Work(
+        arms=arms,
+        settings=asdict(settings) | {"environment": environment},
+        repeats=_repeats(options, preset.repeats),
+    )
 
 
 def _config_work(options: argparse.Namespace, config: Config) -> Work:

@@ -159,7 +159,9 @@ def _add_trace(command: argparse.ArgumentParser) -> None:
 def _add_bench(command: argparse.ArgumentParser) -> None:
     command.usage = "dapo-openrlhf bench [--preset NAME | --config FILE [--section.key VALUE ...]] [options]"
     command.description = "Same work, devices, model, sampling, updates and reward for all arms, which run in turn."
-    command.add_argument("--preset", choices=("cpu-small", "cpu-smoke"), default="cpu-small", help="work that ships")
+    command.add_argument(
+        "--preset", choices=("cpu-small", "cpu-smoke", "cpu-turns"), default="cpu-small", help="work that ships"
+    )
     command.add_argument("--config", type=Path, metavar="FILE", help="your own work: a run's configuration")
     command.add_argument(
         "--arms",

@@ -49,7 +49,8 @@ class DataSection(Section):
     """Column with the prompt: text, or a chat list when ``apply_chat_template`` is set. A dotted path reaches into nested
     columns; so does ``label_key``'s."""
     label_key: str | None = "label"
-    """Column with the gold answer: ``reward_model.ground_truth`` in DAPO-Math-17k; null for rewards that need none."""
+    """Column with the gold answer: ``reward_model.ground_truth`` in DAPO-Math-17k; null for rewards that need none.
+    Rows for an environment may lack the column; their label is None then."""
     input_template: str | None = None
     """Text put around each prompt, with ``{}`` where it goes; not with ``apply_chat_template``."""
     apply_chat_template: bool = False

@@ -21,6 +21,7 @@ from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.rewards.gold import gold_answer
 
 CUT_ANSWER = "end in the assistant's answer, which was cut off"
+NO_LABEL = "have no column {!r} (data.label_key), so that their label is None"
 OWN_SYSTEM_TURN = "have a system turn of their own, which stays in place of data.system_prompt"
 UNKNOWN_TOKEN = "hold what the tokenizer only knows as its unknown token"
 
@@ -75,7 +76,8 @@ class Renderer:
                 raise BadRow("unreadable", f"holds {type(row).__name__}, not a mapping of columns to values")
             rules = self._rules
             columns = {name: value for name, value in row.items() if name not in (rules.input_key, rules.label_key)}
-            draft = _Draft(text="", label=self._label(row), columns=columns)
+            draft = _Draft(text="", label="", columns=columns)
+            self._take_label(draft, row)
             self._write(draft, _present(row, rules.input_key, "data.input_key"))
             _check_characters(draft)
         except BadRow as bad:
@@ -84,24 +86,30 @@ class Renderer:
             return BadRow("unreadable", "is nested too deeply")
         return draft
 
-    def _label(self, row: dict[str, object]) -> object:
+    def _take_label(self, draft: _Draft, row: dict[str, object]) -> None:
+        """Set the draft's label."""
         rules = self._rules
         if rules.label_key is None:
-            return ""
-        label = column(row, rules.label_key)
+            return
+        draft.label = column(row, rules.label_key)
         if not rules.needs_answer:
-            if label is None and rules.label_key not in row:
-                raise BadRow(
-                    "label",
-                    f"column {rules.label_key!r} (data.label_key) is missing; it has {column_names(row)}; data.label_key "
-                    "null is for rewards that need no label",
-                )
-            return label
+            if draft.label is None and rules.label_key not in row:
+                self._lacks_label(draft, row, rules.label_key)
+            return
         try:
             gold_answer(_present(row, rules.label_key, "data.label_key"))
         except ValueError as error:
             raise BadRow("label", f"column {rules.label_key!r} (data.label_key): {error}") from error
-        return label
+
+    def _lacks_label(self, draft: _Draft, row: dict[str, object], key: str) -> None:
+        if self._rules.may_lack_label:
+            draft.remarks.append(NO_LABEL.format(key))
+            return
+        raise BadRow(
+            "label",
+            f"column {key!r} (data.label_key) is missing; it has {column_names(row)}; data.label_key null is for rewards "
+            "that need no label",
+        )
 
     def _write(self, draft: _Draft, value: object) -> None:
         """Set the draft's text."""

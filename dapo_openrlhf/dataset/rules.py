@@ -18,6 +18,8 @@ class RowRules:
     """Column of the label; None if the rows need no label, which is empty then."""
     needs_answer: bool
     """Whether the label must be an answer that the rule reward can compare with."""
+    may_lack_label: bool = False
+    """Whether rows may be without the label's column, as those of an environment may; their label is None then."""
     max_tokens: int
     """Longest prompt that leaves room for a response, in tokens."""
     why_max: str

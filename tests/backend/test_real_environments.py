@@ -49,7 +49,6 @@ def test_a_run_with_environments_trains_exactly_what_was_sampled(tmp_path: Path)
             "environment.workers": 1,
             "rollout.max_action_tokens": 6,
             "rollout.max_turns": 3,
-            "data.label_key": None,
             "data.max_len": 128,
             "train.max_steps": 3,
             "train.max_rollout_kl": 1e-4,

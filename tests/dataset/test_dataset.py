@@ -168,6 +168,17 @@ def test_a_label_of_a_users_own_reward_is_any_value_or_none_at_all(model: Path) 
     assert good(model, {"input": "1+1="}, needs_answer=False, label_key=None).label == ""
 
 
+def test_rows_for_an_environment_may_lack_the_label(model: Path) -> None:
+    settings: dict[str, Any] = {"needs_answer": False, "may_lack_label": True}
+    made = good(model, {"input": "1+1="}, **settings, label_key="gold.number")
+    assert made.label is None
+    assert made.remarks == ("have no column 'gold.number' (data.label_key), so that their label is None",)
+    made = good(model, {"input": "1+1=", "label": None}, **settings)
+    assert (made.label, made.remarks) == (None, ())
+    made = good(model, {"input": "1+1=", "label": "2"}, **settings)
+    assert (made.label, made.remarks) == ("2", ())
+
+
 # ---------------------------------------------------------------- bad rows
 
 LONG = "1" * 41

@@ -73,10 +73,18 @@ def test_the_calculators_answer_is_judged_by_the_rule(tmp_path: Path) -> None:
     assert in_host(tmp_path, CALCULATOR, play) == [right, right, wrong, wrong, wrong]
 
 
+def test_the_calculator_refuses_a_label_that_is_no_answer_before_anything_is_sampled(tmp_path: Path) -> None:
+    async def play(host: EnvironmentHost) -> None:
+        with pytest.raises(EnvironmentFailed, match="None is no answer; give text or a number"):
+            await host.open("a", replace(PROMPT, label=None))
+
+    in_host(tmp_path, CALCULATOR, play)
+
+
 def test_the_calculator_is_described_in_a_conversation(tmp_path: Path) -> None:
     async def play(host: EnvironmentHost) -> None:
         for prompt in (CHATML, "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML):
-            text = (await host.open(prompt, replace(PROMPT, text=prompt))).text or ""
+            text = (await host.open(prompt, replace(PROMPT, text=prompt, label="2"))).text or ""
             assert text.startswith("<|im_start|>system\n") and text.endswith(CHATML)
             assert text.count("<|im_start|>system") == 1 and text.count("<tool_call>") == 1
             step = await stepped(host, prompt, call("1+1") + call("2+2"))

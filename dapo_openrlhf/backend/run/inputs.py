@@ -239,6 +239,7 @@ def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:
         input_key=data.input_key,
         label_key=data.label_key,
         needs_answer=config.needs_answers,
+        may_lack_label=config.train.agent_func_path is not None,
         max_tokens=data.max_len - max_new_tokens,
         why_max=f"data.max_len {data.max_len:,} less {room} {max_new_tokens:,}",
         input_template=data.input_template,

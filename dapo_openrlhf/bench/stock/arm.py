@@ -57,7 +57,8 @@ def run_stock(mode: StockMode, workload: Workload, settings: ArmSettings, output
             raise _error(f"stock OpenRLHF took over {settings.timeout:g} s", log) from None
         if status:
             raise _error(f"stock OpenRLHF ended with exit status {status}", log)
-        steps = list(complete_steps(read_scalars(folder / "tensorboard"), settings, started))
+        scalars = read_scalars(folder / "tensorboard")
+        steps = list(complete_steps(scalars, settings, started, observed_tokens=workload.observed_tokens))
     if len(steps) < 2:
         raise _error(f"stock OpenRLHF ({mode}) did {len(steps)} complete steps", log)
     return steps

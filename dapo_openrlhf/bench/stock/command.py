@@ -65,7 +65,6 @@ def stock_arguments(mode: StockMode, workload: Workload, settings: ArmSettings, 
         "ds.param_dtype": settings.param_dtype,
         "ds.zero_stage": 2,
         "logger.tensorboard_dir": folder / "tensorboard",
-        "reward.remote_url": workload.reward,
         "rollout.batch_size": settings.batch_size,
         "rollout.n_samples_per_prompt": settings.n_samples_per_prompt,
         "rollout.max_new_tokens": workload.max_new_tokens,
@@ -81,7 +80,7 @@ def stock_arguments(mode: StockMode, workload: Workload, settings: ArmSettings, 
         "vllm.num_engines": 1,
         "vllm.tensor_parallel_size": 1,
     }
-    return [*MODE_FLAGS[mode], *FLAGS, *_written(values)]
+    return [*MODE_FLAGS[mode], *FLAGS, *_written(dict([workload.judge]) | values)]
 
 
 def stock_environment(settings: ArmSettings, folder: Path) -> dict[str, str]:

@@ -43,9 +43,17 @@ def read_scalars(folder: Path) -> dict[str, dict[int, tuple[float, float]]]:
 
 
 def complete_steps(
-    scalars: Mapping[str, Mapping[int, tuple[float, float]]], settings: ArmSettings, started: float
+    scalars: Mapping[str, Mapping[int, tuple[float, float]]],
+    settings: ArmSettings,
+    started: float,
+    *,
+    observed_tokens: int = 0,
 ) -> Iterator[StockStep]:
-    """Yield the steps that trained a whole batch, in order. ``started`` is the wall-clock time of the start."""
+    """Yield the steps that trained a whole batch, in order. ``started`` is the wall-clock time of the start.
+
+    Stock's length of a response reaches from its first action to the end of its last; the ``observed_tokens`` of an
+    environment in between are not trained.
+    """
     wanted = settings.batch_size * settings.n_samples_per_prompt
     for step, (finished, responses) in sorted(scalars.get("rollout/num_samples", {}).items()):
         if responses < wanted:
@@ -57,7 +65,7 @@ def complete_steps(
             make_experience=values["timing/make_experience"],
             ppo_train=values["timing/ppo_train"],
             broadcast=values["timing/broadcast"],
-            response_tokens=responses * values["rollout/response_length_mean"],
+            response_tokens=responses * (values["rollout/response_length_mean"] - observed_tokens),
             # OpenRLHF's "pass rate" is trained responses over generated groups, in percent.
             generated_groups=100.0 * responses / values["dynamic_filtering_pass_rate"],
         )

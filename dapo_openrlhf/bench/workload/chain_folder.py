@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dapo_openrlhf.bench.workload.chain import Recipe, draw_prompts
+from dapo_openrlhf.bench.workload.chain import CATEGORIES, Recipe, draw_prompts
 from dapo_openrlhf.bench.workload.workload import Workload, write_prompts
 from dapo_openrlhf.whole_file import whole_file
+
+WITH_TURNS = Recipe(
+    categories=tuple(replace(kind, mean_length=1 + kind.mean_length / 3) for kind in CATEGORIES),
+    prompts=4096,
+)
+"""Shorter responses, since a rollout has two of them, and since its environment is to take most of the time."""
+
+OBSERVED = 1
+"""Number of tokens with which the environment answers the first action: the prompt's mark."""
 
 SOURCES = ("chain.py", "chain_model.py", "workload.py")
 """Source files, beside this one, on which the finished workload depends besides its recipe."""
@@ -36,6 +45,13 @@ def chain_workload(folder: Path, recipe: Recipe | None = None) -> Workload:
         max_new_tokens=recipe.max_new_tokens,
         pass_rate=recipe.pass_rate,
     )
+
+
+def turns_workload(folder: Path) -> Workload:
+    """The work whose rollouts are answered by an environment that takes its time; see ``agent.py``."""
+    work = chain_workload(folder, WITH_TURNS)
+    file = Path(__file__).with_name("agent.py")
+    return replace(work, agent=file, max_new_tokens=work.max_new_tokens - OBSERVED, observed_tokens=OBSERVED)
 
 
 def _describe(recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A workload, which every arm and every run of a check is given: a model, prompts and a reward in a folder."""
+"""A workload, which every arm and every run of a check is given: a model, prompts, and a reward or an environment."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ class Workload:
     prompt_tokens: int
     """Length of every prompt, in tokens."""
     max_new_tokens: int
-    """Longest response, in tokens."""
+    """Longest response, in tokens; all actions together where there is an environment."""
     pass_rate: float
     """Expected share of groups that dynamic sampling keeps."""
+    agent: Path | None = None
+    """Python file with OpenRLHF's ``AgentExecutor``, which gives the rewards then; None: a rollout is one response."""
+    observed_tokens: int = 0
+    """Number of tokens that the environment puts between a rollout's actions."""
 
     @property
     def model(self) -> Path:
@@ -39,9 +43,16 @@ class Workload:
         return Path(reward.__file__)
 
     @property
+    def judge(self) -> tuple[str, Path]:
+        """The setting that says what gives the rewards, by the name that it has on both sides, and its file."""
+        if self.agent is not None:
+            return "train.agent_func_path", self.agent
+        return "reward.remote_url", self.reward
+
+    @property
     def max_len(self) -> int:
-        """Longest prompt and response together, in tokens."""
-        return self.prompt_tokens + self.max_new_tokens
+        """Longest prompt and response together, in tokens, with what an environment says in between."""
+        return self.prompt_tokens + self.observed_tokens + self.max_new_tokens
 
 
 def write_prompts(path: Path, prompts: Iterable[tuple[str, str]]) -> None:
