@@ -7,7 +7,8 @@ A call is one line of JSON between marks, as models trained on Hermes's format w
     <tool_call>{"name": "calculator", "arguments": {"expression": "(3+4)*5"}}</tool_call>
 
 and reads `<tool_response>35</tool_response>` as the next turn. A turn without a call is the answer, `Answer: ...`, which
-gets +1 or -1 (arXiv 2503.14476, eq. 7). In a prompt with a chat template the tool is described to the model first.
+gets +1 or -1 (arXiv 2503.14476, eq. 7). In a prompt with a chat template the tool is described to the model first, unless
+the template has been given it (`tools` in data.chat_template_kwargs).
 """
 
 import json
@@ -45,6 +46,7 @@ begins with "Answer: "."""
 
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
 judge = RuleReward(answer_form="any")
+_TOLD = re.compile(rf'"name"\s*:\s*"{TOOL}"')
 _CALLS = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 
 
@@ -66,15 +68,27 @@ class Environment:
         found = _CALLS.findall(action.text)
         if found and not action.truncated:
             self._calls += len(found)
-            answers = "\n".join(f"<tool_response>{answer_to(call)}</tool_response>" for call in found[:MOST_CALLS])
-            return Step(observation=next_turn(f"{answers}\n", self._prompt.text), logs={"tool_calls": self._calls})
+            answers = responses([answer_to(call) for call in found[:MOST_CALLS]], self._prompt.text)
+            return Step(observation=answers, logs={"tool_calls": self._calls})
         question = Question(responses=[action.text], queries=[""], prompt=self._prompt.text, label=self._prompt.label)
         (score,) = judge(question)
         return Step(reward=score.reward, score=float(score.correct), done=True, logs={"tool_calls": self._calls})
 
 
+def responses(values: list[str], prompt: str) -> str:
+    """The answers to calls: in a conversation as the chat templates of Qwen and Hermes write a turn of tools."""
+    if next_turn("", prompt):
+        return next_turn("\n".join(f"<tool_response>\n{value}\n</tool_response>" for value in values), prompt)
+    return "".join(f"<tool_response>{value}</tool_response>\n" for value in values)
+
+
 def described(text: str) -> str | None:
-    """A prompt with the tool's description in ChatML's system turn; None for a prompt without turns, which stays."""
+    """A prompt with the tool's description in ChatML's system turn.
+
+    None for one that stays as it is: it has no turns, or its chat template has described the tool.
+    """
+    if _TOLD.search(text):
+        return None
     start, user, end = "<|im_start|>system\n", "<|im_start|>user\n", "<|im_end|>"
     if start in text:
         head, rest = text.split(end, 1)

@@ -115,7 +115,7 @@ class TrainSection(Section):
     evaluation, which take their time besides. They count from the command; a resumed run has as many again."""
     partial_rollout_enable: bool = True
     """Engines take new weights during generation and keep their requests; with false each first finishes the requests
-    it has begun."""
+    it has begun, and with an environment whole rollouts, so that each has one version."""
     agent_func_path: str | None = None
     """A Python file with an environment that answers the policy turn by turn: OpenRLHF's ``AgentExecutor``, or an
     ``Environment`` of this project. It gives the rewards. null: a rollout is one response, judged by ``reward.remote_url``."""

@@ -61,8 +61,9 @@ class EnvironmentHost:
         if episode in self._episodes or episode in self._waiting:
             raise ValueError(f"an episode {episode} is open already")
         process = await self._process_for(episode)
-        process.episodes += 1
-        self._episodes[episode] = _Episode(process, next(self._numbers), self._clock())
+        number = next(self._numbers)
+        process.episodes[number] = prompt.id
+        self._episodes[episode] = _Episode(process, number, self._clock())
         row = asdict(replace(prompt, token_ids=()))
         return Observation(**await self._ask(episode, "open", prompt=row))
 
@@ -109,7 +110,7 @@ class EnvironmentHost:
 
     def _forget(self, name: str) -> _Episode | None:
         if episode := self._episodes.pop(name, None):
-            episode.process.episodes -= 1
+            del episode.process.episodes[episode.number]
         return episode
 
     async def _process_for(self, episode: str) -> EnvironmentProcess:
@@ -133,7 +134,7 @@ class EnvironmentHost:
                 if isinstance(error := loading.exception(), EnvironmentUnavailable):
                     raise EnvironmentFailed(DIED, str(error))
             self._replace()
-        return min(loaded, key=lambda process: process.episodes)
+        return min(loaded, key=lambda process: len(process.episodes))
 
     def _replace(self) -> None:
         """Start a process for each that has ended."""

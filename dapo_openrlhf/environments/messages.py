@@ -75,11 +75,15 @@ class Environment(Protocol):
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment raised, hung or died. ``reason`` names the counter that is increased; it is never a score of 0."""
+    """An environment raised, hung or died. ``reason`` names the counter that is increased; it is never a score of 0.
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)  # both arguments, so that the error survives pickling
+    ``blameless``: an episode of another prompt has brought down the process that both were in.
+    """
+
+    def __init__(self, reason: str, message: str, blameless: bool = False) -> None:
+        super().__init__(reason, message, blameless)  # all arguments, so that the error survives pickling
         self.reason = reason
+        self.blameless = blameless
 
     def __str__(self) -> str:
         return str(self.args[1])

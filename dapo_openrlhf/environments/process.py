@@ -50,10 +50,10 @@ class _Call:
     """Seconds in which no other episode computed."""
     waited: float = 0.0
 
-    def fail(self, reason: str, message: str) -> None:
+    def fail(self, reason: str, message: str, *, blameless: bool = False) -> None:
         """Raise the error where the call is awaited."""
         if not self.answer.done():
-            self.answer.set_exception(EnvironmentFailed(reason, message))
+            self.answer.set_exception(EnvironmentFailed(reason, message, blameless))
             self.answer.exception()  # nobody may be waiting any more
 
 
@@ -74,10 +74,11 @@ class EnvironmentProcess:
         self._calls: dict[int, _Call] = {}
         self._numbers = itertools.count(1)
         self._most_memory = 0
-        self.episodes = 0
-        """Number of open episodes, which the owner counts."""
+        self.episodes: dict[int, int] = {}
+        """The prompt of each open episode, by their numbers; the owner keeps it."""
         self.gone: str | None = None
         """How the process has ended, in words."""
+        self._blameless: frozenset[int] = frozenset()  # open episodes that had no part in its end
         self._ending: asyncio.Future[None] | None = None
         self._watching = asyncio.ensure_future(self._watch())
         self.loading = asyncio.ensure_future(self._load())
@@ -117,7 +118,7 @@ class EnvironmentProcess:
     def _send(self, episode: int, do: str, limit: float, rest: Mapping[str, object]) -> _Call:
         number, call = next(self._numbers), _Call(episode, do, limit)
         if self.gone is not None:
-            call.fail(DIED, f"{self._settings.name}: its process {self.gone}")
+            call.fail(DIED, f"{self._settings.name}: its process {self.gone}", blameless=episode in self._blameless)
             return call
         self._calls[number] = call
         # A row out of Parquet may hold what JSON has no form for: dates, bytes.
@@ -209,10 +210,14 @@ class EnvironmentProcess:
         if self.gone is not None:
             return
         self.gone = words
+        if culprit != NOBODY:
+            guilty = self.episodes.get(culprit)
+            self._blameless = frozenset(number for number, prompt in self.episodes.items() if prompt != guilty)
         for call in self._calls.values():
             own = call.episode == culprit
             during = f" during {'reset' if call.do == 'open' else call.do}()" if own else ""
-            call.fail(reason if own else DIED, f"{self._settings.name}: its process {words}{during}")
+            message = f"{self._settings.name}: its process {words}{during}"
+            call.fail(reason if own else DIED, message, blameless=call.episode in self._blameless)
         self._calls.clear()
         self._ending = asyncio.ensure_future(self._clean_up())
 

@@ -294,7 +294,9 @@ class Sampler:
         try:
             generation = await self.engines.generate(request, prompt, sampling, self.timeout)
         except EnvironmentFault as error:
-            raise error if self.attempts is None else self.attempts.failed(prompt, error) from error.__cause__
+            if self.attempts is None or error.blameless:
+                raise
+            raise self.attempts.failed(prompt, error) from error.__cause__
         if self.attempts is not None:
             self.attempts.succeeded(prompt)
         return generation

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from dapo_openrlhf.pipeline.engine_pool import Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
-from dapo_openrlhf.pipeline.ports import ENGINE_DIED, GroupError, ResponseTexts, RewardScorer
+from dapo_openrlhf.pipeline.ports import ENGINE_DIED, EnvironmentFault, GroupError, ResponseTexts, RewardScorer
 from dapo_openrlhf.types import Generation, Prompt, Score, Transcript
 
 T = TypeVar("T")
@@ -121,13 +121,13 @@ def _reason(error: GroupError) -> str:
 
 
 async def _again(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try once more after a :class:`GroupError` that is not permanent, and more often when the engine died."""
+    """Try once more after a :class:`GroupError` that is not permanent, and more often when something else died under it."""
     failures = deaths = 0
     while True:
         try:
             return await attempt()
         except GroupError as error:
-            died = error.reason == ENGINE_DIED
+            died = error.reason == ENGINE_DIED or (isinstance(error, EnvironmentFault) and error.blameless)
             failures, deaths = failures + (not died), deaths + died
             if error.permanent or failures == 2 or deaths == MOST_DEATHS:
                 raise

@@ -36,7 +36,14 @@ class PromptFault(GroupError):
 
 
 class EnvironmentFault(GroupError):
-    """An environment raised, hung or died, and no engine is at fault."""
+    """An environment raised, hung or died, and no engine is at fault.
+
+    ``blameless``: neither is the prompt, whose environment was in a process that another one brought down.
+    """
+
+    def __init__(self, reason: str, message: str, *, blameless: bool = False) -> None:
+        super().__init__(reason, message)
+        self.blameless = blameless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

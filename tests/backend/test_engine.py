@@ -7,17 +7,18 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dapo_openrlhf.backend.engine.actor import EngineActor, unheard_ids
+from dapo_openrlhf.backend.engine.actor import EngineActor, TextThread, unheard_ids
 from dapo_openrlhf.backend.engine.rollout_worker import RolloutWorker
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, one_version
 from dapo_openrlhf.backend.run import remote_engine
+from dapo_openrlhf.environments.messages import EnvironmentFailed
 from dapo_openrlhf.pipeline.ports import Sampling
 
 SAMPLING = Sampling(n=2, max_new_tokens=10, temperature=1.0, top_p=1.0)
@@ -149,3 +150,26 @@ def test_log_probs_that_are_not_finite_are_the_engine_s_fault(logprob: float) ->
 
     with pytest.raises(ArithmeticError, match=r"1 of 3 log-probs of group 9 are not finite, .* versions 3 to 4"):
         asyncio.run(make_actor(SickLoop()).generate("group 9", (0, 5), SAMPLING))
+
+
+class Letters:
+    """A tokenizer of letters: a is 0."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [ord(letter) - ord("a") for letter in text]}
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        assert not skip_special_tokens
+        return "".join(chr(ord("a") + token) for token in ids)
+
+
+def test_an_environment_that_says_what_the_model_cannot_read_is_named() -> None:
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        texts = TextThread(Letters(), thread, vocabulary=3, environment="game.py")  # type: ignore[arg-type]
+        assert asyncio.run(texts.encode("cab")) == [2, 0, 1] and asyncio.run(texts.encode("")) == []
+        with pytest.raises(
+            EnvironmentFailed, match=r"game\.py: what it says holds 'e', token 4, .* rows 0 to 2"
+        ) as failure:
+            asyncio.run(texts.encode("bed"))
+    assert failure.value.reason == "environment_error"

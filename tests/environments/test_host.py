@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -294,6 +297,36 @@ def test_who_ends_its_process_is_named(tmp_path: Path, action: str, words: str) 
         assert await stepped(host, "b", DONE) == Step(done=True)
 
     in_host(tmp_path, OBEDIENT, play, memory=64)
+
+
+def test_whom_another_prompts_episode_takes_along_is_not_blamed(tmp_path: Path) -> None:
+    """At work or not; one of the same prompt is, since its group has failed by its own fault."""
+
+    async def play(host: EnvironmentHost) -> list[tuple[str, bool]]:
+        await opened(host, "guilty", "sibling")
+        for name in ("at work", "idle"):
+            await host.open(name, replace(PROMPT, id=4))
+        waiting = [asyncio.ensure_future(stepped(host, name, FOR_EVER)) for name in ("sibling", "at work")]
+        guilty = await stepped(host, "guilty", "os._exit(3)")
+        ends = [guilty, *await asyncio.gather(*waiting), await stepped(host, "idle", DONE)]
+        return [(end.reason, end.blameless) for end in ends if isinstance(end, EnvironmentFailed)]
+
+    died = "environment_died"
+    expected = [("environment_error", False), (died, False), (died, True), (died, True)]
+    assert in_host(tmp_path, OBEDIENT, play) == expected
+
+
+def test_where_nobody_computes_anybody_may_be_to_blame(tmp_path: Path) -> None:
+    async def play(host: EnvironmentHost) -> EnvironmentFailed | Step:
+        (pid,) = await host.ready()
+        await opened(host, "a")
+        os.kill(pid, signal.SIGKILL)
+        return await stepped(host, "a", DONE)
+
+    end = in_host(tmp_path, OBEDIENT, play)
+    assert isinstance(end, EnvironmentFailed) and not end.blameless
+    assert not pickle.loads(pickle.dumps(end)).blameless
+    assert pickle.loads(pickle.dumps(EnvironmentFailed("environment_died", "", blameless=True))).blameless
 
 
 def test_a_fork_does_not_answer_too(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from environment_hosts import PROMPT, in_host, stepped
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from dapo_openrlhf.environments.host import EnvironmentHost
 from dapo_openrlhf.environments.messages import EnvironmentFailed, Observation, Step
@@ -90,9 +93,54 @@ def test_the_calculator_is_described_in_a_conversation(tmp_path: Path) -> None:
             step = await stepped(host, prompt, call("1+1") + call("2+2"))
             assert isinstance(step, Step)
             assert step.observation == (
-                "\n<|im_start|>user\n<tool_response>2</tool_response>\n<tool_response>4</tool_response>\n<|im_end|>\n"
+                "\n<|im_start|>user\n<tool_response>\n2\n</tool_response>\n<tool_response>\n4\n</tool_response><|im_end|>\n"
                 "<|im_start|>assistant\n"
             )
+
+    in_host(tmp_path, CALCULATOR, play)
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "calculator",
+        "description": "Computes the value of an expression.",
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+    },
+}
+HERMES = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools><|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response>"
+    "{% elif m.tool_calls %}<|im_start|>assistant\n{% for call in m.tool_calls %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""How the templates of Qwen and Hermes lay out tools, calls and their answers."""
+
+
+def test_a_chat_template_that_was_given_the_tool_writes_the_same_conversation(tmp_path: Path) -> None:
+    """As ``data.chat_template_kwargs`` gives it; the tool is not described twice."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"?": 0}, unk_token="?")))
+    tokenizer.chat_template = HERMES
+
+    def rendered(turns: list[dict[str, object]]) -> str:
+        made = tokenizer.apply_chat_template(turns, tools=[TOOL], tokenize=False, add_generation_prompt=True)
+        return str(made)
+
+    function = {"name": "calculator", "arguments": {"expression": "6*7"}}
+    asked: list[dict[str, object]] = [{"role": "user", "content": "6*7?"}]
+    answered = [
+        *asked,
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
+    ]
+    prompt, whole = rendered(asked), rendered([*answered, {"role": "tool", "content": "42"}])
+
+    async def play(host: EnvironmentHost) -> None:
+        assert await host.open("a", replace(PROMPT, text=prompt, label="42")) == Observation()
+        action = whole.removeprefix(prompt).partition("<|im_end|>")[0]
+        step = await stepped(host, "a", action)
+        assert isinstance(step, Step) and prompt + action + "<|im_end|>" + step.observation == whole
 
     in_host(tmp_path, CALCULATOR, play)
 

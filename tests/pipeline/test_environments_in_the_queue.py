@@ -172,13 +172,14 @@ class Failing:
 
     life = 0
 
-    def __init__(self, script: list[bool]) -> None:
+    def __init__(self, script: list[bool], *, blameless: bool = False) -> None:
         self._script = script
+        self._blameless = blameless
 
     async def generate(self, request: str, prompt: Prompt, sampling: Sampling) -> Generation:
         if self._script.pop(0):
             return None  # type: ignore[return-value]
-        raise EnvironmentFault("environment_error", "division by zero")
+        raise EnvironmentFault("environment_error", "division by zero", blameless=self._blameless)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +207,22 @@ def test_a_prompt_whose_environment_fails_every_time_is_given_up(
         return found
 
     assert run_virtual(main()) == permanent
+
+
+def test_a_prompt_is_not_given_up_for_what_other_prompts_do() -> None:
+    async def main() -> None:
+        sampler = Sampler(
+            engines=EnginePool([Failing([False] * 9, blameless=True)]),  # type: ignore[list-item]
+            sampling=Sampling(n=2, max_new_tokens=9, temperature=1.0, top_p=1.0),
+            timeout=60.0,
+            attempts=Attempts(3),
+        )
+        for number in range(9):
+            with pytest.raises(EnvironmentFault) as failure:
+                await sampler.sample(f"group {number}", Prompt(id=5, text=""), number)
+            assert not failure.value.permanent
+
+    run_virtual(main())
 
 
 def test_an_engine_whose_groups_wait_in_environments_does_not_hang() -> None:

@@ -11,7 +11,7 @@ from fakes import EVALUATION, HANG, FakeEngine, FakeGroup, FakeScorer, FakeTexts
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
 from dapo_openrlhf.pipeline.evaluator import EvaluationFailed, Evaluator
-from dapo_openrlhf.pipeline.ports import GroupError, Sampling
+from dapo_openrlhf.pipeline.ports import EnvironmentFault, GroupError, Sampling
 from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Prompt
 
@@ -142,6 +142,13 @@ def test_what_fails_once_is_tried_again(fails: str) -> None:
     measured = run_virtual(evaluator([engine], scorer, count=3, samples=2).measure())
     assert measured.errors == 0
     assert len(engine.made) == (4 if fails == "engine" else 3), "a response is judged again, not drawn again"
+
+
+@pytest.mark.parametrize(("blameless", "errors"), [(True, 0), (False, 2)])
+def test_what_other_problems_do_to_an_environment_is_not_held_against_one(blameless: bool, errors: int) -> None:
+    ends = iter([EnvironmentFault("environment_died", "exited with status 3", blameless=blameless)] * 2)
+    engine = FakeEngine(fault=lambda prompt: next(ends, None) if prompt.id == EVALUATION else None)
+    assert run_virtual(evaluator([engine], FakeScorer(), count=2, samples=2).measure()).errors == errors
 
 
 @pytest.mark.parametrize(

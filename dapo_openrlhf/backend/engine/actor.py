@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from dapo_openrlhf.backend.engine.episode import Means
 from dapo_openrlhf.backend.engine.episode_group import EpisodeGroup
+from dapo_openrlhf.backend.engine.gate import Gate
 from dapo_openrlhf.backend.engine.rollout_worker import EpisodePlan, WeightUpdates
 from dapo_openrlhf.backend.messages import (
     GenerationReport,
@@ -26,6 +28,7 @@ from dapo_openrlhf.backend.messages import (
     WeightLayout,
 )
 from dapo_openrlhf.backend.openrlhf_bases import rollout_actor
+from dapo_openrlhf.environments.messages import EnvironmentFailed
 from dapo_openrlhf.pipeline.ports import Health, Sampling
 from dapo_openrlhf.types import Prompt
 
@@ -78,6 +81,7 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         self._unheard = unheard_ids(self._tokenizer, stop_ids)
         self._episodes = episodes
         self._playing: dict[str, EpisodeGroup] = {}
+        self._gate = Gate() if episodes is not None and not updates.in_flight else None
         self._texts = ThreadPoolExecutor(max_workers=1)  # one worker, because fast tokenizers are not thread-safe
         self._decode_queries = decode_queries
         self._phase = "loading its model"
@@ -118,14 +122,17 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         assert self._episodes is not None
         means = Means(
             actions=self._loop,
-            texts=TextThread(self._tokenizer, self._texts),
+            texts=TextThread(
+                self._tokenizer, self._texts, vocabulary=self._loop.vocabulary, environment=self._episodes.name
+            ),
             environments=self._episodes.environments,
             stop_ids=self._stop_ids,
         )
         group = EpisodeGroup(group_id, prompt, sampling.n, means=means, rules=self._episodes.rules)
         self._playing[group_id] = group
         try:
-            made = await group.play(sampling)
+            async with self._gate.rollouts() if self._gate else nullcontext():
+                made = await group.play(sampling)
         finally:
             del self._playing[group_id]
         if made is None:
@@ -178,9 +185,10 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
         return await self._take(version, lambda core: receive(core, layout, self._enter))
 
     async def _take(self, version: int, load: Callable[[Any], int]) -> WeightAck:
-        self._enter("waiting for the running step to end")
+        self._enter(f"waiting for the running {'rollouts' if self._gate else 'step'} to end")
         try:
-            checksum, spans = await asyncio.wrap_future(self._loop.load_weights(version, load))
+            async with self._gate.weights() if self._gate else nullcontext():
+                checksum, spans = await asyncio.wrap_future(self._loop.load_weights(version, load))
         except TransferAborted:
             self._enter(f"waiting for weights, since a transfer of version {version} was given up")
             raise
@@ -209,9 +217,14 @@ class EngineActor(rollout_actor()):  # type: ignore[misc]  # see openrlhf_bases
 class TextThread:
     """A tokenizer, used on one thread only, because fast tokenizers are not thread-safe."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, thread: ThreadPoolExecutor, *, vocabulary: int, environment: str
+    ) -> None:
+        """``vocabulary``: number of rows of the model's embedding; ``environment``: whose texts are encoded."""
         self._tokenizer: Any = tokenizer
         self._thread = thread
+        self._vocabulary = vocabulary
+        self._environment = environment
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones included."""
@@ -219,9 +232,19 @@ class TextThread:
         return str(await asyncio.get_running_loop().run_in_executor(self._thread, decode))
 
     async def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without any that the tokenizer would put around it."""
+        """The tokens of a text, without any that the tokenizer would put around it.
+
+        Raises ``EnvironmentFailed`` for a token that has no row in the model's embedding.
+        """
         encode = functools.partial(self._tokenizer, text, add_special_tokens=False)
-        return [*(await asyncio.get_running_loop().run_in_executor(self._thread, encode))["input_ids"]]
+        ids: list[int] = [*(await asyncio.get_running_loop().run_in_executor(self._thread, encode))["input_ids"]]
+        if (unknown := max(ids, default=0)) >= self._vocabulary:
+            raise EnvironmentFailed(
+                "environment_error",
+                f"{self._environment}: what it says holds {await self.decode([unknown])!r}, token {unknown}, and the model's "
+                f"embedding has rows 0 to {self._vocabulary - 1}; the tokenizer knows more tokens than the model",
+            )
+        return ids
 
 
 def _check_finite(group_id: str, report: GenerationReport, tokens: GroupTokens) -> None:

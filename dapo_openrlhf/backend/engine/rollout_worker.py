@@ -25,8 +25,8 @@ class WeightUpdates:
     """How a rollout worker takes new weights."""
 
     in_flight: bool = True
-    """Load weights between two steps of the groups in flight; otherwise after all of these are done, and new groups
-    wait meanwhile."""
+    """Load weights between two steps of the groups in flight; otherwise after all of these are done, what their
+    environments do included, and new groups wait meanwhile."""
     recompute_kv_cache: bool = False
     """With ``in_flight``, recompute the KV cache of the tokens so far with the new weights; otherwise the cache is
     kept."""
@@ -53,6 +53,8 @@ class EpisodeRules:
 class EpisodePlan:
     """How a rollout worker plays episodes."""
 
+    name: str
+    """The name of the environment's file, for messages."""
     environments: Environments
     """Where the environments are; it is sent to the worker."""
     rules: EpisodeRules

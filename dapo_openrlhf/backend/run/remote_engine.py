@@ -74,8 +74,9 @@ class RemoteEngine:
             _take_note(tokens, texts)
             if isinstance(error.cause, BadPrompt):
                 raise PromptFault(error.cause.reason, f"{prompt.name}: {error.cause}") from error
-            if isinstance(error.cause, EnvironmentFailed):
-                raise EnvironmentFault(error.cause.reason, f"{prompt.name}: {error.cause}") from error
+            if isinstance(failed := error.cause, EnvironmentFailed):
+                words = f"{prompt.name}: {failed}"
+                raise EnvironmentFault(failed.reason, words, blameless=failed.blameless) from error
             raise GroupError("engine_error", f"engine {self._index}: {error.cause!r}") from error
         if report is None:
             raise GroupError(CUT_TOO_EARLY, f"prompt {prompt.id} was cut before each of its responses had a token")

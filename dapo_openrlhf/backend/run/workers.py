@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -164,7 +165,9 @@ def _episodes(config: Config, environments: EnvironmentPool | None) -> EpisodePl
         max_length=config.data.max_len,
         correct_from=config.reward.correct_from,
     )
-    return EpisodePlan(environments=environments.environments, rules=rules)
+    return EpisodePlan(
+        name=Path(str(config.train.agent_func_path)).name, environments=environments.environments, rules=rules
+    )
 
 
 def _create_rewards(config: Config, say: Callable[[str], None]) -> RewardPool:

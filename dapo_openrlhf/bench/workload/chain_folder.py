@@ -14,9 +14,10 @@ from dapo_openrlhf.whole_file import whole_file
 
 WITH_TURNS = Recipe(
     categories=tuple(replace(kind, mean_length=1 + kind.mean_length / 3) for kind in CATEGORIES),
-    prompts=4096,
+    layers=1,
+    intermediate_size=256,
 )
-"""Shorter responses, since a rollout has two of them, and since its environment is to take most of the time."""
+"""Shorter responses, since a rollout has two of them, and a smaller model: the environment is to take most of the time."""
 
 OBSERVED = 1
 """Number of tokens with which the environment answers the first action: the prompt's mark."""
