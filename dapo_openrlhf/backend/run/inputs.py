@@ -17,6 +17,7 @@ from dapo_openrlhf.backend.run.reward_servers import check_servers
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.config.vllm_versions import installed_refusal
 from dapo_openrlhf.dataset.hub import check_name
 from dapo_openrlhf.dataset.hub_sets import local_path
 from dapo_openrlhf.dataset.joined import JoinedSets
@@ -71,6 +72,8 @@ def check_inputs(
 
     ``say`` receives what is worth knowing about the data, including the first prompt.
     """
+    if words := installed_refusal():
+        raise ConfigError(words)
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
     if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:

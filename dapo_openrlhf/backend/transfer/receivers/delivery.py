@@ -4,7 +4,7 @@ vLLM's models take named tensors one by one. A name that a model does not know m
 receives nothing keeps its old weights with a warning: the engine would sample from a policy that nobody trains. What
 counts here is neither names nor what ``load_weights`` returns (some models return nothing) but the number of elements
 that reached each parameter, as vLLM's own layerwise reload counts them
-(``model_executor/model_loader/reload/layerwise.py``, 0.29).
+(``model_executor/model_loader/reload/layerwise.py``).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch.nn import Module
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import layerwise
-from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS, get_numel_loaded
+from vllm.model_executor.model_loader.reload.meta import get_numel_loaded
 from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 
 from dapo_openrlhf.backend.messages import IncompleteWeights
+from dapo_openrlhf.backend.transfer.receivers.reloading import UNCOUNTED
 
 SHOWN = 8
 """Number of names that an error message lists."""
@@ -42,7 +43,7 @@ class Delivery:
             tensor.numel()
             for layer in model.modules()
             for name, tensor in layer.named_parameters(recurse=False)
-            if name in SKIP_LOAD_TENSORS
+            if name in UNCOUNTED
         }
 
     def load(self, named: Iterable[tuple[str, Tensor]]) -> None:
@@ -107,7 +108,7 @@ class Delivery:
             info = layerwise.get_layerwise_info(layer)
             for name, parameter in layer.named_parameters(recurse=False):
                 elements, kept = _elements(layer, name, info)
-                if name in SKIP_LOAD_TENSORS or elements >= _expected(layer, parameter):
+                if name in UNCOUNTED or elements >= _expected(layer, parameter):
                     received.add(id(kept))
                 else:
                     share = f"{elements:,} of {parameter.numel():,} elements"

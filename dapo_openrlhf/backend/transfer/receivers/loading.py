@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
@@ -18,6 +17,7 @@ from dapo_openrlhf.backend.messages import WeightLayout
 from dapo_openrlhf.backend.transfer.buckets import Unpacking
 from dapo_openrlhf.backend.transfer.checksum import Checksum
 from dapo_openrlhf.backend.transfer.receivers.delivery import Delivery
+from dapo_openrlhf.backend.transfer.receivers.reloading import accepting_parts
 from dapo_openrlhf.backend.transfer.receivers.repacking import repack
 
 
@@ -45,7 +45,7 @@ class Loading:
     def take(self, bucket: Tensor) -> None:
         """Load the next bucket. Its memory must not change until :meth:`finish`, since layers keep views of it."""
         self._checksum.add(bucket)
-        with disable_mtp_completeness_check():
+        with accepting_parts():
             self._delivery.load(self._unpacking.take(bucket))
 
     def finish(self) -> int:

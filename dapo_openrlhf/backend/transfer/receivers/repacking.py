@@ -1,4 +1,4 @@
-"""Does what vLLM's reload (0.29) leaves out on a CPU, where layers compute with packed copies of their weights."""
+"""Does what vLLM's reload leaves out on a CPU, where layers compute with packed copies of their weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ def repack(model: Module, model_config: Any) -> None:
     tied = model_config.hf_text_config.tie_word_embeddings
     for layer in model.modules():
         match layer:
-            case RoutedExperts():  # vLLM packs at the first load only, and takes later weights for packed
+            case RoutedExperts():
                 kernel: Any = layer.quant_method.moe_kernel
-                kernel.fused_experts.process_weights_after_loading(layer)
+                # In 0.26 there is none, and it packs at every load; later versions pack at the first one only.
+                if kernel is not None:
+                    kernel.fused_experts.process_weights_after_loading(layer)
             case ParallelLMHead() if tied:  # has no parameter of its own, so nothing repacked it
                 layer.quant_method.process_weights_after_loading(layer)
