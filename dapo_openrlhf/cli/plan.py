@@ -78,6 +78,7 @@ def plan_run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """
     from dapo_openrlhf.plan.after import WhatIf
     from dapo_openrlhf.plan.fit import Material
+    from dapo_openrlhf.plan.processes import Processes
     from dapo_openrlhf.plan.reading import read_run
     from dapo_openrlhf.plan.run_words import check, fitted_words, measured, run_dict, variant_lines
     from dapo_openrlhf.plan.splits import advise
@@ -86,15 +87,17 @@ def plan_run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     folder = _folder(options, rest)
     _check_outputs(options)
     run = read_run(folder)
-    found, what_if = measured(run.life), WhatIf(Material(run.life, run.settings))
-    itself = what_if.itself().prediction
+    found, material = measured(run.life), Material(run.life, run.settings)
+    with Processes() as processes:
+        what_if = WhatIf(material, processes)
+        candidates = [*what_if.every_k(), *what_if.other_splits()]
+        advice = advise(candidates)
+        variants = what_if.variants(advice.chosen)
+        itself = what_if.itself().prediction
     line, doubt = check(found, itself)
     print(f"{folder}: {found}\n{fitted_words(what_if.best)}\n{line}")
     notes = [*run.notes, *([doubt] if doubt else [])]
     print("".join(f"note: {note}\n" for note in notes))
-    candidates = [*what_if.every_k(), *what_if.other_splits()]
-    advice = advise(candidates)
-    variants = what_if.variants(advice.chosen)
     print(table(candidates, advice))
     chosen = advice.chosen.prediction
     print(f"\nages at K = {chosen.max_staleness}, by groups: {ages(chosen)}")
