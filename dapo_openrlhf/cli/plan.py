@@ -11,11 +11,11 @@ from dapo_openrlhf.cli.outputs import check_output, write_json
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.plan.gpus import GPUS
+from dapo_openrlhf.report.run_folder import run_called
 
 if TYPE_CHECKING:
     from dapo_openrlhf.plan.splits import Advice, Candidate
 
-LATEST = Path("latest")
 DEFAULTS: Mapping[str, Any] = {
     "gpu": "h100",
     "per_node": 8,
@@ -149,8 +149,7 @@ def _folder(options: argparse.Namespace, rest: Sequence[str]) -> Path:
             f"{' '.join(given)}: a plan from a run takes everything from the run {rest[0]}; leave this out, or leave out the "
             "run and give --config to plan before any"
         )
-    named = Path(rest[0])
-    return Path("runs") / LATEST if named == LATEST and not named.exists() else named
+    return run_called(Path(rest[0]))
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
