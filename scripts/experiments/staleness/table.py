@@ -59,7 +59,8 @@ def _legend(equal: dict[str, float]) -> str:
     return (
         f"% right on held-out problems: after {equal['step']:.0f} steps, {equal['tokens']:,.0f} response tokens generated, "
         f"and {equal['seconds']:.0f} s of training, which is as far as every run came; means over seeds ± their standard "
-        "deviation. Thrown away: groups dispatched in vain, filtered ones not counted. Cut: of the trained responses. Other "
+        "deviation. Thrown away: groups dispatched in vain, which are those of over-sampling and, if it is done, those dropped by "
+        "age; filtered ones do not count. Cut: of the trained responses. Other "
         "programs: their share of the machine's processor time while these runs ran; beyond a few percent the columns with "
         "times mean little."
     )
