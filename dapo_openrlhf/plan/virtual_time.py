@@ -12,9 +12,10 @@ import functools
 import selectors
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MOST_ROUNDS = 200_000
 """Turns of the event loop after which a program counts as endless, unless it is given another limit."""
@@ -64,7 +65,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._virtual_clock.now
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As in the base class; a timer beyond :data:`NEVER` is not kept, as deadlines that nothing reaches are many."""
         if when >= NEVER:
