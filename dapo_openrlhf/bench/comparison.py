@@ -9,6 +9,7 @@ from pathlib import Path
 from dapo_openrlhf.bench.arm import WARM_UP_STEPS
 from dapo_openrlhf.bench.foreign_load import LOADED
 from dapo_openrlhf.bench.result import Result
+from dapo_openrlhf.bench.utilisation import Peak
 from dapo_openrlhf.whole_file import whole_file
 
 ONE_SIDED = 0.3
@@ -39,8 +40,8 @@ _FURTHER = (
 )
 
 
-def table(results: Sequence[Result]) -> str:
-    """The comparison as a table of plain text."""
+def table(results: Sequence[Result], peak: Peak | None = None) -> str:
+    """The comparison as a table of plain text, with the MFU where the devices' peak is known."""
     head = (
         "arm",
         "trained tok/s",
@@ -57,7 +58,8 @@ def table(results: Sequence[Result]) -> str:
         "publish s",
         "pass rate",
     )
-    more = [column for column in _FURTHER if any(column.of(arm) for arm in results)]
+    further = [*_FURTHER, *([_Column("MFU", peak.cell)] if peak else [])]
+    more = [column for column in further if any(column.of(arm) for arm in results)]
     rows: list[tuple[str, ...]] = [
         (*head, *(column.head for column in more)),
         *((*_cells(arm), *(column.of(arm) or "-" for column in more)) for arm in results),

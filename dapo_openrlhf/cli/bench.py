@@ -21,6 +21,7 @@ from dapo_openrlhf.heartbeat import Heartbeat, silence_of
 if TYPE_CHECKING:
     from dapo_openrlhf.bench.arm import Arm
     from dapo_openrlhf.bench.record import Record
+    from dapo_openrlhf.bench.utilisation import Peak
     from dapo_openrlhf.config.settings import Config
 
 CACHE = Path(".cache") / "bench"
@@ -69,6 +70,7 @@ def bench(options: argparse.Namespace, config: Config | None) -> int:
     check_output("--json", json_file)
     check_output("--picture", options.picture)
     _check_numbers(options)
+    peak = _peak(options, config)
     work = _preset_work(options) if config is None else _config_work(options, config)
     record = Record(file=json_file, work=work.settings, machine=_machine())
     if options.resume:
@@ -85,22 +87,25 @@ def bench(options: argparse.Namespace, config: Config | None) -> int:
         heart.say(f"{time.monotonic() - started:6.0f} s  {line}")
 
     say(_opening(work, budget.seconds, record))
+    if crowd := _crowd(work, config):
+        say(crowd)
     try:
         with heart.beating():
             failed = run_in_turn(work.arms, budget, record, say=say)
     finally:  # also when it is stopped
-        _tell(record, options.picture, voice)
+        _tell(record, options.picture, peak, voice)
     voice(f"figures in {json_file}, picture in {options.picture}; {time.monotonic() - started:.0f} s in all")
     return 1 if voice.lost or failed else 0
 
 
-def _tell(record: Record, picture: Path, say: Callable[[str], None]) -> None:
+def _tell(record: Record, picture: Path, peak: Peak | None, say: Callable[[str], None]) -> None:
     from dapo_openrlhf.bench.comparison import DEFINITIONS, draw, table, verdicts
 
     if not record.count:
         return
     results = record.results()
-    say("\n".join(["", table(list(results.values())), "", *DEFINITIONS, "", *verdicts(results)]))
+    definitions = [*DEFINITIONS, *([peak.definition] if peak else [])]
+    say("\n".join(["", table(list(results.values()), peak), "", *definitions, "", *verdicts(results)]))
     draw(list(results.values()), picture)
 
 
@@ -113,12 +118,41 @@ def _opening(work: Work, seconds: float | None, record: Record) -> str:
     return f"{runs}; how long that takes is said after the first"
 
 
+def _crowd(work: Work, config: Config | None) -> str:
+    """A warning if processes of engines and trainer have less than a core each; empty if not."""
+    cores = len(os.sched_getaffinity(0))
+    crowded = [arm.name for arm in work.arms.values() if arm.devices > cores]
+    if not crowded or (config is not None and config.device != "cpu"):
+        return ""
+    return (
+        f"warning: {', '.join(crowded)}: more engines and trainer ranks than the {cores} core(s) of this machine; they take turns, "
+        "and the figures say little about as many devices"
+    )
+
+
+def _peak(options: argparse.Namespace, config: Config | None) -> Peak | None:
+    """What the MFU is computed from, if a peak is given. Raises ``ConfigError`` if it cannot be."""
+    from dapo_openrlhf.bench.utilisation import Peak
+    from dapo_openrlhf.plan.shape import ModelShape
+
+    if options.peak_tflops is None:
+        return None
+    if config is None:
+        raise ConfigError("--peak-tflops is for a configuration of your own: give --config FILE too")
+    model = ModelShape.read(Path(config.actor.model_name_or_path))
+    return Peak(parameters=model.parameters, flops=options.peak_tflops * 1e12)
+
+
 def _check_numbers(options: argparse.Namespace) -> None:
     from dapo_openrlhf.bench.arm import WARM_UP_STEPS
 
     if options.steps is not None and options.steps < WARM_UP_STEPS + 2:
         raise ConfigError(f"--steps: {options.steps} leaves nothing to count; use at least {WARM_UP_STEPS + 2}")
-    for name, value in (("--repeats", options.repeats), ("--minutes", options.minutes)):
+    for name, value in (
+        ("--repeats", options.repeats),
+        ("--minutes", options.minutes),
+        ("--peak-tflops", options.peak_tflops),
+    ):
         if value is not None and not value > 0:
             raise ConfigError(f"{name}: {value} is not positive")
 

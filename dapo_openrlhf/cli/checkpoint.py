@@ -11,11 +11,12 @@ from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.pipeline.best import evaluation_of
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, damage
 from dapo_openrlhf.pipeline.manifest import size
+from dapo_openrlhf.report.run_folder import run_called
 
 
 def checkpoint(options: argparse.Namespace) -> int:
     """List and verify the checkpoints; returns the exit status, 1 if any is damaged."""
-    run: Path = options.run
+    run = run_called(options.run)
     metric = _best_metric(run)
     checkpoints = Checkpoints(run / "checkpoints", max_num=1, best_metric=metric)
     found, best = checkpoints.finished(), checkpoints.best()

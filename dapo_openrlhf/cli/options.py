@@ -174,6 +174,9 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repeats", type=int, metavar="N", help="runs of each arm, interleaved")
     command.add_argument("--minutes", type=float, metavar="N", help="as many runs of each arm as fit, but one at least")
     command.add_argument("--eval", action="store_true", help="also the held-out accuracy after each run")
+    command.add_argument(
+        "--peak-tflops", type=float, metavar="T", help="of one device in the run's data type: prints the MFU too"
+    )
     command.add_argument("--run-timeout", type=float, default=3600.0, metavar="S", help="seconds a run may take (3600)")
     command.add_argument("--json", type=Path, metavar="FILE", help="every figure, after every run (bench.json)")
     command.add_argument("--resume", type=Path, metavar="FILE", help="go on from the runs of such a file")

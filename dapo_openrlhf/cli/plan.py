@@ -11,11 +11,11 @@ from dapo_openrlhf.cli.outputs import check_output, write_json
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.plan.gpus import GPUS
+from dapo_openrlhf.report.run_folder import run_called
 
 if TYPE_CHECKING:
     from dapo_openrlhf.plan.splits import Advice, Candidate
 
-LATEST = Path("latest")
 DEFAULTS: Mapping[str, Any] = {
     "gpu": "h100",
     "per_node": 8,
@@ -78,6 +78,7 @@ def plan_run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """
     from dapo_openrlhf.plan.after import WhatIf
     from dapo_openrlhf.plan.fit import Material
+    from dapo_openrlhf.plan.processes import Processes
     from dapo_openrlhf.plan.reading import read_run
     from dapo_openrlhf.plan.run_words import check, fitted_words, measured, run_dict, variant_lines
     from dapo_openrlhf.plan.splits import advise
@@ -86,15 +87,17 @@ def plan_run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     folder = _folder(options, rest)
     _check_outputs(options)
     run = read_run(folder)
-    found, what_if = measured(run.life), WhatIf(Material(run.life, run.settings))
-    itself = what_if.itself().prediction
+    found, material = measured(run.life), Material(run.life, run.settings)
+    with Processes() as processes:
+        what_if = WhatIf(material, processes)
+        candidates = [*what_if.every_k(), *what_if.other_splits()]
+        advice = advise(candidates)
+        variants = what_if.variants(advice.chosen)
+        itself = what_if.itself().prediction
     line, doubt = check(found, itself)
     print(f"{folder}: {found}\n{fitted_words(what_if.best)}\n{line}")
     notes = [*run.notes, *([doubt] if doubt else [])]
     print("".join(f"note: {note}\n" for note in notes))
-    candidates = [*what_if.every_k(), *what_if.other_splits()]
-    advice = advise(candidates)
-    variants = what_if.variants(advice.chosen)
     print(table(candidates, advice))
     chosen = advice.chosen.prediction
     print(f"\nages at K = {chosen.max_staleness}, by groups: {ages(chosen)}")
@@ -146,8 +149,7 @@ def _folder(options: argparse.Namespace, rest: Sequence[str]) -> Path:
             f"{' '.join(given)}: a plan from a run takes everything from the run {rest[0]}; leave this out, or leave out the "
             "run and give --config to plan before any"
         )
-    named = Path(rest[0])
-    return Path("runs") / LATEST if named == LATEST and not named.exists() else named
+    return run_called(Path(rest[0]))
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,5 +44,5 @@ def starting_point(
                 "--section.key VALUE changes single ones; with --config only --resume auto is taken"
             )
     if point is not None:
-        check_resume(config, run=point.run, checkpoint=point.checkpoint)
+        point = replace(point, changes=tuple(check_resume(config, run=point.run, checkpoint=point.checkpoint)))
     return config, point

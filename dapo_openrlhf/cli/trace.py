@@ -8,6 +8,7 @@ import json
 from dapo_openrlhf.cli.outputs import check_output
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.event_log import EventLogError
+from dapo_openrlhf.report.run_folder import run_called
 from dapo_openrlhf.whole_file import write_whole
 
 
@@ -15,14 +16,15 @@ def trace(options: argparse.Namespace) -> int:
     """Write the trace of a run, and a picture of some steps if asked; returns the exit status."""
     from dapo_openrlhf.report.trace import chrome_trace, draw_timeline, last_steps, read_log
 
-    events = options.run / "events.jsonl"
+    run = run_called(options.run)
+    events = run / "events.jsonl"
     if not events.is_file():
-        raise ConfigError(f"{options.run} is no run's folder: it has no events.jsonl")
+        raise ConfigError(f"{run} is no run's folder: it has no events.jsonl")
     try:
         log = read_log(events)
     except EventLogError as error:
         raise ConfigError(str(error)) from error
-    output = options.output or options.run / "trace.json"
+    output = options.output or run / "trace.json"
     check_output("--output", output)
     check_output("--picture", options.picture)
     write_whole(output, json.dumps(chrome_trace(log)))
@@ -30,7 +32,7 @@ def trace(options: argparse.Namespace) -> int:
     if options.picture:
         steps = _steps(options.steps) if options.steps is not None else last_steps(log)
         if steps is None:
-            raise ConfigError(f"--picture: no step of {options.run} is done yet, so there is nothing to draw")
+            raise ConfigError(f"--picture: no step of {run} is done yet, so there is nothing to draw")
         try:
             draw_timeline(log, options.picture, first_step=steps[0], last_step=steps[1])
         except ValueError as error:

@@ -24,7 +24,7 @@ from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.event_log import EventLog, LogFile
 from dapo_openrlhf.pipeline.events import Evaluated, RunStarted
 from dapo_openrlhf.pipeline.metrics import Row
-from dapo_openrlhf.pipeline.resume import Change, check_resume
+from dapo_openrlhf.pipeline.resume import Change
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.program import program
 from dapo_openrlhf.report.curves import Curves
@@ -81,10 +81,9 @@ def _train(
     if config.report.wandb_uploads is not None:
         check_wandb(uploads=config.report.wandb_uploads)
     checkpoint: Path | None = None
-    changes: list[Change] = []
+    changes: Sequence[Change] = ()
     if resume is not None:
-        checkpoint = resume.checkpoint
-        changes = check_resume(config, run=resume.run, checkpoint=checkpoint)
+        checkpoint, changes = resume.checkpoint, resume.changes
     with waiting_for("the model's files, the prompts and the reward to be read"):
         inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
     with writing(Path(config.run.dir) / config.run.name if resume is None else resume.run / "config.yaml"):

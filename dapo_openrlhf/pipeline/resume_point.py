@@ -10,6 +10,7 @@ from pathlib import Path
 from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
+from dapo_openrlhf.pipeline.resume import Change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class ResumePoint:
     """The run's folder."""
     checkpoint: Path
     """An undamaged checkpoint in that folder."""
+    changes: tuple[Change, ...] = ()
+    """Settings that are other than at the checkpoint, once they were compared."""
 
 
 def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:

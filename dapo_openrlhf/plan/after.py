@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from dapo_openrlhf.plan.bound import bound
+from dapo_openrlhf.plan.bound import Bound, bound
 from dapo_openrlhf.plan.fit import Fitted, Material
-from dapo_openrlhf.plan.prediction import pooled
+from dapo_openrlhf.plan.prediction import Prediction, pooled
+from dapo_openrlhf.plan.processes import Processes
 from dapo_openrlhf.plan.run_settings import RunSettings
 from dapo_openrlhf.plan.scenario import Scenario, TrainerSpeed
-from dapo_openrlhf.plan.splits import Candidate, Split, predict
+from dapo_openrlhf.plan.splits import Candidate, Split
 
 STALENESS = tuple(range(9))
 """The values of K that are predicted for the run's own division of devices."""
@@ -40,8 +42,10 @@ class Variant:
 class WhatIf:
     """Predicts from what was fitted to a run."""
 
-    def __init__(self, material: Material) -> None:
+    def __init__(self, material: Material, processes: Processes | None = None) -> None:
+        """``processes``: where simulations are made; by default in this one."""
         self._settings = material.settings
+        self._processes = processes or Processes(1)
         self.best = material.fit()
         dice = random.Random(0)
         self._drawn = [material.fit_again(dice, self.best.sharing) for _ in range(REPLICAS)]
@@ -53,7 +57,8 @@ class WhatIf:
 
     def every_k(self) -> list[Candidate]:
         """The run's own division at every K."""
-        return [self.at(k) for k in STALENESS]
+        own, settings = _own(self._settings), self._settings
+        return self._predict_all([(own, replace(settings, max_staleness=k)) for k in STALENESS])
 
     def at(self, max_staleness: int) -> Candidate:
         """The run's own division at one K."""
@@ -61,15 +66,15 @@ class WhatIf:
 
     def other_splits(self) -> list[Candidate]:
         """Other divisions of the same devices with engines of the same size, the best two at each K."""
-        found = []
+        asked: list[tuple[Split, RunSettings]] = []
         for k in ELSEWHERE:
             at = {split: replace(_with(self._settings, split), max_staleness=k) for split in _splits(self._settings)}
-            best = sorted(at, key=lambda split: self._bound(at[split]))[:OTHER_SPLITS]
-            found += [self._predict(split, at[split]) for split in best]
-        return found
+            best = sorted(at, key=lambda split: self._bound(at[split]).step)[:OTHER_SPLITS]
+            asked += [(split, at[split]) for split in best]
+        return self._predict_all(asked)
 
-    def _bound(self, settings: RunSettings) -> float:
-        return bound(_scenario(self.best, settings, ranks=self._settings.ranks, seed=0)).step
+    def _bound(self, settings: RunSettings) -> Bound:
+        return bound(_scenario(self.best, settings, ranks=self._settings.ranks, seed=0))
 
     def variants(self, chosen: Candidate) -> list[Variant]:
         """Over-sampling and what happens at deadlines, at a candidate's K and division."""
@@ -81,30 +86,41 @@ class WhatIf:
             "at deadline: wait": replace(settings, cut_late=False),
             "at deadline: cut": replace(settings, cut_late=True),
         }
+        asked = {
+            name: other for name, other in others.items() if settings.filtered or not name.startswith("over-sampling")
+        }
+        found = self._predict_all([(chosen.split, other) for other in asked.values()])
         return [
-            Variant(name=name, candidate=chosen if other == settings else self._predict(chosen.split, other))
-            for name, other in others.items()
-            if settings.filtered or not name.startswith("over-sampling")
+            Variant(name=name, candidate=chosen if other == settings else candidate)
+            for (name, other), candidate in zip(asked.items(), found, strict=True)
         ]
 
     def _predict(self, split: Split, settings: RunSettings) -> Candidate:
-        """Predict once, however often it is asked."""
-        if (split, settings) not in self._predicted:
-            self._predicted[split, settings] = self._simulate(split, settings)
-        return self._predicted[split, settings]
+        return self._predict_all([(split, settings)])[0]
 
-    def _simulate(self, split: Split, settings: RunSettings) -> Candidate:
+    def _predict_all(self, asked: Sequence[tuple[Split, RunSettings]]) -> list[Candidate]:
+        """Predict each once, however often it is asked."""
+        begun = {one: self._begin(*one) for one in dict.fromkeys(asked) if one not in self._predicted}
+        for one, replicas in begun.items():
+            self._predicted[one] = self._candidate(*one, [replica.result() for replica in replicas])
+        return [self._predicted[one] for one in asked]
+
+    def _begin(self, split: Split, settings: RunSettings) -> list[Future[Prediction]]:
         """Each replica counts as many steps, so that their means are of equal worth."""
         ranks = self._settings.ranks
         each = settings.batch_size / max(self.best.work.pass_rate, 0.02) if settings.filtered else settings.batch_size
         counted = min(20, max(4, round(GROUPS / REPLICAS / each)))
         steps = counted + max(settings.max_staleness + 1, counted // 3 + 1)
-        found = [
-            predict(split, _scenario(fitted, settings, ranks=ranks, seed=seed), steps=steps).prediction
-            for seed, fitted in enumerate(self._drawn)
-        ]
+        return self._processes.simulate(
+            [
+                (split, _scenario(fitted, settings, ranks=ranks, seed=seed), steps)
+                for seed, fitted in enumerate(self._drawn)
+            ]
+        )
+
+    def _candidate(self, split: Split, settings: RunSettings, found: Sequence[Prediction]) -> Candidate:
         error = QUANTILE * statistics.stdev(one.step for one in found) / math.sqrt(len(found))
-        limits = bound(_scenario(self.best, settings, ranks=ranks, seed=0))
+        limits = self._bound(settings)
         return Candidate(split=split, prediction=pooled(found, error=error), bound=limits)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class SimulatedEngine:
         self._context = 0.0
         self._then = 0.0  # the time that progress and context belong to; later than now during a pause
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when the next sequence ends, if nothing changes
         self._now = asyncio.get_running_loop().time
         self._slowness = 1.0
         self.busy = 0.0
@@ -191,23 +193,32 @@ class SimulatedEngine:
         self._schedule()
 
     def _schedule(self) -> None:
-        """Set the timer to the next end."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """See to it that the next end is not missed. A timer that is too early stays, and is set anew when it fires."""
         while self._running and self._running[0][2].ended:
             heapq.heappop(self._running)
+        self._due = math.inf
         if self._running:
             steps = max(0.0, self._running[0][0] - self._progress)
             seconds = self._speed.seconds(steps, sequences=self._count, context=self._context) * self._slowness
-            self._timer = asyncio.get_running_loop().call_at(self._then + seconds, self._finish)
+            self._due = self._then + seconds
+        if self._timer is not None and self._timer.when() > self._due:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and self._running:
+            self._timer = asyncio.get_running_loop().call_at(self._due, self._wake)
         if self.generating != self._was_generating:
             self._was_generating = self.generating
             self.on_change()
 
+    def _wake(self) -> None:
+        self._timer = None
+        if self._now() < self._due:
+            self._schedule()
+        else:
+            self._finish()
+
     def _finish(self) -> None:
         """End the sequences that have all their tokens."""
-        self._timer = None
         self._advance()
         self._progress = max(self._progress, self._running[0][0])  # rounding must not leave it behind
         while self._running and self._running[0][0] <= self._progress + ROUNDING:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import selectors
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MOST_ROUNDS = 200_000
 """Turns of the event loop after which a program counts as endless, unless it is given another limit."""
+
+NEVER = 1e11
+"""Seconds of virtual time that no program lives to see."""
 
 
 class Deadlock(AssertionError):
@@ -58,6 +63,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._virtual_clock.now
+
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in the base class; a timer beyond :data:`NEVER` is not kept, as deadlines that nothing reaches are many."""
+        if when >= NEVER:
+            return asyncio.TimerHandle(when, callback, args, self, context)
+        return super().call_at(when, callback, *args, context=context)
 
     @property
     def rounds(self) -> int:

@@ -28,7 +28,7 @@ def table(candidates: Sequence[Candidate], advice: Advice) -> str:
     """The best split of each K, one line each; ``*`` is the Pareto set, ``>`` the one to take."""
     front = pareto(candidates)
     rows = [("", *HEAD)]
-    for one in _best_of_each(candidates):
+    for one in best_of_each(candidates):
         what, mark = one.prediction, ">" if one is advice.chosen else "*" if one in front else ""
         rows.append(
             (
@@ -63,7 +63,8 @@ def ages(what: Prediction) -> str:
     return ", ".join(f"{age} {count / total:.0%}" for age, count in sorted(what.ages.items()))
 
 
-def _best_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
+def best_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The best split of each K, in ascending order of K."""
     best: dict[int, Candidate] = {}
     for one in candidates:
         known = best.get(one.prediction.max_staleness)

@@ -23,6 +23,11 @@ PROBE_BYTES = 1 << 20
 """A file system without room for this many bytes counts as full."""
 
 
+def run_called(name: Path) -> Path:
+    """The folder that a user means by ``name``: ``latest`` alone stands for ``runs/latest``."""
+    return Path("runs") / LATEST if name == Path(LATEST) and not name.exists() else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """One run's folder; the files in it appear as the run writes them."""

@@ -18,6 +18,8 @@ from event_files import evaluated, run_started, write_events
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.pipeline.events import EngineLost, Event, Rewound
 from dapo_openrlhf.pipeline.metrics import METRICS
+from dapo_openrlhf.plan.scenario import EngineSpeed, Scenario, SyncSpeed, TrainerSpeed, Work
+from dapo_openrlhf.plan.simulation import simulate
 from dapo_openrlhf.report.page.curves import AS_BARS, TOGETHER
 from dapo_openrlhf.report.page.drawing import COLOURS, MOST_POINTS, Line, chart, thinned, ticks
 from dapo_openrlhf.report.page.markup import brief, shown
@@ -25,6 +27,18 @@ from dapo_openrlhf.report.page.page import page
 from dapo_openrlhf.report.page.past_run import PastRun, read_runs
 from dapo_openrlhf.report.run_lock import run_lock
 
+LONG_RUN = Scenario(
+    engines=1,
+    engine=EngineSpeed(step=0.01),
+    trainer=TrainerSpeed(step=0.5, per_token=1e-3),
+    sync=SyncSpeed(send=0.05, deliver=0.1, pause=0.02),
+    work=Work.drawn(
+        groups=50, responses=2, mean=20, spread=0.5, most=60, pass_rate=1.0, prompt_tokens=5, reward_seconds=0.1
+    ),
+    batch_size=64,
+    max_staleness=1,
+    steps=8,
+)
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>'\"&amp; \u202egnorw\u202c \x00\x1b[31m \ud800 \ufeff"
 VOID = {"meta", "link", "br", "img", "input"}
 SHAPES = {"line", "rect", "circle", "polyline"}
@@ -264,6 +278,35 @@ def test_the_command_writes_the_page_and_refuses_what_is_no_run(
         assert main(["report", folder]) == 2
         assert capsys.readouterr().err.endswith(said)
     assert main(["report", "runs/sums", "--output", "no/such/page.html"]) == 2
+
+
+def test_latest_alone_is_the_latest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs" / "sums")
+    (tmp_path / "runs" / "latest").symlink_to("sums")
+    assert main(["report", "latest", "--no-plan"]) == 0
+    assert (run / "report.html").is_file()
+    assert main(["trace", "latest"]) == 0
+    assert (run / "trace.json").is_file()
+
+
+def test_the_page_has_the_plan_of_each_run_or_says_why_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "short")
+    run = make_run(tmp_path / "long")
+    with (run / "events.jsonl").open("w", encoding="utf-8") as log:
+        simulate(LONG_RUN, file=log)
+    output = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "short"), str(run), "--output", str(output)]) == 0
+    read = Read(output.read_text())
+    _, after = read.text.split("no plan: ", maxsplit=1)
+    assert "short/events.jsonl is too short for a plan: 0 finished steps" in after
+    assert "recommended: async.max_staleness" in after
+    assert len(re.findall(r"1 x 1 : 1", after)) >= 9  # a row for each K from 0 to 8
+    assert capsys.readouterr().err.count("--no-plan leaves this out") == 2
+    assert main(["report", str(run), "--output", str(output), "--no-plan"]) == 0
+    assert "recommended: async.max_staleness" not in output.read_text()
 
 
 # --- drawings -----------------------------------------------------------------------------------------------------------

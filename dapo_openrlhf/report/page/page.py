@@ -20,6 +20,7 @@ from dapo_openrlhf.report.page.curves import (
 from dapo_openrlhf.report.page.drawing import legend, stacked
 from dapo_openrlhf.report.page.markup import brief, percent, shown, table
 from dapo_openrlhf.report.page.past_run import Answer, PastRun
+from dapo_openrlhf.report.page.what_if import WhatIf, section
 from dapo_openrlhf.report.progress import clock_time
 from dapo_openrlhf.report.verdict import Verdict, verdict
 
@@ -68,10 +69,11 @@ HEAD = """<!doctype html>
 """The page runs no script and loads nothing; browsers are told so, whatever a response holds."""
 
 
-def page(runs: Sequence[PastRun]) -> str:
-    """The page about these runs, at least one."""
+def page(runs: Sequence[PastRun], what_ifs: Sequence[WhatIf] = ()) -> str:
+    """The page about these runs, at least one, and what other settings would have made of them."""
     title = ", ".join(run.label for run in runs)
-    parts = [(name, body) for name, make in SECTIONS.items() if (body := make(runs))]
+    made = {name: make(runs) for name, make in SECTIONS.items()} | {WHAT_IF: section(what_ifs)}
+    parts = [(name, made[name]) for name in ORDER if made[name]]
     links = " ".join(f'<a href="#s{place}">{shown(name)}</a>' for place, (name, _) in enumerate(parts))
     sections = "".join(
         f'<section id="s{place}"><h2>{shown(name)}</h2>{body}</section>' for place, (name, body) in enumerate(parts)
@@ -268,4 +270,8 @@ SECTIONS: dict[str, Callable[[Sequence[PastRun]], str]] = {
     "Settings": _settings,
     "All other curves": _curves(other_charts),
 }
-"""The sections in their order; one that has nothing to show is left out."""
+"""Sections about what was; one that has nothing to show is left out."""
+WHAT_IF = "What if"
+ORDER = [*SECTIONS]
+ORDER.insert(ORDER.index("Filter and waste") + 1, WHAT_IF)
+"""All sections in their order."""

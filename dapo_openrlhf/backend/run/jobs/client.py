@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,10 @@ AGENT_SECONDS = 60.0
 """Seconds that a cluster may take to accept jobs after it has started."""
 REPLY_SECONDS = 60.0
 """Seconds that a dashboard may take for one answer; the sending of an upload does not count."""
+SILENT_SECONDS = 60.0
+"""Seconds without a line after which it is asked whether the connection to a log still is one."""
+LATE_SECONDS = 10.0
+"""Seconds that a line, or the end of a log, may be on its way."""
 LOG_COPY = ", last available logs"
 """What begins the copy of the log in a failed job's message."""
 LOST = (OSError, RuntimeError, aiohttp.ClientError)
@@ -114,10 +118,35 @@ class Jobs:
 
     async def _follow(self, job: str, tell: Callable[[str], None], skip: int) -> None:
         read = 0
-        async for text in self._client.tail_job_logs(job):
+        texts = aiter(self._client.tail_job_logs(job))
+        while True:
+            text = await self._next(texts, job, read)
+            if text is None:
+                return
             if read + len(text) > skip:
                 tell(text[max(0, skip - read) :])
             read += len(text)
+
+    async def _next(self, texts: AsyncIterator[str], job: str, read: int) -> str | None:
+        """What comes next of a log of which ``read`` characters came; None at its end.
+
+        A connection whose other end is gone without a word is silent for ever, as is a job that prints nothing: after a
+        silence the cluster is asked which of them it is. Raises :data:`LOST`.
+        """
+        coming: asyncio.Task[str | None] = asyncio.ensure_future(_or_none(texts))
+        try:
+            while not (await asyncio.wait([coming], timeout=SILENT_SECONDS))[0]:
+                more = await asyncio.to_thread(self._has_more, job, read)
+                if more and not (await asyncio.wait([coming], timeout=LATE_SECONDS))[0]:
+                    raise ConnectionError(f"nothing came for {SILENT_SECONDS:g} s, and the log goes on")
+            return coming.result()
+        finally:
+            coming.cancel()
+
+    def _has_more(self, job: str, read: int) -> bool:
+        """Whether a log has more than what came, or is complete."""
+        ended = self.state(job).ended
+        return ended or len(self.log(job)) > read
 
     def log(self, job: str) -> str:
         """All of a job's log until now. Raises :data:`LOST`."""
@@ -140,6 +169,10 @@ class Jobs:
     def stop(self, job: str) -> None:
         """Ask a job to stop. Raises :data:`LOST`."""
         self._client.stop_job(job)
+
+
+async def _or_none(texts: AsyncIterator[str]) -> str | None:
+    return await anext(texts, None)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What staleness costs: accuracy against K, corrections, and what becomes of late groups, on one small task."""
