@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dapo_openrlhf.backend.kept_tokens import KeptTokens
 from dapo_openrlhf.types import Generation, PolicyVersion, Score, Segment, Span
 
 
@@ -111,6 +112,8 @@ class GroupTokens:
     """[G + 1] offsets: response i is ``[offsets[i], offsets[i + 1])``."""
     versions: VersionRuns
     """Which weights sampled each of the N tokens."""
+    kept: KeptTokens | None = None
+    """The tokens among which each of the N tokens was drawn; None if that was the whole vocabulary."""
     observations: tuple[Observations, ...] = ()
     """[G] what an environment added to each response; empty without an environment."""
 
@@ -129,6 +132,10 @@ class GroupTokens:
         """Token ids and log-probabilities of one response."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.response_ids[span], self.rollout_logprobs[span]
+
+    def response_kept(self, index: int) -> KeptTokens | None:
+        """The tokens among which each token of one response was drawn."""
+        return self.kept and self.kept.part(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def response_versions(self, index: int) -> VersionRuns:
         """Which weights sampled each token of one response."""

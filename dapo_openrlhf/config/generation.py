@@ -62,7 +62,17 @@ class RolloutSection(Section):
     temperature: Annotated[float, Field(ge=COLDEST, le=HOTTEST)] = PAPER["rollout.temperature"]
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = PAPER["rollout.top_p"]
-    """Nucleus sampling, as in OpenRLHF; below 1 it biases training, and is refused."""
+    """Nucleus sampling: the likeliest tokens with this share of the probability. Where ``rollout.top_p``, ``top_k`` or
+    ``min_p`` leave tokens out, engines return what they kept, and the trainer's log-probs are of the same tokens."""
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    """Number of likeliest tokens that are sampled from; 0, or -1, takes all."""
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Least probability of a token that is sampled, as a share of the likeliest one's."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens may be sampled from less than the whole distribution."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 class AsyncSection(Section):

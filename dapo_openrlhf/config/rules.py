@@ -43,12 +43,6 @@ def impossible(config: Config) -> Iterator[str]:
             f"train.batch_size: {train.batch_size} is not a multiple of the {config.trainer_ranks} trainer ranks "
             f"(actor.num_nodes x actor.num_gpus_per_node); use a multiple of {config.trainer_ranks}"
         )
-    if rollout.top_p < 1:
-        yield (
-            f"rollout.top_p: {rollout.top_p:g} biases training: engines would give the log-probs of the truncated "
-            "distribution and the trainer those of the whole one, so that importance weights are off by the mass cut away "
-            "(at 0.8 they are 0.79 on average, and 38 % are clipped); use 1. Evaluation has its own eval.top_p"
-        )
     yield from _impossible_algorithm(config)
     if reward.overlong_buffer_len and reward.overlong_buffer_len > rollout.max_new_tokens:
         yield (

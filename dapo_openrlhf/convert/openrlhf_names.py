@@ -88,6 +88,7 @@ DOTTED: Mapping[str, str] = {
     "generate_max_len": "rollout.max_new_tokens",
     "temperature": "rollout.temperature",
     "top_p": "rollout.top_p",
+    "top_k": "rollout.top_k",
     "max_len": "data.max_len",
     "max_samples": "data.max_samples",
     "prompt_data": "data.prompt_dataset",
@@ -157,6 +158,5 @@ SINCE_REMOVED: Mapping[str, str] = {
     "pretrain_data": "pretraining data is not mixed in",
     "actor_loss_coef": "the policy's loss has no factor; scale actor.adam.lr",
     "critic_loss_coef": "the critic's loss has no factor; scale critic.adam.lr",
-    "top_k": "sampling in training is from the whole distribution",
 }
 """Options that OpenRLHF no longer has."""

@@ -236,8 +236,6 @@ def _batches(taken: Taken, conversion: Conversion) -> None:
     )
     if (tokens := taken.get(f"{ACTOR}.ppo_max_token_len_per_gpu")) is not None:
         settings["train.max_tokens_per_gpu"] = whole(tokens, name=f"{ACTOR}.ppo_max_token_len_per_gpu")
-    if (top_k := taken.get(f"{ROLLOUT}.top_k")) not in (None, -1, 0):
-        conversion.lacks(f"{ROLLOUT}.top_k", f"{top_k}: sampling in training is from the whole distribution")
 
 
 def _overlong(taken: Taken, conversion: Conversion) -> None:

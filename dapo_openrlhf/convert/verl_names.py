@@ -21,6 +21,7 @@ ONE_TO_ONE: Mapping[str, str] = {
     f"{ROLLOUT}.n": "rollout.n_samples_per_prompt",
     f"{ROLLOUT}.temperature": "rollout.temperature",
     f"{ROLLOUT}.top_p": "rollout.top_p",
+    f"{ROLLOUT}.top_k": "rollout.top_k",
     f"{ROLLOUT}.enforce_eager": "vllm.enforce_eager",
     f"{ROLLOUT}.enable_prefix_caching": "vllm.enable_prefix_caching",
     f"{ROLLOUT}.val_kwargs.n": "eval.n_samples_per_prompt",

@@ -56,6 +56,13 @@ class Sampling:
     temperature: float
     """Sampling temperature; 0 is greedy."""
     top_p: float
+    """Smallest share of the probability that the likeliest tokens must have to be sampled from; 1 takes all."""
+    top_k: int = 0
+    """Number of likeliest tokens that are sampled from; 0 takes all."""
+    min_p: float = 0.0
+    """Least probability of a token that is sampled, as a share of the likeliest one's."""
+    kept: bool = False
+    """Whether to return the tokens among which each token was drawn, which the engine must be able to."""
     seed: int | None = None
     """Seed of the first response, from 0 to 2^62; each further one has the next number. With None the engine draws on."""
 

@@ -14,7 +14,7 @@ from dapo_openrlhf.pipeline.ports import Sampling
 
 pytestmark = pytest.mark.real  # imports vLLM
 
-SAMPLING = Sampling(n=3, max_new_tokens=4, temperature=0.7, top_p=0.9)
+SAMPLING = Sampling(n=3, max_new_tokens=4, temperature=0.7, top_p=0.9, top_k=20, min_p=0.05)
 
 
 class Core:
@@ -53,7 +53,7 @@ def test_each_response_is_a_request_that_ends_at_the_stop_tokens_and_is_sampled_
         params = request.sampling_params
         assert (request.prompt_token_ids, request.cache_salt) == ([3, 4], "0")
         assert sorted(params.stop_token_ids) == [1, 7] == sorted(params.all_stop_token_ids)
-        assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.9, 0, 0.0)
+        assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.9, 20, 0.05)
         assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
         assert (params.max_tokens, params.min_tokens, params.logprobs, params.seed) == (4, 0, 0, None)
         assert (params.n, params.eos_token_id, params.detokenize) == (1, None, False)

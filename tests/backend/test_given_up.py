@@ -45,11 +45,8 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Core]:
     from dapo_openrlhf.backend.engine import loop
 
     model = SimpleNamespace(get_vocab_size=lambda: 99, max_model_len=99)
-    config = SimpleNamespace(create_engine_config=lambda: SimpleNamespace(model_config=model))
     core = Core()
-    monkeypatch.setattr(loop, "EngineArgs", lambda **settings: config)
-    monkeypatch.setattr(loop, "InprocClient", lambda *arguments: core)
-    monkeypatch.setattr(loop, "Executor", SimpleNamespace(get_class=lambda config: None))
+    monkeypatch.setattr(loop, "start_core", lambda arguments: (core, model))
     yield core
     core.get_output = lambda: threading.Event().wait()  # type: ignore[assignment,return-value]  # its thread rests
 

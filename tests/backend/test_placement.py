@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from dapo_openrlhf.backend.device import Device
-from dapo_openrlhf.backend.run.needs import LEAST_OBJECT_STORE, check_devices, object_store_bytes
+from dapo_openrlhf.backend.run.needs import LEAST_OBJECT_STORE, check_devices, check_sampling, object_store_bytes
 from dapo_openrlhf.backend.run.placement import Layout, check_fit, together
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_config
@@ -108,7 +109,7 @@ def test_shared_memory_is_sized_by_what_the_run_puts_into_it(tmp_path: Path) -> 
     """2 x (1 + 1) x 64 groups of 8 responses of 1,000 tokens of 24 bytes, and two versions of weights of 2 x 100 MB."""
     (tmp_path / "model.safetensors").write_bytes(b"")
     os.truncate(tmp_path / "model.safetensors", 100_000_000)
-    settings = {
+    settings: dict[str, Any] = {
         "actor": {"model_name_or_path": str(tmp_path)},
         "rollout": {"batch_size": 64, "n_samples_per_prompt": 8, "max_new_tokens": 500},
         "train": {"batch_size": 512},
@@ -122,3 +123,20 @@ def test_shared_memory_is_sized_by_what_the_run_puts_into_it(tmp_path: Path) -> 
     wanted += 2 * 2 * 900_000_000
     assert object_store_bytes(run, memory=1 << 40) == wanted
     assert object_store_bytes(run, memory=4_000_000_000) == 1_000_000_000
+    for cut, sets in (({"top_k": 20, "top_p": 0.7}, 20), ({"top_p": 0.7}, 64)):
+        run = build_config(settings | {"rollout": settings["rollout"] | cut}, source="test")
+        assert object_store_bytes(run, memory=1 << 40) == wanted + 2 * 2 * 64 * 8 * 1000 * 4 * sets
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.7}, {"top_k": 20}, {"min_p": 0.05}])
+def test_a_vllm_that_does_not_say_what_it_kept_samples_from_the_whole_distribution_only(cut: dict[str, float]) -> None:
+    def run(**rollout: float) -> Config:
+        settings = {"data": {"prompt_dataset": "p.jsonl"}, "actor": {"model_name_or_path": "m"}, "rollout": rollout}
+        return build_config(settings, source="test")
+
+    for version in ("0.27.1", "0.28.0rc1"):
+        with pytest.raises(ConfigError, match=rf"vLLM {version} does not return .* use vLLM 0.28 or later"):
+            check_sampling(run(**cut), Version(version))
+        check_sampling(run(top_p=1.0, top_k=-1, min_p=0.0), Version(version))
+    for installed in (Version("0.28"), Version("0.29.0+cpu"), None):
+        check_sampling(run(**cut), installed)

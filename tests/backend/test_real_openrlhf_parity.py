@@ -124,7 +124,8 @@ def test_policy_loss_and_its_gradient(
     batch = Tensors(
         samples=tuple(own), lengths=LENGTHS, input_ids=nothing, position_ids=nothing, positions=nothing, targets=nothing,
         present=PRESENT.bool(), mask=PRESENT, advantages=advantages[:, :1],
-        weights=torch.tensor([[sample.weight] for sample in own], dtype=torch.float64), rollout_logprobs=rollout, fresh=torch.zeros(B, 1), versions=(),
+        weights=torch.tensor([[sample.weight] for sample in own], dtype=torch.float64), rollout_logprobs=rollout, fresh=torch.zeros(B, 1), kept=None,
+        versions=(),
     )  # fmt: skip
     known = Known(old_logprobs=by_sample(old.float()), ref_logprobs=by_sample(reference.float()) if kl_coef else {})
     ours_in = new.clone().requires_grad_()
@@ -291,11 +292,15 @@ def test_entropy_and_its_gradient() -> None:
     logits = torch.randn(7, 13, generator=torch.Generator().manual_seed(2))
     theirs_in, ours_in = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     theirs = compute_entropy(theirs_in / 0.8)
-    _, ours = _chunk(lambda x: x, lambda x: x, ours_in, torch.zeros(7).long(), 0.8, entropy_gradient=True)
+    _, ours = _chunk(
+        lambda x: x, lambda x: x, ours_in, torch.zeros(7).long(), None, temperature=0.8, entropy_gradient=True
+    )
     torch.testing.assert_close(ours, theirs)
     gradients = torch.autograd.grad(ours.sum(), ours_in), torch.autograd.grad(theirs.sum(), theirs_in)
     torch.testing.assert_close(*gradients)
-    _, without = _chunk(lambda x: x, lambda x: x, ours_in, torch.zeros(7).long(), 0.8, entropy_gradient=False)
+    _, without = _chunk(
+        lambda x: x, lambda x: x, ours_in, torch.zeros(7).long(), None, temperature=0.8, entropy_gradient=False
+    )
     assert not without.requires_grad and torch.equal(without, ours.detach())
 
 

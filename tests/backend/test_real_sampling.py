@@ -1,4 +1,4 @@
-"""On real vLLM: training samples from the whole distribution, whatever a model's folder recommends for chatting with it."""
+"""On real vLLM: training samples as its settings say, whatever a model's folder recommends for chatting with it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PROMPT = [CHARACTERS.index(character) for character in "12+34="]
 SAMPLING = Sampling(n=16, max_new_tokens=24, temperature=TEMPERATURE, top_p=1.0)
 
 
-def engine_loop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An engine loop on a model folder."""
+def engine_loop(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Any:
+    """An engine loop on a model folder, with ``more`` arguments of vLLM."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from dapo_openrlhf.backend.engine.loop import EngineLoop
@@ -45,6 +45,7 @@ def engine_loop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "enforce_eager": True,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
+        **more,
     }
     loop = EngineLoop(engine_args, name="engine 0", stop_ids=[1])
     loop.start().result(300)
@@ -87,3 +88,60 @@ def test_a_response_with_a_seed_is_the_same_in_any_company(tmp_path: Path, monke
     assert sampled(8, 0)[:5] == alone[1:], "each response has the next number"
     assert sampled(None, 0) != sampled(None, 0)
     assert len({tuple(response) for response in alone}) == 6
+
+
+CUTS = (
+    {"top_p": 0.7},
+    {"top_k": 20, "top_p": 1.0},
+    {"top_k": 20, "top_p": 0.7},
+    {"min_p": 0.7, "top_p": 1.0},
+    {"top_k": 6, "top_p": 0.95, "min_p": 0.1},
+)
+
+
+def test_engine_and_trainer_agree_on_what_a_truncated_sampler_drew_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of all kinds share the engine's steps, and one asks for no sets."""
+    folder = make_tiny_model(tmp_path / "model", tied=True, seed=3)
+    loop = engine_loop(folder, monkeypatch, return_sampling_mask=True)
+    asked = [replace(SAMPLING, kept=True, n=4, seed=seed, **cut) for seed in (None, 5) for cut in CUTS]  # type: ignore[arg-type]
+    others = [loop.generate(f"other {n}", PROMPT, replace(SAMPLING, n=2, temperature=t)) for n, t in enumerate((0, 1))]
+    made = [loop.generate(f"group {index}", PROMPT, sampling) for index, sampling in enumerate(asked)]
+    groups = {index: future.result(300)[1] for index, future in enumerate(made)}
+    assert all(other.result(300)[1].kept is None for other in others)
+    for index, sampling in enumerate(asked):
+        counts = groups[index].kept.counts
+        assert counts.max() > 1 and counts.min() < len(CHARACTERS), "or there would be nothing to see"
+        assert sampling.top_k == 0 or counts.max() <= sampling.top_k
+    batch, logprobs, reference = trained(folder, groups)
+    difference = (logprobs - batch.rollout_logprobs).abs()
+    assert difference.max() < 1e-5
+    assert (logprobs - batch.rollout_logprobs)[batch.present].exp().sub(1).abs().max() < 1e-5, "ratios at age 0"
+    assert (reference - batch.rollout_logprobs).abs().max() > 0.1, "over the whole vocabulary they are other numbers"
+
+
+def trained(folder: Path, groups: dict[int, Any]) -> tuple[Any, Any, Any]:
+    """A micro-batch of all responses; their log-probs over the sets, and over the whole vocabulary."""
+    import torch
+    from plain_model import PlainModel
+    from transformers import AutoModelForCausalLM
+
+    from dapo_openrlhf.backend.trainer import attention, logprobs
+    from dapo_openrlhf.backend.trainer.collate import collate
+    from dapo_openrlhf.backend.trainer.packing import Packing
+    from dapo_openrlhf.backend.trainer.policy import Policy
+    from dapo_openrlhf.pipeline.batch import Sample
+
+    attention.register()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention.NAME)
+    logprobs.install(model)
+    policy = Policy(PlainModel(model, lr=0.0), Packing(attention.NAME), temperature=TEMPERATURE, reference=None)
+    samples = tuple(
+        Sample(group=group, index=index, prompt_length=len(PROMPT), length=int(length), advantage=0.0, trained=True)
+        for group, tokens in groups.items()
+        for index, length in enumerate(tokens.offsets[1:] - tokens.offsets[:-1])
+    )
+    batch = collate(samples, groups, device=torch.device("cpu"))
+    with torch.no_grad():
+        return batch, policy.logprobs(batch), policy.logprobs(replace(batch, kept=None))

@@ -45,8 +45,9 @@ class AsyncCore:
                 return SimpleNamespace(outputs=[])
         token = self.batch_queue.pop()
         output = SimpleNamespace(
-            request_id="g/0", new_token_ids=[token], new_logprobs=None, finish_reason=None, prefill_stats=None
-        )
+            request_id="g/0", new_token_ids=[token], new_logprobs=None, new_sampling_mask=None, finish_reason=None,
+            prefill_stats=None,
+        )  # fmt: skip
         return SimpleNamespace(outputs=[output])
 
 

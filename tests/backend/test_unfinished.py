@@ -189,3 +189,42 @@ def test_anything_but_one_float32_for_each_token_is_an_error(logprobs: NDArray[A
     response.close_run(0)
     with pytest.raises(RuntimeError, match="bytes of log-probs for 1 tokens; one float32 for each was asked for"):
         group.end_one()
+
+
+def test_a_cut_group_keeps_what_each_of_its_tokens_was_drawn_from() -> None:
+    """Several tokens of a step, weights that change between two, and a response that was cut before the other ended."""
+    done: Future[Made] = Future()
+    group = UnfinishedGroup(name="g", prompt_ids=[5], done=done, unfinished=2, kept_of=40)
+    first, second = (UnfinishedResponse(group) for _ in range(2))
+    group.responses += [first, second]
+    for response, ids, sets in ((first, [3], [[3]]), (second, [7, 8], [[7, 9], [8, 2, 30]]), (first, [4], [[1, 4]])):
+        for one in sets:
+            one.sort()
+        response.add(ids, np.zeros((len(ids), 1), np.float32))
+        response.keep(np.concatenate(sets).astype(np.int32), np.cumsum([0, *map(len, sets)]))
+        response.close_run(0)
+    for _ in range(2):
+        group.end_one()
+    made = done.result(timeout=0)
+    assert made is not None
+    tokens = pickle.loads(pickle.dumps(made[1]))
+    of_first, of_second = tokens.response_kept(0), tokens.response_kept(1)
+    assert (of_first.counts.tolist(), of_first.ids().tolist()) == ([1, 2], [3, 1, 4])
+    assert (of_second.counts.tolist(), of_second.ids().tolist()) == ([2, 3], [7, 9, 2, 8, 30])
+    samples = tuple(
+        Sample(group=0, index=index, prompt_length=1, length=2, advantage=0.0, trained=True) for index in (1, 0)
+    )
+    kept = collate(samples, {0: tokens}, device=torch.device("cpu")).kept
+    assert kept is not None
+    assert (kept.ids.tolist(), kept.counts.tolist()) == ([7, 9, 2, 8, 30, 3, 1, 4], [2, 3, 1, 2])
+
+
+def test_a_token_of_which_the_core_does_not_say_what_it_was_drawn_from_is_an_error() -> None:
+    group = UnfinishedGroup(name="g", prompt_ids=[5], done=Future(), unfinished=1, kept_of=40)
+    response = UnfinishedResponse(group)
+    group.responses.append(response)
+    response.add([1, 2], np.zeros((2, 1), np.float32))
+    response.keep(np.asarray([1], np.int32), np.asarray([0, 1]))
+    response.close_run(0)
+    with pytest.raises(RuntimeError, match="said of 1 of 2 tokens what they were drawn from"):
+        group.end_one()

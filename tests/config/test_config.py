@@ -246,10 +246,8 @@ def test_settings_cannot_change_afterwards(file: Path) -> None:
             ["algo.advantage.is_correction_threshold: -1.0 2.0 is not a range", "0 <= LOW < HIGH"],
         ),
         ("--data.input_template Question:", ["data.input_template: 'Question:'", "has no {} where the prompt goes"]),
-        (
-            "--rollout.top_p 0.9",
-            ["rollout.top_p: 0.9 biases training", "truncated distribution", "use 1", "eval.top_p"],
-        ),
+        ("--rollout.top_k -2", ["rollout.top_k", "-2", "greater than or equal to -1"]),
+        ("--rollout.min_p 1", ["rollout.min_p", "less than 1"]),
         (
             "--ds.zero_stage 1",
             ["ds.zero_stage: 1", "ds.grad_accum_dtype fp32", "use 2", "ds.grad_accum_dtype bf16"],

@@ -205,11 +205,7 @@ def test_every_setting_is_in_one_of_the_two_tables() -> None:
     assert (set(FIXED) | set(CHANGEABLE)) - names == set(), "resume.py speaks of settings that are not there"
 
 
-ONE_VALUE = {"rollout.top_p"}
-"""Settings of which a training takes one value only."""
-
-
-@pytest.mark.parametrize("name", [name for name, _ in settings_of() if name not in ONE_VALUE])
+@pytest.mark.parametrize("name", [name for name, _ in settings_of()])
 def test_every_setting_is_obeyed_or_refused_with_its_reason(name: str, tmp_path: Path) -> None:
     beside = BESIDE.get(name, {})
     value = other_value(name)

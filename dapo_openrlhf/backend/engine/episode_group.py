@@ -10,6 +10,7 @@ import numpy as np
 
 from dapo_openrlhf.backend.engine.episode import Episode, Means
 from dapo_openrlhf.backend.engine.rollout_worker import EpisodeRules
+from dapo_openrlhf.backend.kept_tokens import joined_sets
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTexts, GroupTokens, Observations, joined
 from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Prompt
@@ -76,6 +77,7 @@ def _tokens(episodes: Sequence[Episode]) -> GroupTokens:
         rollout_logprobs=np.concatenate([action.rollout_logprobs for action in actions]),
         offsets=np.asarray([0, *accumulate(episode.length for episode in episodes)]),
         versions=joined([action.versions for action in actions]),
+        kept=joined_sets(kept) if (kept := [a.kept for a in actions if a.kept is not None]) else None,
         observations=tuple(_observations(episode, len(common)) for episode in episodes),
     )
 

@@ -21,6 +21,7 @@ This table lists what vLLM's front end does for a request (``v1/engine/input_pro
 | seed                                 | ``train.seed`` plus the engine's index; requests with a seed have their own|
 | cache_salt                           | how often weights were replaced; a version may come back after a rewind    |
 | log-probs                            | those of the sampled token only, as arrays                                 |
+| tokens that the sampler kept         | ``core.py``, if they are asked for                                         |
 | detokenisation, stop strings         | ``actor.py`` decodes whole responses; there are no stop strings            |
 | bad words, logit bias, allowed ids,  | not offered                                                                |
 | structured output, LoRA, multi-modal |                                                                            |
@@ -42,13 +43,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
-from vllm.v1.executor.abstract import Executor
 
+from dapo_openrlhf.backend.engine.core import start_core
 from dapo_openrlhf.backend.engine.prompt_checks import check_prompt
 from dapo_openrlhf.backend.engine.rollout_worker import IN_FLIGHT, WeightUpdates
 from dapo_openrlhf.backend.engine.unfinished import Made, UnfinishedGroup, UnfinishedResponse
@@ -153,10 +153,9 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
-            config = EngineArgs(**self._engine_args).create_engine_config()
-            self._core = InprocClient(config, Executor.get_class(config), False)
-            self.vocabulary = config.model_config.get_vocab_size()
-            self._longest = config.model_config.max_model_len
+            self._core, model = start_core(self._engine_args)
+            self.vocabulary = model.get_vocab_size()
+            self._longest = model.max_model_len
             self._started.set_result(None)
         except BaseException as error:
             self._started.set_exception(error)
@@ -214,7 +213,13 @@ class EngineLoop:
             return
 
     def _add(self, group_id: str, prompt_ids: Sequence[int], sampling: Sampling, done: Future[Any]) -> None:
-        group = UnfinishedGroup(name=group_id, prompt_ids=prompt_ids, done=done, unfinished=sampling.n)
+        group = UnfinishedGroup(
+            name=group_id,
+            prompt_ids=prompt_ids,
+            done=done,
+            unfinished=sampling.n,
+            kept_of=self.vocabulary if sampling.kept else None,
+        )
         # A name may come again while a step with its last requests is in flight, so requests are numbered.
         begun = {f"{group_id}/{next(self._serial)}": UnfinishedResponse(group) for _ in range(sampling.n)}
         try:
@@ -243,6 +248,8 @@ class EngineLoop:
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             max_tokens=sampling.max_new_tokens,
             seed=sampling.seed,
             stop_token_ids=self._stop_ids,
@@ -269,6 +276,8 @@ class EngineLoop:
             response = responses[output.request_id]
             logprobs = output.new_logprobs
             response.add(output.new_token_ids, None if logprobs is None else logprobs.logprobs)
+            if (masks := output.new_sampling_mask) is not None:
+                response.keep(masks.token_ids, masks.offsets)
             if output.prefill_stats is not None:  # with a response's first token
                 response.cached = output.prefill_stats.num_cached_tokens
             if output.finish_reason is not None:

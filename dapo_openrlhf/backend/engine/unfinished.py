@@ -6,11 +6,13 @@ from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dapo_openrlhf.backend.kept_tokens import KeptTokens, pack_set
 from dapo_openrlhf.backend.messages import GenerationReport, GroupTokens, VersionRuns
 
 Made: TypeAlias = "tuple[GenerationReport, GroupTokens] | None"
@@ -27,6 +29,8 @@ class UnfinishedGroup:
     unfinished: int
     """Number of responses that have not ended."""
     responses: list[UnfinishedResponse] = field(default_factory=list)
+    kept_of: int | None = None
+    """Size of the vocabulary, if the tokens among which each token was drawn are wanted."""
 
     def end_one(self) -> None:
         """Note that one response has ended; with the last one the group is done."""
@@ -64,8 +68,17 @@ class UnfinishedGroup:
             rollout_logprobs=np.concatenate([np.frombuffer(response.logprobs, np.float32) for response in responses]),
             offsets=offsets,
             versions=versions,
+            kept=None if self.kept_of is None else self._kept(self.kept_of),
         )
         return report, tokens
+
+    def _kept(self, vocabulary: int) -> KeptTokens:
+        tokens = sum(len(response.ids) for response in self.responses)
+        counts = np.concatenate([np.frombuffer(response.kept_counts, np.int32) for response in self.responses])
+        if len(counts) != tokens:
+            raise RuntimeError(f"the engine core said of {len(counts)} of {tokens} tokens what they were drawn from")
+        packed = np.frombuffer(b"".join(response.kept for response in self.responses), np.uint8)
+        return KeptTokens(vocabulary=vocabulary, counts=counts, packed=packed)
 
 
 @dataclass(slots=True)
@@ -80,6 +93,9 @@ class UnfinishedResponse:
     ids: array[int] = field(default_factory=lambda: array("i"))
     logprobs: bytearray = field(default_factory=bytearray)
     """Log-probabilities of the sampled tokens, as float32."""
+    kept: bytearray = field(default_factory=bytearray)
+    """The tokens among which each token was drawn, packed."""
+    kept_counts: array[int] = field(default_factory=lambda: array("i"))
     versions: list[int] = field(default_factory=list)
     """The version of each run of tokens that :meth:`close_run` has ended."""
     ends: list[int] = field(default_factory=list)
@@ -94,6 +110,14 @@ class UnfinishedResponse:
         self.ids.extend(ids)
         if logprobs is not None:
             self.logprobs += logprobs.data
+
+    def keep(self, ids: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        """Add the sets of a step's tokens, if they are wanted: token i was drawn from ``ids[offsets[i]:offsets[i + 1]]``."""
+        if self.group.kept_of is None:
+            return
+        for begin, end in pairwise(offsets.tolist()):
+            self.kept += pack_set(ids[begin:end], self.group.kept_of)
+            self.kept_counts.append(end - begin)
 
     def close_run(self, version: int) -> None:
         """Note that ``version`` sampled all tokens since the last call; called when weights change and at the end."""

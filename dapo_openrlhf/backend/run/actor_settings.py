@@ -10,7 +10,9 @@ from dapo_openrlhf.algorithm.choices import DataType
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.inputs import local_model
 from dapo_openrlhf.backend.transfer.receivers import WORKER_EXTENSION
+from dapo_openrlhf.config.generation import RolloutSection
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.pipeline.ports import Sampling
 
 ENGINE_SEQUENCES = 512
 ENGINE_BATCHED_TOKENS = 8192
@@ -56,6 +58,19 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
     }
 
 
+def training_sampling(rollout: RolloutSection) -> Sampling:
+    """How responses to train on are sampled."""
+    return Sampling(
+        n=rollout.n_samples_per_prompt,
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=max(rollout.top_k, 0),
+        min_p=rollout.min_p,
+        kept=rollout.truncated,
+    )
+
+
 def engine_args(config: Config, device: Device, index: int, checkpoint: Path | None = None) -> dict[str, Any]:
     """vLLM's arguments for one engine, sized for the work that it will get.
 
@@ -77,6 +92,7 @@ def engine_args(config: Config, device: Device, index: int, checkpoint: Path | N
         "enforce_eager": vllm.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
+        **({"return_sampling_mask": True} if config.rollout.truncated else {}),
         **_transfer_settings(config),
         **device.engine_settings(
             kv_cache_memory_bytes=vllm.kv_cache_memory_bytes, gpu_memory_utilization=vllm.gpu_memory_utilization

@@ -12,7 +12,7 @@ from typing import Any
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
-from dapo_openrlhf.backend.run.needs import check_devices
+from dapo_openrlhf.backend.run.needs import check_devices, check_sampling, installed_vllm
 from dapo_openrlhf.backend.run.reward_servers import check_servers
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
@@ -89,6 +89,7 @@ def check_inputs(
         check_rewards(reward_settings(config.reward))
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
+    check_sampling(config, installed_vllm())
     state = None if checkpoint is None else RunState.read(checkpoint)
     if state is not None and state.step >= config.train.max_steps:
         raise ConfigError(

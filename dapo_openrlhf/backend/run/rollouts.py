@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dapo_openrlhf.backend.messages import GroupTexts, GroupTokens
+from dapo_openrlhf.backend.run.actor_settings import training_sampling
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.ray_watch import while_ray_lives
 from dapo_openrlhf.backend.run.workers import Workers, start_workers
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
-from dapo_openrlhf.pipeline.ports import GroupError, Sampling
+from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.types import Generation, Prompt, Score, Segment
 
 
@@ -51,12 +52,9 @@ async def _look_at(
     config: Config, inputs: Inputs, prompts: Sequence[Prompt], say: Callable[[str], None]
 ) -> list[LookedAt]:
     workers = await start_workers(config, inputs, training=False, say=say)
-    rollout = config.rollout
     sampler = Sampler(
         engines=EnginePool(workers.engines),
-        sampling=Sampling(
-            n=1, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature, top_p=rollout.top_p
-        ),
+        sampling=replace(training_sampling(config.rollout), n=1),
         timeout=config.async_.generate_timeout,
     )
     async with workers.heard():

@@ -26,6 +26,8 @@ def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, Gro
     (of the weights, which the stopped update did not change), ``old_logprobs``, ``ref_logprobs``, ``values``,
     ``advantages``, ``returns``. With an environment also ``context_ids``, all that was read, divided by
     ``context_offsets``, and ``context_positions``: where among them each response token stands, from 0 in each context.
+    With ``rollout.top_p``, ``top_k`` or ``min_p`` also ``kept_ids``, the tokens from which each response token was drawn,
+    divided by ``kept_counts``, as many as ``response_ids``.
     """
     samples = [sample for micro_batch in update.micro_batches for sample in micro_batch]
     responses = [tokens[sample.group].response(sample.index) for sample in samples]
@@ -53,6 +55,10 @@ def write_rank(folder: Path, rank: int, update: Update, tokens: Mapping[int, Gro
     ):
         if values:
             arrays[name] = np.concatenate([_row(values, sample) for sample in samples])
+    kept = [sets for s in samples if (sets := tokens[s.group].response_kept(s.index)) is not None]
+    if kept:
+        arrays["kept_counts"] = np.concatenate([sets.counts for sets in kept])
+        arrays["kept_ids"] = np.concatenate([sets.ids() for sets in kept])
     if any(tokens[sample.group].observations for sample in samples):
         contexts = [tokens[sample.group].context(sample.index) for sample in samples]
         arrays["context_ids"] = np.concatenate([ids for ids, _ in contexts])

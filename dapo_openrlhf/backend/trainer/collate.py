@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dapo_openrlhf.backend.kept_tokens import joined_sets
 from dapo_openrlhf.backend.messages import GroupTokens, VersionRuns
+from dapo_openrlhf.backend.trainer.kept import Kept
 from dapo_openrlhf.pipeline.batch import MicroBatch
 
 
@@ -46,6 +48,8 @@ class Tensors:
     """[B, 1] float32, 1 for responses that were sampled with the weights that the step begins with."""
     rollout_logprobs: Tensor
     """[B, T] float32 log-probabilities of the sampling policy, 0 beyond a response."""
+    kept: Kept | None
+    """The tokens among which each of the R response tokens was drawn; None if that was the whole vocabulary."""
     versions: tuple[VersionRuns, ...]
     """[B] which weights sampled each token of each response; see :meth:`token_versions`."""
 
@@ -62,7 +66,7 @@ class Tensors:
 def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, device: torch.device) -> Tensors:
     """Build one micro-batch from its samples and the tokens of their groups."""
     samples = tuple(sorted(micro_batch, key=lambda sample: sample.tokens, reverse=True))
-    ids, positions, logprobs, versions = [], [], [], []
+    ids, positions, logprobs, versions, kept = [], [], [], [], []
     start = 0
     for sample in samples:
         group = tokens[sample.group]
@@ -71,6 +75,8 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
         positions.append(start + sampled - 1)
         logprobs.append(group.response(sample.index)[1])
         versions.append(group.response_versions(sample.index))
+        if (sets := group.response_kept(sample.index)) is not None:
+            kept.append(sets)
         start += sample.tokens
     input_ids = torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device)
     flat_positions = torch.from_numpy(np.concatenate(positions)).to(device)
@@ -93,5 +99,6 @@ def collate(micro_batch: MicroBatch, tokens: Mapping[int, GroupTokens], *, devic
         weights=torch.tensor([[sample.weight] for sample in samples]).to(device),
         fresh=torch.tensor([[float(sample.fresh)] for sample in samples]).to(device),
         rollout_logprobs=padded_logprobs.to(device),
+        kept=Kept.of(joined_sets(kept), device=device) if kept else None,
         versions=tuple(versions),
     )

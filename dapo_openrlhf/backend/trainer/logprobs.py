@@ -16,10 +16,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dapo_openrlhf.backend.trainer import attention, rows
+from dapo_openrlhf.backend.trainer.kept import Kept
 from dapo_openrlhf.backend.trainer.own_forward import OwnForward, Tail
 
 LOGITS_PER_CHUNK = 1 << 27
 """Number of logits held at once: 512 MB in float32."""
+
+WORDS_PER_KEPT = 8
+"""Number of float32 values that a kept token takes beside its logit, indices included."""
 
 
 def install(model: Any, *, by_rows: bool = False) -> None:
@@ -37,6 +41,7 @@ def token_logprobs(
     positions: Tensor,
     targets: Tensor,
     temperature: float,
+    kept: Kept | None = None,
     buckets: Sequence[rows.Bucket] | None = None,
     entropy_gradient: bool = False,
     **inputs: Any,
@@ -45,19 +50,22 @@ def token_logprobs(
 
     ``input_ids`` [1, N] are packed sequences; ``positions`` [R] are indices of those of the N tokens whose next tokens
     are ``targets`` [R]. ``buckets`` or ``inputs`` tell the attention in use where sequences end. Returns float32
-    (logprobs [R], entropies [R]) of the distribution at ``temperature``; entropies carry a gradient only with
-    ``entropy_gradient``.
+    (logprobs [R], entropies [R]) of the distribution at ``temperature``, over the tokens in ``kept`` if that is given;
+    entropies carry a gradient only with ``entropy_gradient``.
     """
-    chunk_rows = max(1, LOGITS_PER_CHUNK // model.vocabulary)
-    one = functools.partial(_chunk, entropy_gradient=entropy_gradient)
+    largest = 0 if kept is None else kept.largest
+    chunk_rows = max(1, LOGITS_PER_CHUNK // (model.vocabulary + WORDS_PER_KEPT * largest))
+    one = functools.partial(_chunk, temperature=temperature, entropy_gradient=entropy_gradient)
 
     def read(layer: Callable[[Tensor], Tensor], tail: Tail, hidden: Tensor) -> tuple[Tensor, ...]:
         again = torch.is_grad_enabled() and hidden.shape[0] > chunk_rows
+        chunks = torch.split(hidden, chunk_rows), torch.split(targets, chunk_rows)
+        sets = [None] * len(chunks[0]) if kept is None else kept.split(chunk_rows)
         parts = [
-            checkpoint(one, layer, tail, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(one, layer, tail, h, t, k, use_reentrant=False, preserve_rng_state=False)
             if again
-            else one(layer, tail, h, t, temperature)
-            for h, t in zip(torch.split(hidden, chunk_rows), torch.split(targets, chunk_rows), strict=True)
+            else one(layer, tail, h, t, k)
+            for h, t, k in zip(*chunks, sets, strict=True)
         ]
         return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
 
@@ -74,6 +82,7 @@ def token_logprobs_by_rows(
     targets: Tensor,
     temperature: float,
     position_ids: Tensor,
+    kept: Kept | None = None,
     entropy_gradient: bool = False,
     **_packed: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -85,6 +94,7 @@ def token_logprobs_by_rows(
             positions=part.positions,
             targets=targets[part.of],
             temperature=temperature,
+            kept=None if kept is None else kept.at(part.of),
             entropy_gradient=entropy_gradient,
         )
         for part in rows.parts(input_ids, position_ids, positions)
@@ -97,11 +107,15 @@ def _chunk(
     tail: Tail,
     hidden: Tensor,
     targets: Tensor,
-    temperature: float,
+    kept: Kept | None,
     *,
+    temperature: float,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    logits = tail(layer(hidden)).float()
+    logits = tail(layer(hidden))
+    if kept is not None:
+        return kept.logprobs(logits, targets, temperature, entropy_gradient=entropy_gradient)
+    logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
     log_normaliser = torch.logsumexp(logits, dim=-1)

@@ -42,7 +42,11 @@ class Policy:
         return self._reference is not None
 
     def forward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies [B, T] of a micro-batch's responses, 0 beyond a response."""
+        """Log-probabilities and entropies [B, T] of a micro-batch's responses, 0 beyond a response.
+
+        Here and below both are those of the distribution that sampled: where the sampler kept fewer tokens than all, that
+        over these tokens, also the reference model's.
+        """
         return self._scores(self.model, batch, **self._for_entropy)
 
     def logprobs(self, batch: Tensors) -> Tensor:
@@ -55,6 +59,8 @@ class Policy:
         return self._scores(self._reference, batch)[0]
 
     def _scores(self, model: Forward, batch: Tensors, **options: Any) -> tuple[Tensor, Tensor]:
+        if batch.kept is not None:
+            options["kept"] = batch.kept
         logprobs, entropies = model(
             **self._inputs.inputs(batch), targets=batch.targets, temperature=self._temperature, **options
         )

@@ -15,6 +15,7 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.messages import Agreement as Comparison
 from dapo_openrlhf.backend.messages import Difference, GroupTokens
 from dapo_openrlhf.backend.run import workers as run_workers
+from dapo_openrlhf.backend.run.actor_settings import training_sampling
 from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.inputs import Inputs, local_model
 from dapo_openrlhf.backend.run.publishers.opening import open_publisher
@@ -22,7 +23,6 @@ from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
 from dapo_openrlhf.backend.run.train_settings import plan_settings
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.pipeline.ports import Sampling
 from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Rollout, RolloutGroup, Span, TrainBatch
 
 PUBLICATIONS = 10
@@ -77,14 +77,8 @@ async def _measure(config: Config, device: Device, prompts: list[Prompt]) -> Agr
         ),
         timeout=config.async_.train_timeout,
     )
-    engine, rollout = workers.engines[0], config.rollout
-    short = Sampling(
-        n=rollout.n_samples_per_prompt,
-        max_new_tokens=min(COMPARED_TOKENS, rollout.max_new_tokens),
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-    )
-    long = Sampling(n=short.n, max_new_tokens=rollout.max_new_tokens, temperature=short.temperature, top_p=short.top_p)
+    engine, long = workers.engines[0], training_sampling(config.rollout)
+    short = replace(long, max_new_tokens=min(COMPARED_TOKENS, long.max_new_tokens))
     names = (f"request {number}" for number in itertools.count())
     generation = await engine.generate(next(names), prompts[0], short)
     before = await _difference(workers, generation)
