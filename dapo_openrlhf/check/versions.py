@@ -53,8 +53,8 @@ def check(subject: Subject) -> Iterator[Finding]:
             yield warned(words, "they are needed where the run is to run")
         else:
             yield failed(words, "make setup installs all of them")
-    if (vllm := found["vllm"]) is not None and not assumed and (words := refusal(vllm)):
-        yield failed(words)
+    if (vllm := found["vllm"]) is not None and not assumed and (refused := refusal(vllm)):
+        yield failed(refused)
     other = {
         name: f"{name} {version} (tested with {expected[name]})"
         for name, version in found.items()
