@@ -75,7 +75,7 @@ def main(port: str, model: str, critic: str, stage: str, offload: str) -> None:
     assert apart < WEIGHTS, apart
 
 
-def settings() -> Any:
+def settings(*, critic: bool = True) -> Any:
     """PPO's."""
     from dapo_openrlhf.backend.trainer.step_settings import (
         AdvantageSettings,
@@ -91,7 +91,7 @@ def settings() -> Any:
             is_correction_threshold=(0.0, 2.0), temperature=0.8,
         ),
         advantages=AdvantageSettings(
-            critic=True, whitened=True, gamma=1.0, lambd=0.95, no_std_norm=False, kl_coef=0.01, kl_estimator="k1"
+            critic=critic, whitened=True, gamma=1.0, lambd=0.95, no_std_norm=False, kl_coef=0.01, kl_estimator="k1"
         ),
         guard=GuardSettings(max_bad_updates=1, folder="unused"),
     )  # fmt: skip

@@ -28,7 +28,8 @@ def main(rank: str, stage: str, port: str, folder: str) -> None:
     from safetensors.torch import load_file
 
     from dapo_openrlhf.backend.trainer.models import Models
-    from dapo_openrlhf.backend.trainer.parameters import Published, whole_numel
+    from dapo_openrlhf.backend.trainer.parameters import Published
+    from dapo_openrlhf.backend.trainer.stored import whole_numel
     from dapo_openrlhf.backend.trainer.strategy import Strategy
 
     settings = {"ds.zero_stage": int(stage), "ds.param_dtype": "fp32", "ds.attn_implementation": "sdpa"}

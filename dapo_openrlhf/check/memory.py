@@ -8,7 +8,14 @@ from dapo_openrlhf.backend.device import KV_CACHE_BYTES_ON_CPU
 from dapo_openrlhf.check.finding import Finding, failed, passed, warned
 from dapo_openrlhf.check.subject import Subject
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.plan.memory import OPTIMIZER_BYTES, TYPE_BYTES, EngineMemory, engine_memory, trainer_memory
+from dapo_openrlhf.plan.memory import (
+    OPTIMIZER_BYTES,
+    TYPE_BYTES,
+    EngineMemory,
+    engine_memory,
+    trained_parameters,
+    trainer_memory,
+)
 from dapo_openrlhf.plan.shape import ModelShape
 
 UNSURE = 0.15
@@ -80,6 +87,8 @@ def _trainer_remedy(config: Config) -> str:
         ways.append(f"train.max_tokens_per_gpu {config.data.max_len}")
     if config.trainer_ranks > 1 and config.ds.zero_stage < 3:
         ways.append("ds.zero_stage 3")
+    if not config.ds.lora.rank:
+        ways.append("ds.lora.rank 16")
     if not config.ds.adam_offload:
         ways.append("ds.adam_offload true")
     if config.train.colocate_all:
@@ -89,12 +98,12 @@ def _trainer_remedy(config: Config) -> str:
 
 def _on_cpu(config: Config, shape: ModelShape, available: float | None) -> Iterator[Finding]:
     dtype, count = TYPE_BYTES[config.ds.param_dtype], shape.parameters
-    engines, ranks = config.vllm.num_engines, config.trainer_ranks
+    engines, ranks, trained = config.vllm.num_engines, config.trainer_ranks, trained_parameters(config, shape)
     parts = {
         "engines": engines * (count * dtype + (config.vllm.kv_cache_memory_bytes or KV_CACHE_BYTES_ON_CPU)),
         "weights": ranks * count * dtype,
-        "gradients": ranks * count * TYPE_BYTES["fp32"],
-        "optimizer": count * OPTIMIZER_BYTES,
+        "gradients": ranks * trained * TYPE_BYTES["fp32"],
+        "optimizer": trained * OPTIMIZER_BYTES,
         "activations": ranks * trainer_memory(config, shape)["activations"],
         "processes": (engines + ranks) * PROCESS_BYTES,
     }

@@ -72,6 +72,7 @@ class Subject:
             local_model(self.config.actor.model_name_or_path),
             chat=self.config.data.apply_chat_template,
             trust_remote_code=self.config.actor.trust_remote_code,
+            lora=self.config.ds.lora,
         )
 
     def _prompts(self) -> JoinedSets:

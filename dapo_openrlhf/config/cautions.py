@@ -8,6 +8,9 @@ from dapo_openrlhf.algorithm.choices import CORRECTIONS
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.config.typed import typed
 
+LEAST_FOR_ADAPTERS = 1e-5
+"""Learning rate below which adapters hardly learn; whole models take 1e-6."""
+
 
 def cautions(config: Config, *, prompts: int) -> Iterator[str]:
     """Yield the warnings to print when training starts; ``prompts``: size of the prompt set, at least 1."""
@@ -17,6 +20,11 @@ def cautions(config: Config, *, prompts: int) -> Iterator[str]:
             f"actor.lr_warmup_steps: {actor.lr_warmup_steps} steps of warm-up in a run of train.max_steps {steps}: the "
             f"learning rate only grows, to {steps / actor.lr_warmup_steps:.0%} of actor.adam.lr {actor.adam.lr:g}; use "
             f"fewer than {steps}"
+        )
+    if config.ds.lora.rank and actor.adam.lr < LEAST_FOR_ADAPTERS:
+        yield (
+            f"actor.adam.lr: {actor.adam.lr:g} is a rate for whole models; adapters (ds.lora.rank {config.ds.lora.rank}) take "
+            f"some ten times as much, and learn next to nothing below {LEAST_FOR_ADAPTERS:g}; see docs/lora.md"
         )
     if config.eval.steps > 0 and config.eval.dataset is None:
         yield f"eval.steps: {config.eval.steps} measures nothing without eval.dataset"

@@ -15,9 +15,6 @@ _REWARD_MODEL = "reward models are not placed by a run; serve one with openrlhf.
 _TOKENS = "micro-batches are filled by tokens; leave it out, and set train.max_tokens_per_gpu"
 _PACKED = "sequences are always packed; leave it out"
 _IMAGES = "models with images are not trained here; leave it out for text"
-_LORA = (
-    "adapters are not trained, whole models are; leave it out, and use ds.zero_stage 3 or ds.adam_offload for memory"
-)
 _RING = "a sequence lies on one rank; leave it out, and set actor.gradient_checkpointing_enable for long ones"
 _SHARED = "engines and trainer that share a GPU both stay in memory; leave it out, and set vllm.gpu_memory_utilization"
 _CHECKPOINTS = (
@@ -68,11 +65,7 @@ NOT_HERE: Mapping[str, str] = {
     "ds.deepcompile": "layers run as they are written; leave it out",
     "ds.enable_sleep": _SHARED,
     "ds.experts_implementation": "transformers chooses how experts are computed; leave it out",
-    "ds.load_in_4bit": _LORA,
-    "ds.lora.alpha": _LORA,
-    "ds.lora.dropout": _LORA,
-    "ds.lora.rank": _LORA,
-    "ds.lora.target_modules": _LORA,
+    "ds.load_in_4bit": "weights are not quantised; leave it out, and use ds.zero_stage 3 for memory",
     "ds.overlap_comm": "DeepSpeed's default is taken; leave it out",
     "ds.packing_samples": _PACKED,
     "ds.ring_attn_head_stride": _RING,

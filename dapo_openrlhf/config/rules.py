@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.config.environment import EnvironmentSection
 from dapo_openrlhf.config.input_template import input_template
+from dapo_openrlhf.config.lora_rules import impossible_adapters
 from dapo_openrlhf.config.loss_rules import impossible_losses
 from dapo_openrlhf.config.section import COLDEST
 from dapo_openrlhf.config.settings import Config
@@ -192,6 +193,7 @@ def _impossible_algorithm(config: Config) -> Iterator[str]:
     if advantage.lambd != 1 and not traits.critic:
         yield f"algo.advantage.lambd: {advantage.lambd:g} has no meaning for algo.advantage.estimator {name}; use 1, or gae"
     yield from impossible_losses(config)
+    yield from impossible_adapters(config)
     low, high = config.algo.dynamic_filtering_range or (0.0, 1.0)
     if not low < high:
         yield f"algo.dynamic_filtering_range: {low:g} {high:g} is not a range; use LOW < HIGH, such as 0 1"

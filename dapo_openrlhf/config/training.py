@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dapo_openrlhf.algorithm.choices import Attention, DataType, LossAggMode, PolicyLossType
 from dapo_openrlhf.config.choices import LrScheduler, ZeroStage
 from dapo_openrlhf.config.presets import PAPER
-from dapo_openrlhf.config.section import Fraction, PositiveFloat, PositiveInt, Section
+from dapo_openrlhf.config.section import Fraction, PositiveFloat, PositiveInt, Section, listed
 
 
 class AdamSection(Section):
@@ -85,6 +85,21 @@ class CriticSection(Section):
     """Save the critic's model too, in each saved model's folder ``critic``, for ``critic.model_name_or_path``."""
 
 
+class LoraSection(Section):
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the adapters (LoRA, arXiv 2106.09685) that are trained in place of the model; 0 trains the whole model.
+    Adapters take some ten times the learning rate (docs/lora.md)."""
+    alpha: PositiveInt = 16
+    """What the adapters add to the weights is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout before the adapters; only 0: with any other the trained policy would not be the one that samples."""
+    target_modules: Annotated[tuple[str, ...], BeforeValidator(listed), Field(strict=False, min_length=1)] = (
+        "all-linear",
+    )
+    """Linear layers that get an adapter, by the last parts of their names: ``q_proj v_proj``. ``all-linear`` is every one
+    but the output layer."""
+
+
 class DsSection(Section):
     zero_stage: ZeroStage = 2
     """DeepSpeed ZeRO stage."""
@@ -98,6 +113,7 @@ class DsSection(Section):
     """Attention implementation of the trainer; sequences are packed with either."""
     adam_offload: bool = False
     """Keep the optimizer's states in host memory."""
+    lora: LoraSection = LoraSection()
 
 
 class TrainSection(Section):

@@ -17,6 +17,7 @@ from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.config.settings import Config, settings_of
+from dapo_openrlhf.config.training import LoraSection
 from dapo_openrlhf.config.typed import typed
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE
 
@@ -58,6 +59,7 @@ _RANKS = Fixed(
     allowed=_same_ranks,
 )
 _OPTIMIZER = "the optimizer's state is laid out otherwise, and DeepSpeed cannot load one as the other"
+_ADAPTERS = Fixed(reason="the checkpoint holds the adapters, and the optimizer's state, of the earlier setting")
 
 FIXED: Mapping[str, Fixed] = {
     "preset": Fixed(
@@ -80,10 +82,8 @@ FIXED: Mapping[str, Fixed] = {
     "critic.model_name_or_path": Fixed(
         reason="the critic comes from the checkpoint", remedy="leave it out, or start a new run from the other model"
     ),
-    "ds.zero_stage": Fixed(reason=_OPTIMIZER),
-    "ds.param_dtype": Fixed(reason=_OPTIMIZER),
-    "ds.adam_offload": Fixed(reason=_OPTIMIZER),
-    "ds.grad_accum_dtype": Fixed(reason=_OPTIMIZER),
+    **dict.fromkeys(("ds.zero_stage", "ds.param_dtype", "ds.adam_offload", "ds.grad_accum_dtype"), Fixed(reason=_OPTIMIZER)),
+    **{f"ds.lora.{name}": _ADAPTERS for name in LoraSection.model_fields},
     "train.seed": Fixed(
         reason="the order of the prompts follows from it; in another order some of this pass would come twice and others "
         "not at all"

@@ -42,20 +42,31 @@ class EngineMemory:
 def trainer_memory(config: Config, shape: ModelShape) -> Mapping[str, float]:
     """Bytes of a trainer rank's GPU by what they are for, largest models and longest micro-batches assumed."""
     ranks, stage, dtype = config.trainer_ranks, config.ds.zero_stage, TYPE_BYTES[config.ds.param_dtype]
-    trained = 2 if ESTIMATORS[config.algo.advantage.estimator].critic else 1
-    frozen = 1 if config.algo.kl.init_coef > 0 else 0
+    trained, count = trained_parameters(config, shape), shape.parameters
+    held = 2 if ESTIMATORS[config.algo.advantage.estimator].critic else 1
+    models = held + (config.algo.kl.init_coef > 0)
+    weights = (
+        count + trained if config.ds.lora.rank else models * count
+    )  # with its adapters off a model is its reference
     gradient = TYPE_BYTES[config.ds.grad_accum_dtype or config.ds.param_dtype]
-    count = shape.parameters
     staging = 2 * BUCKET_BYTES + (GATHER_BYTES if stage == 3 else 0)
     return {
-        "weights": (trained + frozen) * count * dtype / (ranks if stage == 3 else 1),
-        "gradients": trained * count * gradient / (ranks if stage >= 2 else 1),
-        "optimizer": 0.0 if config.ds.adam_offload else trained * count * OPTIMIZER_BYTES / ranks,
+        "weights": weights * dtype / (ranks if stage == 3 else 1),
+        "gradients": trained * gradient / (ranks if stage >= 2 else 1),
+        "optimizer": 0.0 if config.ds.adam_offload else trained * OPTIMIZER_BYTES / ranks,
         "activations": activation_bytes(config, shape),
         "logits": LOGITS_BYTES,
         "staging copies": staging + (2 * BUCKET_BYTES if config.weight_transfer == "ipc" else 0),
         "context": CONTEXT_BYTES,
     }
+
+
+def trained_parameters(config: Config, shape: ModelShape) -> int:
+    """Number of parameters that have gradients and an optimizer's state: of policy and critic, or of the adapters alone."""
+    lora = config.ds.lora
+    if lora.rank:
+        return shape.adapters(lora.rank, lora.target_modules)
+    return (2 if ESTIMATORS[config.algo.advantage.estimator].critic else 1) * shape.parameters
 
 
 def activation_bytes(config: Config, shape: ModelShape) -> float:
@@ -83,6 +94,5 @@ def engine_memory(config: Config, shape: ModelShape, gpu_bytes: float) -> Engine
 
 def checkpoint_bytes(config: Config, shape: ModelShape) -> tuple[float, float]:
     """Bytes of the trained model, and of a checkpoint to resume from."""
-    trained = 2 if ESTIMATORS[config.algo.advantage.estimator].critic else 1
     model = shape.parameters * TYPE_BYTES[config.ds.param_dtype]
-    return float(model), float(model + trained * shape.parameters * OPTIMIZER_BYTES)
+    return float(model), float(model + trained_parameters(config, shape) * OPTIMIZER_BYTES)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.lora_rules import ALL_LINEAR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,8 @@ class ModelShape:
     """Number of key numbers, and of value numbers, that a layer keeps for a token."""
     tensors: int
     """Number of tensors in its checkpoint, roughly."""
+    linear: Mapping[str, int] = field(default_factory=dict)
+    """Inputs and outputs together of each linear layer of a decoder layer, by its name."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -49,7 +53,8 @@ class ModelShape:
         head = values.get("head_dim") or hidden // heads
         kv_width = (values.get("num_key_value_heads") or heads) * head
         attention = 2 * hidden * heads * head + 2 * hidden * kv_width
-        feed_forward = 3 * hidden * values["intermediate_size"]
+        inner = values["intermediate_size"]
+        feed_forward = 3 * hidden * inner
         embeddings = vocabulary * hidden * (1 if values.get("tie_word_embeddings") else 2)
         return cls(
             parameters=layers * (attention + feed_forward + 2 * hidden) + embeddings + hidden,
@@ -57,7 +62,21 @@ class ModelShape:
             hidden=hidden,
             kv_width=kv_width,
             tensors=12 * layers + 3,
+            linear={
+                **dict.fromkeys(("q_proj", "o_proj"), hidden + heads * head),
+                **dict.fromkeys(("k_proj", "v_proj"), hidden + kv_width),
+                **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + inner),
+            },
         )
+
+    def adapters(self, rank: int, targets: Sequence[str]) -> int:
+        """Number of parameters of adapters of that rank; ``targets`` as ``ds.lora.target_modules`` names them."""
+        named = [
+            both
+            for name, both in self.linear.items()
+            if any(target == ALL_LINEAR or target.rpartition(".")[2] == name for target in targets)
+        ]
+        return self.layers * rank * sum(named)
 
     @property
     def bytes(self) -> int:

@@ -26,6 +26,10 @@ SEVEN_BILLION = ModelShape.of(
 )  # fmt: skip
 
 
+SEVEN_BILLION_ADAPTERS = 28 * 16 * (2 * 7168 + 2 * 4096 + 3 * 22528)
+"""Parameters of adapters of rank 16 in every linear layer: inputs and outputs of each, 28 times."""
+
+
 def config(**sections: dict[str, object]) -> Config:
     settings: dict[str, object] = {
         "actor": {"model_name_or_path": "model"},
@@ -101,3 +105,18 @@ def test_a_cache_must_hold_one_sequence(gpu_bytes: float, level: str, words: str
     run = config()
     (finding,) = judge_engine(run, engine_memory(run, SEVEN_BILLION, gpu_bytes))
     assert (finding.level, words in finding.words) == (level, True), finding
+
+
+def test_adapters_alone_have_gradients_and_an_optimizers_state() -> None:
+    """And a KL takes no second model."""
+    whole, adapters = (
+        trainer_memory(config(ds={"lora": {"rank": rank}}, algo={"kl": {"init_coef": 0.01}}), SEVEN_BILLION)
+        for rank in (0, 16)
+    )
+    assert adapters["gradients"] == SEVEN_BILLION_ADAPTERS * 4
+    assert adapters["optimizer"] == SEVEN_BILLION_ADAPTERS * 12
+    assert adapters["weights"] == (SEVEN_BILLION.parameters + SEVEN_BILLION_ADAPTERS) * 2
+    assert whole["weights"] == 2 * SEVEN_BILLION.parameters * 2
+    two = config(ds={"lora": {"rank": 16, "target_modules": ["self_attn.q_proj", "v_proj"]}})
+    assert trainer_memory(two, SEVEN_BILLION)["optimizer"] == 28 * 16 * (7168 + 4096) * 12
+    assert checkpoint_bytes(two, SEVEN_BILLION)[1] == SEVEN_BILLION.parameters * 2 + 28 * 16 * (7168 + 4096) * 12

@@ -218,10 +218,10 @@ def test_nothing_is_left_out_in_silence(capsys: Captured) -> None:
     words = f"{LEAST} --frobnicate 3 --lora_rank 8 --ptx_coef 0.05 --use_wandb key --wandb_project sums".split()
     status, settings, said = run(capsys, *words)
     assert status == 0
+    assert settings["ds"]["lora"] == {"rank": 8}
     assert (settings["report"]["wandb"], settings["logger"]["wandb"]) == ("online", {"project": "sums"}), "and no key"
     for flag in (
         "--frobnicate: no option of OpenRLHF",
-        "--lora_rank: ",
         "--ptx_coef: ",
         "--use_wandb: ",
     ):

@@ -26,11 +26,16 @@ def model_path(config: Config, checkpoint: Path | None = None) -> str:
 
 
 def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Settings that OpenRLHF's classes read, under OpenRLHF's names."""
+    """Settings that OpenRLHF's classes read, under OpenRLHF's names.
+
+    The model in a checkpoint has the adapters in its weights; they are resumed from the state beside it, and belong to the
+    model that the run began with.
+    """
     actor, critic = config.actor, config.critic
     slower = 1 + config.async_.max_staleness if config.async_.scale_lr else 1
+    lora = config.ds.lora
     return {
-        "actor.model_name_or_path": model_path(config, checkpoint),
+        "actor.model_name_or_path": model_path(config, None if lora.rank else checkpoint),
         "actor.gradient_checkpointing_enable": actor.gradient_checkpointing_enable,
         "actor.adam.lr": actor.adam.lr / slower,
         "actor.adam.betas": actor.adam.betas,
@@ -52,6 +57,9 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "ds.grad_accum_dtype": config.ds.grad_accum_dtype,
         "ds.attn_implementation": config.ds.attn_implementation,
         "ds.adam_offload": config.ds.adam_offload,
+        "ds.lora.rank": lora.rank,
+        "ds.lora.alpha": lora.alpha,
+        "ds.lora.target_modules": lora.target_modules,
         "train.batch_size": config.train.batch_size,
         "train.seed": config.train.seed,
         "train.full_determinism_enable": config.train.full_determinism_enable,

@@ -100,8 +100,11 @@ def check_inputs(
         local_model(config.actor.model_name_or_path),
         chat=config.data.apply_chat_template,
         trust_remote_code=config.actor.trust_remote_code,
+        lora=config.ds.lora if training else None,
     )
     check_context(config, files.config)
+    if files.adapters is not None:
+        say(str(files.adapters))
     prompts, problems = read_sets(config, say, training=training)
     if first := prompts or problems:
         say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
@@ -169,6 +172,11 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
     """Refuse a path that holds no model; a name on the Hugging Face hub is left to transformers."""
     path = Path(name_or_path)
     looks_like_path = path.is_absolute() or name_or_path.startswith(".") or len(path.parts) > 2 or path.exists()
+    if (path / "adapter_config.json").is_file():  # transformers would load the adapter into the model
+        raise ConfigError(
+            f"{setting}: {name_or_path} holds adapters (adapter_config.json), which are trained only from the beginning; add "
+            "them to their model's weights first, with merge_and_unload of peft, and name the folder that this is saved in"
+        )
     if looks_like_path and not (path / "config.json").is_file():
         raise ConfigError(f"{setting}: there is no model in {name_or_path} (no config.json)")
 

@@ -1,8 +1,8 @@
 """Reads from a model's files what a run must know before it starts, in a process of its own.
 
 transformers takes two seconds to import without torch and six with it, and the controller needs it for nothing else.
-The process (``python -m``) therefore hides torch from transformers, and restarts with torch for a tokenizer whose own
-code requires it.
+The process (``python -m``) therefore hides torch from transformers, and restarts with torch for adapters, and for a
+tokenizer whose own code requires it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
+from dapo_openrlhf.backend.run.adapter_targets import AdapterTargets, find_adapter_targets
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.config.training import LoraSection
 from dapo_openrlhf.dataset.own_code import refuse_own_code
 from dapo_openrlhf.dataset.readers import LAST_WORDS, child_environment
 
@@ -36,17 +38,23 @@ class ModelFiles:
     """The tokens that end a response."""
     known: bool | None = None
     """Whether transformers has a causal language model of its kind; None where config.json does not name one."""
+    adapters: AdapterTargets | None = None
+    """The layers that get adapters, if any were asked for."""
 
 
-def read_model_files(model: str, *, chat: bool, trust_remote_code: bool = False) -> ModelFiles:
-    """Read a model's files; options as for :func:`stop_tokens`.
+def read_model_files(
+    model: str, *, chat: bool, trust_remote_code: bool = False, lora: LoraSection | None = None
+) -> ModelFiles:
+    """Read a model's files; options as for :func:`stop_tokens`. ``lora``: adapters that are to fit the model.
 
-    Raises ``ConfigError`` for unusable files, and without ``trust_remote_code`` for Python among them.
+    Raises ``ConfigError`` for unusable files, without ``trust_remote_code`` for Python among them, and for adapters that do
+    not fit.
     """
     with TemporaryDirectory() as folder:
         reply = Path(folder, "reply.json")
-        question = {"model": model, "chat": chat, "trust_remote_code": trust_remote_code, "reply": str(reply)}
-        command = [sys.executable, "-m", __name__, json.dumps(question)]
+        wanted = lora.model_dump() if lora is not None and lora.rank else None
+        question = {"model": model, "chat": chat, "trust_remote_code": trust_remote_code, "lora": wanted}
+        command = [sys.executable, "-m", __name__, json.dumps(question | {"reply": str(reply)})]
         try:
             done = subprocess.run(
                 command, env=child_environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT
@@ -66,18 +74,29 @@ def read_model_files(model: str, *, chat: bool, trust_remote_code: bool = False)
     if "refused" in values:
         raise ConfigError(values["refused"])
     stop = StopTokens(ids=tuple(values["ids"]), notes=tuple(values["notes"]))
-    return ModelFiles(config=values["config"], stop=stop, known=values["known"])
+    adapters = values["adapters"] and AdapterTargets(**values["adapters"])
+    return ModelFiles(config=values["config"], stop=stop, known=values["known"], adapters=adapters)
 
 
 def main(question: Mapping[str, Any], *, with_torch: bool) -> None:
     """Write the answer to the file that the question names."""
+    lora = question["lora"] and LoraSection(**question["lora"])
     try:
         answer = _read(question["model"], chat=question["chat"], trust_remote_code=question["trust_remote_code"])
+        if lora and not with_torch:
+            _restart_with_torch()
+        trusted = question["trust_remote_code"]
+        adapters = lora and find_adapter_targets(question["model"], lora, trust_remote_code=trusted)
+        answer["adapters"] = adapters and asdict(adapters)
     except ConfigError as error:
         if isinstance(error.__cause__, ImportError) and not with_torch:
-            os.execv(sys.executable, [*sys.orig_argv, "torch"])
+            _restart_with_torch()
         answer = {"refused": str(error)}
     Path(question["reply"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _restart_with_torch() -> NoReturn:
+    os.execv(sys.executable, [*sys.orig_argv, "torch"])
 
 
 def _read(model: str, *, chat: bool, trust_remote_code: bool) -> dict[str, Any]:

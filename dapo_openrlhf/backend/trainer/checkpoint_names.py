@@ -25,6 +25,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from dapo_openrlhf.backend.trainer.stored import stored_tensors
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
@@ -59,17 +61,6 @@ def keep_used_conversions(model: Any) -> None:
     """
     if hasattr(model, "_weight_conversions"):
         model._weight_conversions = [transform for transform in model._weight_conversions if transform.was_used()]
-
-
-def stored_tensors(model: Any) -> dict[str, Any]:
-    """Parameters and buffers that belong in a checkpoint, in the model's order; a shared tensor has only one name."""
-    left_out = set(model._keys_to_ignore_on_save or ())
-    tied_to = model.all_tied_weights_keys
-    first: dict[int, str] = {}
-    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in left_out}
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[0] in tied_to):  # tied names last
-        first.setdefault(id(tensor), name)
-    return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}
 
 
 def units(model: Any) -> tuple[Unit, ...]:

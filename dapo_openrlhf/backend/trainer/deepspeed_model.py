@@ -8,6 +8,7 @@ schedule and step counts stay, and ``skipped_steps`` is increased. Here the deci
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -16,13 +17,17 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
 
-from dapo_openrlhf.backend.trainer.checkpoint_names import stored_tensors
-from dapo_openrlhf.backend.trainer.parameters import BUCKET_BYTES, Published, buckets, whole_numel
+from dapo_openrlhf.backend.trainer.adapters import write_adapter
+from dapo_openrlhf.backend.trainer.parameters import BUCKET_BYTES, Published, buckets
 from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree
+from dapo_openrlhf.backend.trainer.stored import PEFT_PREFIX, adapter_tensors, stored_tensors, whole_numel
 from dapo_openrlhf.backend.trainer.strategy import Strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+ADAPTER_FOLDER = "adapter"
+"""Name of the folder in a saved model with its adapters in peft's format."""
 
 CONFIGURED = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 """Entries of an optimizer's parameter groups that DeepSpeed restores with the moments although they are
@@ -163,22 +168,27 @@ class DeepSpeedModel:
         _enter_schedule(self._engine.lr_scheduler, optimizer.param_groups, updates_done)
 
     def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
-        """Copy all tensors that belong in a Hugging Face folder, gathering those of ZeRO-3 in buckets."""
-        stored = stored_tensors(self.inner)
+        """Copy all tensors that belong in a Hugging Face folder, and the adapters', gathering those of ZeRO-3 in buckets."""
+        stored = stored_tensors(self.inner) | adapter_tensors(self.inner)
         names, whole = list(stored), dict[str, Tensor]()
-        sizes = [tensor.element_size() * whole_numel(tensor) for tensor in stored.values()]
-        for first, last in buckets(sizes, BUCKET_BYTES):
+        for first, last in buckets([tensor.bytes for tensor in stored.values()], BUCKET_BYTES):
             bucket = {name: stored[name] for name in names[first:last]}
-            partitioned = [tensor for tensor in bucket.values() if hasattr(tensor, "ds_id")]
+            partitioned = [part for tensor in bucket.values() for part in tensor.parts if hasattr(part, "ds_id")]
             with GatheredParameters(partitioned, enabled=bool(partitioned)):
                 if copies is not None:
-                    whole |= copies.copy(bucket, name)
+                    whole |= copies.copy({name: tensor.whole() for name, tensor in bucket.items()}, name)
         return whole
 
     def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a Hugging Face folder as transformers does: under the checkpoint's names, with remote code."""
-        self.inner.save_pretrained(folder, state_dict=dict(tensors))
+        """Write a Hugging Face folder as transformers does: under the checkpoint's names, with remote code.
+
+        Adapters are in the model's weights there, and besides in the subfolder :data:`ADAPTER_FOLDER` as peft writes them.
+        """
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(PEFT_PREFIX)}
+        self.inner.save_pretrained(folder, state_dict={n: t for n, t in tensors.items() if n not in own})
         tokenizer.save_pretrained(folder)
+        if own:
+            write_adapter(self.inner, own, Path(folder, ADAPTER_FOLDER))
 
 
 def _load(optimizer: Any, state: Tree) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from dapo_openrlhf.backend.trainer.adapters import WithoutAdapters
 from dapo_openrlhf.backend.trainer.agreement import Comparison
 from dapo_openrlhf.backend.trainer.critic import Critic
 from dapo_openrlhf.backend.trainer.deepspeed_model import DeepSpeedModel
@@ -49,7 +50,10 @@ def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning,
     path = args.actor.model_name_or_path
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
     language_model = _under_deepspeed(models.language_model(path), strategy, args.actor.adam, beginning)
-    reference = None if beginning.reference is None else _reference(models, strategy, beginning.reference)
+    reference: Forward | None = None
+    if beginning.reference is not None:
+        alone = models.lora is None
+        reference = _reference(models, strategy, beginning.reference) if alone else WithoutAdapters(language_model)
     trained, critic = [language_model], None
     if settings.advantages.critic:
         model = models.critic(args.critic.model_name_or_path)

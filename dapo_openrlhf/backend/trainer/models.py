@@ -11,7 +11,7 @@ from openrlhf.models.model import _get_critic_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed
-from dapo_openrlhf.backend.trainer import attention, checkpointing, families, logprobs, onednn, values
+from dapo_openrlhf.backend.trainer import adapters, attention, checkpointing, families, logprobs, onednn, values
 from dapo_openrlhf.backend.trainer.checkpoint_names import keep_used_conversions
 from dapo_openrlhf.backend.trainer.packing import Packing
 from dapo_openrlhf.backend.trainer.strategy import PARAM_DTYPES, Strategy
@@ -27,17 +27,21 @@ class Models:
         self._device = device
         ds, wanted = strategy.args.ds, strategy.args.ds.attn_implementation
         self.packing = Packing(attention.implementation(wanted, flash_attention=flash_attention_installed()))
+        self.lora = adapters.LoraSettings.of(ds.lora)
+        """What adapters language models get; None: they are trained whole."""
         self._trusted = trust_remote_code
         self._options = {"dtype": PARAM_DTYPES[ds.param_dtype], "trust_remote_code": trust_remote_code}
 
     def language_model(self, path: str) -> Any:
-        """A causal language model that computes :func:`logprobs.token_logprobs`."""
+        """A causal language model that computes :func:`logprobs.token_logprobs`, with adapters if there are to be any."""
         config = AutoConfig.from_pretrained(path, trust_remote_code=self._trusted)
         by_rows = self._by_rows(config)
         with self._partitioned_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 path, config=config, attn_implementation=self._attention_of(config), **self._options
             )
+        if self.lora is not None:
+            adapters.install(model, self.lora, seed=self._strategy.seed)
         logprobs.install(model, by_rows=by_rows)
         return self._prepared(model)
 

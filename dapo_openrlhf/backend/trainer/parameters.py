@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from dapo_openrlhf.backend.messages import WeightLayout
-from dapo_openrlhf.backend.trainer.checkpoint_names import Unit, stored_tensors, units
+from dapo_openrlhf.backend.trainer.checkpoint_names import Unit, units
+from dapo_openrlhf.backend.trainer.stored import stored_tensors, whole_shape
 
 BUCKET_BYTES = 512 << 20
 """Bytes of ZeRO-3 parameters that are gathered at once: one collective for many, and at most this much additional
@@ -22,7 +22,7 @@ class Published:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._stored: dict[str, Parameter] = stored_tensors(model)
+        self._stored = stored_tensors(model)
         self._units = units(model)
         self.layout = self._layout()
 
@@ -31,33 +31,34 @@ class Published:
 
         Under ZeRO-3 every rank must exhaust this iterator, since gathering is a collective; a tensor's memory is kept
         as long as the tensor is referenced. Each tensor is ready on the CUDA stream that is current when the tensor is
-        requested. Under ZeRO-1 and 2 most tensors are the parameters themselves.
+        requested. Under ZeRO-1 and 2 most tensors are the parameters themselves, except those with adapters.
         """
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-        sizes = [sum(_bytes(self._stored[name]) for name in unit.sources) for unit in self._units]
+        sizes = [sum(self._stored[name].bytes for name in unit.sources) for unit in self._units]
         for first, last in buckets(sizes, bucket_bytes):
             bucket = self._units[first:last]
-            partitioned = [p for unit in bucket for name in unit.sources if hasattr(p := self._stored[name], "ds_id")]
+            parts = [part for unit in bucket for name in unit.sources for part in self._stored[name].parts]
+            partitioned = [part for part in parts if hasattr(part, "ds_id")]
             with GatheredParameters(partitioned, enabled=bool(partitioned)):
                 gathered = _Ready(pending=bool(partitioned))
                 for unit in bucket:
                     yield from self._converted(unit, gathered)
 
     def _converted(self, unit: Unit, gathered: _Ready) -> Iterator[tuple[str, Tensor]]:
-        sources = {name: self._stored[name].detach() for name in unit.sources}
-        for tensor in sources.values():
-            gathered.use(tensor)
-        converted = unit.convert(sources, self._model)
-        ready = _Ready(pending=unit.conversion is not None)
+        stored = {name: self._stored[name] for name in unit.sources}
+        for part in (part for tensor in stored.values() for part in tensor.parts):
+            gathered.use(part.detach())
+        converted = unit.convert({name: tensor.whole() for name, tensor in stored.items()}, self._model)
+        ready = _Ready(pending=unit.conversion is not None or any(tensor.adapter for tensor in stored.values()))
         for name, tensor in converted:
             ready.use(tensor)
             yield name, tensor
 
     def _layout(self) -> WeightLayout:
         def shape_only(name: str) -> Tensor:
-            tensor = self._stored[name]
-            return torch.empty(whole_shape(tensor), dtype=tensor.dtype, device="meta")
+            held = self._stored[name].held
+            return torch.empty(whole_shape(held), dtype=held.dtype, device="meta")
 
         named = [
             (name, tensor)
@@ -84,21 +85,6 @@ class _Ready:
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
             tensor.record_stream(torch.cuda.current_stream())
-
-
-def whole_shape(parameter: Any) -> tuple[int, ...]:
-    """Shape of a whole parameter, of which ZeRO-3 may keep only a part."""
-    shape: Sequence[int] = parameter.ds_shape if hasattr(parameter, "ds_id") else parameter.shape
-    return tuple(shape)
-
-
-def whole_numel(parameter: Any) -> int:
-    """Number of elements of a whole parameter, of which ZeRO-3 may keep only a part."""
-    return int(parameter.ds_numel if hasattr(parameter, "ds_id") else parameter.numel())
-
-
-def _bytes(parameter: Parameter) -> int:
-    return parameter.element_size() * whole_numel(parameter)
 
 
 def buckets(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
