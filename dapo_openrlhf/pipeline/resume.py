@@ -82,7 +82,9 @@ FIXED: Mapping[str, Fixed] = {
     "critic.model_name_or_path": Fixed(
         reason="the critic comes from the checkpoint", remedy="leave it out, or start a new run from the other model"
     ),
-    **dict.fromkeys(("ds.zero_stage", "ds.param_dtype", "ds.adam_offload", "ds.grad_accum_dtype"), Fixed(reason=_OPTIMIZER)),
+    **dict.fromkeys(
+        ("ds.zero_stage", "ds.param_dtype", "ds.adam_offload", "ds.grad_accum_dtype"), Fixed(reason=_OPTIMIZER)
+    ),
     **{f"ds.lora.{name}": _ADAPTERS for name in LoraSection.model_fields},
     "train.seed": Fixed(
         reason="the order of the prompts follows from it; in another order some of this pass would come twice and others "
