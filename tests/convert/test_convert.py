@@ -215,7 +215,7 @@ def test_dotted_names_values_with_equals_and_repeated_flags(capsys: Captured) ->
 
 
 def test_nothing_is_left_out_in_silence(capsys: Captured) -> None:
-    words = f"{LEAST} --frobnicate 3 --lora_rank 8 --ptx_coef 0.05 --use_wandb key --wandb_project sums".split()
+    words = f"{LEAST} --frobnicate 3 --lora_rank 8 --advantage_estimator reinforce --ptx_coef 0.05 --use_wandb key --wandb_project sums".split()
     status, settings, said = run(capsys, *words)
     assert status == 0
     assert settings["ds"]["lora"] == {"rank": 8}

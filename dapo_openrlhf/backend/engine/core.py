@@ -16,7 +16,6 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor.abstract import Executor
-from vllm.v1.outputs import SamplingMaskLists
 
 RETURN_KEPT = "return_sampling_mask"
 """vLLM's argument for the tokens that the sampler kept."""
@@ -62,9 +61,11 @@ class _Kept:
     """The sets of one step, in the order of the requests."""
 
     def __init__(self) -> None:
-        self.masks: SamplingMaskLists | None = None
+        self.masks: Any = None
 
     def note(self, logprobs: Any) -> None:
+        from vllm.v1.outputs import SamplingMaskLists  # from 0.28 on
+
         kept = np.isfinite(logprobs.numpy())
         counts = kept.sum(1)
         offsets = np.concatenate([[0], np.cumsum(counts)])

@@ -48,7 +48,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
 
-from dapo_openrlhf.backend.engine.core import start_core
+from dapo_openrlhf.backend.engine.core import RETURN_KEPT, start_core
 from dapo_openrlhf.backend.engine.prompt_checks import check_prompt
 from dapo_openrlhf.backend.engine.rollout_worker import IN_FLIGHT, WeightUpdates
 from dapo_openrlhf.backend.engine.unfinished import Made, UnfinishedGroup, UnfinishedResponse
@@ -83,6 +83,7 @@ class EngineLoop:
         self._engine_args = engine_args
         self._name = name
         self._stop_ids = list(stop_ids)
+        self._keeps = bool(engine_args.get(RETURN_KEPT))
         self._shared_parameters = functools.lru_cache(SHARED_PARAMETERS)(self._parameters_of)
         self._updates = updates
         self._held_back: dict[str, tuple[Future[Made], Callable[[], None]]] = {}  # groups that wait for new weights
@@ -276,7 +277,7 @@ class EngineLoop:
             response = responses[output.request_id]
             logprobs = output.new_logprobs
             response.add(output.new_token_ids, None if logprobs is None else logprobs.logprobs)
-            if (masks := output.new_sampling_mask) is not None:
+            if self._keeps and (masks := output.new_sampling_mask) is not None:
                 response.keep(masks.token_ids, masks.offsets)
             if output.prefill_stats is not None:  # with a response's first token
                 response.cached = output.prefill_stats.num_cached_tokens

@@ -12,12 +12,11 @@ from typing import Any
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
-from dapo_openrlhf.backend.run.needs import check_devices, check_sampling, installed_vllm
+from dapo_openrlhf.backend.run.needs import check_devices, check_vllm, installed_vllm
 from dapo_openrlhf.backend.run.reward_servers import check_servers
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.config.vllm_versions import installed_refusal
 from dapo_openrlhf.dataset.hub import check_name
 from dapo_openrlhf.dataset.hub_sets import local_path
 from dapo_openrlhf.dataset.joined import JoinedSets
@@ -72,8 +71,7 @@ def check_inputs(
 
     ``say`` receives what is worth knowing about the data, including the first prompt.
     """
-    if words := installed_refusal():
-        raise ConfigError(words)
+    check_vllm(config, installed_vllm())
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
     if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:
@@ -89,7 +87,6 @@ def check_inputs(
         check_rewards(reward_settings(config.reward))
     if not os.environ.get("RAY_ADDRESS"):
         check_devices(config, device, device.count(), "this machine")
-    check_sampling(config, installed_vllm())
     state = None if checkpoint is None else RunState.read(checkpoint)
     if state is not None and state.step >= config.train.max_steps:
         raise ConfigError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.config.vllm_versions import refusal
 
 PROCESSES_PER_CORE = 2
 LEAST_OBJECT_STORE = 512 << 20
@@ -27,6 +28,16 @@ MODELS_AT_ONCE = 2
 
 SAYS_WHAT_IT_KEPT = Version("0.28")
 """The first version of vLLM that can return the tokens that its sampler kept."""
+
+
+def check_vllm(config: Config, vllm: Version | None) -> None:
+    """Refuse a version of vLLM that is not driven here, or that lacks what the run needs.
+
+    ``vllm``: its version here; None if it is not installed here.
+    """
+    if vllm is not None and (refused := refusal(str(vllm))):
+        raise ConfigError(refused)
+    check_sampling(config, vllm)
 
 
 def check_sampling(config: Config, vllm: Version | None) -> None:
@@ -52,6 +63,8 @@ def installed_vllm() -> Version | None:
             return Version(importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             continue
+        except InvalidVersion:  # a build without a release number
+            return None
     return None
 
 

@@ -21,9 +21,8 @@ HUNG_SECONDS = 60.0
 """Seconds without an answer after which a rank hangs. A training step may be as long as it likes: it leaves the other
 threads their turns."""
 
-SECOND_LOOK_SECONDS = 10.0
-"""The last of :data:`HUNG_SECONDS`, waited for apart from the rest: after a pause of the whole machine they pass in any
-case."""
+LOOK_SECONDS = 10.0
+"""How long an answer is waited for at a time. A pause of the whole machine, however long, counts as one look."""
 
 VMSTAT = Path("/proc/vmstat")
 """Linux's file with the number of processes that were killed for want of memory."""
@@ -83,15 +82,18 @@ class RankWatch:
         alive = self._ranks[rank].alive.options(concurrency_group=WATCH)
         call = asyncio.ensure_future(_result(alive.remote(seconds)))
         try:
-            for limit in (seconds + HUNG_SECONDS - SECOND_LOOK_SECONDS, SECOND_LOOK_SECONDS):
-                await asyncio.wait((call,), timeout=limit)
-                if call.done():
-                    return call.result()
+            waited = -seconds
+            while not call.done():
+                if waited >= HUNG_SECONDS:
+                    raise TrainerLost(f"trainer rank {rank} hangs: its process has not answered for {HUNG_SECONDS:g} s")
+                look = min(LOOK_SECONDS, HUNG_SECONDS - waited)
+                await asyncio.wait((call,), timeout=look)
+                waited += look
+            return call.result()
         except RayActorError as error:
             raise TrainerLost(f"trainer rank {rank} died: {self._cause(error)}") from error
         finally:
             call.cancel()
-        raise TrainerLost(f"trainer rank {rank} hangs: its process has not answered for {HUNG_SECONDS:g} s")
 
     def _cause(self, error: RayActorError) -> str:
         words = str(error)
