@@ -211,6 +211,22 @@ def test_the_engine_schedules_asynchronously_and_versions_can_be_told_apart(engi
     assert ((others - torch.from_numpy(logprobs)).abs() > 1e-2).float().mean() > 0.9
 
 
+def test_a_warm_up_fills_the_engine_and_leaves_nothing_in_it(engine: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs only are warmed up; what it does is the same here."""
+    running = []
+
+    def step() -> None:
+        running.append(len(engine.core.scheduler.running))
+        engine._stepped()
+
+    monkeypatch.setattr(engine.loop, "_step", step)
+    engine.plan()
+    engine.loop.between_steps(lambda core: engine.loop._warm_up()).result(HANG_SECONDS)
+    assert max(running) == 16
+    assert (engine.core.scheduler.running, len(engine.core.batch_queue), engine.loop._responses) == ([], 0, {})
+    engine.check(engine.generate("g").result(HANG_SECONDS))
+
+
 def test_weights_come_while_a_step_is_in_flight_and_its_tokens_are_of_those_before(engine: Driven) -> None:
     """In two groups of different lengths, of which one comes later; two publications come one upon the other."""
     before, in_flight, loads, late = engine.version, [], [], []

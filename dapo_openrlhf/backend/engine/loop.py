@@ -43,6 +43,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import EngineCoreRequest, FinishReason
@@ -62,6 +63,9 @@ Result = TypeVar("Result")
 
 SHARED_PARAMETERS = 64
 """Most parameters that are kept for further responses; with environments every turn may have others."""
+
+WARM_UP_TOKENS = 8
+"""Tokens of each response that a GPU is warmed up with."""
 
 
 class EngineLoop:
@@ -157,6 +161,8 @@ class EngineLoop:
             self._core, model = start_core(self._engine_args)
             self.vocabulary = model.get_vocab_size()
             self._longest = model.max_model_len
+            if not current_platform.is_cpu():
+                self._warm_up()
             self._started.set_result(None)
         except BaseException as error:
             self._started.set_exception(error)
@@ -179,6 +185,21 @@ class EngineLoop:
             logger.exception("the engine core failed; ending its process")
             logging.shutdown()
             os._exit(1)
+
+    def _warm_up(self) -> None:
+        """Generate once as many responses at a time as ever will be: a GPU chooses, compiles and allocates at first use."""
+        done: Future[Made] = Future()
+        sampling = Sampling(
+            n=self._engine_args["max_num_seqs"],
+            max_new_tokens=min(WARM_UP_TOKENS, self._longest - 1),
+            temperature=1.0,
+            top_p=1.0,
+        )
+        self._add("warm-up", [0], sampling, done)
+        while self._responses:
+            self._step()
+        self._settle()
+        done.result(timeout=0)  # raises what the core refused
 
     def _answer(self, future: Future[Result], command: Callable[[InprocClient], Result]) -> None:
         self._settle()  # outside of what follows: a core that fails in a step ends the process
