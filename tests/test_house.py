@@ -6,7 +6,7 @@ import ast
 import io
 import re
 import tokenize
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -224,6 +224,12 @@ def test_repeats_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     other.write_text("".join(lines[1:]))
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     assert repeats([first, second, other], LINES_THAT_REPEAT) == ["one.py:3 = two.py:2"]
+
+
+def test_no_two_files_of_the_tests_have_one_name() -> None:
+    """pytest imports them by their names alone, wherever they are."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_there_is_nearly_as_much_test_as_code() -> None:
