@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,7 @@ from dapo_openrlhf.backend.run.inputs import check_inputs
 from dapo_openrlhf.backend.run.workers import start_workers
 from dapo_openrlhf.cli.train import train
 from dapo_openrlhf.pipeline.ports import GroupError, Sampling
+from dapo_openrlhf.pipeline.resume import check_resume
 from dapo_openrlhf.pipeline.resume_point import newest_point
 
 pytestmark = pytest.mark.real
@@ -43,7 +45,9 @@ def test_a_run_goes_on_from_its_checkpoint_where_it_was(tmp_path: Path) -> None:
     changes = {"train.max_steps": 6, "actor.adam.lr": 1e-5, "train.batch_size": 8}
     longer = make_config(tmp_path, **schedule, **changes)
     said = io.StringIO()
-    assert train(longer, started=time.monotonic(), resume=newest_point(run, print), stream=said) == 0
+    point = newest_point(run, print)
+    point = replace(point, changes=tuple(check_resume(longer, run=run, checkpoint=point.checkpoint)))
+    assert train(longer, started=time.monotonic(), resume=point, stream=said) == 0
     assert "resuming after 4 rollout steps" in said.getvalue()
     assert "actor.adam.lr 1e-06 -> 1e-05, train.batch_size 16 -> 8" in said.getvalue()
     events = events_of(run)
