@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from environment_hosts import PROMPT, in_host, stepped
@@ -28,7 +29,7 @@ PROBLEM = Problem((8, 7, -5))
 
 def test_the_calculator_answers_as_the_warm_up_says(tmp_path: Path) -> None:
     async def play(host: EnvironmentHost) -> Step:
-        await host.open("a", PROMPT)
+        await host.open("a", replace(PROMPT, label="2"))
         step = await stepped(host, "a", f"{CALL}8+7-5{CALL_END}")
         assert isinstance(step, Step)
         return step
