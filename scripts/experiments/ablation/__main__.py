@@ -20,10 +20,10 @@ from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import parse_overrides
 from dapo_openrlhf.report.reflection import PHRASES, PhraseCounter
-from dapo_openrlhf.whole_file import Unwritable
 from scripts.experiments.ablation.ladder import RUNGS, choose_rungs
 from scripts.experiments.ablation.report import write_report
 from scripts.experiments.ablation.trials import plan_trials, run_trials, when_stopped
+from scripts.experiments.command import command
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,18 +56,6 @@ def start(arguments: Sequence[str], log: Path) -> int:
     return run_tree([sys.executable, "-m", "dapo_openrlhf", *arguments], environment, log, None)
 
 
-def main() -> int:
-    try:
-        with stopping.handled():
-            return run()
-    except Unwritable as error:
-        print(error, file=sys.stderr)
-        return 1
-    except stopping.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.status
-
-
 def run() -> int:
     options, rest = parse_arguments()
     try:
@@ -91,4 +79,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(run))

@@ -15,9 +15,10 @@ from dapo_openrlhf import stopping
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import parse_overrides
-from dapo_openrlhf.whole_file import Unwritable, write_whole
+from dapo_openrlhf.whole_file import write_whole
 from scripts.experiments.ablation.__main__ import start
 from scripts.experiments.ablation.trials import Trial, run_trials, when_stopped
+from scripts.experiments.command import command
 from scripts.experiments.losses.arms import ARMS, Arm, choose_arms, table_text
 
 
@@ -66,15 +67,6 @@ def plan(options: argparse.Namespace, arms: tuple[Arm, ...], rest: list[str]) ->
     return trials
 
 
-def main() -> int:
-    try:
-        with stopping.handled():
-            return run()
-    except (Unwritable, stopping.Stopped) as ended:
-        print(ended, file=sys.stderr)
-        return ended.status if isinstance(ended, stopping.Stopped) else 1
-
-
 def run() -> int:
     options, rest = parse_arguments()
     try:
@@ -92,4 +84,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(run))

@@ -17,8 +17,9 @@ from dapo_openrlhf import stopping
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import parse_overrides
-from dapo_openrlhf.whole_file import Unwritable, write_whole
+from dapo_openrlhf.whole_file import write_whole
 from scripts.experiments.ablation.trials import when_stopped
+from scripts.experiments.command import command
 from scripts.experiments.staleness.arms import ARMS, choose_arms
 from scripts.experiments.staleness.outcome import Outcome, read_outcomes, write_outcomes
 from scripts.experiments.staleness.runs import measure, plan
@@ -50,15 +51,6 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         "--report-only", type=Path, metavar="FILE", help="table and figure of such a results.jsonl; run nothing"
     )
     return parser.parse_known_args()
-
-
-def main() -> int:
-    with stopping.handled():
-        try:
-            return run()
-        except (Unwritable, stopping.Stopped) as ended:
-            print(ended, file=sys.stderr)
-            return ended.status if isinstance(ended, stopping.Stopped) else 1
 
 
 def run() -> int:
@@ -94,4 +86,4 @@ def report(outcomes: list[Outcome], folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(run))
