@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _run(arguments)
             sys.stdout.flush()
     except stopping.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        stopped.say()
         return stopped.status
     except OSError as error:
         if error.filename is not None or error.errno not in UNPRINTED:

@@ -11,10 +11,11 @@ import math
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -50,6 +51,14 @@ class Stopped(BaseException):
         super().__init__(words)
         self.number = number
         self.words = words
+        self._said = False
+
+    def say(self) -> None:
+        """Print the one line on standard error, if that has not been done yet and anybody can read it."""
+        if not self._said:
+            self._said = True
+            with suppress(OSError):
+                print(self, file=sys.stderr, flush=True)
 
     @property
     def status(self) -> int:
@@ -165,22 +174,25 @@ _handlings: list[_Handling] = []
 def handled() -> Iterator[None]:
     """Handle signals, except those that are ignored, as under nohup. Restores the old handlers at the end.
 
+    The one line of a :class:`Stopped` is said before that: a second signal in this moment may end the process without a word.
+
     A signal that comes while Python's own ``threading`` waits for a lock may leave the lock released; the lock's ``with``
     block then raises "release unlocked lock" in place of :class:`Stopped`, which is raised here all the same.
     """
     _handlings.append(_Handling())
     try:
         yield
-    except RuntimeError as error:
+    except (Stopped, RuntimeError) as error:
         if (stopped := _stopped_within(error)) is None:
             raise
+        stopped.say()
         raise stopped from None
     finally:
         _handlings.pop().close()
 
 
-def _stopped_within(error: RuntimeError) -> Stopped | None:
-    """The :class:`Stopped` in whose handling an error was raised; None if there was none."""
+def _stopped_within(error: Stopped | RuntimeError) -> Stopped | None:
+    """The error itself, or the :class:`Stopped` in whose handling it was raised; None if there was none."""
     before: BaseException | None = error
     while before is not None and not isinstance(before, Stopped):
         before = before.__context__

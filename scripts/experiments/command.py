@@ -18,5 +18,5 @@ def command(run: Callable[[], int]) -> int:
         print(error, file=sys.stderr)
         return 1
     except stopping.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        stopped.say()
         return stopped.status

@@ -244,6 +244,24 @@ def test_a_second_signal_ends_it_at_once_with_what_it_has_started(tmp_path: Path
     assert len(errors.splitlines()) in (1, 2) and "Traceback" not in errors
 
 
+AT_THE_LAST_MOMENT = """
+import os, signal, sys
+from dapo_openrlhf import __main__, stopping
+close = stopping._Handling.close
+def close_and_be_asked_again(self):
+    close(self)
+    os.kill(os.getpid(), signal.SIGINT)
+stopping._Handling.close = close_and_be_asked_again
+__main__._run = lambda arguments: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(__main__.entry())
+"""
+
+
+def test_a_second_signal_after_the_command_s_end_costs_no_word() -> None:
+    found = subprocess.run([sys.executable, "-c", AT_THE_LAST_MOMENT], env=environment(), capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (130, f"stopped by SIGTERM: {stopping.NOTHING_KEPT}\n")
+
+
 STUCK = """
 import ctypes, os, signal, subprocess, sys
 from dapo_openrlhf import stopping

@@ -44,7 +44,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     except stopping.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        stopped.say()
         return stopped.status
     found = list(rows(every))
     if not found:
