@@ -48,8 +48,8 @@ test: setup-dev ## run every test; ARGS="..." is passed to pytest
 docs: setup-dev ## write the pages of docs/ that are generated from the code
 	$(BIN)/python scripts/write_reference.py
 
-test-fast: setup-dev ## run the tests that need no Ray, vLLM or DeepSpeed
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not real" $(ARGS)
+test-fast: setup-dev ## run the tests that take a minute or two: no Ray, vLLM or DeepSpeed, and none that takes seconds
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not real and not long" $(ARGS)
 
 bench-parts: setup ## rates of the parts that a run's controller spends its time in, as ratios to a yardstick
 	$(BIN)/python scripts/bench_parts.py $(ARGS)

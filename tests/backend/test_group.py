@@ -23,6 +23,8 @@ from dapo_openrlhf.backend.transfer.checksum import Checksum
 from dapo_openrlhf.backend.transfer.group import GIVEN_UP, Group
 from dapo_openrlhf.backend.transfer.store import StoreHost
 
+pytestmark = pytest.mark.long
+
 HOST = torch.device("cpu")
 Kind = Literal["gloo", "shared"]
 KINDS = get_args(Kind)

@@ -14,6 +14,8 @@ from dapo_openrlhf.backend.run.model_files import read_model_files
 from dapo_openrlhf.backend.run.stop_tokens import stop_tokens
 from dapo_openrlhf.config.errors import ConfigError
 
+pytestmark = pytest.mark.long
+
 VALUES = {"model_type": "qwen2", "vocab_size": len(CHARACTERS), "eos_token_id": 1, "max_position_embeddings": 128}
 
 

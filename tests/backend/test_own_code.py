@@ -17,6 +17,8 @@ from dapo_openrlhf.config.loading import build_config, load_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.dataset.own_code import own_code
 
+pytestmark = pytest.mark.long
+
 VALUES = {"model_type": "qwen2", "vocab_size": len(CHARACTERS), "eos_token_id": 1, "max_position_embeddings": 128}
 TRUST = "--actor.trust_remote_code"
 

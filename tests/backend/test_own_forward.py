@@ -81,6 +81,7 @@ def _packed(model: Any, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("name", CHOSEN)
 def test_packed_sequences_have_the_log_probs_and_gradients_of_the_models_own_forward(

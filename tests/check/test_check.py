@@ -70,6 +70,7 @@ def subject(machines: Machines, **settings: object) -> Subject:
     return Subject(load_config(Path("run.yaml"), settings), Once(lambda: machines))
 
 
+@pytest.mark.long
 def test_a_run_that_can_start_passes_and_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "run.yaml", "--train.seed", "7"]) == 0
     told = capsys.readouterr().out
@@ -83,6 +84,7 @@ def test_a_run_that_can_start_passes_and_leaves_nothing(folder: Path, capsys: py
     assert not Path("runs").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [["check", "--json"], ["train", "--check"]])
 def test_every_fault_is_found_at_once(folder: Path, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("model", "model.safetensors").unlink()
@@ -109,6 +111,7 @@ def test_a_configuration_that_cannot_be_read_is_a_row(folder: Path, capsys: pyte
 HERE = Machines(where="this machine", each=(Machine(cpus=2, free_cpus=2),), here=True)
 
 
+@pytest.mark.long
 def test_a_reward_that_raises_for_a_response_fails(folder: Path) -> None:
     Path("reward.py").write_text("def reward_func(queries, prompts, labels):\n    return labels[0].nothing\n")
     (finding,) = check_reward(subject(HERE, **{"reward.remote_url": "reward.py"}))
@@ -125,6 +128,7 @@ class Environment:
 """
 
 
+@pytest.mark.long
 def test_an_environment_is_loaded_and_begun_instead_of_a_reward_that_is_never_asked(folder: Path) -> None:
     """Its prompts need no label, and without one no rule could score them."""
     Path("prompts.jsonl").write_text('{"input": "1+1=", "label": null}\n')

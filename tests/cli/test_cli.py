@@ -122,6 +122,7 @@ def test_an_installation_by_pip_alone_says_what_is_missing_and_make_setup(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -146,6 +147,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(
     assert not (folder / "runs").exists(), "a refused run leaves nothing"
 
 
+@pytest.mark.long
 def test_a_broken_prompt_is_named_by_file_and_line(folder: Path) -> None:
     with (folder / "prompts.jsonl").open("a") as prompts:
         prompts.write('{"input": "2+2="}\n')
@@ -166,6 +168,7 @@ def test_eval_refuses_files_that_cannot_be_written_before_it_starts(folder: Path
         assert f"{option}: {path} cannot be written" in result.stderr
 
 
+@pytest.mark.long
 def test_eval_takes_the_first_problems_of_the_file(folder: Path) -> None:
     rows = [{"input": f"{n}+{n}=", "label": str(2 * n)} for n in range(5)]
     make_tiny_tokenizer(folder / "model")

@@ -23,6 +23,8 @@ from dapo_openrlhf.__main__ import COMMANDS, main
 from dapo_openrlhf.pipeline.events import GroupDispatched, RunStarted
 from dapo_openrlhf.types import PolicyVersion
 
+pytestmark = pytest.mark.long
+
 ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 HANGING = """
@@ -258,7 +260,9 @@ sys.exit(__main__.entry())
 
 
 def test_a_second_signal_after_the_command_s_end_costs_no_word() -> None:
-    found = subprocess.run([sys.executable, "-c", AT_THE_LAST_MOMENT], env=environment(), capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", AT_THE_LAST_MOMENT], env=environment(), capture_output=True, text=True
+    )
     assert (found.returncode, found.stderr) == (130, f"stopped by SIGTERM: {stopping.NOTHING_KEPT}\n")
 
 

@@ -25,6 +25,8 @@ from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
 from dapo_openrlhf.types import Prompt
 
+pytestmark = pytest.mark.long
+
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' and strict %}{{ raise_exception('no system turns') }}{% endif %}"
     "[{{ m.role }}]{{ m.content }}{% if m.tool_calls is defined %}{{ m.tool_calls[0].name }}{% endif %}{% endfor %}"

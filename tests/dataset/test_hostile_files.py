@@ -15,6 +15,8 @@ from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.dataset.reading import read_prompt_set
 from dapo_openrlhf.dataset.rules import RowRules
 
+pytestmark = pytest.mark.long
+
 
 class Hostile:
     """Makes a folder ``ran`` in the current folder when it is unpickled."""

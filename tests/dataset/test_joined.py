@@ -16,6 +16,8 @@ from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from dapo_openrlhf.environments.host import EnvironmentHost
 from dapo_openrlhf.environments.messages import Action, EnvironmentFailed, Observation, Step
 from dapo_openrlhf.environments.process import EnvironmentUnavailable
 
+pytestmark = pytest.mark.long
+
 OBEDIENT = """
 import asyncio, ctypes, json, os, subprocess, sys, time
 from dapo_openrlhf.environments.messages import Action, Environment as Protocol, Observation, Step

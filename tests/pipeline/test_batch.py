@@ -172,6 +172,7 @@ class Policy:
         return torch.autograd.grad(loss, self.weights)[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", ["ppo", "gspo"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("train_batch_size", [8, 12])  # whole groups of 4

@@ -23,6 +23,8 @@ from dapo_openrlhf.pipeline.reward_attempts import Attempts
 from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Generation, Prompt, RolloutGroup, TrainBatch
 
+pytestmark = pytest.mark.long
+
 RUNS = 40
 LATEST = 100_000.0
 """Virtual seconds after which a run counts as stuck."""

@@ -33,6 +33,8 @@ from dapo_openrlhf.pipeline.suspects import FAILS, KILLS_ENGINES
 from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.types import Prompt
 
+pytestmark = pytest.mark.long
+
 SCHEDULES = 1500
 CHUNKS = 15
 PROMPTS = 400

@@ -33,6 +33,8 @@ from dapo_openrlhf.pipeline.ports import TrainerLost
 from dapo_openrlhf.pipeline.stop import StopRequest
 from dapo_openrlhf.plan.virtual_time import run_virtual
 
+pytestmark = pytest.mark.long
+
 STEPS, BATCH = 6, 2
 START_SECONDS = 20.0
 MANY = 1000

@@ -225,6 +225,7 @@ scenarios = st.builds(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(scenario=scenarios)
 def test_any_run_reaches_its_steps_within_the_contract(scenario: Scenario) -> None:

@@ -292,6 +292,7 @@ def test_the_command_refuses_before_anything_is_started_or_written(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.long
 def test_other_prompts_are_refused_before_anything_is_started_or_written(tmp_path: Path) -> None:
     def write(name: str, rows: list[tuple[str, str]]) -> str:
         file = tmp_path / name

@@ -14,6 +14,8 @@ from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.stop import StopRequest
 from dapo_openrlhf.plan.virtual_time import run_virtual
 
+pytestmark = pytest.mark.long
+
 STEPS, BATCH = 6, 2
 
 

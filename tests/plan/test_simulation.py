@@ -117,6 +117,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     return Scenario(**values)
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(scenarios())
 def test_no_schedule_beats_the_bound(scenario: Scenario) -> None:

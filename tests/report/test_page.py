@@ -290,6 +290,7 @@ def test_latest_alone_is_the_latest_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert (run / "trace.json").is_file()
 
 
+@pytest.mark.long
 def test_the_page_has_the_plan_of_each_run_or_says_why_there_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -353,6 +353,7 @@ def test_the_picture_is_a_png_of_the_promised_size_and_leaves_nothing_else(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
+@pytest.mark.long
 def test_every_metric_of_the_picture_is_drawn(tmp_path: Path) -> None:
     rows = curves(12)
     before = drawn(tmp_path / "curves.png", rows)

@@ -40,6 +40,7 @@ for unit in units:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("third", [0, 1, 2])
 def test_a_megabyte_of_any_repetition_is_read(third: int) -> None:
     """A pattern that is quadratic takes hours for a megabyte; linear ones take seconds for all of them, however busy the

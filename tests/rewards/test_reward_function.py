@@ -18,6 +18,8 @@ from dapo_openrlhf.rewards.replies import BadReply, read_reply
 from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Score
 
+pytestmark = pytest.mark.long
+
 QUESTION = Question(
     responses=["5", "6"],
     queries=["<|im_start|>2+3=<|im_end|>5<|im_end|>", "<|im_start|>2+3=<|im_end|>6<|im_end|>"],

@@ -21,6 +21,8 @@ from dapo_openrlhf.rewards.process import RewardProcess
 from dapo_openrlhf.rewards.settings import RewardSettings
 from dapo_openrlhf.types import Score
 
+pytestmark = pytest.mark.long
+
 HOSTILE = r"""
 import ctypes, os, shutil, signal, subprocess, sys, tempfile, threading, time
 

@@ -28,6 +28,8 @@ from dapo_openrlhf.rewards.settings import RewardSettings, reward_settings
 from dapo_openrlhf.rewards.verifier import TAIL
 from dapo_openrlhf.types import Score
 
+pytestmark = pytest.mark.long
+
 DATA = Path(__file__).parents[1] / "data"
 HOSTILE = [json.loads(line) for line in (DATA / "hostile_answers.jsonl").read_text().splitlines()]
 

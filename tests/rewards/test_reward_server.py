@@ -31,6 +31,8 @@ from dapo_openrlhf.rewards.server import ServerReward, basic_authorization
 from dapo_openrlhf.rewards.settings import RewardSettings, reward_settings
 from dapo_openrlhf.types import Prompt, Score
 
+pytestmark = pytest.mark.long
+
 PROMPT = Prompt(id=4, text="<s>3+4=", label=7)
 TEXTS = GroupTexts(responses=("7", "8"), queries=("<s>3+4=7</s>", "<s>3+4=8</s>"))
 QUESTION = Question(responses=["7"], queries=["3+4=7"], prompt="3+4=", label="7")

@@ -46,6 +46,7 @@ def test_processes_are_sampled_with_their_children(tmp_path: Path, monkeypatch: 
     assert all(max(sample.bytes for sample in samples) > MIB for samples in memory.values())
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(soak.subprocess.CalledProcessError):
         soak.soak([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "none")
