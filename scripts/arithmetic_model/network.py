@@ -1,29 +1,14 @@
 """Tokenizer and untrained model."""
 
-import re
-
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from arithmetic_model.recipe import EOS, PAD, UNKNOWN, Recipe
+from dapo_openrlhf.bench.workload.characters import character_tokenizer
 
 
 def build_tokenizer(vocabulary: list[str], max_positions: int) -> PreTrainedTokenizerFast:
     """A tokenizer of characters and a few words; it adds nothing of its own to a text."""
-    ids = {token: index for index, token in enumerate(vocabulary)}
-    words = "|".join(re.escape(token) for token in vocabulary if len(token) > 1 and token not in (PAD, EOS, UNKNOWN))
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{words}|[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        model_max_length=max_positions,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return character_tokenizer(vocabulary, pad=PAD, eos=EOS, unknown=UNKNOWN, longest=max_positions)
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:

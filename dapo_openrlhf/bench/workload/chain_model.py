@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dapo_openrlhf.bench.workload.chain import EOS, PAD, UNKNOWN, Recipe, list_tokens
+from dapo_openrlhf.bench.workload.characters import character_tokenizer
 
 NEVER = -20.0
 """Log-probability of tokens that the model must not write."""
@@ -21,19 +21,7 @@ NEVER = -20.0
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     """A tokenizer of characters, which adds nothing to a text."""
-    vocabulary = {token: index for index, token in enumerate(list_tokens(recipe))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        model_max_length=recipe.max_len,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return character_tokenizer(list_tokens(recipe), pad=PAD, eos=EOS, unknown=UNKNOWN, longest=recipe.max_len)
 
 
 def next_logprobs(recipe: Recipe) -> torch.Tensor:
