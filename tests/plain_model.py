@@ -108,11 +108,11 @@ class Bigram(nn.Module):
 
     def forward(
         self, *, input_ids: Tensor, positions: Tensor, targets: Tensor, temperature: float, **_: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [R]."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs and entropies [R], and no load-balancing loss."""
         rows = (self.table[input_ids[0, positions]] / temperature).log_softmax(-1)
         entropies = -(rows.exp() * rows).sum(-1).detach()
-        return rows.gather(-1, targets[:, None]).squeeze(-1), entropies
+        return rows.gather(-1, targets[:, None]).squeeze(-1), entropies, torch.zeros(())
 
 
 class TokenValues(nn.Module):

@@ -24,7 +24,6 @@ _RESUME = "going on is a command, `train --resume RUN`, or `--resume auto`; leav
 _SPLIT = "a split is part of a set's name; leave it out, and write hf:OWNER/NAME[@SUBSET]:SPLIT in data.prompt_dataset"
 
 NOT_HERE: Mapping[str, str] = {
-    "actor.aux_loss_coef": "routers of mixtures of experts get no balancing loss; leave it out, or 0",
     "actor.eps_clip": "one bound for both sides; use actor.eps_clip_low_high with the value twice",
     "actor.freeze_visual_encoder": _IMAGES,
     "actor.gradient_checkpointing_reentrant": "gradient checkpointing is never reentrant here; leave it out",

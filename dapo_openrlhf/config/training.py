@@ -56,6 +56,11 @@ class ActorSection(Section):
     entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """Coefficient of the entropy bonus in the loss, a mean over the update's tokens as in OpenRLHF; 0 gives none. Entropy is
     always measured. With a bonus its gradient takes memory for the logits of one chunk more."""
+    aux_loss_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Coefficient of the load-balancing loss of a mixture of experts (arXiv 2101.03961, eq. 4), transformers' own, at which
+    equal loads give the number of experts that a token goes to. It is computed for each micro-batch over prompts and
+    responses, and weighted by the micro-batch's share of the update's tokens. 0 gives none, and a dense model has none. A
+    critic's routers get none."""
     adam: AdamSection = AdamSection()
     lr_scheduler: LrScheduler = PAPER["actor.lr_scheduler"]
     """Schedule over the run's gradient steps; its lengths are given in rollout steps, however many prompts those

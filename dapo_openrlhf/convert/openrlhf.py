@@ -122,7 +122,7 @@ def _translate(given: dict[str, Any], written: Mapping[str, str], conversion: Co
         if name in SINCE_REMOVED:
             conversion.lacks(flag, SINCE_REMOVED[name])
         elif name in NOT_HERE:
-            if value is not False and not (name == "actor.aux_loss_coef" and not value):
+            if value is not False:
                 conversion.lacks(flag, NOT_HERE[name])
         elif name in known:
             settings[name] = value

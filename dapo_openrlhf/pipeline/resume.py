@@ -127,6 +127,7 @@ CHANGEABLE: Mapping[str, str] = {
     "actor.dppo_delta": _AT_ONCE,
     "actor.sapo_tau": _AT_ONCE,
     "actor.entropy_coef": _AT_ONCE,
+    "actor.aux_loss_coef": _AT_ONCE,
     "actor.loss_agg_mode": _AT_ONCE,
     "actor.adam.lr": _RATE,
     "actor.adam.betas": _RATE,

@@ -98,6 +98,7 @@ def check_inputs(
         chat=config.data.apply_chat_template,
         trust_remote_code=config.actor.trust_remote_code,
         lora=config.ds.lora if training else None,
+        balanced=training and config.actor.aux_loss_coef > 0,
     )
     check_context(config, files.config)
     if files.adapters is not None:

@@ -15,7 +15,7 @@ from dapo_openrlhf.backend.trainer.deepspeed_model import DeepSpeedModel
 from dapo_openrlhf.backend.trainer.finite import refuse_not_finite
 from dapo_openrlhf.backend.trainer.models import Models
 from dapo_openrlhf.backend.trainer.peers import Peers
-from dapo_openrlhf.backend.trainer.policy import Policy
+from dapo_openrlhf.backend.trainer.policy import Policy, Wanted
 from dapo_openrlhf.backend.trainer.rank import Rank
 from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.backend.trainer.saving import Saving
@@ -64,8 +64,8 @@ def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning,
     if beginning.checkpoint is not None:
         saving.resume(beginning.checkpoint, beginning.updates_done)
     refuse_not_finite(f"the model {path} cannot be trained", trained, peers)
-    bonus = settings.loss.entropy_coef != 0
-    policy = Policy(language_model, packing, temperature=temperature, reference=reference, entropy_gradient=bonus)
+    wanted = Wanted(entropy_gradient=settings.loss.entropy_coef != 0, balance=settings.loss.aux_loss_coef > 0)
+    policy = Policy(language_model, packing, temperature=temperature, reference=reference, wanted=wanted)
     return LoadedRank(
         rank=Rank(policy, critic, settings, peers=peers, spans=spans),
         weights=WeightsOut(trained, peers, version=beginning.first_step),

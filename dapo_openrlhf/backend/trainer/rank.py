@@ -96,7 +96,7 @@ class Rank:
         known.logprobs.clear()
         for position, samples in enumerate(update.micro_batches):
             batch = collate(samples, tokens, device=self._device)
-            logprobs, entropies = self._policy.forward(batch)
+            logprobs, entropies, imbalance = self._policy.forward(batch)
             remember(known.logprobs, batch.samples, logprobs)
             tally.look("log-probs", logprobs)
             tally.look("rollout log-probs", batch.rollout_logprobs, batch.mask)
@@ -113,6 +113,10 @@ class Rank:
                 first=first,
                 progress=progress,
             )
+            if self._settings.loss.aux_loss_coef:
+                share = imbalance * (batch.input_ids.numel() / update.read_tokens)
+                loss = loss + self._settings.loss.aux_loss_coef * share
+                sums["aux_loss"] = share
             tally.look("loss", loss)
             self._policy.model.backward(loss, last=position == len(update.micro_batches) - 1)
             tally.add(sums)
