@@ -100,8 +100,6 @@ NOT_HERE: Mapping[str, str] = {
     "train.colocate_actor_ref": _PLACED,
     "train.colocate_critic_reward": _PLACED,
     "train.dynamic_batch_enable": _TOKENS,
-    "train.ema_beta": "no moving average of the weights is kept; leave it out",
-    "train.enable_ema": "no moving average of the weights is kept; leave it out, and average checkpoints' models afterwards",
     "train.micro_batch_size": _TOKENS,
     "train.num_episodes": "a run's length is given in rollout steps; use train.max_steps: episodes x prompts / rollout.batch_size",
     "use_ms": "models and data come from Hugging Face or from folders; download with ModelScope first, and name the folder",

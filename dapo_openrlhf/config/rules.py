@@ -12,6 +12,7 @@ from dapo_openrlhf.config.lora_rules import impossible_adapters
 from dapo_openrlhf.config.loss_rules import impossible_losses
 from dapo_openrlhf.config.section import COLDEST
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.config.training import TrainSection
 from dapo_openrlhf.config.transports import refusal
 
 TEMPLATE_ARGUMENTS = {
@@ -60,6 +61,8 @@ def impossible(config: Config) -> Iterator[str]:
             f"reward.timeout: {reward.timeout:g} s for one response is more than async.reward_timeout "
             f"{config.async_.reward_timeout:g} s for its group; use at most that"
         )
+    if train.ema_beta != TrainSection.model_fields["ema_beta"].default and not train.enable_ema:
+        yield f"train.ema_beta: {train.ema_beta:g} has no meaning without an average; set train.enable_ema true, or leave it out"
     yield from _impossible_prompts(config)
     yield from _impossible_environments(config)
     if config.eval.steps == 0 or config.eval.steps < -1:

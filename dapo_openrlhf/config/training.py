@@ -140,6 +140,12 @@ class TrainSection(Section):
     agent_func_path: str | None = None
     """A Python file with an environment that answers the policy turn by turn: OpenRLHF's ``AgentExecutor``, or an
     ``Environment`` of this project. It gives the rewards. null: a rollout is one response, judged by ``reward.remote_url``."""
+    enable_ema: bool = False
+    """Keep an exponential average of the policy's weights, in float32 in host memory, updated after each gradient step. It is
+    saved in the folder ``ema`` of each saved model and checkpoint; engines and evaluations take the policy itself."""
+    ema_beta: Annotated[float, Field(ge=0, lt=1)] = 0.992
+    """Share of the old average that an update keeps; the rest is the new weights'. 0.992 averages over some 125 gradient
+    steps."""
     max_bad_updates: PositiveInt = 3
     """How many updates in a row may have a number that is not finite (loss, log-prob, advantage, gradient norm) until
     the last of them ends the run; each is stopped before the optimizer step."""

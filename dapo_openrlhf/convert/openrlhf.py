@@ -325,5 +325,7 @@ def _agree(conversion: Conversion, given: Mapping[str, Any]) -> None:
         settings["ds.attn_implementation"] = "sdpa"
     if settings["data.label_key"] is None and "reward.remote_url" not in settings:
         settings["data.label_key"] = "label"
+    if not settings.get("train.enable_ema"):
+        settings.pop("train.ema_beta", None)
     if not given.get("actor.entropy_coef"):
         settings.pop("actor.entropy_coef", None)

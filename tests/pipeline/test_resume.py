@@ -140,6 +140,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "algo.kl.unbiased_gradient": {"algo.kl.use_loss": True, "algo.kl.estimator": "k3"},
     "data.chat_template_kwargs": {"data.apply_chat_template": True},
     "data.system_prompt": {"data.apply_chat_template": True},
+    "train.ema_beta": {"train.enable_ema": True},
     "environment.timeout": {"train.agent_func_path": "environment.py"},
     "environment.memory": {"train.agent_func_path": "environment.py"},
     "environment.workers": {"train.agent_func_path": "environment.py"},

@@ -61,6 +61,8 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "ds.lora.alpha": lora.alpha,
         "ds.lora.target_modules": lora.target_modules,
         "train.batch_size": config.train.batch_size,
+        "train.enable_ema": config.train.enable_ema,
+        "train.ema_beta": config.train.ema_beta,
         "train.seed": config.train.seed,
         "train.full_determinism_enable": config.train.full_determinism_enable,
     }
