@@ -70,9 +70,6 @@ NOT_HERE: Mapping[str, str] = {
     "ds.ring_attn_head_stride": _RING,
     "ds.ring_attn_size": _RING,
     "ds.tensor_parallel_size": "the trainer shards by ZeRO only; leave it out, and use ds.zero_stage 3",
-    "ds.use_liger_kernel": (
-        "log-probs are computed chunk by chunk without the package liger-kernel, which the set-up does not install; leave it out"
-    ),
     "ds.use_universal_ckpt": "a checkpoint is for as many ranks as wrote it; leave it out, or start from its model",
     "ds.value_head_prefix": "the critic's value head has OpenRLHF's default name; leave it out",
     "ds.zpg": "parameters are sharded over all ranks; leave it out",

@@ -229,6 +229,8 @@ def _impossible_on_device(config: Config) -> Iterator[str]:
             yield "ds.attn_implementation: flash_attention_2 needs a GPU; use sdpa with device: cpu"
         if config.ds.adam_offload:
             yield "ds.adam_offload: true has nowhere to offload from with device: cpu; use false"
+        if config.ds.use_liger_kernel:
+            yield "ds.use_liger_kernel: true needs a GPU, for which alone its kernels are written; use false with device: cpu"
         if config.ds.param_dtype == "fp16":
             yield "ds.param_dtype: fp16 has no loss scaling on a CPU; use fp32 or bf16 with device: cpu"
         if config.train.colocate_all:

@@ -118,6 +118,9 @@ class DsSection(Section):
     """Attention implementation of the trainer; sequences are packed with either."""
     adam_offload: bool = False
     """Keep the optimizer's states in host memory."""
+    use_liger_kernel: bool = False
+    """Norms, rotary embeddings and gated layers of the trainer's models from the package liger-kernel, where that is
+    installed; for GPUs, and for the families that it knows."""
     lora: LoraSection = LoraSection()
 
 

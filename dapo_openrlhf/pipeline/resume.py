@@ -144,6 +144,7 @@ CHANGEABLE: Mapping[str, str] = {
     "critic.value_clip": _AT_ONCE,
     "critic.save_value_network": "models saved from then on",
     "ds.attn_implementation": _AT_ONCE,
+    "ds.use_liger_kernel": "models are loaded anew",
     **{f"vllm.{name}": "engines are started anew" for name in _OF_ENGINES},
     "vllm.max_restarts": "restarts are counted anew",
     "vllm.health_timeout": _WAITS,

@@ -130,6 +130,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "algo.advantage.is_correction_cap": {"algo.advantage.is_correction_mode": "mask"},
     "device": {"ds.attn_implementation": "sdpa"},
     "ds.adam_offload": {"device": "cuda"},
+    "ds.use_liger_kernel": {"device": "cuda"},
     "ds.lora.rank": {"algo.advantage.estimator": "group_norm"},
     "ds.lora.alpha": {"algo.advantage.estimator": "group_norm", "ds.lora.rank": 8},
     "ds.lora.target_modules": {"algo.advantage.estimator": "group_norm", "ds.lora.rank": 8},

@@ -57,6 +57,7 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "ds.grad_accum_dtype": config.ds.grad_accum_dtype,
         "ds.attn_implementation": config.ds.attn_implementation,
         "ds.adam_offload": config.ds.adam_offload,
+        "ds.use_liger_kernel": config.ds.use_liger_kernel,
         "ds.lora.rank": lora.rank,
         "ds.lora.alpha": lora.alpha,
         "ds.lora.target_modules": lora.target_modules,
