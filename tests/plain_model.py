@@ -63,6 +63,11 @@ class PlainModel:
         for name, parameter in self.inner.named_parameters():
             yield name, parameter.detach().view(-1)
 
+    def owned(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.inner.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter.detach().view(-1)
+
     def whole(self) -> PlainTensors:
         return PlainTensors(self.inner)
 
@@ -73,8 +78,12 @@ class PlainModel:
         self.inner.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
-        return {} if copies is None else copies.copy(dict(self.inner.state_dict()), name)
+    def copy_whole(
+        self, copies: HostCopies | None, name: str, parts: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        tensors = dict(self.inner.state_dict())
+        tensors |= {name: part.view(tensors[name].shape) for name, part in (parts or {}).items()}
+        return {} if copies is None else copies.copy(tensors, name)
 
     def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: Any) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -108,11 +117,11 @@ class Bigram(nn.Module):
 
     def forward(
         self, *, input_ids: Tensor, positions: Tensor, targets: Tensor, temperature: float, **_: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [R]."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs and entropies [R], and no load-balancing loss."""
         rows = (self.table[input_ids[0, positions]] / temperature).log_softmax(-1)
         entropies = -(rows.exp() * rows).sum(-1).detach()
-        return rows.gather(-1, targets[:, None]).squeeze(-1), entropies
+        return rows.gather(-1, targets[:, None]).squeeze(-1), entropies, torch.zeros(())
 
 
 class TokenValues(nn.Module):

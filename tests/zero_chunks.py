@@ -62,7 +62,7 @@ def main(rank: str, port: str, folder: str, checkpointing: str) -> None:
         comparison.packed([sequence])
     for position, sequence in enumerate(sequences):
         batch = comparison._batch([sequence])
-        found, _ = sharded(**models.packing.inputs(batch), targets=batch.targets, temperature=1.0)
+        found, *_ = sharded(**models.packing.inputs(batch), targets=batch.targets, temperature=1.0)
         sharded.backward(-found.mean() / 2, last=position == len(sequences) - 1)
     sharded.step(sound=True)
     group = GroupTokens(

@@ -73,6 +73,7 @@ class Subject:
             chat=self.config.data.apply_chat_template,
             trust_remote_code=self.config.actor.trust_remote_code,
             lora=self.config.ds.lora,
+            balanced=self.config.actor.aux_loss_coef > 0,
         )
 
     def _prompts(self) -> JoinedSets:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import dapo_openrlhf
+from dapo_openrlhf.backend.run.needs import missing_liger
 from dapo_openrlhf.check.finding import Finding, failed, passed, warned
 from dapo_openrlhf.check.subject import Subject
 from dapo_openrlhf.config.vllm_versions import refusal
@@ -55,6 +56,8 @@ def check(subject: Subject) -> Iterator[Finding]:
             yield failed(words, "make setup installs all of them")
     if (vllm := found["vllm"]) is not None and not assumed and (refused := refusal(vllm)):
         yield failed(refused)
+    if (lacking := missing_liger(subject.config)) is not None:
+        yield warned(lacking) if assumed else failed(lacking)
     other = {
         name: f"{name} {version} (tested with {expected[name]})"
         for name, version in found.items()

@@ -24,7 +24,6 @@ _RESUME = "going on is a command, `train --resume RUN`, or `--resume auto`; leav
 _SPLIT = "a split is part of a set's name; leave it out, and write hf:OWNER/NAME[@SUBSET]:SPLIT in data.prompt_dataset"
 
 NOT_HERE: Mapping[str, str] = {
-    "actor.aux_loss_coef": "routers of mixtures of experts get no balancing loss; leave it out, or 0",
     "actor.eps_clip": "one bound for both sides; use actor.eps_clip_low_high with the value twice",
     "actor.freeze_visual_encoder": _IMAGES,
     "actor.gradient_checkpointing_reentrant": "gradient checkpointing is never reentrant here; leave it out",
@@ -71,9 +70,6 @@ NOT_HERE: Mapping[str, str] = {
     "ds.ring_attn_head_stride": _RING,
     "ds.ring_attn_size": _RING,
     "ds.tensor_parallel_size": "the trainer shards by ZeRO only; leave it out, and use ds.zero_stage 3",
-    "ds.use_liger_kernel": (
-        "log-probs are computed chunk by chunk without the package liger-kernel, which the set-up does not install; leave it out"
-    ),
     "ds.use_universal_ckpt": "a checkpoint is for as many ranks as wrote it; leave it out, or start from its model",
     "ds.value_head_prefix": "the critic's value head has OpenRLHF's default name; leave it out",
     "ds.zpg": "parameters are sharded over all ranks; leave it out",
@@ -101,8 +97,6 @@ NOT_HERE: Mapping[str, str] = {
     "train.colocate_actor_ref": _PLACED,
     "train.colocate_critic_reward": _PLACED,
     "train.dynamic_batch_enable": _TOKENS,
-    "train.ema_beta": "no moving average of the weights is kept; leave it out",
-    "train.enable_ema": "no moving average of the weights is kept; leave it out, and average checkpoints' models afterwards",
     "train.micro_batch_size": _TOKENS,
     "train.num_episodes": "a run's length is given in rollout steps; use train.max_steps: episodes x prompts / rollout.batch_size",
     "use_ms": "models and data come from Hugging Face or from folders; download with ModelScope first, and name the folder",

@@ -12,6 +12,7 @@ from dapo_openrlhf.config.lora_rules import impossible_adapters
 from dapo_openrlhf.config.loss_rules import impossible_losses
 from dapo_openrlhf.config.section import COLDEST
 from dapo_openrlhf.config.settings import Config
+from dapo_openrlhf.config.training import TrainSection
 from dapo_openrlhf.config.transports import refusal
 
 TEMPLATE_ARGUMENTS = {
@@ -60,6 +61,8 @@ def impossible(config: Config) -> Iterator[str]:
             f"reward.timeout: {reward.timeout:g} s for one response is more than async.reward_timeout "
             f"{config.async_.reward_timeout:g} s for its group; use at most that"
         )
+    if train.ema_beta != TrainSection.model_fields["ema_beta"].default and not train.enable_ema:
+        yield f"train.ema_beta: {train.ema_beta:g} has no meaning without an average; set train.enable_ema true, or leave it out"
     yield from _impossible_prompts(config)
     yield from _impossible_environments(config)
     if config.eval.steps == 0 or config.eval.steps < -1:
@@ -226,6 +229,8 @@ def _impossible_on_device(config: Config) -> Iterator[str]:
             yield "ds.attn_implementation: flash_attention_2 needs a GPU; use sdpa with device: cpu"
         if config.ds.adam_offload:
             yield "ds.adam_offload: true has nowhere to offload from with device: cpu; use false"
+        if config.ds.use_liger_kernel:
+            yield "ds.use_liger_kernel: true needs a GPU, for which alone its kernels are written; use false with device: cpu"
         if config.ds.param_dtype == "fp16":
             yield "ds.param_dtype: fp16 has no loss scaling on a CPU; use fp32 or bf16 with device: cpu"
         if config.train.colocate_all:

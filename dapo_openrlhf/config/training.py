@@ -56,6 +56,11 @@ class ActorSection(Section):
     entropy_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """Coefficient of the entropy bonus in the loss, a mean over the update's tokens as in OpenRLHF; 0 gives none. Entropy is
     always measured. With a bonus its gradient takes memory for the logits of one chunk more."""
+    aux_loss_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Coefficient of the load-balancing loss of a mixture of experts (arXiv 2101.03961, eq. 4), transformers' own, at which
+    equal loads give the number of experts that a token goes to. It is computed for each micro-batch over prompts and
+    responses, and weighted by the micro-batch's share of the update's tokens. 0 gives none, and a dense model has none. A
+    critic's routers get none."""
     adam: AdamSection = AdamSection()
     lr_scheduler: LrScheduler = PAPER["actor.lr_scheduler"]
     """Schedule over the run's gradient steps; its lengths are given in rollout steps, however many prompts those
@@ -113,6 +118,9 @@ class DsSection(Section):
     """Attention implementation of the trainer; sequences are packed with either."""
     adam_offload: bool = False
     """Keep the optimizer's states in host memory."""
+    use_liger_kernel: bool = False
+    """Norms, rotary embeddings and gated layers of the trainer's models from the package liger-kernel, where that is
+    installed; for GPUs, and for the families that it knows."""
     lora: LoraSection = LoraSection()
 
 
@@ -135,6 +143,12 @@ class TrainSection(Section):
     agent_func_path: str | None = None
     """A Python file with an environment that answers the policy turn by turn: OpenRLHF's ``AgentExecutor``, or an
     ``Environment`` of this project. It gives the rewards. null: a rollout is one response, judged by ``reward.remote_url``."""
+    enable_ema: bool = False
+    """Keep an exponential average of the policy's weights, in float32 in host memory, updated after each gradient step. It is
+    saved in the folder ``ema`` of each saved model and checkpoint; engines and evaluations take the policy itself."""
+    ema_beta: Annotated[float, Field(ge=0, lt=1)] = 0.992
+    """Share of the old average that an update keeps; the rest is the new weights'. 0.992 averages over some 125 gradient
+    steps."""
     max_bad_updates: PositiveInt = 3
     """How many updates in a row may have a number that is not finite (loss, log-prob, advantage, gradient norm) until
     the last of them ends the run; each is stopped before the optimizer step."""

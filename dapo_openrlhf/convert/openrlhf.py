@@ -122,7 +122,7 @@ def _translate(given: dict[str, Any], written: Mapping[str, str], conversion: Co
         if name in SINCE_REMOVED:
             conversion.lacks(flag, SINCE_REMOVED[name])
         elif name in NOT_HERE:
-            if value is not False and not (name == "actor.aux_loss_coef" and not value):
+            if value is not False:
                 conversion.lacks(flag, NOT_HERE[name])
         elif name in known:
             settings[name] = value
@@ -325,5 +325,7 @@ def _agree(conversion: Conversion, given: Mapping[str, Any]) -> None:
         settings["ds.attn_implementation"] = "sdpa"
     if settings["data.label_key"] is None and "reward.remote_url" not in settings:
         settings["data.label_key"] = "label"
+    if not settings.get("train.enable_ema"):
+        settings.pop("train.ema_beta", None)
     if not given.get("actor.entropy_coef"):
         settings.pop("actor.entropy_coef", None)

@@ -60,6 +60,8 @@ class Update:
     micro_batches: tuple[MicroBatch, ...]
     total_tokens: int
     """Number of trained response tokens in the whole mini-batch, over all ranks."""
+    read_tokens: int
+    """Number of tokens of all contexts in the whole mini-batch, over all ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,7 @@ def plan_batch(batch: TrainBatch, settings: PlanSettings, *, ranks: int) -> tupl
                     Update(
                         micro_batches=micro_batches,
                         total_tokens=sum(sample.length for sample in mini_batch if sample.trained),
+                        read_tokens=_tokens(mini_batch),
                     )
                 )
     return tuple(RankPlan(updates=tuple(updates), step=batch.step) for updates in plans)

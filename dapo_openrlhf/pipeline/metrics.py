@@ -119,6 +119,9 @@ METRICS: Mapping[str, Metric] = {
     "clip_fraction": Metric("share", "share of trained tokens whose loss clipping decided"),
     "ratio": Metric("number", "mean ratio of the policy to the old one; 1 while a step has had one update"),
     "kl": Metric("nats per token", "estimate of KL(policy || reference) per trained token; with a reference model"),
+    "aux_loss": Metric(
+        "number", "load-balancing loss of a mixture of experts, mean over the step's updates; with actor.aux_loss_coef"
+    ),
     "value_loss": Metric("number", "critic's loss, mean over the step's updates; with a critic"),
     "value": Metric("reward", "mean value of the trained tokens before the step; with a critic"),
     "explained_variance": Metric(

@@ -17,7 +17,7 @@ from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.config.settings import Config, settings_of
-from dapo_openrlhf.config.training import LoraSection
+from dapo_openrlhf.config.training import AdamSection, LoraSection
 from dapo_openrlhf.config.typed import typed
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE
 
@@ -95,6 +95,11 @@ FIXED: Mapping[str, Fixed] = {
         unless="the new estimator needs no critic, or the run has one already",
         allowed=_needs_no_new_critic,
     ),
+    "train.enable_ema": Fixed(
+        reason="the checkpoint holds no average of the weights",
+        unless="it is switched off, which ends the average",
+        allowed=lambda earlier, now: not now.train.enable_ema,
+    ),
     "data.prompt_dataset": Fixed(
         reason="the run's place in the order of its prompts is a place in that file",
         unless="the other file holds the same prompts in the same order, which is checked when it is read",
@@ -119,39 +124,28 @@ _GROUPS = "groups begun from then on"
 _WAITS = "waits from then on"
 _EVALUATION = "evaluations from then on"
 _REPORTED = "what is reported from the resumed run's start"
+_OF_LOSS = (
+    "eps_clip_low_high", "dual_clip", "policy_loss_type", "dppo_delta", "sapo_tau", "entropy_coef", "aux_loss_coef", "loss_agg_mode",
+)  # fmt: skip
+_OF_ENGINES = (
+    "num_engines", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_memory_bytes", "enable_prefix_caching",
+    "enforce_eager", "max_num_seqs", "max_num_batched_tokens",
+)  # fmt: skip
 
 CHANGEABLE: Mapping[str, str] = {
-    "actor.eps_clip_low_high": _AT_ONCE,
-    "actor.dual_clip": _AT_ONCE,
-    "actor.policy_loss_type": _AT_ONCE,
-    "actor.dppo_delta": _AT_ONCE,
-    "actor.sapo_tau": _AT_ONCE,
-    "actor.entropy_coef": _AT_ONCE,
-    "actor.loss_agg_mode": _AT_ONCE,
-    "actor.adam.lr": _RATE,
-    "actor.adam.betas": _RATE,
-    "actor.adam.eps": _RATE,
-    "actor.adam.weight_decay": _RATE,
+    **{f"actor.{name}": _AT_ONCE for name in _OF_LOSS},
+    **{f"actor.adam.{name}": _RATE for name in AdamSection.model_fields},
     "actor.lr_scheduler": _SCHEDULE,
     "actor.lr_warmup_steps": _SCHEDULE,
     "actor.max_norm": _AT_ONCE,
     "actor.gradient_checkpointing_enable": _AT_ONCE,
     "actor.trust_remote_code": "models are loaded anew",
-    "critic.adam.lr": _RATE,
-    "critic.adam.betas": _RATE,
-    "critic.adam.eps": _RATE,
-    "critic.adam.weight_decay": _RATE,
+    **{f"critic.adam.{name}": _RATE for name in AdamSection.model_fields},
     "critic.value_clip": _AT_ONCE,
     "critic.save_value_network": "models saved from then on",
     "ds.attn_implementation": _AT_ONCE,
-    "vllm.num_engines": "engines are started anew",
-    "vllm.tensor_parallel_size": "engines are started anew",
-    "vllm.gpu_memory_utilization": "engines are started anew",
-    "vllm.kv_cache_memory_bytes": "engines are started anew",
-    "vllm.enable_prefix_caching": "engines are started anew",
-    "vllm.enforce_eager": "engines are started anew",
-    "vllm.max_num_seqs": "engines are started anew",
-    "vllm.max_num_batched_tokens": "engines are started anew",
+    "ds.use_liger_kernel": "models are loaded anew",
+    **{f"vllm.{name}": "engines are started anew" for name in _OF_ENGINES},
     "vllm.max_restarts": "restarts are counted anew",
     "vllm.health_timeout": _WAITS,
     "vllm.step_timeout": _WAITS,
@@ -166,6 +160,7 @@ CHANGEABLE: Mapping[str, str] = {
     "rollout.top_k": _GROUPS,
     "rollout.min_p": _GROUPS,
     "train.agent_func_path": _GROUPS,
+    "train.ema_beta": _AT_ONCE,
     "train.max_bad_updates": _AT_ONCE,
     "train.max_rollout_kl": _AT_ONCE,
     "train.grace_seconds": _AT_ONCE,

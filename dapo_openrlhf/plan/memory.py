@@ -93,6 +93,11 @@ def engine_memory(config: Config, shape: ModelShape, gpu_bytes: float) -> Engine
 
 
 def checkpoint_bytes(config: Config, shape: ModelShape) -> tuple[float, float]:
-    """Bytes of the trained model, and of a checkpoint to resume from."""
+    """Bytes of the trained model, and of a checkpoint to resume from; both with the average of the weights if it is kept."""
     model = shape.parameters * TYPE_BYTES[config.ds.param_dtype]
-    return float(model), float(model + trained_parameters(config, shape) * OPTIMIZER_BYTES)
+    state = trained_parameters(config, shape) * OPTIMIZER_BYTES
+    if config.train.enable_ema:
+        model *= 2
+        averaged = trained_parameters(config, shape) if config.ds.lora.rank else shape.parameters
+        state += averaged * TYPE_BYTES["fp32"]
+    return float(model), float(model + state)

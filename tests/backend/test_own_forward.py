@@ -70,7 +70,7 @@ def _packed(model: Any, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
     starts = torch.tensor([0, *lengths]).cumsum(0)
     positions = torch.cat([torch.arange(start, start + n - 1) for start, n in zip(starts, lengths, strict=False)])
     found: Tensor
-    found, _ = model(
+    found, *_ = model(
         input_ids=flat[None],
         position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
         positions=positions,

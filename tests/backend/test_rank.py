@@ -202,7 +202,7 @@ def test_a_rank_gives_up_after_so_many_bad_updates_in_a_row(tmp_path: Path) -> N
 
 def test_everything_that_ranks_report_is_shown_and_has_a_meaning() -> None:
     """Of policy and critic, with a KL, and with the step's own weights; nothing else is declared."""
-    with_kl = dataclasses.replace(LOSS, kl_coef=0.1)
+    with_kl = dataclasses.replace(LOSS, kl_coef=0.1, aux_loss_coef=0.1)
     reports = [Trainer(PPO).train(*a_batch(0)), Trainer(loss=with_kl).train(*a_batch(0)), Trainer().train(*a_batch(0))]
     assert {name for report in reports for name in report.sums} == SUMS
     for report in reports:

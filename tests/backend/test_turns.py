@@ -137,7 +137,7 @@ def test_advantages_values_loss_and_statistics_skip_what_was_observed() -> None:
 
 
 def test_a_stopped_update_shows_the_contexts(tmp_path: Path) -> None:
-    write_rank(tmp_path, 0, Update(micro_batches=(SAMPLES,), total_tokens=4), {0: TOKENS}, Known())
+    write_rank(tmp_path, 0, Update(micro_batches=(SAMPLES,), total_tokens=4, read_tokens=4), {0: TOKENS}, Known())
     with np.load(tmp_path / "rank-0.npz", allow_pickle=False) as arrays:
         assert arrays["context_ids"].tolist() == [1, 2, 50, 10, 11, 51, 52, 12, 53, 1, 2, 20]
         assert arrays["context_offsets"].tolist() == [0, 9, 12]

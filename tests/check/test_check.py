@@ -27,6 +27,7 @@ from dapo_openrlhf.check.registry import Row, run_checks
 from dapo_openrlhf.check.reward import check as check_reward
 from dapo_openrlhf.check.subject import Once, Subject
 from dapo_openrlhf.check.table import as_dict, closing, lines
+from dapo_openrlhf.check.versions import check as check_versions
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.config.reward_origin import Server
@@ -196,6 +197,14 @@ def test_gpus_that_are_not_here_are_checked_by_their_name(
     else:
         (finding,) = check_placement(asked)
         assert finding.level == "pass" and f"{nodes} machine(s) with {gpus[-1]} H100 of 80 GB" in finding.words
+
+
+def test_layers_of_a_package_that_is_missing_fail_here_and_warn_for_other_machines(folder: Path) -> None:
+    asked = {"device": "cuda", "ds.use_liger_kernel": True}
+    for machines, level in ((named("h100x8", 1), "warn"), (HERE, "fail")):
+        found = [finding for finding in check_versions(subject(machines, **asked)) if "liger-kernel" in finding.words]
+        assert [finding.level for finding in found] == [level]
+    assert not [f for f in check_versions(subject(HERE, device="cuda")) if "liger-kernel" in f.words]
 
 
 @pytest.mark.parametrize("text", ["h100", "h100x0", "voodoox8", "8xh100", "h100x8x2", ""])

@@ -120,3 +120,14 @@ def test_adapters_alone_have_gradients_and_an_optimizers_state() -> None:
     two = config(ds={"lora": {"rank": 16, "target_modules": ["self_attn.q_proj", "v_proj"]}})
     assert trainer_memory(two, SEVEN_BILLION)["optimizer"] == 28 * 16 * (7168 + 4096) * 12
     assert checkpoint_bytes(two, SEVEN_BILLION)[1] == SEVEN_BILLION.parameters * 2 + 28 * 16 * (7168 + 4096) * 12
+
+
+def test_an_average_of_the_weights_is_a_model_more_and_four_bytes_a_parameter() -> None:
+    """Of the policy's parameters; with adapters of the adapters' alone."""
+    average: dict[str, object] = {"enable_ema": True}
+    run, critic = config(train=average), config(train=average, algo={"advantage": {"estimator": "gae"}})
+    count = HALF_BILLION.parameters
+    assert checkpoint_bytes(run, HALF_BILLION) == (4 * count, 4 * count + 12 * count + 4 * count)
+    assert checkpoint_bytes(critic, HALF_BILLION)[1] == 4 * count + 24 * count + 4 * count
+    adapters = config(train=average, ds={"lora": {"rank": 16}})
+    assert checkpoint_bytes(adapters, SEVEN_BILLION)[1] == SEVEN_BILLION.parameters * 4 + SEVEN_BILLION_ADAPTERS * 16

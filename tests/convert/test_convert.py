@@ -214,6 +214,19 @@ def test_dotted_names_values_with_equals_and_repeated_flags(capsys: Captured) ->
     assert f"--ds.ring_attn_size: {NOT_HERE['ds.ring_attn_size']}" in said
 
 
+def test_balance_average_and_layers_come_over(capsys: Captured) -> None:
+    words = f"{LEAST} --aux_loss_coef 0.001 --enable_ema --ema_beta 0.99 --use_liger_kernel"
+    status, settings, said = run(capsys, *words.split())
+    assert status == 0, said
+    config = build_config(settings, source="test")
+    assert (config.actor.aux_loss_coef, config.train.enable_ema, config.train.ema_beta) == (0.001, True, 0.99)
+    assert config.ds.use_liger_kernel and config.device == "cuda"
+    status, settings, said = run(capsys, *f"{LEAST} --aux_loss_coef 0 --ema_beta 0.99".split())
+    assert status == 0, said
+    config = build_config(settings, source="test")
+    assert (config.actor.aux_loss_coef, config.train.enable_ema, config.train.ema_beta) == (0.0, False, 0.992)
+
+
 def test_nothing_is_left_out_in_silence(capsys: Captured) -> None:
     words = f"{LEAST} --frobnicate 3 --lora_rank 8 --advantage_estimator reinforce --ptx_coef 0.05 --use_wandb key --wandb_project sums".split()
     status, settings, said = run(capsys, *words)

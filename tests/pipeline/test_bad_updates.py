@@ -94,7 +94,7 @@ TOKENS = GroupTokens(
 
 
 def test_a_rank_s_arrays_are_read_without_pickle(tmp_path: Path) -> None:
-    update = Update(micro_batches=((sample(1, length=2),), (sample(0, length=1),)), total_tokens=3)
+    update = Update(micro_batches=((sample(1, length=2),), (sample(0, length=1),)), total_tokens=3, read_tokens=3)
     write_rank(tmp_path / "bad", 1, update, {0: TOKENS}, Known(logprobs={(0, 1): torch.tensor([-1.0, -2.0])}))
     with np.load(tmp_path / "bad" / "rank-1.npz", allow_pickle=False) as arrays:
         found = {name: arrays[name].tolist() for name in arrays.files}

@@ -57,10 +57,13 @@ def openrlhf_settings(config: Config, checkpoint: Path | None = None) -> dict[st
         "ds.grad_accum_dtype": config.ds.grad_accum_dtype,
         "ds.attn_implementation": config.ds.attn_implementation,
         "ds.adam_offload": config.ds.adam_offload,
+        "ds.use_liger_kernel": config.ds.use_liger_kernel,
         "ds.lora.rank": lora.rank,
         "ds.lora.alpha": lora.alpha,
         "ds.lora.target_modules": lora.target_modules,
         "train.batch_size": config.train.batch_size,
+        "train.enable_ema": config.train.enable_ema,
+        "train.ema_beta": config.train.ema_beta,
         "train.seed": config.train.seed,
         "train.full_determinism_enable": config.train.full_determinism_enable,
     }

@@ -1,8 +1,8 @@
 """Reads from a model's files what a run must know before it starts, in a process of its own.
 
 transformers takes two seconds to import without torch and six with it, and the controller needs it for nothing else.
-The process (``python -m``) therefore hides torch from transformers, and restarts with torch for adapters, and for a
-tokenizer whose own code requires it.
+The process (``python -m``) therefore hides torch from transformers, and restarts with torch for adapters, for experts that
+are to be balanced, and for a tokenizer whose own code requires it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-from dapo_openrlhf.backend.run.adapter_targets import AdapterTargets, find_adapter_targets
+from dapo_openrlhf.backend.run.model_layers import AdapterTargets, check_balance, find_adapter_targets
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, stop_tokens
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.training import LoraSection
@@ -43,17 +43,23 @@ class ModelFiles:
 
 
 def read_model_files(
-    model: str, *, chat: bool, trust_remote_code: bool = False, lora: LoraSection | None = None
+    model: str,
+    *,
+    chat: bool,
+    trust_remote_code: bool = False,
+    lora: LoraSection | None = None,
+    balanced: bool = False,
 ) -> ModelFiles:
     """Read a model's files; options as for :func:`stop_tokens`. ``lora``: adapters that are to fit the model.
 
-    Raises ``ConfigError`` for unusable files, without ``trust_remote_code`` for Python among them, and for adapters that do
-    not fit.
+    ``balanced``: the model must have experts whose load can be balanced. Raises ``ConfigError`` for unusable files, without
+    ``trust_remote_code`` for Python among them, for adapters that do not fit, and for experts that cannot be balanced.
     """
     with TemporaryDirectory() as folder:
         reply = Path(folder, "reply.json")
         wanted = lora.model_dump() if lora is not None and lora.rank else None
         question = {"model": model, "chat": chat, "trust_remote_code": trust_remote_code, "lora": wanted}
+        question["balanced"] = balanced
         command = [sys.executable, "-m", __name__, json.dumps(question | {"reply": str(reply)})]
         try:
             done = subprocess.run(
@@ -83,9 +89,11 @@ def main(question: Mapping[str, Any], *, with_torch: bool) -> None:
     lora = question["lora"] and LoraSection(**question["lora"])
     try:
         answer = _read(question["model"], chat=question["chat"], trust_remote_code=question["trust_remote_code"])
-        if lora and not with_torch:
+        if (lora or question["balanced"]) and not with_torch:
             _restart_with_torch()
         trusted = question["trust_remote_code"]
+        if question["balanced"]:
+            check_balance(question["model"], trust_remote_code=trusted)
         adapters = lora and find_adapter_targets(question["model"], lora, trust_remote_code=trusted)
         answer["adapters"] = adapters and asdict(adapters)
     except ConfigError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
@@ -53,6 +54,23 @@ def check_sampling(config: Config, vllm: Version | None) -> None:
         f"{given}: vLLM {vllm} does not return which tokens its sampler kept, and without them the trainer's log-probs "
         f"would be those of another distribution; use vLLM {SAYS_WHAT_IT_KEPT} or later, or sample from the whole "
         "distribution: rollout.top_p 1, top_k 0, min_p 0. Evaluation has its own eval.top_p, which needs nothing"
+    )
+
+
+def check_packages(config: Config) -> None:
+    """Refuse a version of vLLM that does not fit, and layers for the trainer from a package that is not installed here."""
+    check_vllm(config, installed_vllm())
+    if (missing := missing_liger(config)) is not None:
+        raise ConfigError(missing)
+
+
+def missing_liger(config: Config) -> str | None:
+    """A sentence if the trainer is to take layers of a package that is not installed here."""
+    if not config.ds.use_liger_kernel or importlib.util.find_spec("liger_kernel") is not None:
+        return None
+    return (
+        "ds.use_liger_kernel: the package liger-kernel is not installed here, and the set-up does not install it; install it "
+        "into the environment of every machine, or use false"
     )
 
 

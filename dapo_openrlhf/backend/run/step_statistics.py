@@ -75,6 +75,7 @@ STATISTICS = (
     Statistic(name="is_weight/ess", sums=("is_weight", "is_weight_squared"), value=_effective_sample_size),
     _per_update("loss"),
     Statistic(name=FRESH_KL, sums=("fresh_kl", "fresh_tokens"), value=_per_fresh_token),
+    _per_update("aux_loss"),
     _per_update("value_loss"),
     _per_token("value"),
     Statistic(

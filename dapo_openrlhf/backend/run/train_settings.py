@@ -38,6 +38,7 @@ def train_settings(config: Config, inputs: Inputs) -> TrainSettings:
             is_correction_cap=advantage.is_correction_cap,
             kl_unbiased=kl.unbiased_gradient,
             entropy_coef=config.actor.entropy_coef,
+            aux_loss_coef=config.actor.aux_loss_coef,
         ),
         advantages=AdvantageSettings(
             critic=estimator.critic,

@@ -71,7 +71,7 @@ class Comparison:
         """Log-probabilities as the trainer computes them, with all sequences in one micro-batch."""
         batch = self._batch(sequences)
         inputs = self._inputs.inputs(batch)
-        logprobs, _ = self._sharded(**inputs, targets=batch.targets, temperature=self._temperature)
+        logprobs, *_ = self._sharded(**inputs, targets=batch.targets, temperature=self._temperature)
         lengths = [length - 1 for length in batch.lengths]
         by_index = {
             sample.group: row.cpu().numpy()

@@ -130,6 +130,13 @@ class DeepSpeedModel:
         for name, parameter in self.inner.named_parameters():
             yield name, _part(parameter)
 
+    def owned(self) -> Iterator[tuple[str, Tensor]]:
+        """Names of the trained parameters, and this rank's part: under ZeRO-3 of each, otherwise all of them on rank 0."""
+        first = torch.distributed.get_rank() == 0
+        for name, parameter in self.inner.named_parameters():
+            if parameter.requires_grad and (first or hasattr(parameter, "ds_id")):
+                yield name, _part(parameter)
+
     def whole(self) -> Published:
         """The tensors that a publication consists of."""
         return Published(self.inner)
@@ -167,16 +174,22 @@ class DeepSpeedModel:
         optimizer.clip_grad = max_norm
         _enter_schedule(self._engine.lr_scheduler, optimizer.param_groups, updates_done)
 
-    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
+    def copy_whole(
+        self, copies: HostCopies | None, name: str, parts: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Copy all tensors that belong in a Hugging Face folder, and the adapters', gathering those of ZeRO-3 in buckets."""
         stored = stored_tensors(self.inner) | adapter_tensors(self.inner)
+        others = {id(parameter): parts[n] for n, parameter in self.inner.named_parameters() if parts and n in parts}
         names, whole = list(stored), dict[str, Tensor]()
         for first, last in buckets([tensor.bytes for tensor in stored.values()], BUCKET_BYTES):
             bucket = {name: stored[name] for name in names[first:last]}
-            partitioned = [part for tensor in bucket.values() for part in tensor.parts if hasattr(part, "ds_id")]
+            needed = [part for tensor in bucket.values() for part in tensor.parts]
+            joined = {id(part): _joined(part, others[id(part)]) for part in needed if id(part) in others}
+            partitioned = [part for part in needed if hasattr(part, "ds_id") and id(part) not in joined]
             with GatheredParameters(partitioned, enabled=bool(partitioned)):
                 if copies is not None:
-                    whole |= copies.copy({name: tensor.whole() for name, tensor in bucket.items()}, name)
+                    tensors = {name: tensor.of(joined).whole() for name, tensor in bucket.items()}
+                    whole |= copies.copy(tensors, name)
         return whole
 
     def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -212,6 +225,18 @@ def _part(parameter: Any) -> Tensor:
     part: Tensor = parameter.ds_tensor.detach().view(-1)
     begin = torch.distributed.get_rank(parameter.ds_process_group) * part.numel()
     return part[: max(0, min(part.numel(), int(parameter.ds_numel) - begin))]
+
+
+def _joined(parameter: Any, part: Tensor) -> Tensor:
+    """A tensor like the whole parameter, of this rank's ``part`` and under ZeRO-3 of the other ranks'."""
+    if not hasattr(parameter, "ds_id"):
+        return part.view(parameter.shape).to(parameter.dtype)
+    own = torch.zeros_like(parameter.ds_tensor).view(-1)
+    own[: part.numel()] = part.to(own)
+    group = parameter.ds_process_group
+    gathered = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(gathered, own, group=group)
+    return torch.cat(gathered)[: int(parameter.ds_numel)].view(tuple(parameter.ds_shape))
 
 
 def _enter_schedule(schedule: Any, groups: list[dict[str, Any]], updates_done: int) -> None:

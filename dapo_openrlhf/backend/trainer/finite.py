@@ -29,7 +29,8 @@ def refuse_not_finite(what: str, models: Sequence[ShardedModel], peers: Peers) -
 
 def refuse_tensors_not_finite(what: str, named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise :class:`NotFinite` if any of these tensors, all in host memory, is not finite. Not a collective call."""
-    _refuse(what, [(name, _not_finite(tensor)) for name, tensor in named], Peers())
+    if flags := [(name, _not_finite(tensor)) for name, tensor in named]:
+        _refuse(what, flags, Peers())
 
 
 def _refuse(what: str, named: Sequence[tuple[str, Tensor]], peers: Peers) -> None:

@@ -10,12 +10,13 @@ from transformers import AutoTokenizer
 
 from dapo_openrlhf.backend.trainer.adapters import WithoutAdapters
 from dapo_openrlhf.backend.trainer.agreement import Comparison
+from dapo_openrlhf.backend.trainer.average import Average
 from dapo_openrlhf.backend.trainer.critic import Critic
 from dapo_openrlhf.backend.trainer.deepspeed_model import DeepSpeedModel
 from dapo_openrlhf.backend.trainer.finite import refuse_not_finite
 from dapo_openrlhf.backend.trainer.models import Models
 from dapo_openrlhf.backend.trainer.peers import Peers
-from dapo_openrlhf.backend.trainer.policy import Policy
+from dapo_openrlhf.backend.trainer.policy import Policy, Wanted
 from dapo_openrlhf.backend.trainer.rank import Rank
 from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.backend.trainer.saving import Saving
@@ -60,14 +61,15 @@ def load_rank(strategy: Strategy, settings: TrainSettings, beginning: Beginning,
         value_model = _under_deepspeed(model, strategy, args.critic.adam, beginning)
         trained.append(value_model)
         critic = Critic(value_model, packing, clip=args.critic.value_clip)
-    saving = Saving(trained, tokenizer, keep_critic=args.critic.save_value_network, peers=peers)
+    average = Average(language_model, beta=args.train.ema_beta) if args.train.enable_ema else None
+    saving = Saving(trained, tokenizer, keep_critic=args.critic.save_value_network, peers=peers, average=average)
     if beginning.checkpoint is not None:
         saving.resume(beginning.checkpoint, beginning.updates_done)
     refuse_not_finite(f"the model {path} cannot be trained", trained, peers)
-    bonus = settings.loss.entropy_coef != 0
-    policy = Policy(language_model, packing, temperature=temperature, reference=reference, entropy_gradient=bonus)
+    wanted = Wanted(entropy_gradient=settings.loss.entropy_coef != 0, balance=settings.loss.aux_loss_coef > 0)
+    policy = Policy(language_model, packing, temperature=temperature, reference=reference, wanted=wanted)
     return LoadedRank(
-        rank=Rank(policy, critic, settings, peers=peers, spans=spans),
+        rank=Rank(policy, critic, settings, peers=peers, spans=spans, average=average),
         weights=WeightsOut(trained, peers, version=beginning.first_step),
         saving=saving,
         comparison=Comparison(language_model, packing, temperature=temperature),

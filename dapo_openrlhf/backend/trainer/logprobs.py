@@ -44,14 +44,16 @@ def token_logprobs(
     kept: Kept | None = None,
     buckets: Sequence[rows.Bucket] | None = None,
     entropy_gradient: bool = False,
+    balance: bool = False,
     **inputs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of each target token.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability and entropy of each target token, and the load-balancing loss over all tokens.
 
     ``input_ids`` [1, N] are packed sequences; ``positions`` [R] are indices of those of the N tokens whose next tokens
     are ``targets`` [R]. ``buckets`` or ``inputs`` tell the attention in use where sequences end. Returns float32
     (logprobs [R], entropies [R]) of the distribution at ``temperature``, over the tokens in ``kept`` if that is given;
-    entropies carry a gradient only with ``entropy_gradient``.
+    entropies carry a gradient only with ``entropy_gradient``. The load-balancing loss is transformers' own, in which each of
+    the N tokens counts alike; it is 0 without ``balance``, which takes a model that :mod:`balance` does not refuse.
     """
     largest = 0 if kept is None else kept.largest
     chunk_rows = max(1, LOGITS_PER_CHUNK // (model.vocabulary + WORDS_PER_KEPT * largest))
@@ -70,8 +72,8 @@ def token_logprobs(
         return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
 
     with attention.packed(buckets):
-        logprobs, entropies = model(read, positions, {"input_ids": input_ids, **inputs})
-    return logprobs, entropies if entropy_gradient else entropies.detach()
+        (logprobs, entropies), imbalance = model(read, positions, {"input_ids": input_ids, **inputs}, balance=balance)
+    return logprobs, entropies if entropy_gradient else entropies.detach(), imbalance
 
 
 def token_logprobs_by_rows(
@@ -85,8 +87,11 @@ def token_logprobs_by_rows(
     kept: Kept | None = None,
     entropy_gradient: bool = False,
     **_packed: Any,
-) -> tuple[Tensor, Tensor]:
-    """The same as :func:`token_logprobs`, with packed sequences of similar length side by side."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as :func:`token_logprobs`, with packed sequences of similar length side by side.
+
+    It has no load-balancing loss, because transformers' would count the padding of the rows.
+    """
     parts = [
         token_logprobs(
             model,
@@ -99,7 +104,8 @@ def token_logprobs_by_rows(
         )
         for part in rows.parts(input_ids, position_ids, positions)
     ]
-    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
+    logprobs, entropies, _ = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies), logprobs[0].new_zeros(())
 
 
 def _chunk(

@@ -11,7 +11,7 @@ from openrlhf.models.model import _get_critic_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from dapo_openrlhf.backend.openrlhf_bases import flash_attention_installed
-from dapo_openrlhf.backend.trainer import adapters, attention, checkpointing, families, logprobs, onednn, values
+from dapo_openrlhf.backend.trainer import adapters, attention, checkpointing, families, liger, logprobs, onednn, values
 from dapo_openrlhf.backend.trainer.checkpoint_names import keep_used_conversions
 from dapo_openrlhf.backend.trainer.packing import Packing
 from dapo_openrlhf.backend.trainer.strategy import PARAM_DTYPES, Strategy
@@ -36,6 +36,8 @@ class Models:
         """A causal language model that computes :func:`logprobs.token_logprobs`, with adapters if there are to be any."""
         config = AutoConfig.from_pretrained(path, trust_remote_code=self._trusted)
         by_rows = self._by_rows(config)
+        if self._strategy.args.ds.use_liger_kernel:
+            liger.install(config)
         with self._partitioned_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 path, config=config, attn_implementation=self._attention_of(config), **self._options

@@ -12,6 +12,7 @@ different numbers of tokens.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -31,6 +32,11 @@ class UnknownHead(ValueError):
     """The model's output layer is not where its logits can be intercepted."""
 
 
+def takes_router_logits(model: type) -> bool:
+    """Whether a class's ``forward`` can be asked for its routers' logits."""
+    return "output_router_logits" in inspect.signature(model.forward).parameters  # type: ignore[attr-defined]  # of a module
+
+
 class OwnForward:
     """The forward pass of ``type(model)``, intercepted at its output layer."""
 
@@ -48,9 +54,15 @@ class OwnForward:
         self._head_owner = model.get_submodule(owner)
         self.vocabulary: int = model.config.get_text_config().vocab_size
         """Number of logits of a token."""
+        self._routed = takes_router_logits(type(model))
 
-    def __call__(self, read: Read, positions: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The result of ``read`` for the hidden states before the output layer at ``positions`` [R] of all tokens."""
+    def __call__(
+        self, read: Read, positions: Tensor, inputs: Mapping[str, Any], *, balance: bool = False
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The result of ``read`` for the hidden states before the output layer at ``positions`` [R] of all tokens.
+
+        And the model's own load-balancing loss over all tokens; 0 without ``balance``.
+        """
         outputs: dict[nn.Module, Any] = {}
         found: list[tuple[Tensor, ...]] = []
 
@@ -71,21 +83,33 @@ class OwnForward:
             return hidden.new_zeros(1, 1, self.vocabulary)
 
         def tail(logits: Tensor) -> Tensor:
-            return self._run(recall, lambda *_: logits[None], inputs)[0]
+            output = self._run(recall, lambda *_: logits[None], inputs)
+            whole: Tensor = output[0] if isinstance(output, tuple) else output.logits
+            return whole[0]
 
-        self._run(decode, catch, inputs)
+        output = self._run(decode, catch, inputs, balance=balance)
         if not found:
             raise UnknownHead(f"{type(self._model).__name__}.forward does not call its output layer")
-        return found[0]
+        imbalance: Tensor = output.aux_loss.float() if balance else torch.zeros((), device=positions.device)
+        return found[0], imbalance
 
-    def _run(self, decode: Callable[..., Any], catch: Callable[..., Tensor], inputs: Mapping[str, Any]) -> Tensor:
-        """Logits of the model's own forward pass with stand-ins for decoder and output layer."""
+    def _run(
+        self,
+        decode: Callable[..., Any],
+        catch: Callable[..., Tensor],
+        inputs: Mapping[str, Any],
+        *,
+        balance: bool = False,
+    ) -> Any:
+        """The output of the model's own forward pass with stand-ins for decoder and output layer.
+
+        Routers are asked for their logits only with ``balance``, whatever the model's configuration says.
+        """
         model = self._model
+        asked = {"output_router_logits": balance} if self._routed else {}
         decoder, head = _StandIn(self._decoder, decode), _StandIn(self._head, catch)
         with instead(model, model.base_model_prefix, decoder), instead(self._head_owner, self._head_name, head):
-            output = type(model).forward(model, use_cache=False, **inputs)
-        logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
-        return logits
+            return type(model).forward(model, use_cache=False, **asked, **inputs)
 
 
 class _StandIn:

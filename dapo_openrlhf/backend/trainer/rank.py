@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from dapo_openrlhf.backend.messages import GroupTokens
+from dapo_openrlhf.backend.trainer.average import Average
 from dapo_openrlhf.backend.trainer.collate import collate
 from dapo_openrlhf.backend.trainer.critic import Critic
 from dapo_openrlhf.backend.trainer.guard import Guard
@@ -29,11 +30,18 @@ class Rank:
     """Trains the models that it is given, and uses them only as ``ShardedModel``."""
 
     def __init__(
-        self, policy: Policy, critic: Critic | None, settings: TrainSettings, *, peers: Peers, spans: Spans
+        self,
+        policy: Policy,
+        critic: Critic | None,
+        settings: TrainSettings,
+        *,
+        peers: Peers,
+        spans: Spans,
+        average: Average | None = None,
     ) -> None:
         """``critic``, and the policy's reference, are present exactly if the settings need them.
 
-        ``spans`` collects the spans that are reported with each step.
+        ``spans`` collects the spans that are reported with each step. ``average``: of the policy's weights, if one is kept.
         """
         assert (critic is not None) == settings.advantages.critic
         assert policy.has_reference == (max(settings.loss.kl_coef, settings.advantages.kl_coef) > 0)
@@ -42,6 +50,7 @@ class Rank:
         self._settings = settings
         self._peers = peers
         self._spans = spans
+        self._average = average
         self._device = policy.model.device
         self._look_ahead = LookAhead(policy=policy, critic=critic, settings=settings, peers=peers, spans=spans)
         self._guard = Guard(settings.guard, rank=peers.rank, loss_scaled=policy.model.loss_scaled)
@@ -84,6 +93,8 @@ class Rank:
         with self._spans.span("update"):
             verdict = tally.close()
             self._policy.model.step(sound=verdict.sound)
+            if verdict.sound and self._average is not None:
+                self._average.update()
         if self._critic is not None:
             with self._spans.span("update_critic"):
                 self._critic.model.step(sound=verdict.sound)
@@ -96,7 +107,7 @@ class Rank:
         known.logprobs.clear()
         for position, samples in enumerate(update.micro_batches):
             batch = collate(samples, tokens, device=self._device)
-            logprobs, entropies = self._policy.forward(batch)
+            logprobs, entropies, imbalance = self._policy.forward(batch)
             remember(known.logprobs, batch.samples, logprobs)
             tally.look("log-probs", logprobs)
             tally.look("rollout log-probs", batch.rollout_logprobs, batch.mask)
@@ -113,6 +124,10 @@ class Rank:
                 first=first,
                 progress=progress,
             )
+            if self._settings.loss.aux_loss_coef:
+                share = imbalance * (batch.input_ids.numel() / update.read_tokens)
+                loss = loss + self._settings.loss.aux_loss_coef * share
+                sums["aux_loss"] = share
             tally.look("loss", loss)
             self._policy.model.backward(loss, last=position == len(update.micro_batches) - 1)
             tally.add(sums)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dapo_openrlhf.backend.trainer.average import Average
 from dapo_openrlhf.backend.trainer.finite import refuse_not_finite, refuse_tensors_not_finite
 from dapo_openrlhf.backend.trainer.peers import Peers
 from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
@@ -27,11 +28,18 @@ from dapo_openrlhf.whole_file import put_in_place
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STATE_TAG, CRITIC_TAG = "state", "critic"
-"""Names of the policy's and the critic's state in a checkpoint."""
+STATE_TAG, CRITIC_TAG, AVERAGE_TAG = "state", "critic", "ema"
+"""Names of the policy's, the critic's and the average's state in a checkpoint."""
 
-CRITIC_FOLDER = "critic"
-"""Name of the folder in a saved model with the critic's Hugging Face folder."""
+CRITIC_FOLDER, AVERAGE_FOLDER = "critic", "ema"
+"""Names of the folders in a saved model with the critic's Hugging Face folder, and with the policy's of averaged weights."""
+
+ABSENT = {
+    STATE_TAG: "holds no state of the optimizer: it cannot be gone on from",
+    CRITIC_TAG: "holds no critic: its run trained none; start from its model instead",
+    AVERAGE_TAG: "holds no average of the weights: its run kept none; use train.enable_ema false",
+}
+"""What is said of a checkpoint without a state, by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +68,19 @@ class Saving:
         *,
         keep_critic: bool,
         peers: Peers,
+        average: Average | None = None,
     ) -> None:
-        """``models``: the policy, and the critic if there is one. ``keep_critic``: whether the critic is saved too."""
-        self._states = dict(zip((STATE_TAG, CRITIC_TAG), models, strict=False))
-        self._folders = dict(zip(("", CRITIC_FOLDER) if keep_critic else ("",), models, strict=False))
+        """``models``: the policy, and the critic if there is one. ``keep_critic``: whether the critic is saved too.
+
+        ``average``: of the policy's weights, if there is one.
+        """
+        self._models = dict(zip((STATE_TAG, CRITIC_TAG), models, strict=False))
+        self._average = average
+        self._folders: dict[str, ShardedModel | Average] = dict(
+            zip(("", CRITIC_FOLDER) if keep_critic else ("",), models, strict=False)
+        )
+        if average is not None:
+            self._folders[AVERAGE_FOLDER] = average
         self._tokenizer = tokenizer
         self._peers = peers
         self._copies = HostCopies()
@@ -76,7 +93,7 @@ class Saving:
         ``path`` appears only once it is complete.
         """
         unfinished = path + ".unfinished"
-        refuse_not_finite(f"the model is not saved to {path}", list(self._states.values()), self._peers)
+        refuse_not_finite(f"the model is not saved to {path}", list(self._models.values()), self._peers)
         copies = self._whole(HostCopies())
         if self._peers.rank == 0:
             with _named(path):
@@ -90,11 +107,11 @@ class Saving:
         into the same memory, so that one must have been written.
         """
         assert not self._writing.locked(), "the snapshot before is being written"
-        refuse_not_finite(f"no checkpoint is made in {path}", list(self._states.values()), self._peers)
+        refuse_not_finite(f"no checkpoint is made in {path}", list(self._models.values()), self._peers)
         self._taken = Snapshot(
             path=path,
             models=self._whole(self._copies),
-            states={tag: self._copies.copy(model.state(), f"state {tag}") for tag, model in self._states.items()},
+            states={tag: self._copies.copy(state, f"state {tag}") for tag, state in self._states().items()},
         )
 
     def write_snapshot(self) -> None:
@@ -117,19 +134,27 @@ class Saving:
 
         Raises ``RuntimeError`` if something is missing, or was saved by another number of ranks.
         """
-        for tag, model in self._states.items():
-            file = self._file(checkpoint, tag)
-            ranks = len(list(file.parent.glob("rank-*.json")))
-            if ranks == 0 and tag == CRITIC_TAG:
-                raise RuntimeError(f"{checkpoint} holds no critic: its run trained none; start from its model instead")
-            if ranks == 0:
-                raise RuntimeError(f"{checkpoint} holds no state of the optimizer: it cannot be gone on from")
-            if ranks != self._peers.count:
-                raise RuntimeError(
-                    f"{file.parent} holds the state of {ranks} trainer ranks, and this run has {self._peers.count}: each "
-                    f"resumes its own part; use {ranks} (actor.num_nodes x actor.num_gpus_per_node)"
-                )
-            model.load_state(read_tree(file), updates_done=updates_done)
+        for tag, model in self._models.items():
+            model.load_state(self._read(checkpoint, tag), updates_done=updates_done)
+        if self._average is not None:
+            self._average.load_state(self._read(checkpoint, AVERAGE_TAG))
+
+    def _states(self) -> dict[str, Tree]:
+        """This rank's parts of what a checkpoint resumes from, not copied."""
+        states = {tag: model.state() for tag, model in self._models.items()}
+        return states if self._average is None else {**states, AVERAGE_TAG: self._average.state()}
+
+    def _read(self, checkpoint: str, tag: str) -> Tree:
+        file = self._file(checkpoint, tag)
+        ranks = len(list(file.parent.glob("rank-*.json")))
+        if ranks == 0:
+            raise RuntimeError(f"{checkpoint} {ABSENT[tag]}")
+        if ranks != self._peers.count:
+            raise RuntimeError(
+                f"{file.parent} holds the state of {ranks} trainer ranks, and this run has {self._peers.count}: each "
+                f"resumes its own part; use {ranks} (actor.num_nodes x actor.num_gpus_per_node)"
+            )
+        return read_tree(file)
 
     def _file(self, checkpoint: str, tag: str) -> Path:
         """Path of this rank's part of a state, without suffix."""

@@ -97,6 +97,13 @@ class ShardedModel(Protocol):
         """Names of all parameters, and this rank's part of each, flattened. Not a collective call."""
         ...
 
+    def owned(self) -> Iterator[tuple[str, Tensor]]:
+        """Names of the trained parameters, and the part of each, flattened, that no other rank yields.
+
+        All ranks' together are the whole model, each in the order of :meth:`held`. Not a collective call.
+        """
+        ...
+
     def whole(self) -> WholeTensors:
         """The tensors that a publication consists of."""
         ...
@@ -113,10 +120,13 @@ class ShardedModel(Protocol):
         """
         ...
 
-    def copy_whole(self, copies: HostCopies | None, name: str) -> dict[str, Tensor]:
+    def copy_whole(
+        self, copies: HostCopies | None, name: str, parts: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Copies of all tensors that belong in a Hugging Face folder, by their names in the module.
 
-        They are made by ``copies`` under ``name``; a rank without gets none.
+        They are made by ``copies`` under ``name``; a rank without gets none. ``parts``: other values of the trained
+        parameters, this rank's as :meth:`owned` yields them, in any data type and in host memory.
         """
         ...
 

@@ -35,6 +35,7 @@ class LossSettings:
     is_correction_cap: float | None = None
     kl_unbiased: bool = False
     entropy_coef: float = 0.0
+    aux_loss_coef: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

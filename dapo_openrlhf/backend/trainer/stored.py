@@ -7,8 +7,8 @@ peft puts an adapter around a linear layer ``q_proj``, whose tensors are then ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -55,6 +55,13 @@ class StoredTensor:
     def bytes(self) -> int:
         """Size of its whole parts."""
         return sum(part.element_size() * whole_numel(part) for part in self.parts)
+
+    def of(self, others: Mapping[int, Tensor]) -> StoredTensor:
+        """The same of other values of its parts, by the identities (``id``) of the parts."""
+        if self.adapter is None:
+            return replace(self, held=others.get(id(self.held), self.held))
+        held, down, up = (others.get(id(part), part) for part in self.parts)
+        return replace(self, held=held, adapter=replace(self.adapter, down=down, up=up))
 
     def whole(self) -> Tensor:
         """The tensor, whose parts must be whole: the parameter itself, or a new one with the adapter added."""
