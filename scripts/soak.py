@@ -22,6 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from dapo_openrlhf.pipeline.event_file import size_of
+
 SAMPLE_SECONDS = 5.0
 MIB = 1 << 20
 SHORTEST = {
@@ -123,7 +125,7 @@ def main() -> None:
         steps = max(sample.step for samples in memory.values() for sample in samples)
         print(f"{steps} steps in {time.monotonic() - begun:.0f} s, the first {options.warm_up} not counted")
         print("\n".join(table(memory, warm_up=options.warm_up)))
-        print(f"event log: {(run / 'events.jsonl').stat().st_size / max(1, steps):.0f} bytes a step")
+        print(f"event log: {size_of(run / 'events.jsonl') / max(1, steps):.0f} bytes a step")
 
 
 if __name__ == "__main__":

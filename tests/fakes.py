@@ -52,6 +52,7 @@ from dapo_openrlhf.pipeline.ports import (
     TrainerLost,
 )
 from dapo_openrlhf.pipeline.prompts import PromptState, PromptStream
+from dapo_openrlhf.pipeline.restarts import RestartBudget
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
 from dapo_openrlhf.pipeline.samples import SampledScorer
@@ -770,6 +771,7 @@ def build(
     cut_late: bool = False,
     revive_seconds: Seconds | None = None,
     max_restarts: int = 1000,
+    restarts: RestartBudget | None = None,
     health: HealthLimits | None = None,
     state: RunState | None = None,
     carried: Carried | None = None,
@@ -812,7 +814,7 @@ def build(
     pool = EnginePool(
         engines,
         reviver=FakeReviver(engines, publisher, seconds=revive_seconds) if revive_seconds else None,
-        max_restarts=max_restarts,
+        restarts=restarts or RestartBudget(max_restarts),
         health=health,
         on_event=log.emit,
     )

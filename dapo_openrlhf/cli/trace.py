@@ -7,6 +7,7 @@ import json
 
 from dapo_openrlhf.cli.outputs import check_output
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.pipeline.event_file import is_log
 from dapo_openrlhf.pipeline.event_log import EventLogError
 from dapo_openrlhf.report.run_folder import run_called
 from dapo_openrlhf.whole_file import write_whole
@@ -18,7 +19,7 @@ def trace(options: argparse.Namespace) -> int:
 
     run = run_called(options.run)
     events = run / "events.jsonl"
-    if not events.is_file():
+    if not is_log(events):
         raise ConfigError(f"{run} is no run's folder: it has no events.jsonl")
     try:
         log = read_log(events)

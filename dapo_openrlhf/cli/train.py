@@ -21,7 +21,8 @@ from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.heartbeat import Heartbeat, silence_of, waiting_for, waits_in_words
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome
-from dapo_openrlhf.pipeline.event_log import EventLog, LogFile
+from dapo_openrlhf.pipeline.event_file import LogFile, is_log
+from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Evaluated, RunStarted
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change
@@ -137,7 +138,7 @@ def obituary(error: BaseException, folder: RunFolder) -> Iterator[str]:
     words = first_words(error)
     trouble = None if isinstance(first_error(error), Unwritable) else folder.trouble(words)
     yield words if trouble is None else f"{trouble}; this ended the run: {words.splitlines()[0]}"
-    if folder.events.exists():
+    if is_log(folder.events):
         yield f"what had happened until then is in {folder.events}; {_newest_checkpoint(folder)}"
 
 

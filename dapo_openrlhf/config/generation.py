@@ -32,8 +32,9 @@ class VllmSection(Section):
     max_num_batched_tokens: PositiveInt | None = None
     """Most tokens that an engine processes in one step; null takes 8192."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often each engine that dies, hangs, or fails one group after the other is replaced. After that the run goes on
-    with the other engines, and ends with a checkpoint when none is left."""
+    """How often within an hour each engine that dies, hangs, or fails one group after the other is replaced. After that the
+    run goes on with the other engines, tries this one again when the first of its losses is an hour ago, and ends with a
+    checkpoint when none is left."""
     health_timeout: Annotated[float, Field(ge=10, allow_inf_nan=False)] = 60.0
     """Seconds within which an engine's process must answer the question whether it works, asked every 5 s; one that does
     not is replaced. At least 10; the user is told after 10."""

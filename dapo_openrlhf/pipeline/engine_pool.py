@@ -25,6 +25,7 @@ from dapo_openrlhf.pipeline.ports import (
     NotRevived,
     Sampling,
 )
+from dapo_openrlhf.pipeline.restarts import RestartBudget
 from dapo_openrlhf.pipeline.reward_attempts import Attempts
 from dapo_openrlhf.pipeline.suspects import Suspects, Suspicion
 from dapo_openrlhf.types import Generation, Prompt
@@ -43,9 +44,8 @@ class _Seat:
 
     engine: GenerationEngine
     life: EngineLife = field(init=False)
-    charged: set[int] = field(default_factory=set)
-    """Lives whose end counts as one of the engine's restarts; that of a prompt that killed it does not."""
     given_up: bool = False
+    """Whether it was lost too often within an hour to be replaced now."""
 
     def __post_init__(self) -> None:
         self.life = EngineLife.of(self.engine)
@@ -74,17 +74,17 @@ class EnginePool:
         engines: Sequence[GenerationEngine],
         *,
         reviver: EngineReviver | None = None,
-        max_restarts: int = 0,
+        restarts: RestartBudget | None = None,
         health: HealthLimits | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """``max_restarts``: how often each engine may be replaced for reasons other than a prompt.
+        """``restarts``: how often engines may be replaced, and were, for reasons other than a prompt; None for never.
 
         ``health``: when an engine counts as hung; None asks no engine.
         """
         self._seats = [_Seat(engine) for engine in engines]
         self._reviver = reviver
-        self._max_restarts = max_restarts
+        self._restarts = restarts or RestartBudget()
         self._health = health
         self._on_event = on_event
         self._changed = asyncio.Event()
@@ -194,7 +194,7 @@ class EnginePool:
         if died and alone and life.proven:
             lives, fault = self._suspects.killed(prompt, error)
             for engine, number in (*lives, (index, life.number)):
-                self._seats[engine].charged.discard(number)
+                self._restarts.refund(engine, number)
             raise fault
         if died:
             self._suspects.died(prompt, (index, life.number))
@@ -204,7 +204,7 @@ class EnginePool:
     def _lost(self, index: int, life: EngineLife, cause: str) -> None:
         """End a life of an engine; nothing happens if it is over."""
         if self._reviver is not None and life.up:
-            self._seats[index].charged.add(life.number)
+            self._restarts.charge(index, life.number, _now())
             life.end(cause)
 
     @asynccontextmanager
@@ -239,20 +239,24 @@ class EnginePool:
         await self._changed.wait()
 
     async def _replace(self, index: int) -> None:
-        """Replace an engine whose life has ended, or give it up."""
+        """Replace an engine whose life has ended; one that was lost too often, only when that is an hour ago."""
         assert self._reviver is not None
         seat = self._seats[index]
         while (cause := seat.life.cause) is not None:
             self._on_event(EngineLost(engine=index, message=cause))
-            if len(seat.charged) > self._max_restarts:
-                return self._give_up(index, cause)
+            if self._restarts.count(index, _now()) > self._restarts.most:
+                self._give_up(index, cause)
+                if not self._restarts.most:
+                    return
+                await asyncio.sleep(self._restarts.seconds_left(index, _now()))
+                seat.given_up = False
             try:
                 await self._reviver.revive(index)
                 seat.life = EngineLife.of(seat.engine)
             except NotRevived as error:
                 seat.life = EngineLife.of(seat.engine, str(error))
-                seat.charged.add(seat.life.number)
-        self._on_event(EngineReplaced(engine=index, times=len(seat.charged)))
+                self._restarts.charge(index, seat.life.number, _now())
+        self._on_event(EngineReplaced(engine=index, times=self._restarts.count(index, _now())))
         self._changed.set()
 
     def _give_up(self, index: int, cause: str) -> None:
@@ -261,7 +265,8 @@ class EnginePool:
         seat.given_up = True
         seat.engine.stop(cause, life=seat.life.number)
         left = sum(not other.given_up for other in self._seats)
-        message = f"engine {index} failed after {len(seat.charged) - 1} replacements (vllm.max_restarts): {cause}"
+        replaced = self._restarts.count(index, _now()) - 1
+        message = f"engine {index} failed after {replaced} replacements within an hour (vllm.max_restarts): {cause}"
         self._on_event(EngineGivenUp(engine=index, left=left, message=message))
         if not left:
             raise EngineUnusable(f"{message}. Look at its log in Ray's session folder{self._suspects.words()}")
@@ -300,6 +305,10 @@ class Sampler:
         if self.attempts is not None:
             self.attempts.succeeded(prompt)
         return generation
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _number(text: str) -> int:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
-import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from dapo_openrlhf.pipeline import events
+from dapo_openrlhf.pipeline.event_file import Line, read_lines
 from dapo_openrlhf.pipeline.events import UNWRITTEN, Event
 from dapo_openrlhf.types import PolicyVersion, Span
-from dapo_openrlhf.whole_file import writing
 
 Listener = Callable[[Event], None]
 
@@ -42,42 +40,13 @@ WRITTEN: Mapping[type[Event], tuple[str, ...]] = {
 
 
 class Lines(Protocol):
-    """What a log is written to: a text file, or a :class:`LogFile`."""
+    """What a log is written to: a text file, or a :class:`~dapo_openrlhf.pipeline.event_file.LogFile`."""
 
     def write(self, text: str, /) -> int:
         """Take in a line."""
 
     def flush(self) -> None:
         """Write out what was taken in."""
-
-
-class LogFile:
-    """A log's file. Every method raises :class:`~dapo_openrlhf.whole_file.Unwritable`."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file to append to it."""
-        self._path = path
-        with writing(path):
-            self._file = path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with writing(self._path):
-            self._file.close()
-
-    def write(self, text: str, /) -> int:
-        """Take in a line."""
-        with writing(self._path):
-            return self._file.write(text)
-
-    def flush(self) -> None:
-        """Write out what was taken in. A file that is no longer where it was opened counts as unwritable."""
-        with writing(self._path):
-            self._file.flush()
-            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
 
 
 class EventLog:
@@ -139,7 +108,7 @@ class Logged:
 
 
 def read(path: Path) -> Iterator[Logged]:
-    """The events of a log, in their order; NaN where a number was not finite.
+    """The events of a log and of its older parts, in their order; NaN where a number was not finite.
 
     A last line without a line end is left out: the run was killed while writing it, or is writing it now. Raises
     :class:`EventLogError` for any other line that is not an event, and for an event or field unknown to this version.
@@ -152,28 +121,31 @@ def read(path: Path) -> Iterator[Logged]:
 
 def read_around(path: Path) -> Iterator[Logged | EventLogError]:
     """The same with an error in place of each line for which :func:`read` raises it."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                yield _logged(json.loads(line))
-            except (KeyError, TypeError, ValueError, RecursionError) as error:
-                yield EventLogError(f"{path}, line {number}: no event of this version: {error!r}")
+    for line in read_lines(path):
+        yield _read(line)
 
 
 def read_what_is_left(path: Path, damaged: Callable[[int], None]) -> Iterator[Logged]:
-    """The events of a log as :func:`read` gives them, without lines that are none, whose numbers ``damaged`` gets."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                logged = _logged(json.loads(line))
-            except (KeyError, TypeError, ValueError, RecursionError):
-                damaged(number)
-            else:
-                yield logged
+    """The events of a log as :func:`read` gives them, without lines that are none.
+
+    ``damaged`` gets their numbers, from 1, as if the log were one file.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        found = _read(line)
+        if isinstance(found, EventLogError):
+            damaged(number)
+        else:
+            yield found
+
+
+def _read(line: Line) -> Logged | EventLogError:
+    where = f"{line.file}, line {line.number}"
+    if line.trouble is not None:
+        return EventLogError(f"{where}: {line.trouble}")
+    try:
+        return _logged(json.loads(line.text))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        return EventLogError(f"{where}: no event of this version: {error!r}")
 
 
 def _logged(line: Any) -> Logged:

@@ -153,12 +153,13 @@ class EngineReplaced(Event):
 
     engine: int
     times: int
-    """How often this engine has been lost for reasons other than a prompt."""
+    """How often this engine has been lost within an hour, for reasons other than a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineGivenUp(Event):
-    """An engine was lost more often than it may be replaced; the run goes on with the others."""
+    """An engine was lost more often within an hour than it may be replaced; the run goes on with the others, and tries it
+    again when that is an hour ago."""
 
     engine: int
     left: int

@@ -23,10 +23,8 @@ from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Rewound, TrainerReplaced
 from dapo_openrlhf.pipeline.ledger import Ledger
 from dapo_openrlhf.pipeline.ports import TrainerLost
+from dapo_openrlhf.pipeline.restarts import WINDOW_SECONDS
 from dapo_openrlhf.pipeline.stop import GraceOver, StopAsked, StopRequest
-
-WINDOW_SECONDS = 3600.0
-"""Period over which restarts are counted."""
 
 FIRST_PAUSE_SECONDS = 2.0
 """Pause before the first restart of the period."""

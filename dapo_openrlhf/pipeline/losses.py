@@ -52,6 +52,7 @@ class EngineLosses:
                 self.causes[event.engine] = _first_line(event.message)
             case EngineReplaced():
                 self.replaced[event.engine] += 1
+                self.given_up.discard(event.engine)
             case EngineGivenUp():
                 self.given_up.add(event.engine)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from dapo_openrlhf.config.errors import ConfigError
+from dapo_openrlhf.pipeline.event_file import is_log
 from dapo_openrlhf.pipeline.event_log import EventLogError, Logged, read_around
 from dapo_openrlhf.plan.observed import Life, Step, lives, overlap, union
 from dapo_openrlhf.plan.run_settings import RunSettings, config_beside, differences
@@ -38,7 +39,7 @@ class PlannedRun:
 def read_run(folder: Path) -> PlannedRun:
     """Read a run's folder. Raises :class:`ConfigError` where there is no run, or too little of one."""
     file = folder / "events.jsonl"
-    if not file.is_file():
+    if not is_log(file):
         raise ConfigError(f"{folder} is no run's folder: it has no events.jsonl")
     log, notes = _read(file)
     life, chosen = _choose(lives(log), file)

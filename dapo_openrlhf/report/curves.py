@@ -8,6 +8,7 @@ from pathlib import Path
 from dapo_openrlhf.pipeline.events import Evaluated, Event, Rewound
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.recorder import Sink
+from dapo_openrlhf.report.step_rows import StepRows
 
 
 class Curves(Sink):
@@ -27,14 +28,14 @@ class Curves(Sink):
         of that time by the number of steps done."""
         self._path = path
         self._title = title
-        self._rows = dict(earlier or {})
+        self._rows = StepRows(earlier)
         self._evaluations = dict(measured or {})
         self._rewinds: list[int] = []
 
     def event(self, event: Event) -> None:
         """Keep a held-out accuracy; forget what a rewind has undone, and keep where it led to."""
         if isinstance(event, Rewound):
-            self._rows = {step: row for step, row in self._rows.items() if step < event.to_step}
+            self._rows.forget_from(event.to_step)
             self._evaluations = {step: value for step, value in self._evaluations.items() if step <= event.to_step}
             self._rewinds.append(event.to_step)
         if isinstance(event, Evaluated):
@@ -42,11 +43,12 @@ class Curves(Sink):
 
     def step(self, step: int, row: Row, elapsed: float) -> None:
         """Keep a row."""
-        self._rows[step] = row
+        self._rows.put(step, row)
 
     def close(self) -> None:
         """Draw the curves."""
         from dapo_openrlhf.report.picture import draw_run
 
-        rows = [self._rows.get(step, {}) for step in range(max(self._rows, default=-1) + 1)]
-        draw_run(rows, sorted(self._evaluations.items()), self._path, self._title, rewinds=self._rewinds)
+        draw_run(
+            list(self._rows.all()), sorted(self._evaluations.items()), self._path, self._title, rewinds=self._rewinds
+        )

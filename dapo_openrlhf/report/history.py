@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dapo_openrlhf.pipeline.event_file import is_log
 from dapo_openrlhf.pipeline.event_log import read_what_is_left
 from dapo_openrlhf.pipeline.events import Evaluated
 
 
 def earlier_evaluations(events: Path, first_step: int) -> dict[int, Evaluated]:
     """The evaluations after at most ``first_step`` steps by the steps done, the later of two after the same."""
-    if not first_step or not events.is_file():
+    if not first_step or not is_log(events):
         return {}
     found = (logged.event for logged in read_what_is_left(events, lambda number: None))
     measured = {one.step: one for one in found if isinstance(one, Evaluated) and one.step <= first_step}

@@ -8,6 +8,7 @@ from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Event, GroupDispatched, Rewound, StepDone
 from dapo_openrlhf.pipeline.losses import EngineLosses
 from dapo_openrlhf.pipeline.metrics import Row, StepMetrics
+from dapo_openrlhf.report.step_rows import StepRows
 from dapo_openrlhf.report.verdict import Verdict, verdict
 
 
@@ -44,7 +45,7 @@ class Recorder:
         self._warned: set[Sink] = set()
         self._metrics: StepMetrics | None = None
         self._since: float | None = None
-        self._rows: dict[int, Row] = {}  # by step, from 0
+        self._rows = StepRows()
         self._restarts = 0
         self.losses = EngineLosses()
         log.listen(self._listen)
@@ -67,23 +68,23 @@ class Recorder:
         """Forget what was undone; the next row counts from the first dispatch after it."""
         self._metrics = None
         self._restarts += event.restart > 0
-        self._rows = {step: row for step, row in self._rows.items() if step < event.to_step}
+        self._rows.forget_from(event.to_step)
 
     def _step(self, step: int) -> None:
         assert self._metrics is not None and self._since is not None
         now = self._log.now()
         row = self._metrics.row(now=now)
-        self._rows[step] = row
+        self._rows.put(step, row)
         seconds = now - self._since
         self._each(lambda sink: sink.step(step, row, seconds))
 
     def tokens(self, kind: str) -> int:
         """Number of response tokens over all steps that were not undone; ``kind`` is ``generated`` or ``trained``."""
-        return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self._rows.values()))
+        return round(sum(row[f"tokens_per_second/{kind}"] * row["seconds/step"] for row in self._rows.there()))
 
     def verdict(self, *, max_staleness: int) -> Verdict | None:
         """What limited the steps that were not undone; None where that is not known."""
-        return verdict(list(self._rows.values()), max_staleness=max_staleness)
+        return verdict(list(self._rows.there()), max_staleness=max_staleness)
 
     def close(self) -> None:
         """Close every sink, even if one cannot write."""

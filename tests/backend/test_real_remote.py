@@ -86,6 +86,7 @@ import ray
 from dapo_openrlhf.backend.messages import GenerationReport
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, RemoteEngine
 from dapo_openrlhf.pipeline.engine_pool import EnginePool
+from dapo_openrlhf.pipeline.restarts import RestartBudget
 from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.ports import GroupError, Health, Sampling
 from dapo_openrlhf.types import Prompt
@@ -123,7 +124,7 @@ async def main():
     pool = EnginePool(
         [engine],
         reviver=EngineRestarts([engine], start_timeout=1e4),
-        max_restarts=1,
+        restarts=RestartBudget(1),
         health=HealthLimits(answer=10.0),
         on_event=lambda event: print(type(event).__name__),
     )

@@ -15,6 +15,7 @@ from dapo_openrlhf.pipeline.engine_pool import EngineUnusable
 from dapo_openrlhf.pipeline.evaluator import EvaluationFailed
 from dapo_openrlhf.pipeline.events import BatchTaken, EngineGivenUp, EngineLost, EngineReplaced, GroupFailed
 from dapo_openrlhf.pipeline.ports import CUT_TOO_EARLY, GroupError
+from dapo_openrlhf.pipeline.restarts import RestartBudget
 from dapo_openrlhf.plan.virtual_time import run_virtual
 
 
@@ -35,8 +36,8 @@ def run_with_deaths(make: Callable[[], World], *deaths: tuple[float, int]) -> Wo
     return run_virtual(main())
 
 
-def two_engines(**settings: object) -> World:
-    engines = [FakeEngine(index, latency=lambda: 4.0) for index in range(2)]
+def two_engines(latency: float = 4.0, **settings: object) -> World:
+    engines = [FakeEngine(index, latency=lambda: latency) for index in range(2)]
     return build(batch_size=4, engines=engines, revive_seconds=lambda: 10.0, **settings)
 
 
@@ -187,12 +188,56 @@ def test_a_new_engine_that_does_not_start_counts_as_a_replacement_and_is_tried_a
         world = run_with_deaths(make, (6.0, 1))
         ((_, event),) = world.of(EngineGivenUp)
         assert (event.engine, event.left) == (1, 1)
-        assert event.message == "engine 1 failed after 3 replacements (vllm.max_restarts): engine 1 did not start"
+        assert (
+            event.message
+            == "engine 1 failed after 3 replacements within an hour (vllm.max_restarts): engine 1 did not start"
+        )
         assert len(world.of(BatchTaken)) == 8, "it goes on with the other one"
         return
     world = run_with_deaths(make, (6.0, 1))
     assert [event.times for _, event in world.of(EngineReplaced)] == [3]
     assert [event.message for _, event in world.of(EngineLost)] == ["engine 1 died", *["engine 1 did not start"] * 2]
+
+
+def test_an_engine_that_was_given_up_is_used_again_an_hour_after_its_losses() -> None:
+    """It is lost at 6 and at 17 s, and may be replaced once within an hour; a new engine takes 10 s."""
+    world = run_with_deaths(
+        lambda: two_engines(40.0, steps=200, max_restarts=1), (6.0, 1), (17.0, 1), (3700.0, 1), (3711.5, 1)
+    )
+    replaced = [(time, event.times) for time, event in world.of(EngineReplaced)]
+    assert replaced == [(16.0, 1), (3616.0, 1), (3710.0, 1)]
+    (first, _), (second, _) = world.of(EngineGivenUp)  # when a group of it, of 40 s, has failed
+    assert 17.0 <= first < 60.0 and 3711.5 <= second < 3760.0
+    assert not [group for group in world.engines[1].made if first < group.started < 3616.0]
+    assert [group for group in world.engines[1].made if 3616.0 < group.started < 3700.0]
+
+
+def test_an_engine_that_may_not_be_replaced_stays_out() -> None:
+    world = run_with_deaths(lambda: two_engines(40.0, steps=200, max_restarts=0), (6.0, 1))
+    assert world.of(EngineReplaced) == []
+    assert [time for time, _ in world.of(EngineGivenUp)] == [6.0]
+    assert world.of(BatchTaken)[-1][0] > 3700.0
+
+
+def test_restarts_of_an_earlier_life_of_the_run_count() -> None:
+    """A new trainer comes with a new pool over the same engines."""
+    restarts = RestartBudget(2)
+    for life in (-2, -1):
+        restarts.charge(1, life, 0.0)
+    world = run_with_deaths(lambda: two_engines(steps=8, restarts=restarts), (6.0, 1), (7.0, 0))
+    assert [(event.engine, event.times) for _, event in world.of(EngineReplaced)] == [(0, 1)]
+    assert [event.engine for _, event in world.of(EngineGivenUp)] == [1]
+
+
+def test_a_loss_counts_once_and_for_an_hour() -> None:
+    restarts = RestartBudget(1)
+    for life, now in ((0, 10.0), (0, 20.0), (1, 100.0)):
+        restarts.charge(3, life, now)
+    assert [restarts.count(engine, 100.0) for engine in (3, 4)] == [2, 0]
+    assert [restarts.seconds_left(engine, 100.0) for engine in (3, 4)] == [3510.0, 0.0]
+    restarts.refund(3, 1)
+    assert (restarts.count(3, 100.0), restarts.seconds_left(3, 100.0)) == (1, 0.0)
+    assert restarts.count(3, 3610.0) == 0
 
 
 def test_a_run_whose_engines_are_all_given_up_ends_with_a_checkpoint_and_the_remedy() -> None:
@@ -207,7 +252,7 @@ def test_a_run_whose_engines_are_all_given_up_ends_with_a_checkpoint_and_the_rem
         run_with_deaths(make, (6.0, 0), (17.0, 0), (19.0, 1), (30.5, 1))
     (world,) = worlds
     assert [(event.engine, event.left) for _, event in world.of(EngineGivenUp)] == [(0, 1), (1, 0)]
-    assert "engine 1 failed after 1 replacements (vllm.max_restarts): engine 1 died" in str(raised.value)
+    assert "engine 1 failed after 1 replacements within an hour (vllm.max_restarts): engine 1 died" in str(raised.value)
     (state,) = world.checkpoints.states
     assert state.step == len(world.trainer.batches) > 0
     assert str(raised.value).endswith(

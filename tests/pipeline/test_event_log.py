@@ -16,7 +16,8 @@ from event_files import write_events
 from fakes import FakeEngine, FakeScorer, World, build, filtered
 
 from dapo_openrlhf.pipeline import event_log
-from dapo_openrlhf.pipeline.event_log import KINDS, EventLog, EventLogError, LogFile, Logged, read
+from dapo_openrlhf.pipeline.event_file import LogFile
+from dapo_openrlhf.pipeline.event_log import KINDS, EventLog, EventLogError, Logged, read
 from dapo_openrlhf.pipeline.events import Checkpointed, Event, StepTrained, UpdateSkipped, WorkerSpans
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.plan.virtual_time import run_virtual

@@ -32,13 +32,14 @@ from dapo_openrlhf.pipeline.ending import Ending
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
 from dapo_openrlhf.pipeline.evaluator import Evaluator
-from dapo_openrlhf.pipeline.event_log import EventLog
+from dapo_openrlhf.pipeline.event_log import EventLog, Listener
 from dapo_openrlhf.pipeline.events import Event, WorkerSpans
 from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.lives import Carried, Lives
 from dapo_openrlhf.pipeline.losses import words_of_engines
 from dapo_openrlhf.pipeline.ports import EngineReviver, Sampling
 from dapo_openrlhf.pipeline.prompts import PromptStream
+from dapo_openrlhf.pipeline.restarts import RestartBudget
 from dapo_openrlhf.pipeline.reward_attempts import Attempts, LimitedAttempts
 from dapo_openrlhf.pipeline.rollout import LengthShaping, RolloutLoop
 from dapo_openrlhf.pipeline.rollout_queue import RolloutQueue
@@ -82,6 +83,7 @@ def train(
             checkpoints=checkpoints,
             trained_model=trained_model,
             ending=Ending(limits(config)),
+            restarts=RestartBudget(config.vllm.max_restarts),
         ),
         say=say,
     )
@@ -166,7 +168,8 @@ async def _evaluate(
             say(progress(time.monotonic() - begun))
 
     reviver = EngineRestarts(workers.engines, start_timeout=config.async_.start_timeout)
-    engines = _pool(config, workers, reviver, on_event=lambda event: _say_of_engines(event, say))
+    restarts = RestartBudget(config.vllm.max_restarts)
+    engines = _pool(config, workers, reviver, restarts, on_event=lambda event: _say_of_engines(event, say))
     evaluator = _evaluator(config, inputs.problems, engines, workers.rewards, on_answered)
     async with workers.heard(), asyncio.TaskGroup() as tasks:
         helpers = [tasks.create_task(report()), tasks.create_task(engines.supervise())]
@@ -187,9 +190,10 @@ def build_pipeline(
     checkpoints: Checkpoints,
     trained_model: str,
     ending: Ending,
+    restarts: RestartBudget,
 ) -> Pipeline:
     """Connect the loops to the workers. ``inputs`` say where they begin."""
-    engines = _pool(config, workers, publisher, on_event=log.emit)
+    engines = _pool(config, workers, publisher, restarts, on_event=log.emit)
     rollouts = _rollouts(config, inputs, engines, workers.rewards, _queue(config, inputs.first_step, carried), log)
     trainer = _trainer(config, inputs, workers, log)
     return Pipeline(
@@ -214,11 +218,13 @@ def build_pipeline(
     )
 
 
-def _pool(config: Config, workers: Workers, reviver: EngineReviver, *, on_event: Callable[[Event], None]) -> EnginePool:
+def _pool(
+    config: Config, workers: Workers, reviver: EngineReviver, restarts: RestartBudget, *, on_event: Listener
+) -> EnginePool:
     return EnginePool(
         workers.engines,
         reviver=reviver,
-        max_restarts=config.vllm.max_restarts,
+        restarts=restarts,
         health=HealthLimits(
             answer=config.vllm.health_timeout,
             step=config.vllm.step_timeout,
@@ -288,14 +294,13 @@ def _queue(config: Config, version: int, carried: Carried) -> RolloutQueue:
 
 
 def _trainer(config: Config, inputs: Inputs, workers: Workers, log: EventLog) -> RemoteTrainer:
-    trainer = RemoteTrainer(
+    return RemoteTrainer(
         workers.ranks,
         plan_settings(config),
         timeout=config.async_.train_timeout,
         on_spans=lambda spans: log.emit(WorkerSpans(spans=spans)),
         on_outcomes=BadUpdates(str(inputs.bad_batches), most=config.train.max_bad_updates, on_event=log.emit).note,
     )
-    return trainer
 
 
 def stall_timeout(config: Config) -> float:

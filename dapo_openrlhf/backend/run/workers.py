@@ -24,7 +24,7 @@ from dapo_openrlhf.backend.run.remote_engine import RemoteEngine
 from dapo_openrlhf.backend.run.reward_pool import RewardPool, RewardTimes
 from dapo_openrlhf.backend.run.start_check import check_agreement
 from dapo_openrlhf.backend.run.train_settings import beginning, train_settings
-from dapo_openrlhf.backend.trainer.actor import rank_actor
+from dapo_openrlhf.backend.trainer.actor import WATCH, rank_actor
 from dapo_openrlhf.backend.trainer.reports import RankReady
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.rewards.settings import reward_settings
@@ -89,11 +89,13 @@ async def start_workers(
 async def replace_ranks(config: Config, inputs: Inputs, workers: Workers) -> None:
     """Start new ranks in the places of those of a trainer that was ended, from the checkpoint in ``inputs``.
 
+    If a machine was lost, the others may have no room until one comes back; that is waited for, as at a run's start.
     Raises ``TrainerLost`` if one of them dies or hangs meanwhile.
     """
     workers.ranks = []
     watch = RankWatch(workers.ranks)
     await watch.told(_create_ranks(config, inputs, workers.placement, workers.ranks))
+    await watch.told(_placed(config, workers.ranks))
     starts = {f"trainer rank {index}": start_rank(rank, config, inputs) for index, rank in enumerate(workers.ranks)}
     await watch.during(_all_ready(config, starts))
 
@@ -111,6 +113,14 @@ async def _create_ranks(config: Config, inputs: Inputs, placement: Placement | A
         name = "trainer rank 0"
         address, port = (await _all_ready(config, {name: ranks[0].get_master_addr_port.remote()}))[name]
         ranks += [create(rank, address, port) for rank in range(1, size)]
+
+
+async def _placed(config: Config, ranks: Sequence[Any]) -> None:
+    """Wait until every rank has a process, which needs room in the cluster."""
+    answers = [rank.alive.options(concurrency_group=WATCH).remote(0.0) for rank in ranks]
+    names = [f"trainer rank {index}" for index in range(len(ranks))]
+    what = "starting again, which needs room in the cluster (`ray status` shows what is free)"
+    await all_within(answers, names, config.async_.start_timeout, what, "async.start_timeout")
 
 
 def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:

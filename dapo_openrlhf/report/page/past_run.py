@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.yaml_text import flat
+from dapo_openrlhf.pipeline.event_file import is_log
 from dapo_openrlhf.pipeline.event_log import read_what_is_left
 from dapo_openrlhf.pipeline.events import Evaluated, Event, Rewound, RunStarted, TrainerReplaced, UpdateSkipped
 from dapo_openrlhf.pipeline.losses import words_of_engines
@@ -89,7 +90,7 @@ def _checked(folder: Path) -> Path:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder")
     run = RunFolder(path=folder)
-    if run.events.is_file() or run.metrics.is_file():
+    if is_log(run.events) or run.metrics.is_file():
         return folder
     inside = sorted(str(file.parent) for file in folder.glob("*/events.jsonl") if not file.parent.is_symlink())
     hint = f"; there are runs in it: {' '.join(inside[:5])}" if inside else ""
@@ -136,7 +137,7 @@ def _settings(file: Path) -> tuple[Mapping[str, object], list[str]]:
 
 
 def _read_events(file: Path, run: PastRun) -> None:
-    if not file.is_file():
+    if not is_log(file):
         run.damage.append("events.jsonl is not there")
         return
     lines: list[int] = []
