@@ -21,7 +21,7 @@ from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.rewards.gold import gold_answer
 
 CUT_ANSWER = "end in the assistant's answer, which was cut off"
-NO_LABEL = "have no column {!r} (data.label_key), so that their label is None"
+NO_LABEL = "have no column {!r} ({}), so that their label is None"
 OWN_SYSTEM_TURN = "have a system turn of their own, which stays in place of data.system_prompt"
 UNKNOWN_TOKEN = "hold what the tokenizer only knows as its unknown token"
 
@@ -78,7 +78,7 @@ class Renderer:
             columns = {name: value for name, value in row.items() if name not in (rules.input_key, rules.label_key)}
             draft = _Draft(text="", label="", columns=columns)
             self._take_label(draft, row)
-            self._write(draft, _present(row, rules.input_key, "data.input_key"))
+            self._write(draft, _present(row, rules.input_key, "prompt", rules.input_setting))
             _check_characters(draft)
         except BadRow as bad:
             return bad
@@ -97,18 +97,18 @@ class Renderer:
                 self._lacks_label(draft, row, rules.label_key)
             return
         try:
-            gold_answer(_present(row, rules.label_key, "data.label_key"))
+            gold_answer(_present(row, rules.label_key, "label", rules.label_setting))
         except ValueError as error:
-            raise BadRow("label", f"column {rules.label_key!r} (data.label_key): {error}") from error
+            raise BadRow("label", f"column {rules.label_key!r} ({rules.label_setting}): {error}") from error
 
     def _lacks_label(self, draft: _Draft, row: dict[str, object], key: str) -> None:
         if self._rules.may_lack_label:
-            draft.remarks.append(NO_LABEL.format(key))
+            draft.remarks.append(NO_LABEL.format(key, self._rules.label_setting))
             return
         raise BadRow(
             "label",
-            f"column {key!r} (data.label_key) is missing; it has {column_names(row)}; data.label_key null is for rewards "
-            "that need no label",
+            f"column {key!r} ({self._rules.label_setting}) is missing; it has {column_names(row)}; data.label_key null is for "
+            "rewards that need no label",
         )
 
     def _write(self, draft: _Draft, value: object) -> None:
@@ -238,11 +238,10 @@ def _check_template(tokenizer: Any, rules: RowRules) -> None:
         )
 
 
-def _present(row: dict[str, object], key: str, setting: str) -> object:
+def _present(row: dict[str, object], key: str, kind: Kind, setting: str) -> object:
     """The value of a column. Raises :class:`BadRow` if there is none, or it is empty."""
     value = column(row, key)
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        kind: Kind = "prompt" if setting == "data.input_key" else "label"
         raise BadRow(kind, f"column {key!r} ({setting}) is missing or empty; it has {column_names(row)}")
     return value
 
