@@ -71,7 +71,7 @@ def check_inputs(
 
     ``say`` receives what is worth knowing about the data, including the first prompt.
     """
-    check_vllm(config, installed_vllm())
+    check_vllm(config, installed_vllm(), training=training)
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
     if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:
