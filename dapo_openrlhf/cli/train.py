@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from dapo_openrlhf import stopping
+from dapo_openrlhf.cli.model_card import ModelCards
 from dapo_openrlhf.cli.publishing import status_of
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.cautions import cautions
@@ -214,6 +215,7 @@ def _sinks(
         ),
         lambda: Responses(folder.responses),
         lambda: Samples(folder.samples, first_step=first_step),
+        lambda: ModelCards(config, history),
         lambda: status_of(folder.path, config.train.max_steps, first_step=first_step),
     ]
     try:
