@@ -39,6 +39,15 @@ class ProblemSet:
     sampler: Sampler
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answered:
+    """The responses to a problem, and when they were begun and complete, in seconds of the event loop."""
+
+    result: ProblemResult
+    begun: float
+    ended: float
+
+
 class Evaluator:
     """Has every problem of every set answered n times and the answers scored. What fails is tried once more."""
 
@@ -70,31 +79,33 @@ class Evaluator:
         """
         room = Room(self._responses_at_once)
         async with asyncio.TaskGroup() as tasks:
-            measuring = {key: tasks.create_task(self._measure(one, room)) for key, one in self._sets.items()}
-        measured = {key: task.result() for key, task in measuring.items()}
+            answering = {
+                key: [tasks.create_task(self._answer(problem, one.sampler, room)) for problem in one.problems]
+                for key, one in self._sets.items()
+            }
+        measured = {
+            key: self._evaluation([task.result() for task in answers], self._sets[key].sampler)
+            for key, answers in answering.items()
+        }
         for key, one in measured.items():
             _refuse_unjudged(key, one)
         return Evaluations(sets=measured)
 
-    async def _measure(self, one: ProblemSet, room: Room) -> Evaluation:
-        clock = asyncio.get_running_loop().time
-        begun: list[float] = []
-
-        async def answer(problem: Prompt) -> ProblemResult:
-            async with room.taken(one.sampler.sampling.n):
-                begun.append(clock())
-                result = ProblemResult(problem=problem, responses=await self._respond(problem, one.sampler))
-            self._on_answered(result)
-            return result
-
-        async with asyncio.TaskGroup() as tasks:
-            answers = [tasks.create_task(answer(problem)) for problem in one.problems]
+    def _evaluation(self, answered: Sequence[_Answered], sampler: Sampler) -> Evaluation:
         return Evaluation(
-            results=tuple(answer.result() for answer in answers),
-            samples=one.sampler.sampling.n,
-            seconds=clock() - begun[0],
+            results=tuple(one.result for one in answered),
+            samples=sampler.sampling.n,
+            seconds=max(one.ended for one in answered) - min(one.begun for one in answered),
             with_texts=self._texts is not None,
         )
+
+    async def _answer(self, problem: Prompt, sampler: Sampler, room: Room) -> _Answered:
+        clock = asyncio.get_running_loop().time
+        async with room.taken(sampler.sampling.n):
+            begun = clock()
+            result = ProblemResult(problem=problem, responses=await self._respond(problem, sampler))
+        self._on_answered(result)
+        return _Answered(result=result, begun=begun, ended=clock())
 
     async def _respond(self, problem: Prompt, sampler: Sampler) -> tuple[Response, ...]:
         try:

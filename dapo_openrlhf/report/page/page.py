@@ -134,9 +134,9 @@ def _evaluations(runs: Sequence[PastRun]) -> str:
     ]
     if not rows:
         return "<p>No evaluation was made (eval.dataset).</p>"
-    head = ("run", "step", "set", "accuracy", "problems", "responses", "errors", "estimates")
+    head: Sequence[str] = ("run", "step", "set", "accuracy", "problems", "responses", "errors", "estimates")
     if not any(measured.sets for run in runs for measured in run.evaluations.values()):
-        head, rows = (*head[:2], *head[3:]), [[*row[:2], *row[3:]] for row in rows]
+        head, rows = [*head[:2], *head[3:]], [[*row[:2], *row[3:]] for row in rows]
     return table(head, rows, numbers_from=len(head) - 5)
 
 
