@@ -23,7 +23,7 @@ from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter, OverSampling
 from dapo_openrlhf.pipeline.ending import Ending, Limits
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
 from dapo_openrlhf.pipeline.evaluation import Evaluation
-from dapo_openrlhf.pipeline.evaluator import Evaluator
+from dapo_openrlhf.pipeline.evaluator import Evaluator, ProblemSet
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import (
     BatchTaken,
@@ -738,7 +738,7 @@ class World:
                 self.on_step(event.step)
             case Evaluated():
                 assert event.measured is not None
-                self.on_evaluation(event.step, event.measured)
+                self.on_evaluation(event.step, event.measured.first)
 
 
 def build(
@@ -843,11 +843,10 @@ def build(
     evaluator = None
     if problem_count:
         evaluator = Evaluator(
-            problems=problems(problem_count),
-            sampler=sampler,
+            {"": ProblemSet(problems=problems(problem_count), sampler=sampler)},
             scorer=scorer,
             texts=FakeTexts(),
-            concurrency=problem_count,
+            responses_at_once=problem_count * samples,
         )
     checkpoints = checkpoints or FakeCheckpoints()
     pipeline = Pipeline(

@@ -16,12 +16,11 @@ PROGRESS = re.compile(r"rows (rendered and tokenized )?after \d+ s")
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Fail for rows that are no prompts, whose labels cannot be read, or that leave no room for a response."""
-    data, evaluation = subject.config.data, subject.config.eval
-    for file, prompts in zip(data.prompt_dataset, subject.prompts().sets, strict=True):
+    for file, prompts in zip(subject.config.data.prompt_dataset, subject.prompts().sets, strict=True):
         yield passed(_words(file, prompts))
     yield passed(f"the first prompt, {show(subject.prompts()[0])}")
-    if evaluation.dataset is not None:
-        yield passed(_words(evaluation.dataset, subject.problems()))
+    for one, problems in zip(subject.config.eval_sets, subject.problems(), strict=True):
+        yield passed(_words(one.path, problems) + (f"; the set {one.key}" if one.key else ""))
     for note in subject.notes:
         if not PROGRESS.search(note):
             yield warned(note)

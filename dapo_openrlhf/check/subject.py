@@ -58,7 +58,7 @@ class Subject:
         self.models: Once[list[str]] = Once(self._models)
         self.files: Once[ModelFiles] = Once(self._files)
         self.prompts: Once[JoinedSets] = Once(self._prompts)
-        self.problems: Once[PromptSet] = Once(self._problems)
+        self.problems: Once[list[PromptSet]] = Once(self._problems)
 
     def _models(self) -> list[str]:
         """What is to be said about models that are there, as far as a look at names and folders tells."""
@@ -80,9 +80,9 @@ class Subject:
         self.models()
         return read_prompts(self.config, self.notes.append, most=SAMPLE_ROWS)
 
-    def _problems(self) -> PromptSet:
+    def _problems(self) -> list[PromptSet]:
         self.models()
-        return read_problems(_sampled(self.config), self.notes.append)
+        return read_problems(self.config, self.notes.append, most=SAMPLE_ROWS)
 
     def shape(self) -> ModelShape | None:
         """The model's shape; None for one that is not a dense decoder. Raises ``ConfigError`` for unusable files."""
@@ -90,8 +90,3 @@ class Subject:
             return ModelShape.of(dict(self.files().config))
         except (KeyError, TypeError, ZeroDivisionError):
             return None
-
-
-def _sampled(config: Config) -> Config:
-    most = min(SAMPLE_ROWS, config.eval.max_samples or SAMPLE_ROWS)
-    return config.model_copy(update={"eval": config.eval.model_copy(update={"max_samples": most})})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from dapo_openrlhf import stopping
+from dapo_openrlhf.cli.model_card import ModelCards
 from dapo_openrlhf.cli.publishing import status_of
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.cautions import cautions
@@ -23,14 +24,14 @@ from dapo_openrlhf.pipeline.checkpoint import Checkpoints
 from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.event_file import LogFile, is_log
 from dapo_openrlhf.pipeline.event_log import EventLog
-from dapo_openrlhf.pipeline.events import Evaluated, RunStarted
+from dapo_openrlhf.pipeline.events import RunStarted
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change
 from dapo_openrlhf.pipeline.resume_point import ResumePoint
 from dapo_openrlhf.program import program
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.gauges import Gauges
-from dapo_openrlhf.report.history import accuracy_at_start, earlier_evaluations
+from dapo_openrlhf.report.history import Measured, earlier_evaluations
 from dapo_openrlhf.report.live import LiveView, Output
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows, read_rows
 from dapo_openrlhf.report.notices import Notices
@@ -162,11 +163,11 @@ def _run(
     """Train and record everything; the sinks are closed in any case."""
     from dapo_openrlhf.backend.run import launch
 
-    before = earlier_evaluations(folder.events, inputs.first_step)
+    history = Measured(earlier_evaluations(folder.events, inputs.first_step), first_step=inputs.first_step)
     with LogFile(folder.events) as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(_run_started(config, inputs, unix_time=time.time() - log.now()))
-        sinks = _sinks(config, folder, output, say, first_step=inputs.first_step, before=before)
+        sinks = _sinks(config, folder, output, say, first_step=inputs.first_step, history=history)
         recorder = Recorder(log, sinks, devices=config.devices, warn=say)
         head_start = time.monotonic() - started
         try:
@@ -188,17 +189,20 @@ def _run(
             recorder.close()
     return outcome, replace(
         _summary(config, outcome, recorder, head_start),
-        accuracy_before=accuracy_at_start(before, outcome.accuracy_before, problems=len(inputs.problems)),
+        accuracy_before=None if history.start is None else history.start.accuracy,
+        held_out=history.held_out(ended=outcome.accuracy_after is not None),
     )
 
 
 def _sinks(
-    config: Config, folder: RunFolder, output: Output, say: Say, *, first_step: int, before: Mapping[int, Evaluated]
+    config: Config, folder: RunFolder, output: Output, say: Say, *, first_step: int, history: Measured
 ) -> list[Sink]:
     """The sinks that the run is reported to; another one takes a file in ``report/`` and a line here."""
     watch = Watch(batch_size=config.rollout.batch_size, max_new_tokens=config.rollout.max_new_tokens, say=say)
     earlier: Mapping[int, Row] = {}
+    before = dict(history.evaluations)
     makers: list[Callable[[], Sink]] = [
+        lambda: history,
         lambda: MetricsFile(folder.metrics),
         lambda: Phases(waiting_for),
         lambda: Notices(say, watch=watch),
@@ -212,6 +216,7 @@ def _sinks(
         ),
         lambda: Responses(folder.responses),
         lambda: Samples(folder.samples, first_step=first_step),
+        lambda: ModelCards(config, history),
         lambda: status_of(folder.path, config.train.max_steps, first_step=first_step),
     ]
     try:

@@ -21,7 +21,6 @@ _CHECKPOINTS = (
     "a run's checkpoints lie in its folder with model and optimizer; leave it out, and set run.dir and run.name"
 )
 _RESUME = "going on is a command, `train --resume RUN`, or `--resume auto`; leave it out"
-_SPLIT = "a split is part of a set's name; leave it out, and write hf:OWNER/NAME[@SUBSET]:SPLIT in data.prompt_dataset"
 
 NOT_HERE: Mapping[str, str] = {
     "actor.eps_clip": "one bound for both sides; use actor.eps_clip_low_high with the value twice",
@@ -60,7 +59,6 @@ NOT_HERE: Mapping[str, str] = {
     "data.disable_fast_tokenizer": "the tokenizer is the one that the model's files name; leave it out",
     "data.image_key": _IMAGES,
     "data.max_images_per_prompt": _IMAGES,
-    "data.prompt_split": _SPLIT,
     "ds.deepcompile": "layers run as they are written; leave it out",
     "ds.enable_sleep": _SHARED,
     "ds.experts_implementation": "transformers chooses how experts are computed; leave it out",
@@ -73,7 +71,6 @@ NOT_HERE: Mapping[str, str] = {
     "ds.use_universal_ckpt": "a checkpoint is for as many ranks as wrote it; leave it out, or start from its model",
     "ds.value_head_prefix": "the critic's value head has OpenRLHF's default name; leave it out",
     "ds.zpg": "parameters are sharded over all ranks; leave it out",
-    "eval.split": _SPLIT.replace("data.prompt_dataset", "eval.dataset"),
     "local_rank": "ranks are placed by Ray; leave it out",
     "logger.logging_steps": "every step is logged; leave it out",
     "logger.tensorboard_dir": "each run's folder holds TensorBoard's events and metrics.jsonl; leave it out",

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from dapo_openrlhf.algorithm.choices import CORRECTIONS
 from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
+from dapo_openrlhf.config.evaluation import names_of_sets
 from dapo_openrlhf.config.foreign import NOT_HERE
 from dapo_openrlhf.config.presets import PRESETS
 from dapo_openrlhf.config.reward import RewardSection
@@ -187,7 +188,7 @@ def _explain(problem: Any) -> str:
         given = list(_dotted(key, problem["input"]))
         if all(name in NOT_HERE for name in given):
             return "\n  ".join(f"{name}: an option of OpenRLHF that is not here: {NOT_HERE[name]}" for name in given)
-        names = setting_names()
+        names = [*setting_names(), *names_of_sets(problem["loc"])]
         sections = {name.split(".")[0] for name in names} if "." not in key else set()
         near = difflib.get_close_matches(key, sections, n=1) or difflib.get_close_matches(key, names, n=1, cutoff=0.4)
         return f"{key}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from dapo_openrlhf.algorithm.choices import ESTIMATORS
 from dapo_openrlhf.config.environment import EnvironmentSection
+from dapo_openrlhf.config.eval_rules import impossible_evaluations
 from dapo_openrlhf.config.input_template import input_template
 from dapo_openrlhf.config.lora_rules import impossible_adapters
 from dapo_openrlhf.config.loss_rules import impossible_losses
-from dapo_openrlhf.config.section import COLDEST
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.config.training import TrainSection
 from dapo_openrlhf.config.transports import refusal
@@ -65,25 +65,10 @@ def impossible(config: Config) -> Iterator[str]:
         yield f"train.ema_beta: {train.ema_beta:g} has no meaning without an average; set train.enable_ema true, or leave it out"
     yield from _impossible_prompts(config)
     yield from _impossible_environments(config)
-    if config.eval.steps == 0 or config.eval.steps < -1:
-        yield f"eval.steps: {config.eval.steps} is neither -1 nor a positive number of steps"
-    if 0 < config.eval.temperature < COLDEST:
-        yield (
-            f"eval.temperature: {config.eval.temperature:g} is colder than vLLM samples; use 0, which is greedy, or at "
-            f"least {COLDEST}"
-        )
-    if config.eval.max_new_tokens is not None and data.max_len <= config.eval.max_new_tokens:
-        yield (
-            f"eval.max_new_tokens: {config.eval.max_new_tokens} leaves no room for a problem within data.max_len "
-            f"{data.max_len}; use less than {data.max_len}, or raise data.max_len"
-        )
+    yield from impossible_evaluations(config)
     if config.ckpt.save_steps == 0 or config.ckpt.save_steps < -1:
         yield f"ckpt.save_steps: {config.ckpt.save_steps} is neither -1 nor a positive number of steps"
-    for name, given in (("target", config.eval.target), ("patience", config.eval.patience)):
-        if given is not None and (config.eval.dataset is None or config.eval.steps < 1):
-            yield f"eval.{name}: {given:g} needs evaluations in the course of the run; set eval.dataset and eval.steps"
     yield from _impossible_name(config.run.name)
-    yield from _impossible_best(config)
     yield from _impossible_on_device(config)
 
 
@@ -93,20 +78,6 @@ def _impossible_name(name: str) -> Iterator[str]:
         yield (
             f"run.name: {name!r} is not a plain name for a folder; use letters, digits, blanks, - _ . and the like, at most "
             f"{LONGEST_NAME} bytes, without /, not latest, and no - at the beginning"
-        )
-
-
-def _impossible_best(config: Config) -> Iterator[str]:
-    """Yield a sentence if the best checkpoint is to be known by a number that evaluations do not give."""
-    key, n = config.ckpt.best_metric_key, config.eval.n_samples_per_prompt
-    if key in ("", "none"):
-        return
-    ks = [1 << exponent for exponent in range(n.bit_length())]
-    names = [f"avg@{n}", *(f"pass@{k}" for k in ks), *(f"maj@{k}" for k in ks if k > 1)]
-    if key not in names:
-        yield (
-            f"ckpt.best_metric_key: {key!r} is no number of an evaluation with eval.n_samples_per_prompt {n}; use one of "
-            f"{', '.join(names)}, or none, or leave it empty for the accuracy"
         )
 
 

@@ -15,11 +15,12 @@ from pydantic.fields import FieldInfo
 from dapo_openrlhf.config.algo import AlgoSection
 from dapo_openrlhf.config.choices import DeviceKind, OnBadRow
 from dapo_openrlhf.config.environment import EnvironmentSection
+from dapo_openrlhf.config.evaluation import EvalSection, EvalSet, eval_sets
 from dapo_openrlhf.config.generation import AsyncSection, RolloutSection, VllmSection
 from dapo_openrlhf.config.presets import PAPER, PresetName
 from dapo_openrlhf.config.reports import LoggerSection, ReportSection
 from dapo_openrlhf.config.reward import RewardSection
-from dapo_openrlhf.config.section import HOTTEST, PositiveFloat, PositiveInt, Section, listed
+from dapo_openrlhf.config.section import PositiveFloat, PositiveInt, Section, listed
 from dapo_openrlhf.config.training import ActorSection, CriticSection, DsSection, TrainSection
 from dapo_openrlhf.config.transports import TransportName, automatic
 from dapo_openrlhf.config.yaml_text import mapping_of
@@ -40,6 +41,9 @@ class DataSection(Section):
     prompt_probs: Annotated[tuple[PositiveFloat, ...], BeforeValidator(listed), Field(strict=False)] | None = None
     """The share of the prompts drawn that each of several files gets, together 1, whatever the files' sizes: a small one
     comes again more often."""
+    prompt_split: str | None = None
+    """The split of sets whose name gives none: of sets of the hub, and of folders with several splits, as OpenRLHF takes it.
+    null takes ``train`` of the hub's, and no folder with several."""
     max_samples: PositiveInt | None = None
     """Number of rows to take from the beginning of each file of prompts; null takes all."""
     curriculum: bool = False
@@ -66,29 +70,6 @@ class DataSection(Section):
     """Longest prompt and response together, in tokens; with an environment the longest context."""
 
 
-class EvalSection(Section):
-    dataset: str | None = None
-    """Held-out problems, same format as the prompts; null switches evaluation off."""
-    max_samples: PositiveInt | None = None
-    """Number of problems to take from the beginning of the file (like OpenRLHF's setting of that name in ``data``);
-    null takes all."""
-    steps: int = -1
-    """Evaluate also every this many rollout steps; -1 evaluates only before and after training. Training goes on
-    meanwhile; only the next publication waits."""
-    target: Annotated[float, Field(gt=0, le=1)] | None = None
-    """End the run once an evaluation in its course gives this accuracy, or this value of ``ckpt.best_metric_key``."""
-    patience: PositiveInt | None = None
-    """End the run after this many evaluations in a row, none of them better than the best before."""
-    n_samples_per_prompt: PositiveInt = 1
-    """n: number of responses to each problem; accuracy is their mean (avg@n), pass@k and maj@k go up to n."""
-    temperature: Annotated[float, Field(ge=0, le=HOTTEST)] = PAPER["eval.temperature"]
-    """Sampling temperature of the evaluation, independent of the training's; 0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling of the evaluation; the paper uses 0.7."""
-    max_new_tokens: PositiveInt | None = None
-    """Longest response, in tokens; null takes ``rollout.max_new_tokens``."""
-
-
 class CkptSection(Section):
     save_steps: int = -1
     """Save a checkpoint to resume from every this many rollout steps and at the end; -1 saves the final model only."""
@@ -96,7 +77,8 @@ class CkptSection(Section):
     """Number of checkpoints to resume from that are kept, the newest ones."""
     best_metric_key: str = ""
     """Number of an evaluation by which the best checkpoint is known, which is kept besides the newest: ``pass@4`` for
-    example, or any other that an evaluation of the run gives; empty takes the accuracy, ``none`` keeps no best one."""
+    example, or any other that an evaluation of the run gives, of several sets the first one's, or ``NAME/pass@4``; empty
+    takes the accuracy, ``none`` keeps no best one."""
 
 
 class Config(Section):
@@ -147,6 +129,13 @@ class Config(Section):
     def max_rollout_kl(self) -> float:
         """``train.max_rollout_kl`` with null resolved: a thousand times what is healthy in fp32, ten times in bf16."""
         return self.train.max_rollout_kl or (1e-3 if self.ds.param_dtype == "fp32" else 0.1)
+
+    @property
+    def eval_sets(self) -> tuple[EvalSet, ...]:
+        """The sets of held-out problems, in order, each with all that holds for it; the first one decides."""
+        data = self.data
+        inherited = {"input_key": data.input_key, "label_key": data.label_key}
+        return tuple(eval_sets(self.eval, inherited | {"max_new_tokens": self.rollout.max_new_tokens}))
 
     @property
     def needs_answers(self) -> bool:

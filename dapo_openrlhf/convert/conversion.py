@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dapo_openrlhf.config.evaluation import name_of
 from dapo_openrlhf.config.yaml_text import value_of
 
 
@@ -107,3 +110,13 @@ def place(conversion: Conversion, placement: Placement, *, name: str) -> None:
             f"engines and trainer run at once on GPUs of their own, instead of taking turns: {placement.ranks} train, "
             f"{placement.engines} engines generate; `dapo-openrlhf plan` says which division is fastest",
         )
+
+
+def with_names(paths: Sequence[str]) -> list[str]:
+    """Sets of held-out problems, each with a name of its own before its path where names of files would be the same."""
+    names = Counter(map(name_of, paths))
+    told: list[str] = []
+    for number, path in enumerate(paths, start=1):
+        name = name_of(path)
+        told.append(path if names[name] == 1 else f"{name}-{number}={path}")
+    return told

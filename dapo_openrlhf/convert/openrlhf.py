@@ -11,7 +11,16 @@ from typing import Any
 from dapo_openrlhf.config.foreign import NOT_HERE
 from dapo_openrlhf.config.settings import setting_names
 from dapo_openrlhf.config.yaml_text import value_of
-from dapo_openrlhf.convert.conversion import Conversion, NotConvertible, divided, is_true, number, place, whole
+from dapo_openrlhf.convert.conversion import (
+    Conversion,
+    NotConvertible,
+    divided,
+    is_true,
+    number,
+    place,
+    whole,
+    with_names,
+)
 from dapo_openrlhf.convert.openrlhf_names import DOTTED, HARMLESS, SINCE_REMOVED
 
 TRAINING = "openrlhf.cli.train_ppo_ray"
@@ -184,13 +193,16 @@ def _data(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conv
     for name, split in (("data.prompt_dataset", "data.prompt_split"), ("eval.dataset", "eval.split")):
         if given.get(name) in (None, True):
             continue
-        sets = [_set(one, given.get(split, "train"), written[name], conversion) for one in _several(given[name])]
-        if name == "eval.dataset" and len(sets) > 1:
-            conversion.lacks(written[name], f"only the first of {len(sets)} sets is written; mix them in one file")
-            del sets[1:]
-        if given.get(split, "train") != "train" and not any(one.startswith("hf:") for one in sets):
-            conversion.lacks(written[split], NOT_HERE[split])
-        settings[name] = sets if len(sets) > 1 else sets[0]
+        paths = _several(given[name])
+        wanted = None if given.get(split) is True else given.get(split)
+        files = any(map(_is_file, paths))  # which have no splits, so that the others' stand in their names
+        in_name = None if wanted is not None and not files else str(wanted or "train")
+        sets = [_set(one, in_name, written[name], conversion) for one in paths]
+        if wanted is not None and not files:
+            settings[split] = str(wanted)
+        elif wanted not in (None, "train") and not any(one.startswith("hf:") for one in sets):
+            conversion.lacks(written[split], "a file has the split train only; leave it out")
+        settings[name] = _plain(sets if name == "data.prompt_dataset" else with_names(sets))
     shares = given.get("data.prompt_probs")
     if shares is not None and isinstance(settings.get("data.prompt_dataset"), list):
         flag = written["data.prompt_probs"]
@@ -198,13 +210,22 @@ def _data(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conv
     return {"data.prompt_dataset", "data.prompt_probs", "data.prompt_split", "eval.dataset", "eval.split"}
 
 
-def _set(name: str, split: str, flag: str, conversion: Conversion) -> str:
+def _plain(sets: list[str]) -> list[str] | str:
+    return sets if len(sets) > 1 else sets[0]
+
+
+def _is_file(name: str) -> bool:
+    return name.removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".parquet"))
+
+
+def _set(name: str, split: str | None, flag: str, conversion: Conversion) -> str:
     """A set's name here: a file or folder as it is, OWNER/NAME that is none on this machine as a set of the hub."""
-    if name.removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".parquet")):
+    if _is_file(name):
         return name
     if HUB_NAME.fullmatch(name) and not Path(name).exists():
-        conversion.differs(flag, f"{name} is taken as a set of the hub, hf:{name}:{split}; name a file if it is one")
-        return f"hf:{name}:{split}"
+        on_hub = f"hf:{name}:{split}" if split else f"hf:{name}"
+        conversion.differs(flag, f"{name} is taken as a set of the hub, {on_hub}; name a file if it is one")
+        return on_hub
     conversion.differs(
         flag, f"{name} must be a file here, or a folder saved by datasets; `dapo-openrlhf prepare` writes files"
     )

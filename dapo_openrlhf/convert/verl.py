@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dapo_openrlhf.config.yaml_text import value_of
-from dapo_openrlhf.convert.conversion import Conversion, NotConvertible, divided, is_true, number, place, whole
+from dapo_openrlhf.convert.conversion import (
+    Conversion,
+    NotConvertible,
+    divided,
+    is_true,
+    number,
+    place,
+    whole,
+    with_names,
+)
 from dapo_openrlhf.convert.verl_names import (
     ACTOR,
     AGGREGATIONS,
@@ -97,9 +106,7 @@ def _data(taken: Taken, conversion: Conversion) -> None:
         if isinstance(files, str) and files.startswith("["):
             files = value_of(files)
         several = [str(file) for file in (files if isinstance(files, list) else [files]) if file]
-        if ours == "eval.dataset" and len(several) > 1:
-            conversion.lacks(theirs, f"only the first of {len(several)} files is written; mix them in one")
-            several = several[:1]
+        several = with_names(several) if ours == "eval.dataset" else several
         if several:
             conversion.settings[ours] = several if len(several) > 1 else several[0]
     for theirs, ours in (("data.train_max_samples", "data.max_samples"), ("data.val_max_samples", "eval.max_samples")):

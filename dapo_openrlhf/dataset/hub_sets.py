@@ -15,16 +15,25 @@ from dapo_openrlhf.whole_file import put_in_place
 
 PREFIX = "hf:"
 
+SPLITS = {"data.prompt_dataset": "data.prompt_split", "eval.dataset": "eval.split"}
+"""For each setting that names sets the one that names their split."""
 
-def local_path(name: str, *, setting: str, say: Callable[[str], None]) -> Path:
+ONLY_SPLIT = "train"
+"""The split of a plain file, which has no other."""
+
+
+def local_path(name: str, *, setting: str, say: Callable[[str], None], split: str | None = None) -> Path:
     """The path of a file or folder; of ``hf:OWNER/NAME[@SUBSET][:SPLIT]`` the folder with what the hub has now.
 
-    Where the hub cannot be reached, or must not be asked, what was fetched before is taken, which ``say`` is told. Raises
+    ``split``: the split of sets whose name gives none, as OpenRLHF takes it: of the hub's and of folders with several. Where the hub cannot be reached, or must not be asked, what was fetched before is taken, which ``say`` is told. Raises
     ``ConfigError`` that names ``setting``.
     """
     if not name.startswith(PREFIX):
-        return Path(name)
-    rest, _, split = name.removeprefix(PREFIX).partition(":")
+        return Path(name) if split is None else _split_of(Path(name), split, setting)
+    rest, _, own = name.removeprefix(PREFIX).partition(":")
+    if own and split not in (None, own):
+        raise ConfigError(_contradiction(name, own, split, setting))
+    split = own or split
     repository, _, subset = rest.partition("@")
     if not repository or repository.count("/") > 1:
         raise ConfigError(f"{setting}: {name} is no name of a set; it has the form hf:OWNER/NAME[@SUBSET][:SPLIT]")
@@ -34,6 +43,27 @@ def local_path(name: str, *, setting: str, say: Callable[[str], None]) -> Path:
         say(f"{setting}: {name} is as it was fetched before: {trouble}")
         return folder
     return _fetched(repository, subset, split or "train", folder, f"{setting}: {name} cannot be loaded", trouble)
+
+
+def _split_of(path: Path, split: str, setting: str) -> Path:
+    """The folder of a split in a folder with several; a file, or a saved set without splits, as it is. Raises ``ConfigError``."""
+    if (path / "dataset_dict.json").is_file():
+        if not (path / split / "state.json").is_file():
+            there = sorted(part.parent.name for part in path.glob("*/state.json"))
+            raise ConfigError(f"{SPLITS[setting]}: {path} has no split {split!r}; it has {', '.join(there)}")
+        return path / split
+    if (path.parent / "dataset_dict.json").is_file() and path.name != split:
+        raise ConfigError(_contradiction(str(path), path.name, split, setting))
+    if not path.is_dir() and split != ONLY_SPLIT:
+        raise ConfigError(
+            f"{SPLITS[setting]}: {path} is a file, which has no split {split!r}; leave it out, and write hf:OWNER/NAME:{split} "
+            "for sets of the hub"
+        )
+    return path
+
+
+def _contradiction(name: str, own: str, split: str | None, setting: str) -> str:
+    return f"{SPLITS[setting]}: {split!r}, but {name} ({setting}) names the split {own!r}; leave one of the two out"
 
 
 def _folder(repository: str, subset: str, split: str) -> Path:

@@ -18,10 +18,11 @@ from dapo_openrlhf.dataset.bad_rows import BadRow, Kind
 from dapo_openrlhf.dataset.chat import Turn, chat_list, to_be_answered
 from dapo_openrlhf.dataset.rows import column, column_names
 from dapo_openrlhf.dataset.rules import RowRules
+from dapo_openrlhf.dataset.template import Template, second_beginning
 from dapo_openrlhf.rewards.gold import gold_answer
 
 CUT_ANSWER = "end in the assistant's answer, which was cut off"
-NO_LABEL = "have no column {!r} (data.label_key), so that their label is None"
+NO_LABEL = "have no column {!r} ({}), so that their label is None"
 OWN_SYSTEM_TURN = "have a system turn of their own, which stays in place of data.system_prompt"
 UNKNOWN_TOKEN = "hold what the tokenizer only knows as its unknown token"
 
@@ -45,6 +46,8 @@ class _Draft:
     text: str
     label: object
     columns: dict[str, object]
+    inner: str = ""
+    """The row's own text within the template."""
     remarks: list[str] = field(default_factory=list)
 
 
@@ -58,8 +61,16 @@ class Renderer:
         self._embedded = embedding_rows(rules.model, trust_remote_code=rules.trust_remote_code)
         self._unknown = self._tokenizer.unk_token_id
         self._wrap = input_template(rules.input_template) if rules.input_template else str
+        self._remarks: list[str] = []
+        around = (rules.input_template or "").partition("{}")[0]
         if rules.apply_chat_template:
             _check_template(self._tokenizer, rules)
+            template = Template(self._rendered, self._system_turn)
+            self._remarks += [template.remark] if template.remark else []
+            around = template.prompt
+        token: str | None = self._tokenizer.bos_token
+        self._begins_with = token if token and around.startswith(token) else None
+        """The token of the beginning of a text, where what stands around each prompt begins with it."""
 
     def render(self, rows: Sequence[object]) -> list[Rendered | BadRow]:
         """Render every row; a row that cannot become a prompt gives what is wrong with it."""
@@ -76,9 +87,9 @@ class Renderer:
                 raise BadRow("unreadable", f"holds {type(row).__name__}, not a mapping of columns to values")
             rules = self._rules
             columns = {name: value for name, value in row.items() if name not in (rules.input_key, rules.label_key)}
-            draft = _Draft(text="", label="", columns=columns)
+            draft = _Draft(text="", label="", columns=columns, remarks=[*self._remarks])
             self._take_label(draft, row)
-            self._write(draft, _present(row, rules.input_key, "data.input_key"))
+            self._write(draft, _present(row, rules.input_key, "prompt", rules.input_setting))
             _check_characters(draft)
         except BadRow as bad:
             return bad
@@ -97,18 +108,18 @@ class Renderer:
                 self._lacks_label(draft, row, rules.label_key)
             return
         try:
-            gold_answer(_present(row, rules.label_key, "data.label_key"))
+            gold_answer(_present(row, rules.label_key, "label", rules.label_setting))
         except ValueError as error:
-            raise BadRow("label", f"column {rules.label_key!r} (data.label_key): {error}") from error
+            raise BadRow("label", f"column {rules.label_key!r} ({rules.label_setting}): {error}") from error
 
     def _lacks_label(self, draft: _Draft, row: dict[str, object], key: str) -> None:
         if self._rules.may_lack_label:
-            draft.remarks.append(NO_LABEL.format(key))
+            draft.remarks.append(NO_LABEL.format(key, self._rules.label_setting))
             return
         raise BadRow(
             "label",
-            f"column {key!r} (data.label_key) is missing; it has {column_names(row)}; data.label_key null is for rewards "
-            "that need no label",
+            f"column {key!r} ({self._rules.label_setting}) is missing; it has {column_names(row)}; data.label_key null is for "
+            "rewards that need no label",
         )
 
     def _write(self, draft: _Draft, value: object) -> None:
@@ -119,11 +130,14 @@ class Renderer:
         if self._rules.apply_chat_template:
             turns, cut = to_be_answered(chat or [{"role": "user", "content": value}])
             draft.remarks += [CUT_ANSWER] if cut else []
-            draft.text = self._apply_template(self._with_system_prompt(turns, draft))
+            turns = self._with_system_prompt(turns, draft)
+            draft.inner = "".join(str(turn.get("content", "")) for turn in turns)
+            draft.text = self._apply_template(turns)
         elif chat is not None:
             raise BadRow("chat", "the prompt is a chat list, which needs data.apply_chat_template true")
         else:
-            draft.text = self._wrap(str(value))
+            draft.inner = str(value)
+            draft.text = self._wrap(draft.inner)
 
     def _with_system_prompt(self, turns: list[Turn], draft: _Draft) -> list[Turn]:
         if self._rules.system_prompt is None:
@@ -131,16 +145,24 @@ class Renderer:
         if turns[0]["role"] in ("system", "developer"):
             draft.remarks.append(OWN_SYSTEM_TURN)
             return turns
-        return [{"role": "system", "content": self._rules.system_prompt}, *turns]
+        return [*self._system_turn, *turns]
+
+    @property
+    def _system_turn(self) -> list[Turn]:
+        prompt = self._rules.system_prompt
+        return [] if prompt is None else [{"role": "system", "content": prompt}]
 
     def _apply_template(self, turns: list[Turn]) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **self._rules.chat_template_kwargs
-            )
+            return self._rendered(turns, True)
         except Exception as error:  # a template is a program and may raise anything
             words = str(error) or type(error).__name__
             raise BadRow("template", f"the chat template refuses {_roles(turns)}: {words}") from error
+
+    def _rendered(self, turns: list[Turn], answer_begins: bool) -> str:
+        text = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=answer_begins, **self._rules.chat_template_kwargs
+        )
         return str(text)
 
     def _tokenize(self, texts: list[str]) -> list[list[int] | BadRow]:
@@ -184,9 +206,19 @@ class Renderer:
             )
         if self._unknown is not None and self._unknown in ids:
             draft.remarks.append(UNKNOWN_TOKEN)
+        if self._begins_twice(draft, ids):
+            draft.remarks.append(second_beginning(self._tokenizer.bos_token))
         return Rendered(
             text=draft.text, token_ids=ids, label=draft.label, columns=draft.columns, remarks=tuple(draft.remarks)
         )
+
+    def _begins_twice(self, draft: _Draft, ids: Sequence[int]) -> bool:
+        """Whether a prompt has the token of the beginning of a text twice, though not one for each of several texts."""
+        token = self._tokenizer.bos_token_id
+        if token is None or ids[0] != token:
+            return False
+        spelled = self._begins_with is not None and self._begins_with in draft.inner
+        return list(ids[1:2]) == [token] or (spelled and list(ids).count(token) > 1)
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
@@ -238,11 +270,10 @@ def _check_template(tokenizer: Any, rules: RowRules) -> None:
         )
 
 
-def _present(row: dict[str, object], key: str, setting: str) -> object:
+def _present(row: dict[str, object], key: str, kind: Kind, setting: str) -> object:
     """The value of a column. Raises :class:`BadRow` if there is none, or it is empty."""
     value = column(row, key)
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        kind: Kind = "prompt" if setting == "data.input_key" else "label"
         raise BadRow(kind, f"column {key!r} ({setting}) is missing or empty; it has {column_names(row)}")
     return value
 

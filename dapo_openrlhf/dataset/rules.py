@@ -16,6 +16,10 @@ class RowRules:
     """Column of the prompt, or a dotted path into nested columns; the same holds for ``label_key``."""
     label_key: str | None
     """Column of the label; None if the rows need no label, which is empty then."""
+    input_setting: str = "data.input_key"
+    """The setting that names the prompt's column, for messages."""
+    label_setting: str = "data.label_key"
+    """The setting that names the label's column, for messages."""
     needs_answer: bool
     """Whether the label must be an answer that the rule reward can compare with."""
     may_lack_label: bool = False

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 
 from dapo_openrlhf.pipeline.agreement import Agreement
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, EngineUnusable
-from dapo_openrlhf.pipeline.evaluator import Evaluator
+from dapo_openrlhf.pipeline.evaluator import Evaluator, evaluated
 from dapo_openrlhf.pipeline.event_log import EventLog
-from dapo_openrlhf.pipeline.events import BatchTaken, Evaluated, PublicationLive, StepDone, StepTrained
+from dapo_openrlhf.pipeline.events import BatchTaken, PublicationLive, StepDone, StepTrained
 from dapo_openrlhf.pipeline.laps import Laps
 from dapo_openrlhf.pipeline.ledger import Ledger
 from dapo_openrlhf.pipeline.ports import PolicyTrainer, Publication, WeightPublisher
@@ -304,23 +304,10 @@ class Pipeline:
         version = self._queue.live_version
         measured = await self._evaluator.measure()
         self._saver.evaluated(step, measured)
-        estimates = {name: estimate.value for name, estimate in measured.estimates().items()}
-        self._schedule.ending.measured(step, estimates)
-        self._log.emit(
-            Evaluated(
-                step=step,
-                version=version,
-                accuracy=measured.accuracy.value,
-                problems=len(measured.results),
-                responses=len(measured.responses),
-                errors=measured.errors,
-                estimates=estimates,
-                seconds=self._log.now() - started,
-                measured=measured,
-            )
-        )
-        self.outcome.accuracies[step] = measured.accuracy.value
-        return measured.accuracy.value
+        self._schedule.ending.measured(step, measured.values())
+        self._log.emit(evaluated(measured, step=step, version=version, seconds=self._log.now() - started))
+        accuracy = self.outcome.accuracies[step] = measured.first.accuracy.value
+        return accuracy
 
     def _batch_taken(self, batch: TrainBatch, *, waited: float) -> BatchTaken:
         rollouts = [rollout for group in batch.groups for rollout in group.rollouts]

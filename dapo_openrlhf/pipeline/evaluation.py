@@ -7,7 +7,7 @@ accuracies are over the judged responses.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dapo_openrlhf.pipeline.eval_metrics import Estimate, maj_at_k, over_problems, pass_at_k, powers_of_two
@@ -108,3 +108,26 @@ class Evaluation:
         """Mean of ``value`` over the problems with at least k judged responses."""
         covered = [result for result in self.results if result.judged >= k]
         return over_problems([value(result) for result in covered], [result.judged / k for result in covered])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluations:
+    """One measurement of every set of problems."""
+
+    sets: Mapping[str, Evaluation]
+    """By name, in the order of ``eval.dataset``, at least one. The name of a single set is empty, unless the user has given
+    it one."""
+
+    @property
+    def first(self) -> Evaluation:
+        """That of the first set, by which the run is judged where nothing else is said."""
+        return next(iter(self.sets.values()))
+
+    def values(self) -> dict[str, float]:
+        """Every number by its name: the first set's, and ``NAME/accuracy``, ``NAME/pass@4`` and so on of sets with names."""
+        numbers = {name: estimate.value for name, estimate in self.first.estimates().items()}
+        for key, one in self.sets.items():
+            if key:
+                numbers[f"{key}/accuracy"] = one.accuracy.value
+                numbers |= {f"{key}/{name}": estimate.value for name, estimate in one.estimates().items()}
+        return numbers

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dapo_openrlhf.pipeline.engine_pool import Sampler
-from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult, Response
+from dapo_openrlhf.pipeline.evaluation import Evaluation, Evaluations, ProblemResult, Response
+from dapo_openrlhf.pipeline.events import Evaluated, SetEvaluated
 from dapo_openrlhf.pipeline.ports import ENGINE_DIED, EnvironmentFault, GroupError, ResponseTexts, RewardScorer
-from dapo_openrlhf.types import Generation, Prompt, Score, Transcript
+from dapo_openrlhf.pipeline.room import Room
+from dapo_openrlhf.types import Generation, PolicyVersion, Prompt, Score, Transcript
 
 T = TypeVar("T")
 
@@ -28,66 +31,88 @@ class EvaluationFailed(RuntimeError):
     """None of the responses could be judged."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemSet:
+    """Problems with the sampling of the responses to them."""
+
+    problems: Sequence[Prompt]
+    sampler: Sampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answered:
+    """The responses to a problem, and when they were begun and complete, in seconds of the event loop."""
+
+    result: ProblemResult
+    begun: float
+    ended: float
+
+
 class Evaluator:
-    """Has every problem answered n times and the answers scored. What fails is tried once more."""
+    """Has every problem of every set answered n times and the answers scored. What fails is tried once more."""
 
     def __init__(
         self,
+        sets: Mapping[str, ProblemSet],
         *,
-        problems: Sequence[Prompt],
-        sampler: Sampler,
         scorer: RewardScorer,
         texts: ResponseTexts | None,
-        concurrency: int,
+        responses_at_once: int,
         on_answered: Callable[[ProblemResult], None] = lambda result: None,
     ) -> None:
-        """``texts``: None leaves texts out. ``concurrency``: number of problems in progress at once, at least 1.
-        ``on_answered`` is called with every problem's result as it comes.
+        """``sets``: see :class:`Evaluations`. ``texts``: None leaves texts out. ``responses_at_once``: number of responses
+        in progress at once, at least 1. ``on_answered`` is called with every problem's result as it comes.
 
-        With a concurrency beyond what the engines hold, the time-out of a problem would run while it waits for its
-        turn.
+        With more responses than the engines hold, the time-out of a problem would run while it waits for its turn.
         """
-        self._problems = problems
-        self._sampler = sampler
+        self._sets = sets
         self._scorer = scorer
         self._texts = texts
-        self._concurrency = concurrency
+        self._responses_at_once = responses_at_once
         self._on_answered = on_answered
 
-    async def measure(self) -> Evaluation:
-        """Evaluate with the weights that are live now. Raises :class:`EvaluationFailed`."""
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        room = asyncio.Semaphore(self._concurrency)
+    async def measure(self) -> Evaluations:
+        """Evaluate with the weights that are live now. Raises :class:`EvaluationFailed`.
+
+        The sets' problems are begun in order, so that engines go over to the next set while the last answers to the one
+        before are still being written.
+        """
+        room = Room(self._responses_at_once)
         async with asyncio.TaskGroup() as tasks:
-            answers = [tasks.create_task(self._answer(problem, room)) for problem in self._problems]
-        measured = Evaluation(
-            results=tuple(answer.result() for answer in answers),
-            samples=self._sampler.sampling.n,
-            seconds=clock() - started,
+            answering = {
+                key: [tasks.create_task(self._answer(problem, one.sampler, room)) for problem in one.problems]
+                for key, one in self._sets.items()
+            }
+        measured = {
+            key: self._evaluation([task.result() for task in answers], self._sets[key].sampler)
+            for key, answers in answering.items()
+        }
+        for key, one in measured.items():
+            _refuse_unjudged(key, one)
+        return Evaluations(sets=measured)
+
+    def _evaluation(self, answered: Sequence[_Answered], sampler: Sampler) -> Evaluation:
+        return Evaluation(
+            results=tuple(one.result for one in answered),
+            samples=sampler.sampling.n,
+            seconds=max(one.ended for one in answered) - min(one.begun for one in answered),
             with_texts=self._texts is not None,
         )
-        if measured.errors == len(measured.responses):
-            reasons = Counter(response.error for response in measured.responses)
-            words = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-            raise EvaluationFailed(f"none of {measured.errors} responses of the evaluation could be judged: {words}")
-        return measured
 
-    async def _answer(self, problem: Prompt, room: asyncio.Semaphore) -> ProblemResult:
-        async with room:
-            result = ProblemResult(problem=problem, responses=await self._respond(problem))
+    async def _answer(self, problem: Prompt, sampler: Sampler, room: Room) -> _Answered:
+        clock = asyncio.get_running_loop().time
+        async with room.taken(sampler.sampling.n):
+            begun = clock()
+            result = ProblemResult(problem=problem, responses=await self._respond(problem, sampler))
         self._on_answered(result)
-        return result
+        return _Answered(result=result, begun=begun, ended=clock())
 
-    async def _respond(self, problem: Prompt) -> tuple[Response, ...]:
+    async def _respond(self, problem: Prompt, sampler: Sampler) -> tuple[Response, ...]:
         try:
-            generation = await _again(lambda: self._generate(problem))
+            generation = await _again(lambda: sampler.sample(f"problem {next(SERIAL)}", problem, 0))
         except GroupError as error:
-            return (Response(error=_reason(error)),) * self._sampler.sampling.n
+            return (Response(error=_reason(error)),) * sampler.sampling.n
         return await self._score(problem, generation)
-
-    async def _generate(self, problem: Prompt) -> Generation:
-        return await self._sampler.sample(f"problem {next(SERIAL)}", problem, 0)
 
     async def _score(self, problem: Prompt, generation: Generation) -> tuple[Response, ...]:
         texts: Sequence[Transcript] = (Transcript(text=""),) * len(generation.lengths)
@@ -116,6 +141,14 @@ class Evaluator:
         )
 
 
+def _refuse_unjudged(key: str, measured: Evaluation) -> None:
+    if measured.errors == len(measured.responses):
+        reasons = Counter(response.error for response in measured.responses)
+        words = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        of = f"the evaluation of {key}" if key else "the evaluation"
+        raise EvaluationFailed(f"none of {measured.errors} responses of {of} could be judged: {words}")
+
+
 def _reason(error: GroupError) -> str:
     return f"{error.reason}: {error}"
 
@@ -131,3 +164,27 @@ async def _again(attempt: Callable[[], Awaitable[T]]) -> T:
             failures, deaths = failures + (not died), deaths + died
             if error.permanent or failures == 2 or deaths == MOST_DEATHS:
                 raise
+
+
+def evaluated(measured: Evaluations, *, step: int, version: PolicyVersion, seconds: float) -> Evaluated:
+    """The event of an evaluation that took so long, of the weights after ``step`` steps."""
+    figures = {key: _figures(one) for key, one in measured.sets.items()}
+    first = next(iter(figures.values()))
+    return Evaluated(
+        step=step,
+        version=version,
+        accuracy=first.accuracy,
+        problems=first.problems,
+        responses=first.responses,
+        errors=first.errors,
+        estimates=measured.values(),
+        sets={key: one for key, one in figures.items() if key},
+        seconds=seconds,
+        measured=measured,
+    )
+
+
+def _figures(one: Evaluation) -> SetEvaluated:
+    return SetEvaluated(
+        accuracy=one.accuracy.value, problems=len(one.results), responses=len(one.responses), errors=one.errors
+    )

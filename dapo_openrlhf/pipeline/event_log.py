@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from dapo_openrlhf.pipeline import events
 from dapo_openrlhf.pipeline.event_file import Line, read_lines
-from dapo_openrlhf.pipeline.events import UNWRITTEN, Event
+from dapo_openrlhf.pipeline.events import UNWRITTEN, Event, SetEvaluated
 from dapo_openrlhf.types import PolicyVersion, Span
 
 Listener = Callable[[Event], None]
@@ -91,6 +91,8 @@ def _plain(value: object) -> object:
         return [_plain(item) for item in value]
     if isinstance(value, Span):
         return {"worker": value.worker, "kind": value.kind, "start": value.start, "end": value.end}
+    if isinstance(value, SetEvaluated):
+        return _plain(dataclasses.asdict(value))
     return value
 
 
@@ -178,6 +180,10 @@ def _exactly(kind: type) -> Callable[[Any], object]:
     return read_value
 
 
+def _set_evaluated(values: Mapping[str, Any]) -> SetEvaluated:
+    return SetEvaluated(**{**values, "accuracy": _number(values["accuracy"])})
+
+
 _READERS: Mapping[object, Callable[[Any], object]] = {
     float: _number,
     int: _exactly(int),
@@ -186,6 +192,9 @@ _READERS: Mapping[object, Callable[[Any], object]] = {
     PolicyVersion: _exactly(int),
     Mapping[str, float]: lambda value: {name: _number(item) for name, item in _mapping(value).items()},
     Mapping[str, int]: _mapping,
+    Mapping[str, SetEvaluated]: lambda value: {
+        key: _set_evaluated(_mapping(one)) for key, one in _mapping(value).items()
+    },
     tuple[int, ...]: lambda value: tuple(map(_exactly(int), value)),
     tuple[Span, ...]: lambda value: tuple(Span(**span) for span in value),
 }

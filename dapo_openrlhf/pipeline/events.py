@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dapo_openrlhf.pipeline.evaluation import Evaluation
+from dapo_openrlhf.pipeline.evaluation import Evaluations
 from dapo_openrlhf.types import PolicyVersion, Span
 
 UNWRITTEN = "unwritten"
@@ -260,7 +260,21 @@ class PublicationLive(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetEvaluated:
+    """The figures of one set of an evaluation."""
+
+    accuracy: float
+    """avg@n over the judged responses."""
+    problems: int
+    responses: int
+    errors: int = 0
+    """Number of responses that could not be generated or judged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated(Event):
+    """An evaluation has ended. Of several sets the figures are the first one's."""
+
     step: int
     version: PolicyVersion
     accuracy: float
@@ -270,9 +284,11 @@ class Evaluated(Event):
     errors: int = 0
     """Number of responses that could not be generated or judged."""
     estimates: Mapping[str, float] = field(default_factory=dict)
-    """Estimates by their names: ``avg@n``, ``pass@k``, ``maj@k``."""
+    """Estimates by their names: ``avg@n``, ``pass@k``, ``maj@k``; of sets with names also ``NAME/pass@k`` and so on."""
+    sets: Mapping[str, SetEvaluated] = field(default_factory=dict)
+    """The sets that have names, in order; empty for a single one without."""
     seconds: float
-    measured: Evaluation | None = field(default=None, compare=False, repr=False, metadata={UNWRITTEN: True})
+    measured: Evaluations | None = field(default=None, compare=False, repr=False, metadata={UNWRITTEN: True})
     """The evaluation with every response; None in an event that was read from a log."""
 
 

@@ -178,7 +178,9 @@ METRICS: Mapping[str, Metric] = {
     "seconds/checkpoint": Metric(
         "seconds", "time from the beginning of a checkpoint until it was complete, on steps in which one was completed"
     ),
-    "eval/accuracy": Metric("share", "held-out accuracy, on steps in which a measurement ended"),
+    "eval/accuracy": Metric(
+        "share", "held-out accuracy, of several sets the first one's, on steps in which a measurement ended"
+    ),
 }
 """Every name a row may have, with its unit and meaning. Further statistics of the trainer appear under their own names,
 ``reward/NAME`` is the mean of what a reward returned as ``extra_logs[NAME]`` over the groups judged since the last
@@ -254,6 +256,7 @@ class StepMetrics:
                 self._values["seconds/publish"] = event.seconds
             case Evaluated():
                 self._values["eval/accuracy"] = event.accuracy
+                self._values |= {f"eval/{name}/accuracy": one.accuracy for name, one in event.sets.items()}
             case Checkpointed():
                 self._values["seconds/checkpoint"] = event.seconds
 

@@ -61,6 +61,12 @@ _RANKS = Fixed(
 _OPTIMIZER = "the optimizer's state is laid out otherwise, and DeepSpeed cannot load one as the other"
 _ADAPTERS = Fixed(reason="the checkpoint holds the adapters, and the optimizer's state, of the earlier setting")
 
+_PROMPTS = Fixed(
+    reason="the run's place in the order of its prompts is a place in that file",
+    unless="the other file holds the same prompts in the same order, which is checked when it is read",
+    allowed=lambda earlier, now: True,
+)
+
 FIXED: Mapping[str, Fixed] = {
     "preset": Fixed(
         reason="a run's config.yaml holds every setting already, so another preset would change nothing",
@@ -100,11 +106,8 @@ FIXED: Mapping[str, Fixed] = {
         unless="it is switched off, which ends the average",
         allowed=lambda earlier, now: not now.train.enable_ema,
     ),
-    "data.prompt_dataset": Fixed(
-        reason="the run's place in the order of its prompts is a place in that file",
-        unless="the other file holds the same prompts in the same order, which is checked when it is read",
-        allowed=lambda earlier, now: True,
-    ),
+    "data.prompt_dataset": _PROMPTS,
+    "data.prompt_split": _PROMPTS,
     "data.prompt_probs": Fixed(
         reason="each file is drawn from on its own with shares, and from all together without",
         unless="there were shares before, and are",
@@ -224,15 +227,11 @@ CHANGEABLE: Mapping[str, str] = {
     "data.system_prompt": _GROUPS,
     "data.on_bad_row": "rows read from then on; a row more or less is another set of prompts, which is refused",
     "data.max_len": _GROUPS,
-    "eval.dataset": _EVALUATION,
-    "eval.max_samples": _EVALUATION,
-    "eval.steps": _EVALUATION,
-    "eval.target": _EVALUATION,
+    **dict.fromkeys(
+        ("eval.dataset", "eval.split", "eval.sets", "eval.max_samples", "eval.steps", "eval.target"), _EVALUATION
+    ),
     "eval.patience": f"{_EVALUATION}, counted anew",
-    "eval.n_samples_per_prompt": _EVALUATION,
-    "eval.temperature": _EVALUATION,
-    "eval.top_p": _EVALUATION,
-    "eval.max_new_tokens": _EVALUATION,
+    **{f"eval.{name}": _EVALUATION for name in ("n_samples_per_prompt", "temperature", "top_p", "max_new_tokens")},
     "ckpt.save_steps": "checkpoints from then on",
     "ckpt.max_num": "checkpoints from then on; older ones beyond it are removed at the next",
     "report.wandb": _REPORTED,

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from dapo_openrlhf.pipeline.checkpoint import RunState
-from dapo_openrlhf.pipeline.evaluation import Evaluation
+from dapo_openrlhf.pipeline.evaluation import Evaluations
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Checkpointed, SnapshotTaken
 from dapo_openrlhf.pipeline.ports import CheckpointStore, PolicyTrainer
@@ -63,10 +63,9 @@ class Saver:
         """
         return None if self._writing is None else await asyncio.shield(self._writing)
 
-    def evaluated(self, step: int, measured: Evaluation) -> None:
+    def evaluated(self, step: int, measured: Evaluations) -> None:
         """Take note of an evaluation of the weights after ``step`` steps, by which the best checkpoint is known."""
-        estimates = {name: estimate.value for name, estimate in measured.estimates().items()}
-        self._checkpoints.evaluated(step, estimates)
+        self._checkpoints.evaluated(step, measured.values())
 
     @asynccontextmanager
     async def settling(self, stop: StopRequest) -> AsyncIterator[None]:

@@ -39,10 +39,7 @@ class Notices(Sink):
             self._say(said)
         match event:
             case Evaluated():
-                errors = f"; {event.errors} of {event.responses} responses were errors" if event.errors else ""
-                self._say(
-                    f"held-out accuracy {event.accuracy:.1%} on {event.problems} problems after {event.step} steps{errors}"
-                )
+                self._say(measured(event))
             case UpdateSkipped():
                 self._say(
                     f"warning: update {event.update} of step {event.step} was stopped before the optimizer saw it: not "
@@ -61,6 +58,20 @@ class Notices(Sink):
             case GroupFailed() if self._failures < FAILURES_SHOWN:
                 self._failures += 1
                 self._say(f"group {event.group} failed ({event.reason}): {event.message}")
+
+
+def measured(event: Evaluated) -> str:
+    """The accuracies of an evaluation, of every set that has a name, as one line."""
+    if event.sets:
+        sets = [f"{name} {one.accuracy:.1%} on {one.problems} problems" for name, one in event.sets.items()]
+        failed = [(f" of {name}", one.errors, one.responses) for name, one in event.sets.items()]
+        words = f"held-out accuracy after {event.step} steps: {', '.join(sets)}"
+    else:
+        failed = [("", event.errors, event.responses)]
+        words = f"held-out accuracy {event.accuracy:.1%} on {event.problems} problems after {event.step} steps"
+    return words + "".join(
+        f"; {errors} of {responses} responses{of} were errors" for of, errors, responses in failed if errors
+    )
 
 
 def rewound(event: Rewound) -> str:

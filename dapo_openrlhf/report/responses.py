@@ -33,18 +33,19 @@ class JudgedProblem:
 
 
 class Responses(Sink):
-    """Writes every evaluation's responses to a file of its own."""
+    """Writes the responses of every evaluation to a file of their own, one for each set."""
 
     name = "the responses of an evaluation"
 
-    def __init__(self, path_of: Callable[[int], Path]) -> None:
-        """``path_of``: returns the file for the evaluation after a number of steps."""
+    def __init__(self, path_of: Callable[[int, str], Path]) -> None:
+        """``path_of``: returns the file for the evaluation after a number of steps, of the set with a name or without one."""
         self._path_of = path_of
 
     def event(self, event: Event) -> None:
         """Write an evaluation's responses."""
         if isinstance(event, Evaluated) and event.measured is not None:
-            write_responses(self._path_of(event.step), event.measured)
+            for key, one in event.measured.sets.items():
+                write_responses(self._path_of(event.step, key), one)
 
 
 def write_responses(path: Path, evaluation: Evaluation) -> None:

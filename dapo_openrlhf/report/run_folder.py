@@ -132,9 +132,10 @@ class RunFolder:
         """File with a row of numbers per rollout step, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
-    def responses(self, step: int) -> Path:
-        """File with every response of the evaluation after ``step`` steps, for ``dapo-openrlhf compare``."""
-        return self.path / "eval" / f"step-{step}.jsonl"
+    def responses(self, step: int, key: str = "") -> Path:
+        """File with every response of the evaluation after ``step`` steps, for ``dapo-openrlhf compare``; ``key``: the name
+        of the set, empty for a single one without."""
+        return self.path / "eval" / key / f"step-{step}.jsonl"
 
     def trouble(self, words: str) -> str | None:
         """What keeps files from being written here, with the remedy; None if nothing does.

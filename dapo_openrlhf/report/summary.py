@@ -39,6 +39,8 @@ class Summary:
     """Number of response tokens of trained groups."""
     counters: Counters
     """Numbers of groups by their outcome, as the ledger counts them."""
+    held_out: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """Accuracy ``before`` and ``after`` of each set of held-out problems that has a name; null where it was not measured."""
     restarts: int = 0
     """Number of times that the trainer was lost and a new one went on from a checkpoint."""
     steps_undone: int = 0
@@ -66,7 +68,7 @@ def closing_words(summary: Summary, folder: RunFolder) -> str:
     """
     seconds = summary.train_seconds
     lines = {
-        "held-out accuracy": _accuracy(summary.accuracy_before, summary.accuracy_after),
+        "held-out accuracy": _accuracies(summary),
         "steps": f"{summary.steps:,} in {seconds:,.1f} s ({clock_time(seconds)}){_first_step(summary)}",
         "tokens per second": f"{_rate(summary.generated_tokens, seconds)} generated, "
         f"{_rate(summary.trained_tokens, seconds)} trained",
@@ -99,6 +101,12 @@ def _folded(title: str, text: str) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _accuracies(summary: Summary) -> str:
+    if not summary.held_out:
+        return _accuracy(summary.accuracy_before, summary.accuracy_after)
+    return "; ".join(f"{name} {_accuracy(one['before'], one['after'])}" for name, one in summary.held_out.items())
 
 
 def _accuracy(before: float | None, after: float | None) -> str:

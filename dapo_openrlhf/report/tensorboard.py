@@ -91,7 +91,7 @@ class TensorBoardSink(Sink):
 
     def step(self, step: int, row: Row, elapsed: float) -> None:
         """Add a step's numbers at the number of steps done after it."""
-        self.write(step + 1, {name: value for name, value in row.items() if name != "eval/accuracy"})
+        self.write(step + 1, {name: value for name, value in row.items() if not name.startswith("eval/")})
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Add every number of ``row`` at ``step``."""

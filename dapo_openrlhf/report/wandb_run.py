@@ -81,7 +81,7 @@ class WandbRun(Sink):
 
     def step(self, step: int, row: Row, elapsed: float) -> None:
         """Log a step's numbers at the number of steps done after it."""
-        numbers = {name: value for name, value in row.items() if name != "eval/accuracy"}
+        numbers = {name: value for name, value in row.items() if not name.startswith("eval/")}
         self._run.log({STEP: step + 1, **numbers})
 
     def close(self) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.actor_settings import engine_args
 from dapo_openrlhf.backend.run.inputs import Inputs
+from dapo_openrlhf.backend.run.needs import check_vllm
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens
 from dapo_openrlhf.backend.run.workers import start_rank
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, LossSettings
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
 
@@ -131,3 +134,12 @@ def test_an_engine_started_after_its_runs_checkpoint_was_removed_begins_with_the
     assert engine_args(config(), INPUTS.device, 0, checkpoint)["model"] == str(checkpoint)
     checkpoint.rmdir()
     assert engine_args(config(), INPUTS.device, 0, checkpoint)["model"] == "hub/model"
+
+
+def test_only_training_asks_an_engine_for_what_its_sampler_kept() -> None:
+    cut = config(rollout__top_p=0.9)
+    assert engine_args(cut, INPUTS.device, 0)["return_sampling_mask"] is True
+    assert "return_sampling_mask" not in engine_args(cut, INPUTS.device, 0, training=False)
+    check_vllm(cut, Version("0.26.0"), training=False)
+    with pytest.raises(ConfigError, match=r"rollout\.top_p 0\.9"):
+        check_vllm(cut, Version("0.26.0"), training=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from patience import HANG_SECONDS
 
 pytestmark = pytest.mark.real
@@ -141,6 +142,20 @@ def test_the_run_leaves_everything(run: Path) -> None:
     assert (run.parent / "latest").resolve() == run.resolve()
 
 
+def test_the_model_is_complete_for_the_hub(run: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    left = {path.name for path in (run / "checkpoint").iterdir()}
+    assert left >= {
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    card = ModelCard.load(run / "checkpoint" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    summary = _summary(run)
+    assert f"{STEPS:,} rollout steps" in card.text
+    assert f"| {summary['accuracy_before']:.1%} | {summary['accuracy_after']:.1%} |" in card.text
+
+
 def test_no_secret_of_the_environment_is_in_what_it_leaves(run: Path, ray_files: Path) -> None:
     left = [path for folder in (run.parent, ray_files) for path in folder.rglob("*") if path.is_file()]
     assert run.parent / "console" in left and run / "config.yaml" in left and run / "checkpoint/config.json" in left
@@ -162,7 +177,15 @@ def test_the_checkpoint_loads_and_answers_as_well(run: Path, ray_files: Path, tm
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert AutoTokenizer.from_pretrained(run / "checkpoint").eos_token is not None
     answer = tmp_path / "eval.json"
-    result = _command("eval", ray_files, f"actor.model_name_or_path={run / 'checkpoint'}", "--json", str(answer))
+    held_out = yaml.safe_load((run / "config.yaml").read_text())["eval"]["dataset"][0]
+    sets = ["--eval.dataset", f"whole={held_out}", f"few={held_out}", "--eval.sets.few.max_samples", "8"]
+    own = ["--eval.sets.few.n_samples_per_prompt", "3", "--eval.sets.few.temperature", "1.0"]
+    kept = ["--json", str(answer), "--responses", str(tmp_path / "responses.jsonl")]
+    result = _command("eval", ray_files, f"actor.model_name_or_path={run / 'checkpoint'}", *sets, *own, *kept)
     assert result.returncode == 0, result.stderr[-2000:]
-    accuracy = json.loads(answer.read_text())["accuracy"]
-    assert accuracy == pytest.approx(_summary(run)["accuracy_after"], abs=0.05)
+    found = json.loads(answer.read_text())
+    assert found["accuracy"] == pytest.approx(_summary(run)["accuracy_after"], abs=0.05)
+    few = found["sets"]["few"]
+    assert (few["problems"], few["responses"], few["temperature"], few["errors"]) == (8, 24, 1.0, 0)
+    assert len((tmp_path / "responses.few.jsonl").read_text().splitlines()) == 24
+    assert len((tmp_path / "responses.whole.jsonl").read_text().splitlines()) == found["sets"]["whole"]["responses"]

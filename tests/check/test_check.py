@@ -284,3 +284,44 @@ def test_few_open_files_warn_and_hardly_any_fail(folder: Path, monkeypatch: pyte
     for most, level in ((100, "fail"), (1024, "warn"), (1 << 20, "pass")):
         monkeypatch.setattr("resource.getrlimit", lambda kind, most=most: (most, most))
         assert next(check_limits(here)).level == level
+
+
+def test_every_set_of_problems_is_read_with_its_own_columns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.jsonl").write_text('{"input": "1+2=", "label": "3"}\n')
+    Path("b.jsonl").write_text('{"question": "2+2=", "answer": "4"}\n')
+    sets = ["check", "run.yaml", "--json", "--eval.dataset", "a.jsonl", "hard=b.jsonl"]
+    own = ["--eval.sets.hard.input_key", "question", "--eval.sets.hard.label_key", "answer"]
+    assert main([*sets, *own]) == 0
+    told = json.loads(capsys.readouterr().out)["checks"]["data"]["findings"]
+    assert [one["words"] for one in told][-2:] == [
+        "all 1 rows of a.jsonl: 1 prompts, the longest of 4 tokens; the set a",
+        "all 1 rows of b.jsonl: 1 prompts, the longest of 4 tokens; the set hard",
+    ]
+    assert main(sets) == 1
+    (failed,) = [
+        one for one in json.loads(capsys.readouterr().out)["checks"]["data"]["findings"] if one["level"] == "fail"
+    ]
+    assert "b.jsonl (eval.dataset)" in failed["words"]
+    assert "(data.input_key, for this set alone eval.sets.hard.input_key)" in failed["words"]
+
+
+def test_an_empty_set_of_problems_is_refused_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.jsonl").write_text('{"input": "1+2=", "label": "3"}\n')
+    Path("b.jsonl").write_text("\n")
+    assert main(["check", "run.yaml", "--eval.dataset", "a.jsonl", "b.jsonl"]) == 1
+    assert "b.jsonl (eval.dataset): holds no prompts" in capsys.readouterr().out
+
+
+def test_a_chat_template_that_begins_no_answer_is_warned_about(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    Path("model", "chat_template.jinja").write_text(template)
+    assert main(["check", "run.yaml", "--json", "--data.apply_chat_template"]) == 0
+    found = json.loads(capsys.readouterr().out)["checks"]["data"]["findings"]
+    (warned,) = [one["words"] for one in found if one["level"] == "warn"]
+    assert "2 of 2 prompts end without the beginning of an answer" in warned and "'[assistant]'" in warned
+    Path("model", "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}[assistant]{% endif %}")
+    assert main(["check", "run.yaml", "--json", "--data.apply_chat_template"]) == 0
+    found = json.loads(capsys.readouterr().out)["checks"]["data"]["findings"]
+    assert [one for one in found if one["level"] == "warn"] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dapo_openrlhf.check.memory import judge, judge_engine
@@ -131,3 +133,56 @@ def test_an_average_of_the_weights_is_a_model_more_and_four_bytes_a_parameter() 
     assert checkpoint_bytes(critic, HALF_BILLION)[1] == 4 * count + 24 * count + 4 * count
     adapters = config(train=average, ds={"lora": {"rank": 16}})
     assert checkpoint_bytes(adapters, SEVEN_BILLION)[1] == SEVEN_BILLION.parameters * 4 + SEVEN_BILLION_ADAPTERS * 16
+
+
+# ---------------------------------------------------------------- docs/gpus.md: where the trainer ends
+
+SHAPES = {
+    "0.5B": (896, 24, 14, 2, 4864, 151936, True),
+    "1.5B": (1536, 28, 12, 2, 8960, 151936, True),
+    "7B": (3584, 28, 28, 4, 18944, 152064, False),
+    "14B": (5120, 48, 40, 8, 13824, 152064, False),
+    "32B": (5120, 64, 40, 8, 27648, 152064, False),
+    "72B": (8192, 80, 64, 8, 29568, 152064, False),
+}
+"""Hidden size, layers, heads, heads of keys and values, inner size, vocabulary, and whether the head is tied, of Qwen2.5."""
+NAMES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
+    "tie_word_embeddings",
+)  # fmt: skip
+
+
+def where_it_ends() -> list[list[str]]:
+    page = (Path(__file__).parents[2] / "docs" / "gpus.md").read_text(encoding="utf-8")
+    lines = page.split("## Where the trainer ends")[1].split("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return rows[2:]
+
+
+def largest_sums(
+    model: str, ranks: int, stage: int, besides: str, *, checkpointing: bool = True
+) -> tuple[float, float]:
+    """What a rank holds besides activations, and the longest sequence in 92 % of 80 GB beside it."""
+    shape = ModelShape.of(dict(zip(NAMES, SHAPES[model], strict=True)))
+    run = config(
+        actor={"num_gpus_per_node": ranks, "gradient_checkpointing_enable": checkpointing},
+        data={"max_len": 1025},
+        train={"max_tokens_per_gpu": 1000, "batch_size": 64},
+        ds={"zero_stage": stage, "adam_offload": "adam_offload" in besides, "lora": {"rank": 16 * ("lora" in besides)}},
+    )
+    parts = trainer_memory(run, shape)
+    held = sum(parts.values()) - parts["activations"]
+    return held, max(0.0, 0.92 * 80e9 - held) / (parts["activations"] / 1025)
+
+
+def test_the_page_says_where_the_trainer_ends_as_the_sums_do() -> None:
+    rows = where_it_ends()
+    assert len(rows) == 12
+    for model, ranks, stage, besides, held, longest in rows:
+        sums = largest_sums(model, int(ranks), int(stage), besides)
+        assert (held, int(longest.replace(",", ""))) == (f"{sums[0] / 1e9:.1f}", int(sums[1] // 1000 * 1000)), model
+    assert largest_sums("7B", 8, 3, "", checkpointing=False)[1] == pytest.approx(7613, abs=20)
+    assert largest_sums("32B", 32, 3, "", checkpointing=False)[1] == pytest.approx(2273, abs=20)
+    paper = 22528
+    assert largest_sums("32B", 8, 3, "")[1] == 0 and largest_sums("32B", 16, 3, "")[1] > paper
+    assert largest_sums("32B", 8, 3, "ds.adam_offload")[1] > paper

@@ -180,7 +180,7 @@ def test_eval_takes_the_first_problems_of_the_file(folder: Path) -> None:
             "actor.model_name_or_path": str(folder / "model"),
         }
         config = load_config(folder / "run.yaml", settings)
-        problems = check_inputs(config, training=False).problems
+        (problems,) = check_inputs(config, training=False).problems
         assert [problem.label for problem in problems] == [row["label"] for row in rows[:taken]]
 
 
@@ -199,7 +199,7 @@ def test_eval_tells_every_estimate_with_errors_and_speed(folder: Path) -> None:
         with_texts=True,
     )
     config = load_config(folder / "run.yaml", {"eval.dataset": "prompts.jsonl", "eval.n_samples_per_prompt": 2})
-    summary = summary_of(config, measured)
+    summary = summary_of(config, config.eval_sets[0], measured)
     assert (summary["accuracy"], summary["errors"], summary["truncated"], summary["no_answer"]) == (0.75, 1, 1, 1)
     assert (summary["tokens"], summary["tokens_per_second"], summary["max_new_tokens"]) == (100, 50.0, 8)
     estimates = summary["estimates"]
@@ -212,8 +212,8 @@ def test_eval_tells_every_estimate_with_errors_and_speed(folder: Path) -> None:
     }
     assert json.loads(json.dumps(summary)) == summary
     limited = load_config(folder / "run.yaml", {"eval.dataset": "prompts.jsonl", "eval.max_samples": 2})
-    assert "model on the first 2 problems of prompts.jsonl" in words(limited, measured)
-    told = words(config, measured)
+    assert "model on the first 2 problems of prompts.jsonl" in words(limited, limited.eval_sets[0], measured)
+    told = words(config, config.eval_sets[0], measured)
     assert "model on 2 problems of prompts.jsonl" in told
     assert "avg@2    75.0% [18.7%, 94.4%] on 2 problems" in told
     assert "%] on the 1 of 2 problems with enough judged responses" in told.splitlines()[3]  # pass@2

@@ -135,12 +135,15 @@ def test_verls_dapo(capsys: Captured, tmp_path: Path) -> None:
     assert (config.reward.overlong_buffer_len, config.reward.overlong_penalty_factor) == (4096, 1.0)
     assert config.algo.dynamic_filtering_enable and config.algo.kl.init_coef == 0
     assert config.train.max_tokens_per_gpu == 45056
-    assert (config.data.label_key, config.eval.dataset) == ("reward_model.ground_truth", "/a/aime-2024.parquet")
+    assert (config.data.label_key, config.eval.dataset) == (
+        "reward_model.ground_truth",
+        ("/a/aime-2024.parquet", "/b/other.parquet"),
+    )
     assert config.run.name == "DAPO-32B" and config.devices == 128
     assert config.actor.model_name_or_path == "$HOME/verl/models/32B"
     assert "holds a variable that is not set" in said
     assert "actor_rollout_ref.rollout.quantization: 'fp8' has no counterpart" in said
-    assert "data.val_files: only the first of 2" in said
+    assert "data.val_files" not in said
 
 
 def test_verls_yaml(capsys: Captured, tmp_path: Path) -> None:
@@ -251,15 +254,26 @@ def test_several_sets_splits_and_addresses(capsys: Captured) -> None:
     assert status == 0, said
     config = build_config(settings, source="test")
     assert config.data.prompt_dataset == ("a.jsonl", "b.csv.gz", "hf:some/set:main")
+    assert config.data.prompt_split is None, "files have no split main"
     assert config.data.prompt_probs == (0.5, 0.3, 0.2) and config.data.max_samples == 300
-    assert config.eval.dataset == "hf:some/other:test" and config.eval.max_samples == 300
+    assert config.eval.dataset == ("hf:some/other",) and config.eval.split == "test" and config.eval.max_samples == 300
     assert "--remote_rm_url: only the first of 2 addresses" in said
 
 
 def test_one_set_needs_no_share_and_a_file_has_no_split(capsys: Captured) -> None:
     status, settings, said = run(capsys, *f"{LEAST} --prompt_data_probs 1.0 --prompt_split test".split())
     assert status == 0 and "prompt_probs" not in settings["data"]
-    assert f"--prompt_split: {NOT_HERE['data.prompt_split']}" in said
+    assert "--prompt_split: a file has the split train only" in said
+
+
+def test_a_split_of_sets_of_the_hub_stays_an_option_of_its_own(capsys: Captured) -> None:
+    words = LEAST.replace("prompts.jsonl", "some/set") + " --prompt_split main --eval_dataset some/set,other/set"
+    status, settings, said = run(capsys, *words.split())
+    config = build_config(settings, source="test")
+    assert (status, config.data.prompt_dataset, config.data.prompt_split) == (0, ("hf:some/set",), "main"), said
+    assert config.eval.dataset == ("set-1=hf:some/set:train", "set-2=hf:other/set:train"), (
+        "both would have the name set"
+    )
 
 
 def test_a_constant_learning_rate_stays_one(capsys: Captured) -> None:

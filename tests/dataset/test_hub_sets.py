@@ -82,3 +82,67 @@ def test_a_set_that_cannot_be_had_is_refused_with_its_setting(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match="needs the package datasets"):
         local_path("hf:a/b", setting="data.prompt_dataset", say=pytest.fail)
+
+
+# ---------------------------------------------------------------- data.prompt_split, eval.split
+
+
+def saved(folder: Path, *splits: str) -> Path:
+    """A folder as datasets saves one with splits, with what is looked at of it."""
+    for split in splits:
+        (folder / split).mkdir(parents=True)
+        (folder / split / "state.json").write_text("{}")
+    (folder / "dataset_dict.json").write_text("{}")
+    return folder
+
+
+def split_path(name: str, split: str | None, setting: str = "data.prompt_dataset") -> Path:
+    return local_path(name, setting=setting, say=pytest.fail, split=split)
+
+
+def test_a_split_is_that_of_sets_whose_name_gives_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[object] = []
+
+    def load_dataset(name: str, subset: str | None, *, split: str) -> object:
+        asked.append((name, split))
+        return datasets.Dataset.from_list([{"q": "1"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    away(monkeypatch, "")
+    split_path("hf:a/b", "test")
+    split_path("hf:a/b:test", "test")
+    split_path("hf:a/b:test", None)
+    assert asked == [("a/b", "test")] * 3
+    folder = saved(tmp_path / "set", "train", "test")
+    assert split_path(str(folder), "test") == folder / "test"
+    assert split_path(str(folder / "test"), "test") == folder / "test"
+    assert split_path(str(folder), None) == folder, "which is refused when it is read, as ever"
+    assert split_path("a.jsonl", "train") == Path("a.jsonl"), "the one split of a file"
+    (tmp_path / "single").mkdir()
+    assert split_path(str(tmp_path / "single"), "test") == tmp_path / "single", (
+        "OpenRLHF takes a set without splits whole"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "setting", "told"),
+    [
+        (
+            "hf:a/b:train",
+            "test",
+            "data.prompt_dataset",
+            "data.prompt_split: 'test', but hf:a/b:train (data.prompt_dataset) names",
+        ),
+        ("hf:a/b@c:x", "y", "eval.dataset", "eval.split: 'y', but hf:a/b@c:x (eval.dataset) names the split 'x'"),
+        ("SET/train", "test", "data.prompt_dataset", "names the split 'train'; leave one of the two out"),
+        ("SET", "dev", "eval.dataset", "has no split 'dev'; it has test, train"),
+        ("a.jsonl", "test", "data.prompt_dataset", "data.prompt_split: a.jsonl is a file, which has no split 'test'"),
+        ("SET", "", "eval.dataset", "has no split ''"),
+    ],
+)
+def test_a_split_that_contradicts_is_refused(tmp_path: Path, name: str, split: str, setting: str, told: str) -> None:
+    folder = saved(tmp_path / "set", "train", "test")
+    with pytest.raises(ConfigError) as caught:
+        split_path(name.replace("SET", str(folder)), split, setting)
+    assert told in str(caught.value)

@@ -108,7 +108,10 @@ OTHER: dict[str, Any] = {
     "data.prompt_probs": [1.0],
     "data.max_samples": 5,
     "data.input_template": "Q: {}",
-    "eval.dataset": "heldout.jsonl",
+    "data.prompt_split": "test",
+    "eval.dataset": ["heldout.jsonl"],
+    "eval.split": "test",
+    "eval.sets": {"heldout": {"temperature": 0.5}},
     "eval.max_samples": 5,
     "eval.steps": 2,
     "eval.target": 0.9,
@@ -145,6 +148,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "environment.timeout": {"train.agent_func_path": "environment.py"},
     "environment.memory": {"train.agent_func_path": "environment.py"},
     "environment.workers": {"train.agent_func_path": "environment.py"},
+    "eval.sets": {"eval.dataset": "heldout.jsonl"},
     "eval.target": {"eval.dataset": "heldout.jsonl", "eval.steps": 2},
     "eval.patience": {"eval.dataset": "heldout.jsonl", "eval.steps": 2},
 }
@@ -221,7 +225,7 @@ def test_every_setting_is_obeyed_or_refused_with_its_reason(name: str, tmp_path:
     value = other_value(name)
     run = make_run(tmp_path, config(**{**beside, **({"device": "cpu"} if name == "device" else {})}))
     now = config(**{**beside, name: value})
-    if name in CHANGEABLE or name in ("data.prompt_dataset", "algo.advantage.estimator"):
+    if name in CHANGEABLE or name in ("data.prompt_dataset", "data.prompt_split", "algo.advantage.estimator"):
         assert check(run, now) == [name]
         return
     before = contents(tmp_path)

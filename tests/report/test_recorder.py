@@ -7,6 +7,7 @@ import errno
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dapo_openrlhf.pipeline.events import (
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.report.curves import Curves
-from dapo_openrlhf.report.history import accuracy_at_start, earlier_evaluations
+from dapo_openrlhf.report.history import Measured, earlier_evaluations
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import DROPPED_SHOWN, FAILURES_SHOWN, Notices
 from dapo_openrlhf.report.recorder import Recorder, Sink
@@ -154,7 +155,7 @@ def test_rows_are_in_the_file_at_once_and_those_done_anew_are_removed(tmp_path: 
 
 
 def test_each_evaluations_responses_have_a_file(tmp_path: Path) -> None:
-    recorded(Responses(lambda step: tmp_path / f"step-{step}.jsonl"))
+    recorded(Responses(lambda step, key: tmp_path / key / f"step-{step}.jsonl"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0.jsonl", "step-3.jsonl"]
     assert [problem.judged for problem in read_verdicts(tmp_path / "step-3.jsonl").values()] == [2, 2]
 
@@ -184,9 +185,14 @@ def test_a_resumed_run_is_counted_from_its_first_start(tmp_path: Path) -> None:
     before = earlier_evaluations(file, 4)
     assert {step: one.accuracy for step, one in before.items()} == {0: 0.1, 4: 0.4}, "what came after it is undone"
     assert earlier_evaluations(file, 0) == {}, "a new run"
-    assert accuracy_at_start(before, 0.4, problems=1) == 0.1
-    assert accuracy_at_start(before, 0.4, problems=2) == 0.4, "of other problems nothing follows"
-    assert accuracy_at_start({}, None, problems=1) is None
+    history = Measured(before, first_step=4)
+    history.event(evaluated(4, 0.4))
+    history.event(evaluated(6, 0.5))
+    assert history.start is not None and history.start.accuracy == 0.1
+    other = Measured(before, first_step=4)
+    other.event(replace(evaluated(4, 0.4), problems=2))
+    assert other.start is not None and other.start.accuracy == 0.4, "of other problems nothing follows"
+    assert Measured({}, first_step=0).start is None
 
 
 def _evaluated(step: int, *, accuracy: float, errors: int = 0) -> Evaluated:

@@ -82,8 +82,10 @@ def training_sampling(rollout: RolloutSection) -> Sampling:
     )
 
 
-def engine_args(config: Config, device: Device, index: int, checkpoint: Path | None = None) -> dict[str, Any]:
-    """vLLM's arguments for one engine, sized for the work that it will get.
+def engine_args(
+    config: Config, device: Device, index: int, checkpoint: Path | None = None, *, training: bool = True
+) -> dict[str, Any]:
+    """vLLM's arguments for one engine, sized for the work that it will get. What its sampler kept is for training only.
 
     The checkpoint that a run started from may be deleted before the run ends, see ``ckpt.max_num``. An engine that is
     started later only needs a model of the same shape, because it gets its weights from a publication.
@@ -103,7 +105,7 @@ def engine_args(config: Config, device: Device, index: int, checkpoint: Path | N
         "enforce_eager": vllm.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
-        **({"return_sampling_mask": True} if config.rollout.truncated else {}),
+        **({"return_sampling_mask": True} if training and config.rollout.truncated else {}),
         **_transfer_settings(config),
         **device.engine_settings(
             kv_cache_memory_bytes=vllm.kv_cache_memory_bytes, gpu_memory_utilization=vllm.gpu_memory_utilization

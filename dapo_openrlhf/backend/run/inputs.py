@@ -37,8 +37,8 @@ class Inputs:
 
     device: Device
     prompts: Sequence[Prompt]
-    problems: Sequence[Prompt]
-    """Held-out problems; empty without ``eval.dataset``."""
+    problems: Sequence[Sequence[Prompt]]
+    """The held-out problems of each set; empty without ``eval.dataset``."""
     stop: StopTokens
     """The tokens that end a response."""
     prompt_set: str = ""
@@ -71,7 +71,7 @@ def check_inputs(
 
     ``say`` receives what is worth knowing about the data, including the first prompt.
     """
-    check_packages(config)
+    check_packages(config, training=training)
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
     if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:
@@ -104,7 +104,7 @@ def check_inputs(
     if files.adapters is not None:
         say(str(files.adapters))
     prompts, problems = read_sets(config, say, training=training)
-    if first := prompts or problems:
+    if first := prompts or next(iter(problems), None):
         say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
     prompt_set = prompts.identity if prompts else ""
     if state is not None:
@@ -112,7 +112,7 @@ def check_inputs(
     return Inputs(
         device=device,
         prompts=prompts or [],
-        problems=problems or [],
+        problems=problems,
         stop=files.stop,
         prompt_set=prompt_set,
         set_sizes=prompts.sizes if prompts else (),
@@ -198,12 +198,12 @@ def check_context(config: Config, values: Mapping[str, Any]) -> None:
 
 def read_sets(
     config: Config, say: Callable[[str], None], *, training: bool
-) -> tuple[JoinedSets | None, PromptSet | None]:
-    """Read training prompts and held-out problems concurrently; None for an unused set. Raises ``ConfigError``."""
+) -> tuple[JoinedSets | None, Sequence[PromptSet]]:
+    """Read training prompts, None if there is no training, and held-out problems concurrently. Raises ``ConfigError``."""
     with ThreadPoolExecutor(2) as threads:
         prompts = threads.submit(read_prompts, config, say) if training else None
-        problems = threads.submit(read_problems, config, say) if config.eval.dataset else None
-        return prompts.result() if prompts else None, problems.result() if problems else None
+        problems = threads.submit(read_problems, config, say)
+        return prompts.result() if prompts else None, problems.result()
 
 
 def read_prompts(
@@ -212,33 +212,33 @@ def read_prompts(
     """Read ``data.prompt_dataset`` as the configuration says, at most ``most`` rows of each. Raises ``ConfigError``."""
     rows = min((limit for limit in (most, config.data.max_samples) if limit is not None), default=None)
     rules = replace(row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens), max_rows=rows)
-    sets = [
-        read_prompt_set(
-            local_path(file, setting="data.prompt_dataset", say=say),
-            rules,
-            setting="data.prompt_dataset",
-            on_bad_row=config.data.on_bad_row,
-            say=say,
+    files = config.data.prompt_dataset
+    return JoinedSets([_read_set(config, file, "data.prompt_dataset", rules, say) for file in files])
+
+
+def read_problems(
+    config: Config, say: Callable[[str], None] = lambda text: None, *, most: int | None = None
+) -> list[PromptSet]:
+    """Read the sets of ``eval.dataset`` as the configuration says, at most ``most`` rows of each. Raises ``ConfigError``."""
+    sets = []
+    for one in config.eval_sets:
+        rows = min((limit for limit in (most, one.max_samples) if limit is not None), default=None)
+        rules = replace(
+            row_rules(config, one.room, one.max_new_tokens),
+            max_rows=rows,
+            input_key=one.input_key,
+            label_key=one.label_key,
+            input_setting=one.column("input_key"),
+            label_setting=one.column("label_key"),
         )
-        for file in config.data.prompt_dataset
-    ]
-    return JoinedSets(sets)
+        sets.append(_read_set(config, one.path, "eval.dataset", rules, say))
+    return sets
 
 
-def read_problems(config: Config, say: Callable[[str], None] = lambda text: None) -> PromptSet:
-    """Read ``eval.dataset`` as the configuration says. Raises ``ConfigError``."""
-    assert config.eval.dataset is not None
-    if config.eval.max_new_tokens is None:
-        rules = row_rules(config, "rollout.max_new_tokens", config.rollout.max_new_tokens)
-    else:
-        rules = row_rules(config, "eval.max_new_tokens", config.eval.max_new_tokens)
-    return read_prompt_set(
-        local_path(config.eval.dataset, setting="eval.dataset", say=say),
-        replace(rules, max_rows=config.eval.max_samples),
-        setting="eval.dataset",
-        on_bad_row=config.data.on_bad_row,
-        say=say,
-    )
+def _read_set(config: Config, name: str, setting: str, rules: RowRules, say: Callable[[str], None]) -> PromptSet:
+    split = config.data.prompt_split if setting == "data.prompt_dataset" else config.eval.split
+    path = local_path(name, setting=setting, say=say, split=split)
+    return read_prompt_set(path, rules, setting=setting, on_bad_row=config.data.on_bad_row, say=say)
 
 
 def row_rules(config: Config, room: str, max_new_tokens: int) -> RowRules:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dapo_openrlhf import stopping
-from dapo_openrlhf.backend.run.actor_settings import max_num_seqs, training_sampling
+from dapo_openrlhf.backend.run.actor_settings import training_sampling
 from dapo_openrlhf.backend.run.cluster import ray_cluster
+from dapo_openrlhf.backend.run.evaluators import evaluator
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.new_trainer import NewTrainer
 from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher
@@ -30,14 +31,13 @@ from dapo_openrlhf.pipeline.conductor import Outcome, Pipeline, Training
 from dapo_openrlhf.pipeline.dynamic_sampling import WINDOW_BATCHES, GroupFilter, OverSampling
 from dapo_openrlhf.pipeline.ending import Ending
 from dapo_openrlhf.pipeline.engine_pool import EnginePool, Sampler
-from dapo_openrlhf.pipeline.evaluation import Evaluation, ProblemResult
-from dapo_openrlhf.pipeline.evaluator import Evaluator
+from dapo_openrlhf.pipeline.evaluation import Evaluations, ProblemResult
 from dapo_openrlhf.pipeline.event_log import EventLog, Listener
 from dapo_openrlhf.pipeline.events import Event, WorkerSpans
 from dapo_openrlhf.pipeline.health import HealthLimits
 from dapo_openrlhf.pipeline.lives import Carried, Lives
 from dapo_openrlhf.pipeline.losses import words_of_engines
-from dapo_openrlhf.pipeline.ports import EngineReviver, Sampling
+from dapo_openrlhf.pipeline.ports import EngineReviver
 from dapo_openrlhf.pipeline.prompts import PromptStream
 from dapo_openrlhf.pipeline.restarts import RestartBudget
 from dapo_openrlhf.pipeline.reward_attempts import Attempts, LimitedAttempts
@@ -48,7 +48,7 @@ from dapo_openrlhf.pipeline.saving import Saver
 from dapo_openrlhf.pipeline.schedule import Schedule
 from dapo_openrlhf.pipeline.staleness import StalenessPolicy
 from dapo_openrlhf.pipeline.stop import StopAsked, StopRequest
-from dapo_openrlhf.types import Prompt, Span
+from dapo_openrlhf.types import Span
 
 PROGRESS_SECONDS = 10.0
 """Seconds between two progress reports of an evaluation."""
@@ -140,7 +140,7 @@ def evaluate(
     say: Callable[[str], None],
     on_answered: Callable[[ProblemResult], None],
     progress: Callable[[float], str],
-) -> Evaluation:
+) -> Evaluations:
     """Measure ``actor.model_name_or_path`` on ``eval.dataset``, with engines and reward workers only.
 
     Every :data:`PROGRESS_SECONDS`, ``progress`` gets the seconds since the first problem was begun, and its text goes
@@ -156,7 +156,7 @@ async def _evaluate(
     say: Callable[[str], None],
     on_answered: Callable[[ProblemResult], None],
     progress: Callable[[float], str],
-) -> Evaluation:
+) -> Evaluations:
     started = time.monotonic()
     workers = await start_workers(config, inputs, training=False, say=say)
     begun = time.monotonic()
@@ -170,10 +170,10 @@ async def _evaluate(
     reviver = EngineRestarts(workers.engines, start_timeout=config.async_.start_timeout)
     restarts = RestartBudget(config.vllm.max_restarts)
     engines = _pool(config, workers, reviver, restarts, on_event=lambda event: _say_of_engines(event, say))
-    evaluator = _evaluator(config, inputs.problems, engines, workers.rewards, on_answered)
+    measuring = evaluator(config, inputs, engines, workers.rewards, on_answered)
     async with workers.heard(), asyncio.TaskGroup() as tasks:
         helpers = [tasks.create_task(report()), tasks.create_task(engines.supervise())]
-        measured = await evaluator.measure()
+        measured = await measuring.measure()
         for helper in helpers:
             helper.cancel()
     return measured
@@ -204,7 +204,7 @@ def build_pipeline(
             publisher=WatchedPublisher(publisher, trainer.watch),
             agreement=Agreement(limit=config.max_rollout_kl, data_type=config.ds.param_dtype),
         ),
-        evaluator=_evaluator(config, inputs.problems, engines, workers.rewards) if inputs.problems else None,
+        evaluator=evaluator(config, inputs, engines, workers.rewards) if inputs.problems else None,
         saver=Saver(trainer=trainer, rollouts=rollouts, checkpoints=checkpoints, model_path=trained_model, log=log),
         schedule=Schedule(
             max_steps=config.train.max_steps,
@@ -309,38 +309,3 @@ def stall_timeout(config: Config) -> float:
     served = any(origin.may_be_away for origin in reward.origins)
     waits = (timing.start_timeout, timing.publish_timeout, timing.generate_timeout, timing.reward_timeout)
     return sum(waits) + (reward.server_timeout if served else 0.0)
-
-
-def _evaluator(
-    config: Config,
-    problems: Sequence[Prompt],
-    engines: EnginePool,
-    rewards: RewardPool,
-    on_answered: Callable[[ProblemResult], None] = lambda result: None,
-) -> Evaluator:
-    return Evaluator(
-        problems=problems,
-        sampler=Sampler(
-            engines=engines,
-            sampling=Sampling(
-                n=config.eval.n_samples_per_prompt,
-                max_new_tokens=config.eval.max_new_tokens or config.rollout.max_new_tokens,
-                temperature=config.eval.temperature,
-                top_p=config.eval.top_p,
-            ),
-            timeout=config.async_.generate_timeout,
-            seed=config.train.seed,
-        ),
-        scorer=rewards,
-        texts=ObjectStoreTexts(timeout=config.async_.reward_timeout),
-        concurrency=problems_at_once(config),
-        on_answered=on_answered,
-    )
-
-
-def problems_at_once(config: Config) -> int:
-    """Number of problems of an evaluation that are in progress at once.
-
-    They fill each engine, and as many again wait, so that no engine runs empty between two problems.
-    """
-    return max(1, 2 * config.vllm.num_engines * max_num_seqs(config) // config.eval.n_samples_per_prompt)

@@ -31,14 +31,15 @@ SAYS_WHAT_IT_KEPT = Version("0.28")
 """The first version of vLLM that can return the tokens that its sampler kept."""
 
 
-def check_vllm(config: Config, vllm: Version | None) -> None:
+def check_vllm(config: Config, vllm: Version | None, *, training: bool) -> None:
     """Refuse a version of vLLM that is not driven here, or that lacks what the run needs.
 
     ``vllm``: its version here; None if it is not installed here.
     """
     if vllm is not None and (refused := refusal(str(vllm))):
         raise ConfigError(refused)
-    check_sampling(config, vllm)
+    if training:  # only the trainer reads what samplers kept
+        check_sampling(config, vllm)
 
 
 def check_sampling(config: Config, vllm: Version | None) -> None:
@@ -57,9 +58,9 @@ def check_sampling(config: Config, vllm: Version | None) -> None:
     )
 
 
-def check_packages(config: Config) -> None:
+def check_packages(config: Config, *, training: bool) -> None:
     """Refuse a version of vLLM that does not fit, and layers for the trainer from a package that is not installed here."""
-    check_vllm(config, installed_vllm())
+    check_vllm(config, installed_vllm(), training=training)
     if (missing := missing_liger(config)) is not None:
         raise ConfigError(missing)
 

@@ -54,7 +54,7 @@ async def _look_at(
     workers = await start_workers(config, inputs, training=False, say=say)
     sampler = Sampler(
         engines=EnginePool(workers.engines),
-        sampling=replace(training_sampling(config.rollout), n=1),
+        sampling=replace(training_sampling(config.rollout), n=1, kept=False),
         timeout=config.async_.generate_timeout,
     )
     async with workers.heard():

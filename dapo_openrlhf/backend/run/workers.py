@@ -68,7 +68,7 @@ async def start_workers(
     """
     placement = reserve(config, inputs.device, training=training)
     environments = _create_environments(config, say)
-    engines = _create_engines(config, inputs, placement, _episodes(config, environments))
+    engines = _create_engines(config, inputs, placement, _episodes(config, environments), training)
     rewards = _create_rewards(config, say)
     ranks: list[Any] = []
     if training:
@@ -134,7 +134,7 @@ def _notes(config: Config, ranks: Sequence[RankReady]) -> tuple[str, ...]:
 
 
 def _create_engines(
-    config: Config, inputs: Inputs, placement: Placement | Anywhere, episodes: EpisodePlan | None
+    config: Config, inputs: Inputs, placement: Placement | Anywhere, episodes: EpisodePlan | None, training: bool
 ) -> list[RemoteEngine]:
     worker: type[RolloutWorker] = EngineActor
     device, engine_class = inputs.device, ray.remote(worker)
@@ -149,7 +149,7 @@ def _create_engines(
             max_concurrency=ENGINE_CONCURRENT_CALLS,
         ).remote(
             name=f"engine {index}",
-            engine_args=engine_args(config, device, index, inputs.checkpoint),
+            engine_args=engine_args(config, device, index, inputs.checkpoint, training=training),
             stop_ids=inputs.stop.ids,
             decode_queries=any(origin.reads_queries for origin in config.reward.origins),
             version=inputs.first_step,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from dapo_openrlhf.config.typed import typed
+from dapo_openrlhf.pipeline.events import Evaluated, SetEvaluated
 from dapo_openrlhf.pipeline.metrics import LAPS, Row
 from dapo_openrlhf.report.page.curves import (
     LEARNING,
@@ -126,21 +127,36 @@ def _held_back(run: PastRun) -> Verdict | None:
 
 def _evaluations(runs: Sequence[PastRun]) -> str:
     rows = [
-        [
-            shown(run.label),
-            str(step),
-            percent(one.accuracy),
-            str(one.problems),
-            str(one.responses),
-            str(one.errors),
-            ", ".join(f"{shown(name)} {percent(value)}" for name, value in one.estimates.items()),
-        ]
+        [shown(run.label), str(step), shown(name), *_figures(one), _estimates(measured, name)]
         for run in runs
-        for step, one in sorted(run.evaluations.items())
+        for step, measured in sorted(run.evaluations.items())
+        for name, one in _sets(measured).items()
     ]
     if not rows:
         return "<p>No evaluation was made (eval.dataset).</p>"
-    return table(("run", "step", "accuracy", "problems", "responses", "errors", "estimates"), rows)
+    head: Sequence[str] = ("run", "step", "set", "accuracy", "problems", "responses", "errors", "estimates")
+    if not any(measured.sets for run in runs for measured in run.evaluations.values()):
+        head, rows = [*head[:2], *head[3:]], [[*row[:2], *row[3:]] for row in rows]
+    return table(head, rows, numbers_from=len(head) - 5)
+
+
+def _sets(measured: Evaluated) -> Mapping[str, Evaluated | SetEvaluated]:
+    return measured.sets or {"": measured}
+
+
+def _figures(one: Evaluated | SetEvaluated) -> list[str]:
+    return [percent(one.accuracy), str(one.problems), str(one.responses), str(one.errors)]
+
+
+def _estimates(measured: Evaluated, name: str) -> str:
+    """The numbers of one set of an evaluation besides its accuracy, in words."""
+    begin = f"{name}/" if name else ""
+    own = {
+        number.removeprefix(begin): value
+        for number, value in measured.estimates.items()
+        if number.startswith(begin) and number != f"{name}/accuracy"
+    }
+    return ", ".join(f"{shown(number)} {percent(value)}" for number, value in own.items())
 
 
 def _time(runs: Sequence[PastRun]) -> str:

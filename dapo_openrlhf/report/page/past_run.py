@@ -122,7 +122,7 @@ def _read(place: Path, label: str) -> PastRun:
         being_written=is_being_written(place),
     )
     _read_events(folder.events, run)
-    run.answers = _answers(place / "eval", run.damage)
+    run.answers = _answers(_responses(place / "eval", run), run.damage)
     run.samples = _samples(folder.samples)
     return run
 
@@ -181,9 +181,15 @@ def _notice(run: PastRun, words: str) -> None:
 # --------------------------------------------------------------------------------------------------------- responses
 
 
-def _answers(folder: Path, damage: list[str]) -> list[Answer]:
-    """For a few problems the first response of every evaluation."""
-    files = {int(number): file for file in folder.glob("step-*.jsonl") if (number := file.stem[5:]).isdecimal()}
+def _responses(folder: Path, run: PastRun) -> dict[int, Path]:
+    """The file of every evaluation by its step, of several sets that of the one that was first in the last evaluation."""
+    last = run.evaluations[max(run.evaluations)].sets if run.evaluations else {}
+    files = [*folder.glob("step-*.jsonl"), *(folder / next(iter(last), "")).glob("step-*.jsonl")]
+    return {int(number): file for file in files if (number := file.stem[5:]).isdecimal()}
+
+
+def _answers(files: Mapping[int, Path], damage: list[str]) -> list[Answer]:
+    """For a few problems the first response of every evaluation. ``files``: by step."""
     answers: list[Answer] = []
     for step in sorted(files):
         try:

@@ -37,7 +37,7 @@ def _files(config: Config, upload: Upload) -> Iterator[str]:
     named = [
         ("actor.model_name_or_path", config.actor.model_name_or_path),
         ("critic.model_name_or_path", config.critic.model_name_or_path),
-        ("eval.dataset", config.eval.dataset),
+        *(("eval.dataset", path) for _, path in config.eval.named),
         ("train.agent_func_path", config.train.agent_func_path),
     ]
     prompts = [(f"data.prompt_dataset[{i}]", file) for i, file in enumerate(config.data.prompt_dataset)]
