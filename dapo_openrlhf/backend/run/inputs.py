@@ -12,7 +12,7 @@ from typing import Any
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
-from dapo_openrlhf.backend.run.needs import check_devices, check_vllm, installed_vllm
+from dapo_openrlhf.backend.run.needs import check_devices, check_vllm, installed
 from dapo_openrlhf.backend.run.reward_servers import check_servers
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
@@ -71,7 +71,8 @@ def check_inputs(
 
     ``say`` receives what is worth knowing about the data, including the first prompt.
     """
-    check_vllm(config, installed_vllm())
+    if (vllm := installed("vllm")) is not None:
+        check_vllm(config, vllm)
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
     allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
     if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:
