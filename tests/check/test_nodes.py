@@ -26,6 +26,7 @@ from dapo_openrlhf.config.settings import Config
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "reward.py").write_text("def reward_func(queries, prompts, labels): ...\n")
     settings = {
         "device": "cpu",
@@ -75,7 +76,7 @@ def test_what_one_machine_lacks_is_said_with_its_address(config: Config, tmp_pat
         check_nodes(subject(config, fine, blind, other_disk, older, "ModuleNotFoundError: no such module"))
     )
     assert found == [
-        f"node 10.0.0.2: actor.model_name_or_path: {tmp_path / 'model'} is not there; put it on a disk that all machines see, "
+        f"node 10.0.0.2: actor.model_name_or_path: {tmp_path / 'model' / 'config.json'} is not there; put it on a disk that all machines see, "
         "or copy it there",
         f"node 10.0.0.3: run.dir: {tmp_path} is another folder of that name, on a disk of its own; trainer ranks write "
         "checkpoints there: name a folder on a disk that all machines see",

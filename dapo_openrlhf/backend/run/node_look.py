@@ -76,9 +76,14 @@ def asked_of(config: Config, folder: Path) -> Asked:
     if config.train.agent_func_path is None:
         files = [origin.path for origin in config.reward.origins if isinstance(origin, PythonFile)]
         named |= {f"reward.remote_url {file}": file for file in files}
-    paths = {name: str(Path(path).absolute()) for name, path in named.items() if path and Path(path).exists()}
+    paths = {name: str(_file_of(Path(path).absolute())) for name, path in named.items() if path and Path(path).exists()}
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return Asked(paths=paths, folder=str(nearest))
+
+
+def _file_of(path: Path) -> Path:
+    """What tells a model's folder from an empty one of its name, where a disk is not mounted."""
+    return path / "config.json" if (path / "config.json").is_file() else path
 
 
 @contextmanager
