@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import signal
 import subprocess
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -18,11 +20,21 @@ PR_SET_PDEATHSIG = 1
 ENDING_SECONDS = 40.0
 """Seconds in which a process that was asked to end must do so; a training takes ``train.grace_seconds`` (25)."""
 
+LOOK_SECONDS = 2.0
+"""Seconds between two looks whether a command has done enough."""
+
 _prctl = ctypes.CDLL(None).prctl
 
 
-def run_tree(command: Sequence[str], environment: Mapping[str, str], log: Path, timeout: float | None) -> int:
-    """Run a command with all its output behind that in ``log``; returns its exit status.
+def run_tree(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    timeout: float | None,
+    *,
+    enough: Callable[[], bool] | None = None,
+) -> int:
+    """Run a command with all its output behind that in ``log``; returns its exit status, 0 once it has done ``enough``.
 
     Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds. When it is late or interrupted, it is asked to end by
     SIGTERM, as it is when this process is killed; what is left after :data:`ENDING_SECONDS` is killed, with its whole
@@ -39,9 +51,21 @@ def run_tree(command: Sequence[str], environment: Mapping[str, str], log: Path, 
             preexec_fn=_end_with_parent,
         )
         try:
-            return process.wait(timeout)
+            return process.wait(timeout) if enough is None else _wait_for(process, timeout, enough)
         finally:
             _end_tree(process)
+
+
+def _wait_for(process: subprocess.Popen[bytes], timeout: float | None, enough: Callable[[], bool]) -> int:
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while not enough():
+        left = deadline - time.monotonic()
+        try:
+            return process.wait(min(LOOK_SECONDS, max(0.0, left)))
+        except subprocess.TimeoutExpired:
+            if left <= LOOK_SECONDS:
+                raise
+    return 0
 
 
 def last_lines(log: Path, count: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.run.node_look import Asked, Look
 from dapo_openrlhf.config.choices import DeviceKind
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.plan.gpus import GPUS
@@ -33,6 +34,10 @@ class Machine:
     """Memory that others hold of the fullest GPU."""
     memory_bytes: float | None = None
     """Memory of the machine that is available; None where it is not known."""
+    address: str = ""
+    """In the cluster."""
+    look: Look | str | None = None
+    """What a look at it found, or why none could be taken; None where none was taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +91,11 @@ def this_machine(kind: DeviceKind) -> Machines:
     return Machines(where="this machine", each=(machine,), here=True)
 
 
-def of_cluster(address: str) -> Machines:
-    """The machines of the Ray cluster at an address. Raises ``ConfigError`` where none answers."""
+def of_cluster(address: str, asked: Asked, kind: DeviceKind) -> Machines:
+    """The machines of the Ray cluster at an address, looked at. Raises ``ConfigError`` where none answers."""
     from dapo_openrlhf.backend.run.capacity import nodes_of
 
-    nodes = nodes_of(address)
+    nodes = nodes_of(address, asked, kind)
     here = len(nodes) == 1 and nodes[0].here
     each = tuple(
         Machine(
@@ -100,6 +105,8 @@ def of_cluster(address: str) -> Machines:
             free_gpus=node.free_gpus,
             gpu_bytes=_memory_of(node.accelerator),
             memory_bytes=float(psutil.virtual_memory().available) if here else None,
+            address=node.address,
+            look=node.look,
         )
         for node in nodes
     )

@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 
+from dapo_openrlhf.backend.run.node_look import SOCKETS, Look
+from dapo_openrlhf.check.each_machine import each_machine
 from dapo_openrlhf.check.finding import Finding, failed, passed
 from dapo_openrlhf.check.subject import Subject
-
-SOCKETS = 64
-"""Number of ports that must be free at once on the loopback interface; a run's own cluster takes some thirty."""
-INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Fail where no ports are free, or a library was told to use an interface that is not there."""
-    if not subject.machines().here:
-        yield passed("those of the machines are looked at where the run runs")
-        return
-    there = {name for _, name in socket.if_nameindex()}
-    for variable in INTERFACES:
-        if missing := missing_interfaces(os.environ.get(variable, ""), there):
+    yield from each_machine(subject, _judge, "those of the machines are looked at where the run runs")
+
+
+def _judge(look: Look) -> Iterator[Finding]:
+    there = set(look.interfaces)
+    for variable, wanted in look.asked_interfaces.items():
+        if missing := missing_interfaces(wanted, there):
             yield failed(
                 f"{variable}: this machine has no network interface {', '.join(missing)}",
-                f"use one of {', '.join(sorted(there))}, or unset it",
+                f"use one of {', '.join(look.interfaces)}, or unset it",
             )
-    opened: list[socket.socket] = []
-    try:
-        for _ in range(SOCKETS):
-            opened.append(socket.create_server(("127.0.0.1", 0)))
-    except OSError as error:
+    if look.ports_trouble:
         yield failed(
-            f"only {len(opened)} ports are free on 127.0.0.1 ({error.strerror})", "end what holds them (ss -ltn)"
+            f"only {look.ports} ports are free on 127.0.0.1 ({look.ports_trouble})", "end what holds them (ss -ltn)"
         )
     else:
-        yield passed(f"{SOCKETS} ports are free on 127.0.0.1; interfaces {', '.join(sorted(there))}")
-    finally:
-        for each in opened:
-            each.close()
+        yield passed(f"{SOCKETS} ports are free on 127.0.0.1; interfaces {', '.join(look.interfaces)}")
 
 
 def missing_interfaces(wanted: str, there: set[str]) -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from dapo_openrlhf.backend.run.inputs import check_models, local_model, read_problems, read_prompts
 from dapo_openrlhf.backend.run.model_files import ModelFiles, read_model_files
+from dapo_openrlhf.backend.run.node_look import Look, asked_of, look
 from dapo_openrlhf.check.machines import Machines
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
@@ -45,6 +48,16 @@ class Once(Generic[Value]):
         return self._value
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """A look at one machine."""
+
+    address: str
+    """Of a machine in a cluster; empty for this one."""
+    found: Look | str
+    """Or why it could not be looked at."""
+
+
 class Subject:
     """A configuration, the machines it is to run on, and what is read only when a check needs it."""
 
@@ -59,6 +72,20 @@ class Subject:
         self.files: Once[ModelFiles] = Once(self._files)
         self.prompts: Once[JoinedSets] = Once(self._prompts)
         self.problems: Once[list[PromptSet]] = Once(self._problems)
+        self.looks: Once[list[Looked]] = Once(self._looks)
+        """At the machines that are there; none of machines that are only named."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, or the one that it is to be made in."""
+        return self.resume.run if self.resume else Path(self.config.run.dir)
+
+    def _looks(self) -> list[Looked]:
+        machines = self.machines()
+        if machines.here:
+            return [Looked(address="", found=look(asked_of(self.config, self.folder)))]
+        each = machines.each
+        return [Looked(address=one.address, found=one.look) for one in each if one.look is not None]
 
     def _models(self) -> list[str]:
         """What is to be said about models that are there, as far as a look at names and folders tells."""

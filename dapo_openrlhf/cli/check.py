@@ -32,6 +32,7 @@ def check(
 ) -> int:
     """Print the table; returns 0 if no check fails, else 1. ``gpus``: see :func:`add_options`."""
     with stopping.nothing_to_lose("nothing was started"):
+        from dapo_openrlhf.backend.run.node_look import asked_of
         from dapo_openrlhf.check import table
         from dapo_openrlhf.check.machines import Machines, named, of_cluster, this_machine
         from dapo_openrlhf.check.registry import Row, run_checks
@@ -44,7 +45,10 @@ def check(
             if gpus is not None:
                 return named(gpus, nodes)
             address = os.environ.get("RAY_ADDRESS", "").strip()
-            return this_machine(config.device) if address in ("", "local") else of_cluster(address)
+            if address in ("", "local"):
+                return this_machine(config.device)
+            folder = resume.run if resume else Path(config.run.dir)
+            return of_cluster(address, asked_of(config, folder), config.device)
 
         place = Once(machines)
         if gpus is not None:

@@ -166,7 +166,7 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--arms",
         metavar="A,B,...",
-        help="k0, k1, k2, ...; with a preset also stock-sync, stock-async, stock-async-partial",
+        help="k0, k1, k2, ..., stock-sync, stock-async, stock-async-partial",
     )
     command.add_argument("--splits", metavar="E:T,...", help="each arm with E engines and T trainer ranks, such as 2:2")
     command.add_argument("--steps", type=int, metavar="N", help="rollout steps of each run, three of them warm-up")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packaging.version import Version
 
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.actor_settings import engine_args
@@ -140,6 +139,6 @@ def test_only_training_asks_an_engine_for_what_its_sampler_kept() -> None:
     cut = config(rollout__top_p=0.9)
     assert engine_args(cut, INPUTS.device, 0)["return_sampling_mask"] is True
     assert "return_sampling_mask" not in engine_args(cut, INPUTS.device, 0, training=False)
-    check_vllm(cut, Version("0.26.0"), training=False)
+    check_vllm(cut, "0.26.0", training=False)
     with pytest.raises(ConfigError, match=r"rollout\.top_p 0\.9"):
-        check_vllm(cut, Version("0.26.0"), training=True)
+        check_vllm(cut, "0.26.0", training=True)

@@ -24,6 +24,7 @@ from dapo_openrlhf.backend.trainer.per_sample import Known, token_advantages
 from dapo_openrlhf.backend.trainer.policy_loss import policy_loss
 from dapo_openrlhf.backend.trainer.step_settings import AdvantageSettings, LossSettings
 from dapo_openrlhf.config.foreign import NOT_HERE
+from dapo_openrlhf.config.not_there import FEWER, HOW, NOT_THERE
 from dapo_openrlhf.config.settings import settings_of
 from dapo_openrlhf.pipeline.batch import Sample, weighted
 from dapo_openrlhf.pipeline.dynamic_sampling import GroupFilter
@@ -400,6 +401,14 @@ def test_every_option_is_a_setting_or_is_refused_with_the_way_to_get_there() -> 
     theirs.add("logger.wandb.run_name")  # whose default is a date
     assert theirs - ours == set(NOT_HERE)
     assert set(NOT_HERE) & ours == set(), "what is a setting is not refused"
+
+
+def test_every_setting_is_an_option_or_is_known_to_be_none() -> None:
+    theirs, ours = set(their_options()), {name for name, _ in settings_of()}
+    theirs.add("logger.wandb.run_name")
+    environment = "train.agent_func_path"  # an option whose rollouts are counted otherwise
+    assert ours - theirs == {*NOT_THERE, *HOW} - {environment}
+    assert set(FEWER) | {environment} <= theirs
 
 
 def test_scheduler_names_are_transformers() -> None:

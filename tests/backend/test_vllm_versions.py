@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,9 +41,8 @@ READ = {
 }
 """Fields that are read."""
 
-CONFIG = load_config(
-    Path(__file__).parents[2] / "configs" / "quickstart_cpu.yaml", {"actor.model_name_or_path": "some/model"}
-)
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart_cpu.yaml"
+CONFIG = load_config(QUICKSTART, {"actor.model_name_or_path": "some/model"})
 
 
 def signature(name: str, parameters: list[str]) -> inspect.Signature:
@@ -137,15 +137,29 @@ def test_others_are_refused_by_name(version: str, monkeypatch: pytest.MonkeyPatc
         inputs.check_inputs(CONFIG, training=True)
 
 
-def test_check_fails_for_a_version_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "settings", "refused"),
+    [
+        ("0.25.0", {}, "vLLM 0.25.0: its engine core"),
+        ("0.27.1", {"rollout.top_p": 0.9}, "rollout.top_p 0.9, top_k 0, min_p 0: vLLM 0.27.1 does not return"),
+        ("0.27.1", {}, None),
+        ("0.28.0", {"rollout.top_p": 0.9}, None),
+    ],
+)
+def test_check_refuses_what_a_training_refuses(
+    version: str, settings: dict[str, float], refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Here:
-        config = CONFIG
+        config = load_config(QUICKSTART, {"actor.model_name_or_path": "some/model", **settings})
 
         def machines(self) -> Here:
             return self
 
         assumed = False
 
-    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.25.0" if "vllm" in package else "1")
-    levels = {finding.level for finding in check(Here()) if finding.words.startswith("vLLM 0.25.0")}  # type: ignore[arg-type]
-    assert levels == {"fail"}
+    monkeypatch.setattr("importlib.metadata.version", lambda package: version if "vllm" in package else "1")
+    failures = [finding.words for finding in check(Here()) if finding.level == "fail"]  # type: ignore[arg-type]
+    assert [words[: len(refused or "")] for words in failures] == ([] if refused is None else [refused])
+    if refused is not None:
+        with pytest.raises(ConfigError, match=re.escape(refused)):
+            inputs.check_inputs(Here.config, training=True)

@@ -81,3 +81,18 @@ def test_what_is_late_is_ended(folder: Path) -> None:
         run_tree([sys.executable, "-c", "import time; time.sleep(100000)"], os.environ, folder / "log", 0.0)
     assert run_tree([sys.executable, "-c", "print(1); raise SystemExit(3)"], os.environ, folder / "log", None) == 3
     assert last_lines(folder / "log", 9) == "1\n"
+
+
+def test_a_command_that_has_done_enough_is_ended_and_succeeds(folder: Path) -> None:
+    done = Path("done")
+    command = [sys.executable, "-c", "import pathlib, time; pathlib.Path('done').touch(); time.sleep(100000)"]
+    assert run_tree(command, os.environ, folder / "log", HANG_SECONDS, enough=done.exists) == 0
+
+
+def test_a_command_that_never_does_enough_is_late_or_ends_with_its_status(folder: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_tree(["sleep", "100000"], os.environ, folder / "log", 0.1, enough=lambda: False)
+    assert (
+        run_tree([sys.executable, "-c", "raise SystemExit(3)"], os.environ, folder / "log", None, enough=lambda: False)
+        == 3
+    )

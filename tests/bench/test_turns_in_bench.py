@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from dapo_openrlhf.bench.arm import ArmSettings
 from dapo_openrlhf.bench.pipeline_arm import pipeline_settings
 from dapo_openrlhf.bench.stock.command import stock_arguments
 from dapo_openrlhf.bench.stock.steps import complete_steps
+from dapo_openrlhf.bench.workload import chain_folder
+from dapo_openrlhf.bench.workload.chain import Recipe
 from dapo_openrlhf.bench.workload.workload import Workload
 from dapo_openrlhf.config.loading import build_config
 
@@ -75,3 +79,19 @@ def test_the_environment_takes_as_long_for_the_same_words_and_judges_the_last(mo
     assert taken[0] >= 0.1 and taken[-1] == 5.0
     assert taken[2000] == pytest.approx(0.2, rel=0.1) and sum(taken) / 4000 == pytest.approx(0.49, rel=0.15)
     assert sum(one >= 5.0 for one in taken) / 4000 == pytest.approx(0.02, abs=0.01)
+
+
+def test_what_libraries_print_while_the_work_is_built_is_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def build(recipe: Recipe, folder: Path) -> int:
+        os.write(1, b"chatter\n")
+        os.write(2, b"warning\n")
+        return 7
+
+    monkeypatch.setattr(chain_folder, "_build", build)
+    work = chain_folder.chain_workload(tmp_path / "work")
+    print("heard")
+    assert capfd.readouterr() == ("heard\n", "")
+    assert (work.folder / chain_folder.LOG).read_text() == "chatter\nwarning\n"
+    assert json.loads((work.folder / "manifest.json").read_text())["parameters"] == 7

@@ -81,7 +81,7 @@ def test_a_run_that_can_start_passes_and_leaves_nothing(folder: Path, capsys: py
     assert "the longest of 6 tokens" in told and "'1+1='" in told
     assert "Qwen2ForCausalLM, 0.1 million parameters" in told
     assert "2 prompts x 4 responses = 8, in 1 updates of 8" in told
-    assert told.splitlines()[-1].startswith("13 checks: ") and told.endswith(" 0 fail\n")
+    assert told.splitlines()[-1].startswith("14 checks: ") and told.endswith(" 0 fail\n")
     assert not Path("runs").exists()
 
 
@@ -280,10 +280,9 @@ def test_memory_of_gpus_is_read_from_lines_of_mib() -> None:
 
 
 def test_few_open_files_warn_and_hardly_any_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = subject(HERE)
     for most, level in ((100, "fail"), (1024, "warn"), (1 << 20, "pass")):
         monkeypatch.setattr("resource.getrlimit", lambda kind, most=most: (most, most))
-        assert next(check_limits(here)).level == level
+        assert next(check_limits(subject(HERE))).level == level
 
 
 def test_every_set_of_problems_is_read_with_its_own_columns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

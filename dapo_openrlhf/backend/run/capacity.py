@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray.util import get_node_ip_address
 
 from dapo_openrlhf.backend.run.cluster import joined
+from dapo_openrlhf.backend.run.node_look import Asked, Look
+from dapo_openrlhf.backend.run.nodes import look_at_nodes
 from dapo_openrlhf.backend.run.ray_address import resolve
+from dapo_openrlhf.config.choices import DeviceKind
 from dapo_openrlhf.config.errors import ConfigError
 
 ACCELERATOR = "accelerator_type:"
@@ -20,6 +23,7 @@ ACCELERATOR = "accelerator_type:"
 class Node:
     """One machine of the cluster."""
 
+    address: str
     here: bool
     """Whether it is the machine that asks."""
     cpus: float
@@ -28,17 +32,26 @@ class Node:
     free_gpus: float
     accelerator: str
     """Kind of its GPUs; empty where Ray does not know."""
+    look: Look | str | None = None
+    """What a look at it found, or why none could be taken; None of the machine that asks where it is alone, and of one on which
+    nothing is placed."""
 
 
-def nodes_of(address: str) -> list[Node]:
-    """The living machines of the cluster at ``address``. Raises ``ConfigError`` where none answers."""
+def nodes_of(address: str, asked: Asked, kind: DeviceKind) -> list[Node]:
+    """The living machines of the cluster at ``address``, looked at. Raises ``ConfigError`` where none answers."""
     found = resolve(address)
     if found is None:
         raise ConfigError(f"RAY_ADDRESS: {address} names no running Ray cluster")
     with joined(found, lambda line: None):
         free = available_resources_per_node()
         own = get_node_ip_address()
-        return [_node(node, free.get(node["NodeID"], {}), own) for node in ray.nodes() if node["Alive"]]
+        alive = {
+            node["NodeID"]: _node(node, free.get(node["NodeID"], {}), own) for node in ray.nodes() if node["Alive"]
+        }
+        if [node.here for node in alive.values()] == [True]:
+            return [*alive.values()]  # who asks can look for himself
+        looks = look_at_nodes(asked, kind)
+        return [replace(node, look=looks.get(name)) for name, node in alive.items()]
 
 
 def _node(node: dict[str, object], free: dict[str, float], own: str) -> Node:
@@ -46,6 +59,7 @@ def _node(node: dict[str, object], free: dict[str, float], own: str) -> Node:
     assert isinstance(resources, dict)
     kinds = [name.removeprefix(ACCELERATOR) for name in resources if str(name).startswith(ACCELERATOR)]
     return Node(
+        address=str(node["NodeManagerAddress"]),
         here=node["NodeManagerAddress"] in (own, "127.0.0.1"),
         cpus=resources.get("CPU", 0.0),
         free_cpus=free.get("CPU", 0.0),

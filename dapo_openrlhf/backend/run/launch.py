@@ -15,6 +15,8 @@ from dapo_openrlhf.backend.run.cluster import ray_cluster
 from dapo_openrlhf.backend.run.evaluators import evaluator
 from dapo_openrlhf.backend.run.inputs import Inputs
 from dapo_openrlhf.backend.run.new_trainer import NewTrainer
+from dapo_openrlhf.backend.run.node_look import asked_of
+from dapo_openrlhf.backend.run.nodes import refuse_lacking_nodes
 from dapo_openrlhf.backend.run.publishers.opening import Publisher, open_publisher
 from dapo_openrlhf.backend.run.ray_watch import while_ray_lives
 from dapo_openrlhf.backend.run.remote_engine import EngineRestarts, ObjectStoreTexts
@@ -87,7 +89,9 @@ def train(
         ),
         say=say,
     )
-    with ray_cluster(config, inputs.device, say=say, logs=Path(trained_model).parent / "ray_logs"):
+    folder = Path(trained_model).parent
+    with ray_cluster(config, inputs.device, say=say, logs=folder / "ray_logs"):
+        refuse_lacking_nodes(asked_of(config, folder), inputs.device.kind)
         return asyncio.run(while_ray_lives(_train(config, inputs, log, say, begin)))
 
 

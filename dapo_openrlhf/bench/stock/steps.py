@@ -8,6 +8,13 @@ from pathlib import Path
 
 from dapo_openrlhf.bench.arm import ArmSettings
 
+PASS_RATE = "dynamic_filtering_pass_rate"
+"""Name of a metric that is there where groups are filtered."""
+NEEDED = (
+    "rollout/response_length_mean", "timing/broadcast", "timing/generation", "timing/make_experience", "timing/ppo_train",
+)  # fmt: skip
+"""Names of the metrics of a step that is written in full."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StockStep:
@@ -55,10 +62,11 @@ def complete_steps(
     environment in between are not trained.
     """
     wanted = settings.batch_size * settings.n_samples_per_prompt
+    needed = {*NEEDED, *({PASS_RATE} & scalars.keys())}
     for step, (finished, responses) in sorted(scalars.get("rollout/num_samples", {}).items()):
-        if responses < wanted:
-            continue
         values = {name: series[step][1] for name, series in scalars.items() if step in series}
+        if responses < wanted or not needed <= values.keys():
+            continue
         yield StockStep(
             finished=finished - started,
             generation=values["timing/generation"],
@@ -66,6 +74,6 @@ def complete_steps(
             ppo_train=values["timing/ppo_train"],
             broadcast=values["timing/broadcast"],
             response_tokens=responses * (values["rollout/response_length_mean"] - observed_tokens),
-            # OpenRLHF's "pass rate" is trained responses over generated groups, in percent.
-            generated_groups=100.0 * responses / values["dynamic_filtering_pass_rate"],
+            # OpenRLHF's "pass rate" is trained responses over generated groups, in percent; without a filter there is none.
+            generated_groups=100.0 * responses / values.get(PASS_RATE, 100.0 * settings.n_samples_per_prompt),
         )

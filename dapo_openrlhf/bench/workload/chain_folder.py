@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,9 @@ WITH_TURNS = Recipe(
 
 OBSERVED = 1
 """Number of tokens with which the environment answers the first action: the prompt's mark."""
+
+LOG = "build.log"
+"""Name of the file with what libraries said while the work was built."""
 
 SOURCES = ("chain.py", "chain_model.py", "workload.py")
 """Source files, beside this one, on which the finished workload depends besides its recipe."""
@@ -86,10 +93,31 @@ def _build(recipe: Recipe, folder: Path) -> int:
     return int(model.num_parameters())
 
 
+@contextmanager
+def _words_in(log: Path) -> Iterator[None]:
+    """Have what libraries print meanwhile written to a file, at the level of file descriptors."""
+    streams = (sys.stdout, sys.stderr)
+    with log.open("ab") as file:
+        for stream in streams:
+            stream.flush()
+        kept = [os.dup(number) for number in (1, 2)]
+        try:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+            yield
+        finally:
+            for stream in streams:
+                stream.flush()
+            for number, own in zip((1, 2), kept, strict=True):
+                os.dup2(own, number)
+                os.close(own)
+
+
 def _build_and_install(recipe: Recipe, output: Path, described: dict[str, Any]) -> None:
     """Build beside ``output`` and rename, so that nothing incomplete is left."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as folder:
         folder.mkdir()
-        manifest = described | {"parameters": _build(recipe, folder)}
+        with _words_in(folder / LOG):
+            manifest = described | {"parameters": _build(recipe, folder)}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
