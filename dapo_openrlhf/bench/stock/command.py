@@ -101,9 +101,7 @@ def stock_environment(settings: ArmSettings, folder: Path) -> dict[str, str]:
         VLLM_SETTINGS: json.dumps(engine),
         "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes have the loopback address, on Linux too
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(folder / "datasets"),
     }

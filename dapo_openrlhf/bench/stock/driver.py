@@ -1,6 +1,6 @@
 """Runs ``openrlhf.cli.train_ppo_ray``, unmodified, on a CPU: ``python -m dapo_openrlhf.bench.stock.driver ARGS``.
 
-``arm.py`` runs it in a process of its own. It starts a local Ray with simulated GPUs, which ends with it.
+``arm.py`` runs it in a process of its own. It starts a Ray with simulated GPUs, closed as that of our own runs and ended with it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import argparse
 import runpy
 from typing import Any
 
-import ray
-
+from dapo_openrlhf.backend.run.own_cluster import Size, own_cluster
 from dapo_openrlhf.bench.stock.on_cpu import install
 
 SIMULATED_GPUS = 2
@@ -24,18 +23,10 @@ def main() -> None:
     """Run stock OpenRLHF's command line with ``sys.argv``."""
     install()
     _accept_float32()
-    ray.init(
-        address="local",
-        num_cpus=PLACES,
-        num_gpus=SIMULATED_GPUS,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"worker_process_setup_hook": "dapo_openrlhf.bench.stock.on_cpu.install"},
-    )
-    try:
+    size = Size(cpus=PLACES, gpus=SIMULATED_GPUS, object_store_bytes=OBJECT_STORE_BYTES)
+    setup = {"worker_process_setup_hook": "dapo_openrlhf.bench.stock.on_cpu.install"}
+    with own_cluster(size, say=print, options={"runtime_env": setup, "log_to_driver": True}):
         runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)
-    finally:
-        ray.shutdown()
 
 
 def _accept_float32() -> None:
