@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +53,18 @@ class Size:
 
 
 @contextmanager
-def own_cluster(size: Size, *, say: Callable[[str], None], logs: Path | None = None) -> Iterator[None]:
+def own_cluster(
+    size: Size, *, say: Callable[[str], None], logs: Path | None = None, options: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Start Ray and connect to it; at the end stop it, and end what it leaves behind.
 
     ``say`` hears where Ray's files go if that is not the folder for temporary files, that the start is tried again, and
-    where Ray's logs are kept: they go to ``logs`` if the block raises an ordinary exception. Raises :class:`RayNotStarted`.
+    where Ray's logs are kept: they go to ``logs`` if the block raises an ordinary exception. ``options`` for ``ray.init``
+    come before our own. Raises :class:`RayNotStarted`.
     """
     with private_folder(say) as folder, _environment(folder):
         try:
-            _start(size, folder, say)
+            _start(size, folder, say, options or {})
             yield
         except Exception:
             if logs is not None and keep_logs(folder, logs):
@@ -123,12 +126,12 @@ def _tell_ray() -> None:
 # ------------------------------------------------------------------------------------------------------------- start
 
 
-def _start(size: Size, folder: Path, say: Callable[[str], None]) -> None:
+def _start(size: Size, folder: Path, say: Callable[[str], None], options: Mapping[str, Any]) -> None:
     for attempt, seconds in enumerate(START_SECONDS):
         begun = time.monotonic()
         try:
             with _patient(seconds):
-                _init(size, folder / "ray")
+                _init(size, folder / "ray", options)
             return
         except Exception as error:  # Ray raises bare ones
             ray.shutdown()
@@ -139,16 +142,16 @@ def _start(size: Size, folder: Path, say: Callable[[str], None]) -> None:
             say(f"{words} It is tried again with {START_SECONDS[attempt + 1]:g} s")
 
 
-def _init(size: Size, folder: Path) -> None:
+def _init(size: Size, folder: Path, options: Mapping[str, Any]) -> None:
+    ours: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(
         address="local",
         num_cpus=size.cpus,
         num_gpus=size.gpus,
         include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
         object_store_memory=size.object_store_bytes,
         _temp_dir=str(folder),
+        **(ours | {**options}),
     )
 
 

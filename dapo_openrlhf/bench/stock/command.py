@@ -130,9 +130,7 @@ def environment_on_cpu(engine: CpuEngine, folder: Path, *, devices: int, threads
         VLLM_SETTINGS: json.dumps(engine.arguments),
         "PYTHONPATH": python_path(),
         "PYTHONUNBUFFERED": "1",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes have the loopback address, on Linux too
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
         "HF_DATASETS_CACHE": str(folder / "datasets"),
     }
 
