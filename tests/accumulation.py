@@ -88,7 +88,7 @@ def gradient(engine: Any, models: Any, batches: Any, critic: bool, torch: Any) -
         if critic:
             loss = (engine(**inputs) - 1.0).square().sum()
         else:
-            logprobs, _ = engine(**inputs, targets=ids[:, 1:].flatten(), temperature=1.0)
+            logprobs, *_ = engine(**inputs, targets=ids[:, 1:].flatten(), temperature=1.0)
             loss = -logprobs.sum()
         engine.backward(loss / TOKENS)
     flat = torch.cat([safe_get_full_grad(p).double().flatten() for p in engine.module.parameters()])

@@ -12,7 +12,7 @@ from typing import Any
 
 from leaving import leave
 
-CASES = ((2, 4), (3, 0))
+CASES = ((2, 0), (3, 0), (3, 4))
 """ZeRO's stage, and the rank of the adapters; 0 for none."""
 COEFFICIENT, RATE, EPS = 2.0, 1e-3, 1e-4
 STEPS = 2

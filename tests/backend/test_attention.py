@@ -46,7 +46,7 @@ def _packed(model: Qwen2ForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
     flat = torch.cat(_sequences())
     starts = torch.tensor([0, *LENGTHS]).cumsum(0)
     positions = torch.cat([torch.arange(start, start + n - 1) for start, n in zip(starts, LENGTHS, strict=False)])
-    return model(
+    scores, entropies, _ = model(
         input_ids=flat[None],
         position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
         positions=positions,
@@ -54,6 +54,7 @@ def _packed(model: Qwen2ForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
         temperature=TEMPERATURE,
         buckets=rows.make_buckets(LENGTHS, device=torch.device("cpu")),
     )
+    return scores, entropies
 
 
 @pytest.mark.parametrize("rows", [1 << 27, 5 * VOCABULARY])  # whole at once, and in chunks run again for the gradient

@@ -46,7 +46,7 @@ class CountedBigram(Bigram):
 
     looked_ahead = 0
 
-    def forward(self, **inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         self.looked_ahead += not torch.is_grad_enabled()
         return super().forward(**inputs)
 

@@ -354,7 +354,8 @@ def their_options() -> dict[str, Any]:
         for prefix in ("actor", "critic") if id(node) in inside else ("",):
             name = eval(ast.unparse(node.args[0]), {"prefix": prefix})
             words = {word.arg: word.value for word in node.keywords}
-            default = words.get("default", ast.Constant(None))
+            switch = "action" in words and ast.unparse(words["action"]) == "'store_true'"
+            default = words.get("default", ast.Constant(False if switch else None))
             if "datetime" not in ast.unparse(default):
                 options[name.removeprefix("--")] = eval(ast.unparse(default), {"prefix": prefix, "float": float})
     return options
