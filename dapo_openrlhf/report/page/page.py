@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from dapo_openrlhf.config.typed import typed
@@ -130,7 +130,7 @@ def _evaluations(runs: Sequence[PastRun]) -> str:
         [shown(run.label), str(step), shown(name), *_figures(one), _estimates(measured, name)]
         for run in runs
         for step, measured in sorted(run.evaluations.items())
-        for name, one in (measured.sets or {"": measured}).items()
+        for name, one in _sets(measured).items()
     ]
     if not rows:
         return "<p>No evaluation was made (eval.dataset).</p>"
@@ -138,6 +138,13 @@ def _evaluations(runs: Sequence[PastRun]) -> str:
     if not any(measured.sets for run in runs for measured in run.evaluations.values()):
         head, rows = [*head[:2], *head[3:]], [[*row[:2], *row[3:]] for row in rows]
     return table(head, rows, numbers_from=len(head) - 5)
+
+
+def _sets(measured: Evaluated) -> Mapping[str, Evaluated | SetEvaluated]:
+    """The sets that have names, or the whole evaluation without one."""
+    if measured.sets:
+        return measured.sets
+    return {"": measured}
 
 
 def _figures(one: Evaluated | SetEvaluated) -> list[str]:
