@@ -141,7 +141,10 @@ def _evaluations(runs: Sequence[PastRun]) -> str:
 
 
 def _sets(measured: Evaluated) -> Mapping[str, Evaluated | SetEvaluated]:
-    return measured.sets or {"": measured}
+    """The sets that have names, or the whole evaluation without one."""
+    if measured.sets:
+        return measured.sets
+    return {"": measured}
 
 
 def _figures(one: Evaluated | SetEvaluated) -> list[str]:
