@@ -82,7 +82,7 @@ HOW = frozenset(
         "async.kv_cache", "async.max_staleness", "async.over_sampling", "async.publish_timeout", "async.reward_timeout",
         "async.start_timeout", "async.train_timeout", "data.chat_template_kwargs", "data.on_bad_row", "data.system_prompt", "device",
         "environment.memory", "environment.timeout", "environment.workers", "eval.max_new_tokens", "eval.max_samples",
-        "eval.patience", "eval.target", "eval.top_p", "preset", "report.prometheus", "report.samples", "report.wandb",
+        "eval.patience", "eval.sets", "eval.target", "eval.top_p", "preset", "report.prometheus", "report.samples", "report.wandb",
         "reward.answer_form", "reward.batch_size", "reward.correct_from", "reward.max_attempts", "reward.memory",
         "reward.num_workers", "reward.server_timeout", "reward.timeout", "reward.weights", "rollout.max_action_tokens",
         "rollout.max_turns", "run.dir", "run.name", "train.check_agreement", "train.grace_seconds", "train.max_bad_updates",
