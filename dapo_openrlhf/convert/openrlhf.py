@@ -338,10 +338,8 @@ def _agree(conversion: Conversion, given: Mapping[str, Any]) -> None:
         settings.pop("algo.advantage.is_correction_gating", None)
     if settings["algo.dynamic_filtering_enable"] is False:
         settings.pop("algo.dynamic_filtering_range", None)
-    if settings.get("reward.overlong_buffer_len") is not None:
-        settings["reward.overlong_buffer_len"] = whole(
-            settings["reward.overlong_buffer_len"], name="--overlong_buffer_len"
-        )
+    if (length := settings.get("reward.overlong_buffer_len")) is not None:
+        settings["reward.overlong_buffer_len"] = whole(length, name="--overlong_buffer_len")
     if settings.get("ds.attn_implementation") == "eager":
         settings["ds.attn_implementation"] = "sdpa"
     if settings["data.label_key"] is None and "reward.remote_url" not in settings:

@@ -304,8 +304,7 @@ class StepMetrics:
                 idle = max(0.0, elapsed - sum(span.seconds for span in mine))
                 self._values[f"idle_share/{side}"] = idle / elapsed
                 self._values[f"idle_seconds/{side}"] = idle / len(workers)
-            paused = [span.seconds for span in mine if span.kind == "load_weights"]
-            if paused:
+            if paused := [span.seconds for span in mine if span.kind == "load_weights"]:
                 self._values["seconds/engines_paused"] = sum(paused) / len(workers)
 
     def _by_difficulty(self) -> Row:
@@ -313,12 +312,11 @@ class StepMetrics:
         drawn = {f"prompts/{reason}": float(self._drawn[reason]) for reason in (AGAIN, NEW) if self._drawn[reason]}
         if not drawn and not self._judged[AGAIN] + self._judged[NEW]:
             return {}
-        kept = {
+        return drawn | {
             f"pass_rate/{reason}": self._kept[reason] / self._judged[reason]
             for reason in (IN_TURN, AGAIN, NEW)
             if self._judged[reason]
         }
-        return drawn | kept
 
     def row(self, *, now: float) -> Row:
         """Return the step's row, and start the next step at ``now``."""

@@ -301,7 +301,7 @@ def test_every_set_of_problems_is_read_with_its_own_columns(folder: Path, capsys
         one for one in json.loads(capsys.readouterr().out)["checks"]["data"]["findings"] if one["level"] == "fail"
     ]
     assert "b.jsonl (eval.dataset)" in failed["words"]
-    assert "(data.input_key, for this set alone eval.sets.hard.input_key)" in failed["words"]
+    assert "(data.label_key, for this set alone eval.sets.hard.label_key)" in failed["words"]
 
 
 def test_an_empty_set_of_problems_is_refused_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

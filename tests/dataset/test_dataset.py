@@ -264,7 +264,7 @@ def test_a_row_that_breaks_the_tokenizer_costs_itself_alone(model: Path, monkeyp
     inner = renderer._tokenizer
 
     class Fragile:
-        unk_token_id = None
+        unk_token_id = bos_token_id = None
 
         def __call__(self, texts: list[str], **options: object) -> Any:
             if any("!" in text for text in texts):
