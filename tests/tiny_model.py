@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 CHARACTERS = ["<pad>", "<eos>", *(chr(code) for code in range(32, 127)), "\n"]
 
@@ -33,28 +34,33 @@ def add_first_token(folder: Path, token: str, token_id: int) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
+def tiny_config(*, tied: bool) -> Any:
+    """The configuration of a Qwen2 model for the tiny tokenizer."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=len(CHARACTERS),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+
+
 def make_tiny_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
     """Write a Qwen2 model to ``folder``; its head is tied to the embedding or not."""
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    from transformers import GenerationConfig, Qwen2ForCausalLM
 
     make_tiny_tokenizer(folder)
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(CHARACTERS),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=128,
-            tie_word_embeddings=tied,
-            bos_token_id=None,
-            eos_token_id=1,
-            pad_token_id=0,
-        )
-    )
+    model = Qwen2ForCausalLM(tiny_config(tied=tied))
     model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0)
     model.save_pretrained(folder)
     return folder

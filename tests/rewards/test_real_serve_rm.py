@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from patience import HANG_SECONDS
-from tiny_model import CHARACTERS, make_tiny_tokenizer
+from tiny_model import make_tiny_tokenizer, tiny_config
 
 from dapo_openrlhf.config.loading import build_reward
 from dapo_openrlhf.rewards.process import SERVER_AWAY, RewardProcess, Scored
@@ -34,24 +34,13 @@ QUESTION = Question(
 def make_reward_model(folder: Path) -> list[float]:
     """Write a reward model as OpenRLHF's train_rm saves one; returns its rewards of :data:`QUERIES`, each by itself."""
     import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
+    from transformers import AutoTokenizer, Qwen2ForSequenceClassification
 
     make_tiny_tokenizer(folder)
     torch.manual_seed(0)
-    model = Qwen2ForSequenceClassification(
-        Qwen2Config(
-            vocab_size=len(CHARACTERS),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=128,
-            eos_token_id=1,
-            pad_token_id=0,
-            num_labels=1,
-        )
-    ).eval()
+    config = tiny_config(tied=False)
+    config.num_labels = 1
+    model = Qwen2ForSequenceClassification(config).eval()
     torch.nn.init.normal_(model.score.weight)
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
