@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.check:
         return _check_run(options, rest)
     config, resume = starting_point(options, parse_overrides(rest), say=_warn)
-    return train(config, started=STARTED, resume=resume)
+    return train(config, started=STARTED, resume=resume, stream=sys.stdout)
 
 
 def _check(options: argparse.Namespace, rest: Sequence[str]) -> int:

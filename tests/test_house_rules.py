@@ -168,3 +168,16 @@ def test_no_file_is_read_that_could_run() -> None:
 )  # fmt: skip
 def test_reads_that_could_run_are_found(call: str, unsafe: bool) -> None:
     assert unsafe_reads(ast.parse(call), "x.py") == ([f"x.py: {call.partition('(')[0]}"] if unsafe else [])
+
+
+def test_no_default_value_is_of_the_moment_of_import() -> None:
+    """A stream or a folder of the process that is taken as a default is the one that was there when the file was imported."""
+    taken = [
+        f"{short(path)}: {node.name}: {ast.unparse(default)}"
+        for path in FILES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for default in [*node.args.defaults, *(given for given in node.args.kw_defaults if given)]
+        if re.match(r"sys\.(std|argv|path)|os\.environ|(os|time|Path)\.\w+\(", ast.unparse(default))
+    ]
+    assert taken == []

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def train(config: Config, *, started: float, resume: ResumePoint | None = None, stream: TextIO = sys.stdout) -> int:
+def train(config: Config, *, started: float, resume: ResumePoint | None = None, stream: TextIO) -> int:
     """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
     output = Output.on(stream)
     voice = Voice(output.stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model, prompts and a configuration, and what else Python of models leaves."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # where transformers puts that folder, if it is loaded here first
     make_model(tmp_path / "model")
     rows = [{"input": f"{n}+{n}=", "label": str(2 * n)} for n in range(4)]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -69,7 +69,10 @@ def _in_this_process(module_settings: pytest.MonkeyPatch) -> Iterator[None]:
     }.items():
         module_settings.setenv(name, value)
     from vllm.model_executor.models import registry
+    from vllm.model_executor.models.transformers.base import Base
 
+    # A family that vLLM runs through transformers' own class would leave that class changed for every test after these.
+    module_settings.setattr(Base, "_decorate_for_torch_compile", lambda self: None)
     module_settings.setattr(buckets, "BUCKET_BYTES", 20_000)
     module_settings.setattr(registry, "_run_in_subprocess", lambda look: look())
     with imports_exempt():
@@ -203,7 +206,6 @@ def published(folder: Path) -> list[tuple[str, Tensor]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_published_is_what_is_saved(family: str, tmp_path: Path) -> None:
-    """Comes before any engine: vLLM changes classes of transformers in its process."""
     from safetensors.torch import load_file
 
     from dapo_openrlhf.backend.trainer.parameters import Published
