@@ -53,10 +53,6 @@ RECURSION = "recursion limit"
 COMPILER = "torch._dynamo"
 
 
-ADDED_FOR_GOOD = "/ray/thirdparty_files"
-"""By Ray, once it is imported, in whichever test that is."""
-
-
 def _process() -> dict[str, object]:
     return {
         "longest integer that becomes text": sys.get_int_max_str_digits(),
@@ -64,7 +60,7 @@ def _process() -> dict[str, object]:
         "working directory": Path.cwd(),
         HANDLERS: [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
         "mask of new files": _umask(),
-        "where modules are looked for": [path for path in sys.path if not path.endswith(ADDED_FOR_GOOD)],
+        "where modules are looked for": [path for path in sys.path if "site-packages" not in path],  # packages add their own
         **_torch(),
     }
 
