@@ -60,9 +60,8 @@ def _process() -> dict[str, object]:
         "working directory": Path.cwd(),
         HANDLERS: [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
         "mask of new files": _umask(),
-        "where modules are looked for": [
-            path for path in sys.path if "site-packages" not in path
-        ],  # packages add their own
+        # Packages add to it themselves once they are imported.
+        "where modules are looked for": [path for path in sys.path if "site-packages" not in path],
         **_torch(),
     }
 
