@@ -127,7 +127,7 @@ def test_a_group_outlives_workers_whose_machine_is_lost(monkeypatch: pytest.Monk
     def start(dead: int) -> FakeActor:
         def score(texts: str, prompt: Prompt, begin: int) -> Judged:
             if number < dead:
-                raise RayActorError(error_msg=f"the node of worker {number} has died")
+                raise RayActorError(error_msg=f"worker {number}\nwas killed")
             return right
 
         number = len(started)
@@ -143,6 +143,6 @@ def test_a_group_outlives_workers_whose_machine_is_lost(monkeypatch: pytest.Monk
     assert [score.reward for (score,) in run_virtual(main(groups=6))] == [1.0] * 6
     assert ended == started[:3] and len(started) == 6
     monkeypatch.setattr(RewardPool, "_start", lambda self: start(dead=10))
-    with pytest.raises(GroupError, match="4 reward workers died one after the other: the node of worker 9") as caught:
+    with pytest.raises(GroupError, match="4 reward workers died one after the other: worker 9 was killed") as caught:
         run_virtual(main(groups=1))
     assert (caught.value.reason, caught.value.permanent) == ("reward_died", False)

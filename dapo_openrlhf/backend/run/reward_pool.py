@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from dapo_openrlhf.backend.messages import GroupTexts
+from dapo_openrlhf.backend.run.obituary import cause_of_death
 from dapo_openrlhf.pipeline.outage import Outage
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.rewards.printed import Limited
@@ -143,7 +144,7 @@ class RewardPool:
         try:
             return await self._ask(texts, prompt, begin)
         except RayActorError as error:
-            message = f"{len(self._workers) + 1} reward workers died one after the other: {error}"
+            message = f"{len(self._workers) + 1} reward workers died one after the other: {cause_of_death(error)}"
             raise GroupError("reward_died", message) from error
 
     async def _ask(self, texts: object, prompt: Prompt, begin: int) -> Judged:
