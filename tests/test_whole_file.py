@@ -181,7 +181,7 @@ def test_a_folder_that_vanishes_or_becomes_a_file_is_named(tmp_path: Path) -> No
 def test_a_place_that_no_folder_can_be_in_is_named(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(
-        Unwritable, match="loop/set cannot be written: Too many levels .*; a link on the way there leads"
+        Unwritable, match=r"loop/set cannot be written: Too many levels .*; a link on the way there leads"
     ):
         write_whole(tmp_path / "loop" / "set", "new")
     for place in ("loop", "file"):
