@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,16 +49,22 @@ def run(patterns: tuple[str, ...], output: Path) -> list[Result]:
     if not left:
         return [*results.values()]
     work = workload(output / "work")
+    keep([*results.values()], output)  # a call that ends within its first row is gone on with as well
     for number, row in enumerate(left, 1):
         folder = output / row.name.replace("/", "-")
         shutil.rmtree(folder, ignore_errors=True)
         result = results[row.name] = try_row(row, work, folder)
         print(f"{number}/{len(left)} {row.name}: {'passed' if result.passed else 'FAILED'}", flush=True)
-        (output / "chaos.md").write_text(table([*results.values()]))
-        (output / "chaos.json").write_text(json.dumps([asdict(each) for each in results.values()], indent=1) + "\n")
+        keep([*results.values()], output)
         if result.passed:
             shutil.rmtree(folder)
     return [*results.values()]
+
+
+def keep(results: Sequence[Result], output: Path) -> None:
+    """Write results into a folder, for :func:`tried` and for people."""
+    (output / "chaos.md").write_text(table(results))
+    (output / "chaos.json").write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
 
 
 def tried(output: Path) -> dict[str, Result]:
