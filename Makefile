@@ -54,7 +54,7 @@ test-fast: setup-dev ## run the tests that take a minute or two: no Ray, vLLM or
 bench-parts: setup ## rates of the parts that a run's controller spends its time in, as ratios to a yardstick
 	$(BIN)/python scripts/bench_parts.py $(ARGS)
 
-chaos: setup ## put faults into runs on this machine, for up to an hour, and write a table; ARGS="--short" for two minutes
+chaos: setup ## put faults into runs on this machine, for an hour or more, and write a table; ARGS="--short" for two minutes
 	$(BIN)/python -m scripts.chaos $(ARGS)
 
 soak: setup ## the growth of every process over 5,000 steps of the real stack; ARGS="--steps N" changes that

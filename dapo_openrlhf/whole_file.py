@@ -30,6 +30,9 @@ REMEDIES: Mapping[int, str] = {
     errno.ENOENT: "its folder is gone; leave a folder in use where it is",
     errno.ENOTDIR: "its folder is gone, and a file is in its place; leave a folder in use where it is",
     errno.EISDIR: "it is a folder; name a file",
+    errno.EEXIST: "a file, or a link that leads nowhere, is where its folder should be; name another place",
+    errno.ELOOP: "a link on the way there leads to itself; mend it, or name another place",
+    errno.ENAMETOOLONG: "use shorter names",
     errno.EIO: "look at the disk, and at the kernel's log",
     errno.ESTALE: "its folder is gone from the file server; leave a folder in use where it is",
 }

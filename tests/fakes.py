@@ -771,7 +771,7 @@ def build(
     cut_late: bool = False,
     revive_seconds: Seconds | None = None,
     max_restarts: int = 1000,
-    restarts: RestartBudget | None = None,
+    restarts: Sequence[RestartBudget] | None = None,
     health: HealthLimits | None = None,
     state: RunState | None = None,
     carried: Carried | None = None,
@@ -814,7 +814,7 @@ def build(
     pool = EnginePool(
         engines,
         reviver=FakeReviver(engines, publisher, seconds=revive_seconds) if revive_seconds else None,
-        restarts=restarts or RestartBudget(max_restarts),
+        restarts=restarts or [RestartBudget(max_restarts) for _ in engines],
         health=health,
         on_event=log.emit,
     )

@@ -178,6 +178,23 @@ def test_a_folder_that_vanishes_or_becomes_a_file_is_named(tmp_path: Path) -> No
             write_whole(tmp_path / place / "set", "new")
 
 
+def test_a_place_that_no_folder_can_be_in_is_named(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(
+        Unwritable, match=r"loop/set cannot be written: Too many levels .*; a link on the way there leads"
+    ):
+        write_whole(tmp_path / "loop" / "set", "new")
+    for place in ("loop", "file"):
+        (tmp_path / "file").touch()
+        with (
+            pytest.raises(Unwritable, match=rf"{place}/runs cannot be written: File exists; a file, or a link that"),
+            writing(tmp_path / place / "runs"),
+        ):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(Unwritable, match="cannot be written: File name too long; use shorter names"):
+        write_whole(tmp_path / ("n" * 250), "new")
+
+
 def test_a_device_is_written_and_stays_what_it_is(tmp_path: Path) -> None:
     write_whole(Path("/dev/null"), "new")
     assert Path("/dev/null").is_char_device()

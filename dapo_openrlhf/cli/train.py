@@ -27,7 +27,7 @@ from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import RunStarted
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change
-from dapo_openrlhf.pipeline.resume_point import ResumePoint
+from dapo_openrlhf.pipeline.resume_point import ResumePoint, still_newest
 from dapo_openrlhf.program import program
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.gauges import Gauges
@@ -63,6 +63,7 @@ def train(config: Config, *, started: float, resume: ResumePoint | None = None, 
     with contextlib.ExitStack() as held, stopping.telling(lambda: "nothing was trained yet"), heart.beating():
         if resume is not None:
             held.enter_context(run_lock(resume.run))
+            resume = still_newest(resume, config, say)
         status = _train(config, started=started, resume=resume, output=output, say=say, held=held)
     return status or (1 if voice.lost else 0)
 

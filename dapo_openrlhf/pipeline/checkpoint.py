@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ SETTINGS_FILE = "run_config.yaml"
 
 MOST_NAMED = 3
 """Most damaged files that a message names."""
+
+NAME = re.compile(r"step-\d{6,}")
+"""Names of the folders of complete checkpoints."""
 
 TRAINER_FOLDER = "trainer"
 """Name of the folder in a checkpoint with the optimizer, its schedule and the full-precision weights; the model lies
@@ -144,12 +148,13 @@ class Checkpoints:
             write_evaluation(self._path(step), self._evaluations[step])
 
     def finished(self) -> list[Path]:
-        """The complete checkpoints, oldest first."""
-        return sorted(
-            path
+        """The complete checkpoints, oldest first; folders with other names, such as a user's copies, are none of them."""
+        numbered = {
+            int(path.name.removeprefix("step-")): path
             for path in self._folder.glob("step-*")
-            if (path / STATE_FILE).exists() or (path / MANIFEST_FILE).exists()
-        )
+            if NAME.fullmatch(path.name) and ((path / STATE_FILE).exists() or (path / MANIFEST_FILE).exists())
+        }
+        return [path for _, path in sorted(numbered.items())]
 
     def newest_good(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose files are all unchanged since they were written; None if there is none.

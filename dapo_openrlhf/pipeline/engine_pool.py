@@ -43,6 +43,7 @@ class _Seat:
     """One engine's place in the pool."""
 
     engine: GenerationEngine
+    restarts: RestartBudget
     life: EngineLife = field(init=False)
     given_up: bool = False
     """Whether it was lost too often within an hour to be replaced now."""
@@ -74,17 +75,17 @@ class EnginePool:
         engines: Sequence[GenerationEngine],
         *,
         reviver: EngineReviver | None = None,
-        restarts: RestartBudget | None = None,
+        restarts: Sequence[RestartBudget] | None = None,
         health: HealthLimits | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """``restarts``: how often engines may be replaced, and were, for reasons other than a prompt; None for never.
+        """``restarts``: how often each engine may be replaced, and was, for reasons other than a prompt; None for never.
 
         ``health``: when an engine counts as hung; None asks no engine.
         """
-        self._seats = [_Seat(engine) for engine in engines]
+        budgets = restarts or [RestartBudget() for _ in engines]
+        self._seats = [_Seat(engine, budget) for engine, budget in zip(engines, budgets, strict=True)]
         self._reviver = reviver
-        self._restarts = restarts or RestartBudget()
         self._health = health
         self._on_event = on_event
         self._changed = asyncio.Event()
@@ -194,7 +195,7 @@ class EnginePool:
         if died and alone and life.proven:
             lives, fault = self._suspects.killed(prompt, error)
             for engine, number in (*lives, (index, life.number)):
-                self._restarts.refund(engine, number)
+                self._seats[engine].restarts.refund(number)
             raise fault
         if died:
             self._suspects.died(prompt, (index, life.number))
@@ -204,7 +205,7 @@ class EnginePool:
     def _lost(self, index: int, life: EngineLife, cause: str) -> None:
         """End a life of an engine; nothing happens if it is over."""
         if self._reviver is not None and life.up:
-            self._restarts.charge(index, life.number, _now())
+            self._seats[index].restarts.charge(life.number, _now())
             life.end(cause)
 
     @asynccontextmanager
@@ -244,19 +245,19 @@ class EnginePool:
         seat = self._seats[index]
         while (cause := seat.life.cause) is not None:
             self._on_event(EngineLost(engine=index, message=cause))
-            if self._restarts.count(index, _now()) > self._restarts.most:
+            if seat.restarts.count(_now()) > seat.restarts.most:
                 self._give_up(index, cause)
-                if not self._restarts.most:
+                if not seat.restarts.most:
                     return
-                await asyncio.sleep(self._restarts.seconds_left(index, _now()))
+                await asyncio.sleep(seat.restarts.seconds_left(_now()))
                 seat.given_up = False
             try:
                 await self._reviver.revive(index)
                 seat.life = EngineLife.of(seat.engine)
             except NotRevived as error:
                 seat.life = EngineLife.of(seat.engine, str(error))
-                self._restarts.charge(index, seat.life.number, _now())
-        self._on_event(EngineReplaced(engine=index, times=self._restarts.count(index, _now())))
+                seat.restarts.charge(seat.life.number, _now())
+        self._on_event(EngineReplaced(engine=index, times=seat.restarts.count(_now())))
         self._changed.set()
 
     def _give_up(self, index: int, cause: str) -> None:
@@ -265,7 +266,7 @@ class EnginePool:
         seat.given_up = True
         seat.engine.stop(cause, life=seat.life.number)
         left = sum(not other.given_up for other in self._seats)
-        replaced = self._restarts.count(index, _now()) - 1
+        replaced = seat.restarts.count(_now()) - 1
         message = f"engine {index} failed after {replaced} replacements within an hour (vllm.max_restarts): {cause}"
         self._on_event(EngineGivenUp(engine=index, left=left, message=message))
         if not left:

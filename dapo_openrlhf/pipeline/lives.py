@@ -23,7 +23,7 @@ from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import Rewound, TrainerReplaced
 from dapo_openrlhf.pipeline.ledger import Ledger
 from dapo_openrlhf.pipeline.ports import TrainerLost
-from dapo_openrlhf.pipeline.restarts import WINDOW_SECONDS
+from dapo_openrlhf.pipeline.restarts import RestartBudget
 from dapo_openrlhf.pipeline.stop import GraceOver, StopAsked, StopRequest
 
 FIRST_PAUSE_SECONDS = 2.0
@@ -59,27 +59,9 @@ class TrainerSource(Protocol):
         ...
 
 
-class Restarts:
-    """Limits how often the trainer is replaced within :data:`WINDOW_SECONDS`."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._times: list[float] = []
-
-    def another(self, lost: TrainerLost, now: float) -> tuple[int, float]:
-        """The number of this restart in the period, and the pause before it in seconds.
-
-        Raises :class:`TrainerLost` when there have been enough.
-        """
-        self._times = [time for time in self._times if now - time < WINDOW_SECONDS]
-        if len(self._times) >= self.most:
-            before = f" after {len(self._times)} restarts within an hour" if self._times else ""
-            raise TrainerLost(
-                f"{lost}; that ends the run{before} (train.max_restarts {self.most}), which can be continued from its "
-                "newest checkpoint with --resume"
-            ) from lost
-        self._times.append(now)
-        return len(self._times), FIRST_PAUSE_SECONDS * PAUSE_FACTOR ** (len(self._times) - 1)
+def pause_before(number: int) -> float:
+    """Seconds to wait before a restart, by its number within the period, from 1."""
+    return FIRST_PAUSE_SECONDS * PAUSE_FACTOR ** (number - 1)
 
 
 class Lives:
@@ -89,7 +71,8 @@ class Lives:
         """``most``: number of new trainers within an hour, after which the next loss ends the run."""
         self._life = first
         self._source = source
-        self._restarts = Restarts(most)
+        self._restarts = RestartBudget(most)
+        self._losses = 0
         self._log = log
         self._first_step = self._done = first.first_step
         self._lost: TrainerLost | None = None
@@ -129,7 +112,8 @@ class Lives:
 
     async def _next_life(self) -> Pipeline:
         while self._lost is not None:
-            number, pause = self._restarts.another(self._lost, self._log.now())
+            number = self._count(self._lost)
+            pause = pause_before(number)
             await self._source.end()
             self._rewind(await self._source.newest(), restart=number, pause=pause)
             await asyncio.sleep(pause)
@@ -140,6 +124,18 @@ class Lives:
         self._total.restarts += 1
         self._log.emit(TrainerReplaced(step=life.first_step, seconds=self._log.now() - self._lost_at))
         return life
+
+    def _count(self, lost: TrainerLost) -> int:
+        """The number of the restart that a loss asks for. Raises :class:`TrainerLost` when there have been enough."""
+        self._losses += 1
+        number, most = self._restarts.charge(self._losses, self._log.now()), self._restarts.most
+        if number > most:
+            before = f" after {number - 1} restarts within an hour" if number > 1 else ""
+            raise TrainerLost(
+                f"{lost}; that ends the run{before} (train.max_restarts {most}), which can be continued from its newest "
+                "checkpoint with --resume"
+            ) from lost
+        return number
 
     async def _stopped(self, stop: StopRequest) -> None:
         """Take the newest checkpoint as what is left of a run that was asked to end before a new trainer was there."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import xxhash
@@ -41,16 +42,16 @@ def problems(folder: Path) -> list[str]:
         recorded = _read(folder / MANIFEST_FILE)
     except FileNotFoundError:
         return [f"{MANIFEST_FILE} is missing"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return [f"{MANIFEST_FILE} cannot be read: {type(error).__name__}: {error}"]
-    sizes = {name: _size(folder / name) for name in recorded}
-    wrong = [
-        _other_size(name, sizes[name], recorded[name].bytes) for name in recorded if sizes[name] != recorded[name].bytes
-    ]
-    if wrong:
-        return wrong
-    found = _records(folder, recorded)
-    return [f"{name} has other contents than were written" for name in recorded if found[name] != recorded[name]]
+    if not recorded:
+        return [f"{MANIFEST_FILE} names no file"]
+    with ThreadPoolExecutor(THREADS) as threads:
+        for differs in (_size_differs, _content_differs):
+            found = threads.map(differs, repeat(folder), recorded, recorded.values())
+            if wrong := [line for line in found if line]:
+                return wrong
+    return []
 
 
 def size(folder: Path) -> int:
@@ -60,7 +61,7 @@ def size(folder: Path) -> int:
 
 def _read(path: Path) -> Mapping[str, FileRecord]:
     files = json.loads(path.read_text(encoding="utf-8"))["files"]
-    return {name: FileRecord(bytes=values["bytes"], xxh3=values["xxh3"]) for name, values in files.items()}
+    return {name: FileRecord(bytes=int(values["bytes"]), xxh3=values["xxh3"]) for name, values in files.items()}
 
 
 def _files(folder: Path) -> list[str]:
@@ -69,7 +70,7 @@ def _files(folder: Path) -> list[str]:
     )
 
 
-def _records(folder: Path, names: Mapping[str, FileRecord] | list[str]) -> dict[str, FileRecord]:
+def _records(folder: Path, names: list[str]) -> dict[str, FileRecord]:
     with ThreadPoolExecutor(THREADS) as threads:
         return dict(zip(names, threads.map(lambda name: _record(folder / name), names), strict=True))
 
@@ -83,9 +84,16 @@ def _record(path: Path) -> FileRecord:
     return FileRecord(bytes=length, xxh3=digest.hexdigest())
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _size_differs(folder: Path, name: str, recorded: FileRecord) -> str:
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    found = path.stat().st_size
+    return "" if found == recorded.bytes else f"{name} has {found:,} bytes, where {recorded.bytes:,} were written"
 
 
-def _other_size(name: str, found: int | None, recorded: int) -> str:
-    return f"{name} is missing" if found is None else f"{name} has {found:,} bytes, where {recorded:,} were written"
+def _content_differs(folder: Path, name: str, recorded: FileRecord) -> str:
+    try:
+        return "" if _record(folder / name) == recorded else f"{name} has other contents than were written"
+    except OSError as error:  # a disk that is damaged, a file that somebody else owns
+        return f"{name} cannot be read: {error.strerror}"

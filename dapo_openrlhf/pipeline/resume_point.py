@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dapo_openrlhf.config.errors import ConfigError, SettingsUnreadable
 from dapo_openrlhf.config.loading import load_config
+from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
-from dapo_openrlhf.pipeline.resume import Change
+from dapo_openrlhf.pipeline.resume import Change, check_resume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class ResumePoint:
     """An undamaged checkpoint in that folder."""
     changes: tuple[Change, ...] = ()
     """Settings that are other than at the checkpoint, once they were compared."""
+    seen: tuple[Path, ...] = field(default=(), compare=False)
+    """All checkpoints that the run had when it was looked at; to verify them may take minutes."""
 
 
 def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:
@@ -31,6 +34,7 @@ def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:
     ``say`` gets a message about newer ones that are damaged.
     """
     checkpoints = Checkpoints(run / "checkpoints", max_num=1)
+    seen = tuple(checkpoints.finished())
     good = checkpoints.newest_good(say)
     if good is None:
         if not run.is_dir():
@@ -42,7 +46,18 @@ def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:
             else "there is no checkpoint in it; ckpt.save_steps makes some"
         )
         raise ConfigError(f"--resume {run}: {why}")
-    return ResumePoint(run=run, checkpoint=good)
+    return ResumePoint(run=run, checkpoint=good, seen=seen)
+
+
+def still_newest(point: ResumePoint, config: Config, say: Callable[[str], None]) -> ResumePoint:
+    """The point at which to resume a run that is locked now, and may have been written until then.
+
+    Raises :class:`ConfigError` as :func:`newest_point` and ``check_resume`` do.
+    """
+    if tuple(Checkpoints(point.run / "checkpoints", max_num=1).finished()) == point.seen:
+        return point
+    newest = newest_point(point.run, say)
+    return replace(newest, changes=tuple(check_resume(config, run=newest.run, checkpoint=newest.checkpoint)))
 
 
 def point_of_name(parent: Path, name: str, say: Callable[[str], None]) -> ResumePoint | None:
@@ -52,8 +67,10 @@ def point_of_name(parent: Path, name: str, say: Callable[[str], None]) -> Resume
     """
     runs = [path for path in parent.glob(f"{glob.escape(name)}*") if _number(path.name, name) is not None]
     for run in sorted(runs, key=lambda path: _number(path.name, name) or 0, reverse=True):
-        if (good := Checkpoints(run / "checkpoints", max_num=1).newest_good(say)) is not None:
-            return ResumePoint(run=run, checkpoint=good)
+        checkpoints = Checkpoints(run / "checkpoints", max_num=1)
+        seen = tuple(checkpoints.finished())
+        if (good := checkpoints.newest_good(say)) is not None:
+            return ResumePoint(run=run, checkpoint=good, seen=seen)
     return None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dapo_openrlhf.bench.workload.random_model import build_work
 from dapo_openrlhf.bench.workload.workload import Workload
+from scripts.chaos.page import page, table, this_machine
 from scripts.chaos.rows import ROWS, SHORT, chosen
 from scripts.chaos.trial import Result, try_row
 
@@ -35,50 +36,45 @@ def workload(folder: Path) -> Workload:
     return work
 
 
-def table(results: Sequence[Result]) -> str:
-    """The results as a Markdown table."""
-    lines = [
-        "| fault | phase | carrier | what happened | exit | s to go on | steps lost | ledger |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        fault, phase, carrier = result.row.split("/")
-        went_on = "-" if result.seconds_to_go_on is None else f"{result.seconds_to_go_on:.1f}"
-        ledger = "; ".join(result.problems) or f"{result.groups_trained} groups trained, each prompt once"
-        codes = ", then ".join(map(str, result.exit_codes))
-        cells = (
-            fault,
-            phase,
-            carrier,
-            result.happened.replace("|", "\\|"),
-            codes,
-            went_on,
-            str(result.steps_lost),
-            ledger,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def run(patterns: tuple[str, ...], output: Path) -> list[Result]:
+    """Try the rows one after the other; returns the results of these and of the rows that the folder had already.
 
-
-def run(patterns: tuple[str, ...], output: Path) -> int:
-    """Try the rows one after the other; returns the number of those that failed."""
+    A row that has passed there is not tried again.
+    """
     rows = [*chosen(patterns)]
     if not rows:
         sys.exit(f"no row matches {' '.join(patterns)}; rows are called {ROWS[0].name}, ..., {ROWS[-1].name}")
-    if output.exists():
-        sys.exit(f"{output} is there already; name another folder with --output")
+    results = tried(output)
+    left = [row for row in rows if row.name not in results or not results[row.name].passed]
+    if not left:
+        return [*results.values()]
     work = workload(output / "work")
-    results: list[Result] = []
-    for row in rows:
-        results.append(try_row(row, work, output / row.name.replace("/", "-")))
-        result = results[-1]
-        print(f"{len(results)}/{len(rows)} {row.name}: {'passed' if result.passed else 'FAILED'}", flush=True)
-        (output / "chaos.md").write_text(table(results))
-        (output / "chaos.json").write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
+    keep([*results.values()], output)  # a call that ends within its first row is gone on with as well
+    for number, row in enumerate(left, 1):
+        folder = output / row.name.replace("/", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        result = results[row.name] = try_row(row, work, folder)
+        print(f"{number}/{len(left)} {row.name}: {'passed' if result.passed else 'FAILED'}", flush=True)
+        keep([*results.values()], output)
         if result.passed:
-            shutil.rmtree(output / row.name.replace("/", "-"))
-    print(table(results))
-    return sum(not result.passed for result in results)
+            shutil.rmtree(folder)
+    return [*results.values()]
+
+
+def keep(results: Sequence[Result], output: Path) -> None:
+    """Write results into a folder, for :func:`tried` and for people."""
+    (output / "chaos.md").write_text(table(results))
+    (output / "chaos.json").write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
+
+
+def tried(output: Path) -> dict[str, Result]:
+    """The results that a folder has, by row."""
+    if not (output / "chaos.json").exists():
+        if output.exists():
+            sys.exit(f"{output} is there already, without a table of this command; name another folder with --output")
+        return {}
+    found = [Result(**row) for row in json.loads((output / "chaos.json").read_text())]
+    return {result.row: result for result in found}
 
 
 def main() -> int:
@@ -86,9 +82,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*", default=("*",), metavar="PATTERN", help="rows by name (default: all)")
     parser.add_argument("--short", action="store_true", help="only the rows that are among the tests")
-    parser.add_argument("--output", type=Path, default=Path(".cache/chaos"), help="a folder that is not there yet")
+    parser.add_argument(
+        "--output", type=Path, default=Path(".cache/chaos"), help="a new folder, or that of an earlier call, to go on"
+    )
+    parser.add_argument("--page", type=Path, help="write the page of the documentation, too")
+    parser.add_argument("--machine", default=this_machine(), help="what the page says of the machine")
     arguments = parser.parse_args()
-    return min(1, run(SHORT if arguments.short else tuple(arguments.patterns), arguments.output.resolve()))
+    results = run(SHORT if arguments.short else tuple(arguments.patterns), arguments.output.resolve())
+    print(table(results))
+    if arguments.page:
+        arguments.page.write_text(page(results, machine=arguments.machine))
+    return int(not all(result.passed for result in results))
 
 
 if __name__ == "__main__":

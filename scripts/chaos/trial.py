@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ class Result:
     """What became of a trial."""
 
     row: str
+    day: str
+    """When it was tried, as ``2026-11-28``."""
     happened: str
     exit_codes: tuple[int, ...]
     """Exit codes of the run and of the one that resumed it; ``-9`` for one that was ended because it hung."""
@@ -127,6 +130,7 @@ def _judge(
     wrong = (*problems, *ledger.problems)
     return Result(
         row=row.name,
+        day=datetime.date.today().isoformat(),
         happened="; ".join(happened),
         exit_codes=codes,
         seconds_to_go_on=_seconds_to_go_on(log.events, struck),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_actors import FakeActor
 from fakes import some_group
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from dapo_openrlhf.backend.run import rank_watch
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerFailed
@@ -85,6 +85,10 @@ def test_the_cause_is_told_where_it_is_known(monkeypatch: pytest.MonkeyPatch, tm
     assert "its machine is gone" in cause("because its node has died. Node Id: 1")
     assert "memory was full" in cause("killed due to the node running low on memory")
     assert cause("killed\nby a\tuser") == "trainer rank 0 died: killed by a user"
+    unreachable = ActorUnavailableError("RPC error: Socket closed rpc_code: 14", None)
+    assert lost_at(Rank(dies=1.0, error=unreachable))[0] == (
+        "trainer rank 0 died: its process, or its machine, cannot be reached"
+    )
     killed = iter([7, 8])
     monkeypatch.setattr(rank_watch, "killed_for_memory", lambda: next(killed))
     assert "the kernel has killed processes for want of memory meanwhile" in lost_at(Rank(dies=1.0))[0]

@@ -124,7 +124,7 @@ async def main():
     pool = EnginePool(
         [engine],
         reviver=EngineRestarts([engine], start_timeout=1e4),
-        restarts=RestartBudget(1),
+        restarts=[RestartBudget(1)],
         health=HealthLimits(answer=10.0),
         on_event=lambda event: print(type(event).__name__),
     )

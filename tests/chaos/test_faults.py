@@ -17,9 +17,11 @@ import pytest
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.pipeline.manifest import problems
 from dapo_openrlhf.pipeline.prompts import PromptState
+from scripts.chaos import __main__ as chaos
 from scripts.chaos import faults
-from scripts.chaos.__main__ import run, table
-from scripts.chaos.rows import Fault, Phase
+from scripts.chaos.__main__ import run
+from scripts.chaos.page import page, table
+from scripts.chaos.rows import ROWS, Fault, Phase, Row
 from scripts.chaos.trial import Result
 
 
@@ -74,6 +76,7 @@ def test_a_damaged_checkpoint_is_the_newest_and_is_seen_to_be_damaged(tmp_path: 
 
 RESULT = Result(
     row="engine_killed/training/gloo",
+    day="2026-11-28",
     happened="engine lost; RuntimeError: a|b",
     exit_codes=(1, 0),
     seconds_to_go_on=12.34,
@@ -98,5 +101,34 @@ def test_a_pattern_without_rows_and_a_folder_that_is_there_are_refused(tmp_path:
         SystemExit, match=r"no row matches nothing/\*; rows are called engine_killed/generating/object_store"
     ):
         run(("nothing/*",), tmp_path / "out")
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="is there already, without a table"):
         run(("*",), tmp_path)
+
+
+def test_rows_that_have_passed_in_a_folder_are_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three rows one has passed, one has failed, and one was not tried."""
+    folder, asked = tmp_path / "chaos", []
+
+    def attempt(row: Row, work: object, into: Path) -> Result:
+        assert not into.exists()  # what a failed trial has left is gone
+        into.mkdir()
+        asked.append(row.phase)
+        return replace(RESULT, row=row.name, passed=row.phase != "saving" or asked.count("saving") > 1)
+
+    monkeypatch.setattr(chaos, "workload", lambda folder: folder.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(chaos, "try_row", attempt)
+    assert [result.passed for result in run(("engine_killed/[ps]*/gloo",), folder)] == [True, False]
+    assert [result.row.split("/")[1] for result in run(("engine_killed/*/gloo",), folder)] == [
+        "publishing", "saving", "generating", "training",
+    ]  # fmt: skip
+    assert asked == ["publishing", "saving", "generating", "training", "saving"]
+    assert all(result.passed for result in run(("engine_killed/*/gloo",), folder)) and len(asked) == 5
+
+
+def test_the_page_says_when_and_on_what_and_which_rows_failed() -> None:
+    later = replace(RESULT, row="damaged/saving/object_store", day="2026-11-30", passed=False)
+    text = page([RESULT, later], machine="two busy cores")
+    words = "Tried 2026-11-28 to 2026-11-30 on two busy cores: 1 of 2 rows passed; not `damaged/saving/object_store`. "
+    assert f"{words}46 others were not tried.\n\n{table([later, RESULT])}" in text
+    whole = [replace(RESULT, row=row.name) for row in ROWS]
+    assert "Tried 2026-11-28 on two busy cores: 48 of 48 rows passed.\n" in page(whole, machine="two busy cores")

@@ -16,7 +16,7 @@ from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.best import write_evaluation
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState
-from dapo_openrlhf.pipeline.resume_point import ResumePoint
+from dapo_openrlhf.pipeline.resume_point import ResumePoint, still_newest
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,23 @@ def test_auto_goes_on_with_the_run_of_that_name() -> None:
     assert (
         len(said) == 1 and "step-000005 is damaged and is passed over: model.safetensors has other contents" in said[0]
     )
+
+
+def test_checkpoints_that_were_made_while_the_newest_one_was_verified_are_not_undone() -> None:
+    """The run that made them has ended, and the one that goes on has its lock."""
+    checkpoints = Checkpoints(Path("runs/sums/checkpoints"), max_num=1, settings=dump_config(config()))
+    (first,) = make_run("sums", 3)
+    changed = {"actor.adam.lr": 2e-5}
+    found, point, _ = start("--config", "c.yaml", "--resume", "auto", overrides=changed)
+    assert point is not None and point.checkpoint == first
+    assert still_newest(point, found, pytest.fail) is point
+    Path(checkpoints.begin(4), "model.safetensors").write_text("4")
+    newest = Path(checkpoints.finish(RunState(step=4, prompts=PromptState(drawn=4, returned=(), prompt_count=9))))
+    assert not first.exists()
+    renewed = still_newest(point, found, pytest.fail)
+    assert (renewed.checkpoint, [change.name for change in renewed.changes]) == (newest, [*changed])
+    with pytest.raises(ConfigError, match=r"ds.zero_stage 2 -> 3"):
+        still_newest(point, start("--config", "c.yaml", overrides={"ds.zero_stage": 3})[0], pytest.fail)
 
 
 def test_auto_refuses_what_the_run_cannot_go_on_with() -> None:

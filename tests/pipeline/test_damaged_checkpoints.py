@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def save(run: Path, *steps: int) -> list[Path]:
         folder = Path(checkpoints.begin(step))
         for name in FILES:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(name.encode() * 1000 + bytes([step]))
+            (folder / name).write_bytes(name.encode() * 1000 + str(step).encode())
         state = RunState(step=step, prompts=PromptState(drawn=step, returned=(), prompt_count=50))
         paths.append(Path(checkpoints.finish(state)))
     return paths
@@ -61,6 +62,12 @@ def replace_by_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def loop(path: Path) -> None:
+    """Replace a file by a link that leads to itself."""
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 def wrong_type(path: Path) -> None:
     path.write_text("[]")
 
@@ -72,6 +79,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "missing": Path.unlink,
     "a folder in its place": replace_by_a_folder,
     "wrong type": wrong_type,
+    "a link to itself": loop,
     "empty": lambda path: path.write_bytes(b""),
 }
 
@@ -87,6 +95,44 @@ def test_the_one_before_a_damaged_one_is_taken_and_it_is_said(tmp_path: Path, fi
     (words,) = said
     assert f"the checkpoint {newest} is damaged and is passed over: " in words
     assert file in words
+
+
+@pytest.mark.parametrize("what", ["null", '"12"', "true", "[]", "{}", "-1", "1e999", "NaN", "12345678901234567890123"])
+@pytest.mark.parametrize("entry", ["bytes", "xxh3", MODEL, "files"])
+def test_a_manifest_may_hold_anything(tmp_path: Path, entry: str, what: str) -> None:
+    before, newest = save(tmp_path, 3, 4)
+    values = json.loads((newest / MANIFEST_FILE).read_text())
+    place = {"files": values, MODEL: values["files"]}.get(entry, values["files"][MODEL])
+    place[entry] = json.loads(what)
+    (newest / MANIFEST_FILE).write_text(json.dumps(values))
+    said: list[str] = []
+    assert newest_point(tmp_path, said.append).checkpoint == before
+    assert len(said) == 1 and (MODEL in said[0] or MANIFEST_FILE in said[0])
+
+
+def test_a_file_that_the_disk_does_not_give_back_counts_as_damaged(tmp_path: Path) -> None:
+    """The kernel gives no byte of what it shows as the start of this process's memory, and calls it a file of no bytes."""
+    before, newest = save(tmp_path, 3, 4)
+    manifest = newest / MANIFEST_FILE
+    manifest.write_text(manifest.read_text().replace(f'"bytes": {(newest / MODEL).stat().st_size}', '"bytes": 0', 1))
+    (newest / MODEL).unlink()
+    (newest / MODEL).symlink_to("/proc/self/mem")
+    said: list[str] = []
+    assert newest_point(tmp_path, said.append).checkpoint == before
+    assert "model.safetensors cannot be read: Input/output error" in said[0]
+
+
+def test_a_folder_that_is_a_link_to_itself_or_has_another_name_is_no_checkpoint(tmp_path: Path) -> None:
+    """A copy that somebody made is neither gone on from nor ever removed."""
+    (only,) = save(tmp_path, 3)
+    (only.parent / "step-000009").symlink_to("step-000009")
+    copies = [shutil.copytree(only, only.with_name(name)) for name in ("step-000003.bak", "step-best", "step-3")]
+    checkpoints = Checkpoints(only.parent, max_num=1)
+    assert checkpoints.finished() == [only]
+    assert newest_point(tmp_path, pytest.fail).checkpoint == only
+    (later,) = save(tmp_path, 1_000_000)
+    assert Checkpoints(only.parent, max_num=1).finished() == [only, later]
+    assert all((copy / MANIFEST_FILE).exists() for copy in copies)
 
 
 def test_several_damaged_ones_are_passed_over(tmp_path: Path) -> None:

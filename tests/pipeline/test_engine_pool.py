@@ -221,9 +221,9 @@ def test_an_engine_that_may_not_be_replaced_stays_out() -> None:
 
 def test_restarts_of_an_earlier_life_of_the_run_count() -> None:
     """A new trainer comes with a new pool over the same engines."""
-    restarts = RestartBudget(2)
+    restarts = [RestartBudget(2), RestartBudget(2)]
     for life in (-2, -1):
-        restarts.charge(1, life, 0.0)
+        restarts[1].charge(life, 0.0)
     world = run_with_deaths(lambda: two_engines(steps=8, restarts=restarts), (6.0, 1), (7.0, 0))
     assert [(event.engine, event.times) for _, event in world.of(EngineReplaced)] == [(0, 1)]
     assert [event.engine for _, event in world.of(EngineGivenUp)] == [1]
@@ -231,13 +231,12 @@ def test_restarts_of_an_earlier_life_of_the_run_count() -> None:
 
 def test_a_loss_counts_once_and_for_an_hour() -> None:
     restarts = RestartBudget(1)
-    for life, now in ((0, 10.0), (0, 20.0), (1, 100.0)):
-        restarts.charge(3, life, now)
-    assert [restarts.count(engine, 100.0) for engine in (3, 4)] == [2, 0]
-    assert [restarts.seconds_left(engine, 100.0) for engine in (3, 4)] == [3510.0, 0.0]
-    restarts.refund(3, 1)
-    assert (restarts.count(3, 100.0), restarts.seconds_left(3, 100.0)) == (1, 0.0)
-    assert restarts.count(3, 3610.0) == 0
+    assert (restarts.count(5.0), restarts.seconds_left(5.0)) == (0, 0.0)
+    assert [restarts.charge(life, now) for life, now in ((0, 10.0), (0, 20.0), (1, 100.0))] == [1, 1, 2]
+    assert restarts.seconds_left(100.0) == 3510.0
+    restarts.refund(1)
+    assert (restarts.count(100.0), restarts.seconds_left(100.0)) == (1, 0.0)
+    assert restarts.count(3610.0) == 0
 
 
 def test_a_run_whose_engines_are_all_given_up_ends_with_a_checkpoint_and_the_remedy() -> None:

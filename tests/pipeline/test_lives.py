@@ -28,8 +28,9 @@ from dapo_openrlhf.pipeline.events import (
     TrainerReplaced,
 )
 from dapo_openrlhf.pipeline.ledger import REWOUND, Ledger
-from dapo_openrlhf.pipeline.lives import Carried, Lives, Restarts
+from dapo_openrlhf.pipeline.lives import Carried, Lives, pause_before
 from dapo_openrlhf.pipeline.ports import TrainerLost
+from dapo_openrlhf.pipeline.restarts import RestartBudget
 from dapo_openrlhf.pipeline.stop import StopRequest
 from dapo_openrlhf.plan.virtual_time import run_virtual
 
@@ -286,12 +287,13 @@ def test_without_restarts_a_loss_ends_the_run_at_once() -> None:
 
 
 def test_restarts_of_an_hour_ago_do_not_count() -> None:
-    restarts = Restarts(2)
-    counted = [restarts.another(TrainerLost(""), now) for now in (0.0, 1000.0, 3601.0, 4601.0, 8300.0)]
-    assert counted == [(1, 2.0), (2, 10.0), (2, 10.0), (2, 10.0), (1, 2.0)]
-    with pytest.raises(TrainerLost, match="after 2 restarts within an hour"):
-        for _ in range(2):
-            restarts.another(TrainerLost(""), 8400.0)
+    restarts = RestartBudget(2)
+    counted = [restarts.charge(life, now) for life, now in enumerate((0.0, 1000.0, 3601.0, 4601.0, 8300.0))]
+    assert counted == [1, 2, 2, 2, 1]
+
+
+def test_each_further_pause_within_the_hour_is_five_times_longer() -> None:
+    assert [pause_before(number) for number in (1, 2, 3)] == [2.0, 10.0, 50.0]
 
 
 def test_an_error_that_would_come_again_ends_the_run() -> None:

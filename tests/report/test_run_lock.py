@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from dapo_openrlhf.config.errors import ConfigError
-from dapo_openrlhf.report.run_lock import run_lock
+from dapo_openrlhf.report.run_lock import LOOK_PAUSES, is_being_written, run_lock
 
 HOLD = (
     "import sys, pathlib; from dapo_openrlhf.report.run_lock import run_lock\n"
@@ -48,3 +50,16 @@ def test_programs_that_the_run_starts_do_not_hold_it(tmp_path: Path) -> None:
     with run_lock(tmp_path):
         pass
     child.communicate()
+
+
+def test_a_look_at_a_run_that_is_to_begin_does_not_refuse_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks holds the lock for a moment, shared; here until the run has tried twice."""
+    (tmp_path / ".lock").touch()
+    assert not is_being_written(tmp_path)
+    pauses: list[float] = []
+    with (tmp_path / ".lock").open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        monkeypatch.setattr(time, "sleep", lambda pause: pauses.append(pause) or (len(pauses) == 2 and look.close()))
+        with run_lock(tmp_path):
+            assert is_being_written(tmp_path)
+    assert pauses == [*LOOK_PAUSES[:2]]

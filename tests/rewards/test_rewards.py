@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_actors import FakeActor
 from patience import Clock
+from ray.exceptions import RayActorError
 
 from dapo_openrlhf.backend.messages import GroupTexts
 from dapo_openrlhf.backend.run import reward_pool as rewards
@@ -115,3 +116,33 @@ def test_a_worker_whose_group_was_given_up_is_free_when_it_is_done_with_it(monke
         return asyncio.get_running_loop().time()
 
     assert run_virtual(main()) == 90.0
+
+
+def test_a_group_outlives_workers_whose_machine_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker that a group meets may be dead, once; what replaces them all is not."""
+    started: list[FakeActor] = []
+    ended: list[FakeActor] = []
+    right = Judged(scored=(Scored(score=Score(correct=True, reward=1.0), error=None, reason="judged", seconds=1.0),))
+
+    def start(dead: int) -> FakeActor:
+        def score(texts: str, prompt: Prompt, begin: int) -> Judged:
+            if number < dead:
+                raise RayActorError(error_msg=f"worker {number}\nwas killed")
+            return right
+
+        number = len(started)
+        started.append(FakeActor(score=score))
+        return started[-1]
+
+    async def main(groups: int) -> list[tuple[Score, ...]]:
+        pool = RewardPool(workers=3, settings=RewardSettings(), times=TIMES)
+        return await asyncio.gather(*(pool.score("7", PROMPT) for _ in range(groups)))
+
+    monkeypatch.setattr(rewards.ray, "kill", ended.append)
+    monkeypatch.setattr(RewardPool, "_start", lambda self: start(dead=3))
+    assert [score.reward for (score,) in run_virtual(main(groups=6))] == [1.0] * 6
+    assert ended == started[:3] and len(started) == 6
+    monkeypatch.setattr(RewardPool, "_start", lambda self: start(dead=10))
+    with pytest.raises(GroupError, match="4 reward workers died one after the other: worker 9 was killed") as caught:
+        run_virtual(main(groups=1))
+    assert (caught.value.reason, caught.value.permanent) == ("reward_died", False)

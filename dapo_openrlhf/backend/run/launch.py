@@ -85,7 +85,7 @@ def train(
             checkpoints=checkpoints,
             trained_model=trained_model,
             ending=Ending(limits(config)),
-            restarts=RestartBudget(config.vllm.max_restarts),
+            restarts=_budgets(config),
         ),
         say=say,
     )
@@ -172,8 +172,7 @@ async def _evaluate(
             say(progress(time.monotonic() - begun))
 
     reviver = EngineRestarts(workers.engines, start_timeout=config.async_.start_timeout)
-    restarts = RestartBudget(config.vllm.max_restarts)
-    engines = _pool(config, workers, reviver, restarts, on_event=lambda event: _say_of_engines(event, say))
+    engines = _pool(config, workers, reviver, _budgets(config), on_event=lambda event: _say_of_engines(event, say))
     measuring = evaluator(config, inputs, engines, workers.rewards, on_answered)
     async with workers.heard(), asyncio.TaskGroup() as tasks:
         helpers = [tasks.create_task(report()), tasks.create_task(engines.supervise())]
@@ -194,7 +193,7 @@ def build_pipeline(
     checkpoints: Checkpoints,
     trained_model: str,
     ending: Ending,
-    restarts: RestartBudget,
+    restarts: Sequence[RestartBudget],
 ) -> Pipeline:
     """Connect the loops to the workers. ``inputs`` say where they begin."""
     engines = _pool(config, workers, publisher, restarts, on_event=log.emit)
@@ -222,8 +221,12 @@ def build_pipeline(
     )
 
 
+def _budgets(config: Config) -> list[RestartBudget]:
+    return [RestartBudget(config.vllm.max_restarts) for _ in range(config.vllm.num_engines)]
+
+
 def _pool(
-    config: Config, workers: Workers, reviver: EngineReviver, restarts: RestartBudget, *, on_event: Listener
+    config: Config, workers: Workers, reviver: EngineReviver, restarts: Sequence[RestartBudget], *, on_event: Listener
 ) -> EnginePool:
     return EnginePool(
         workers.engines,

@@ -114,7 +114,7 @@ def _read(model: str, *, chat: bool, trust_remote_code: bool) -> dict[str, Any]:
         refuse_own_code(model, setting="actor.model_name_or_path", remedy="actor.trust_remote_code true")
     try:
         config, _ = PretrainedConfig.get_config_dict(model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: it is JSON, but no object
         raise ConfigError(f"actor.model_name_or_path: the configuration of {model} cannot be read: {error}") from error
     stop = stop_tokens(model, chat=chat, trust_remote_code=trust_remote_code)
     return {"config": config, "ids": stop.ids, "notes": stop.notes, "known": _known(config)}

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerFailed
+from dapo_openrlhf.backend.run.obituary import KILLED, cause_of_death
 from dapo_openrlhf.backend.trainer.actor import WATCH
 from dapo_openrlhf.pipeline.ports import TrainerLost
 
@@ -96,16 +97,10 @@ class RankWatch:
             call.cancel()
 
     def _cause(self, error: RayActorError) -> str:
-        words = str(error)
-        if "low on memory" in words:
-            return "Ray has killed it because the machine's memory was full"
-        if "node has died" in words:
-            return "its machine is gone"
-        if "End of file" not in words:
-            return " ".join(words.split())
-        if killed_for_memory() > self._killed_for_memory:
+        cause = cause_of_death(error)
+        if cause == KILLED and killed_for_memory() > self._killed_for_memory:
             return "it was killed, and the kernel has killed processes for want of memory meanwhile"
-        return "it was killed (SIGKILL) or crashed; its log is in Ray's session folder"
+        return cause
 
 
 def killed_for_memory() -> int:

@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from dapo_openrlhf.backend.messages import BadPrompt, GenerationReport, GroupTexts
 from dapo_openrlhf.backend.run.calls import PipelineTimeout, WorkerFailed, all_within
+from dapo_openrlhf.backend.run.obituary import cause_of_death
 from dapo_openrlhf.environments.messages import EnvironmentFailed
 from dapo_openrlhf.pipeline.ports import (
     CUT_TOO_EARLY,
@@ -101,7 +102,7 @@ class RemoteEngine:
         self.actor = self._start(self._index)
 
     def _death(self, life: int, error: RayActorError) -> str:
-        return f"engine {self._index} died: {self._causes.get(life, error)}"
+        return f"engine {self._index} died: {self._causes.get(life) or cause_of_death(error)}"
 
 
 class EngineRestarts:

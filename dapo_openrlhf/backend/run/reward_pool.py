@@ -6,6 +6,7 @@ No response can hang a run, and no error counts as a wrong answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from dapo_openrlhf.backend.messages import GroupTexts
+from dapo_openrlhf.backend.run.obituary import cause_of_death
 from dapo_openrlhf.pipeline.outage import Outage
 from dapo_openrlhf.pipeline.ports import GroupError
 from dapo_openrlhf.rewards.printed import Limited
@@ -114,7 +116,7 @@ class RewardPool:
         tries = 0
         since = self._outage.answers
         while True:
-            answer = await self._ask(texts, prompt, len(judged))
+            answer = await self._ask_any(texts, prompt, len(judged))
             for line in answer.printed:
                 self._print(line)
             *done, last = answer.scored
@@ -130,6 +132,20 @@ class RewardPool:
                 message = f"scoring response {len(judged)} to prompt {prompt.id}: {last.error}, {tries} times"
                 raise GroupError("reward_timeout", message)
             await self._outage.wait(str(last.error))
+
+    async def _ask_any(self, texts: object, prompt: Prompt, begin: int) -> Judged:
+        """Ask one worker after the other until one lives; all may have been on a machine that is lost.
+
+        A worker's death is no fault of a group: what runs a user's code is a process below it, whose end it tells.
+        """
+        for _ in self._workers:
+            with contextlib.suppress(RayActorError):
+                return await self._ask(texts, prompt, begin)
+        try:
+            return await self._ask(texts, prompt, begin)
+        except RayActorError as error:
+            message = f"{len(self._workers) + 1} reward workers died one after the other: {cause_of_death(error)}"
+            raise GroupError("reward_died", message) from error
 
     async def _ask(self, texts: object, prompt: Prompt, begin: int) -> Judged:
         worker = await self._free.get()
@@ -150,9 +166,9 @@ class RewardPool:
             worker = self._replace(worker)
             message = f"scoring prompt {prompt.id} took over {self._times.group:g} s (async.reward_timeout)"
             raise GroupError("reward_timeout", message) from None
-        except RayActorError as error:
+        except RayActorError:
             worker = self._replace(worker)
-            raise GroupError("reward_died", f"a reward worker died: {error}") from error
+            raise
         except RayTaskError as error:
             raise GroupError("reward_error", f"scoring prompt {prompt.id} failed: {error.cause!r}") from error
         finally:

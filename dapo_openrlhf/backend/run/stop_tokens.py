@@ -164,4 +164,6 @@ def _generation_config(model: str) -> Mapping[str, Any]:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}; mend it or remove it") from error
-    return values if isinstance(values, Mapping) else {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: holds no JSON object; mend it or remove it")
+    return values
