@@ -55,10 +55,11 @@ def check(
             place()  # refuses what it does not know
         point = resume if isinstance(resume, ResumePoint) else None
         rows: list[Row] = []
+        width = table.width_here()
         for row in run_checks(Subject(config, place, resume=point)):
             rows.append(row)
             if not as_json:
-                print("\n".join(table.lines(row)), flush=True)
+                print("\n".join(table.lines(row, width)), flush=True)
         print(json.dumps(table.as_dict(rows), indent=2) if as_json else f"\n{table.closing(rows)}", flush=True)
         return 1 if any(table.level_of(row) == "fail" for row in rows) else 0
 
@@ -70,7 +71,7 @@ def refused(error: ConfigError, *, as_json: bool) -> int:
     from dapo_openrlhf.check.registry import Row
 
     rows = [Row(name="configuration", findings=(failed(str(error)),))]
-    print(json.dumps(table.as_dict(rows), indent=2) if as_json else "\n".join(table.lines(rows[0])))
+    print(json.dumps(table.as_dict(rows), indent=2) if as_json else "\n".join(table.lines(rows[0], table.width_here())))
     return 1
 
 
