@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,9 @@ def point_of_name(parent: Path, name: str, say: Callable[[str], None]) -> Resume
 
 
 def nothing_kept(parent: Path, name: str) -> Path | None:
-    """The last of the runs ``name``, ``name-2``, ... if it ended before it kept a checkpoint or a result; otherwise None."""
+    """The last of the runs ``name``, ``name-2``, ... if it kept no checkpoint and no result and may be written to; else None."""
     run = next(iter(_of_name(parent, name)), None)
-    if run is None or not (run / SETTINGS).is_file():
+    if run is None or not (run / SETTINGS).is_file() or not os.access(run, os.W_OK):
         return None
     kept = [run / "summary.json", run / "checkpoint", *Checkpoints(run / "checkpoints", max_num=1).finished()]
     return None if any(path.exists() for path in kept) else run

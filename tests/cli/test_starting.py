@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def test_auto_begins_anew_in_the_folder_of_a_run_that_kept_nothing() -> None:
         assert start(*auto) == (config(), None, [])
     Path("runs/sums-3").mkdir()
     assert start(*auto) == (config(), None, [])
+
+
+def test_auto_leaves_another_users_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run("sums")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert start("--config", "c.yaml", "--resume", "auto") == (config(), None, [])
 
 
 @pytest.mark.parametrize("kept", ["summary.json", "checkpoint"])
