@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ Command = Callable[[argparse.Namespace, Sequence[str]], int]
 def entry() -> int:
     """Run one command as the whole of this process; returns its exit status."""
     stopping.exit_outside()
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # closed by whoever called this, as `>&-` does
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     return main()
 
 

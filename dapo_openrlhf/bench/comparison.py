@@ -156,4 +156,4 @@ def draw(results: Sequence[Result], path: Path) -> None:
     axes.set_xlabel("response tokens trained per second (median of the repeats, range as whisker)")
     axes.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=110, format=path.suffix[1:] or "png")
+        figure.savefig(unfinished, dpi=110, format=path.suffix[1:].lower() or "png")

@@ -51,7 +51,7 @@ def variants(arm: str, splits: str | None) -> list[Variant]:
     """The variants of an arm: one for each of the splits ``1:1,2:2``. Raises ``ValueError``."""
     if not PIPELINE.fullmatch(arm) and arm not in STOCK_MODES:
         raise ValueError(f"{arm!r} is no arm; use k0, k1, ..., {', '.join(STOCK_MODES)}")
-    return [Variant(key=arm, split=split) for split in (_splits(splits) if splits else [None])]
+    return [Variant(key=arm, split=split) for split in ([None] if splits is None else _splits(splits))]
 
 
 def _splits(text: str) -> list[tuple[int, int]]:

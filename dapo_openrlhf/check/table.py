@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +11,16 @@ from dataclasses import asdict
 from dapo_openrlhf.check.registry import Row
 
 NAME, LEVEL, WIDTH = 13, 4, 118
+NARROWEST = 50
+"""Columns below which lines are folded no further."""
 
 
-def lines(row: Row) -> Iterator[str]:
+def width_here() -> int:
+    """Columns of the table on this terminal; those of a wide one where the output is none."""
+    return min(WIDTH, max(NARROWEST, shutil.get_terminal_size((WIDTH, 0)).columns))
+
+
+def lines(row: Row, width: int = WIDTH) -> Iterator[str]:
     """The lines of one check: its name, and for each finding the level, the words and the remedy."""
     name = row.name
     for finding in row.findings:
@@ -24,7 +32,7 @@ def lines(row: Row) -> Iterator[str]:
             head = f"{name:<{NAME}}  {level:<{LEVEL}}  " if first else indent
             yield from textwrap.wrap(
                 line,
-                WIDTH,
+                width,
                 initial_indent=head,
                 subsequent_indent=indent,
                 break_long_words=False,

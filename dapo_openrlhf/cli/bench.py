@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dapo_openrlhf import stopping
-from dapo_openrlhf.cli.outputs import check_output
+from dapo_openrlhf.cli.outputs import check_output, check_picture
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.heartbeat import Heartbeat, silence_of
@@ -69,7 +69,7 @@ def bench(options: argparse.Namespace, config: Config | None) -> int:
 
     json_file = options.json or options.resume or Path("bench.json")
     check_output("--json", json_file)
-    check_output("--picture", options.picture)
+    check_picture("--picture", options.picture)
     _check_numbers(options)
     peak = _peak(options, config)
     work = _preset_work(options) if config is None else _config_work(options, config)
@@ -175,7 +175,7 @@ def _preset_work(options: argparse.Namespace) -> Work:
     settings = ArmSettings(steps=options.steps or preset.steps, max_epochs=options.max_epochs or preset.max_epochs)
     workload = turns_workload(CACHE / "turns") if preset.turns else chain_workload(CACHE / "workload")
     try:
-        keys = options.arms.split(",") if options.arms else preset.arms
+        keys = preset.arms if options.arms is None else options.arms.split(",")
         arms = {key: arm_of(key, workload, settings) for key in keys}
     except ValueError as error:
         raise ConfigError(f"--arms: {error}") from None
@@ -223,7 +223,7 @@ def _variants(options: argparse.Namespace, steps: int) -> list[Variant]:
     from dapo_openrlhf.bench.config_arm import variants
 
     found: list[Variant] = []
-    for key in options.arms.split(",") if options.arms else CONFIG_ARMS:
+    for key in CONFIG_ARMS if options.arms is None else options.arms.split(","):
         try:
             found += variants(key, options.splits)
         except ValueError as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from dapo_openrlhf import stopping
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
-from dapo_openrlhf.pipeline.resume_point import ResumePoint
+from dapo_openrlhf.pipeline.resume_point import Anew, ResumePoint
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -25,7 +24,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def check(
     config: Config,
     *,
-    resume: ResumePoint | None = None,
+    resume: ResumePoint | Anew | None = None,
     gpus: str | None = None,
     nodes: int = 1,
     as_json: bool = False,
@@ -33,6 +32,7 @@ def check(
     """Print the table; returns 0 if no check fails, else 1. ``gpus``: see :func:`add_options`."""
     with stopping.nothing_to_lose("nothing was started"):
         from dapo_openrlhf.backend.run.node_look import asked_of
+        from dapo_openrlhf.backend.run.ray_address import asked_address
         from dapo_openrlhf.check import table
         from dapo_openrlhf.check.machines import Machines, named, of_cluster, this_machine
         from dapo_openrlhf.check.registry import Row, run_checks
@@ -44,20 +44,22 @@ def check(
         def machines() -> Machines:
             if gpus is not None:
                 return named(gpus, nodes)
-            address = os.environ.get("RAY_ADDRESS", "").strip()
-            if address in ("", "local"):
+            address = asked_address()
+            if not address:
                 return this_machine(config.device)
-            folder = resume.run if resume else Path(config.run.dir)
+            folder = Path(config.run.dir) if resume is None else resume.run
             return of_cluster(address, asked_of(config, folder), config.device)
 
         place = Once(machines)
         if gpus is not None:
             place()  # refuses what it does not know
+        point = resume if isinstance(resume, ResumePoint) else None
         rows: list[Row] = []
-        for row in run_checks(Subject(config, place, resume=resume)):
+        width = table.width_here()
+        for row in run_checks(Subject(config, place, resume=point)):
             rows.append(row)
             if not as_json:
-                print("\n".join(table.lines(row)), flush=True)
+                print("\n".join(table.lines(row, width)), flush=True)
         print(json.dumps(table.as_dict(rows), indent=2) if as_json else f"\n{table.closing(rows)}", flush=True)
         return 1 if any(table.level_of(row) == "fail" for row in rows) else 0
 
@@ -69,7 +71,7 @@ def refused(error: ConfigError, *, as_json: bool) -> int:
     from dapo_openrlhf.check.registry import Row
 
     rows = [Row(name="configuration", findings=(failed(str(error)),))]
-    print(json.dumps(table.as_dict(rows), indent=2) if as_json else "\n".join(table.lines(rows[0])))
+    print(json.dumps(table.as_dict(rows), indent=2) if as_json else "\n".join(table.lines(rows[0], table.width_here())))
     return 1
 
 

@@ -79,7 +79,7 @@ def perform(order: Order, file: Path, *, run: Run, stopped: Callable[[], bool], 
 
 
 def _again(first: list[str], config: Config, order: Order) -> list[str]:
-    """How to go on: from the newest good checkpoint of this job's run, or as at first where there is none."""
+    """How to go on: from the newest good checkpoint of this job's run, or anew in its folder where there is none."""
     if order.resume not in (None, "auto"):
         return first
     run = run_of(order.id, Path(config.run.dir))
@@ -88,7 +88,7 @@ def _again(first: list[str], config: Config, order: Order) -> list[str]:
     try:
         newest_point(run, lambda text: print(text, flush=True))
     except ConfigError:
-        return first
+        return [*first[:2], "--anew", str(run)]
     return ["--resume", str(run)]
 
 

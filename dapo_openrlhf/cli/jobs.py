@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import time
@@ -16,7 +17,8 @@ from dapo_openrlhf import stopping
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.program import program
 from dapo_openrlhf.report.progress import clock_time
-from dapo_openrlhf.report.status import PREFIX, read_status
+from dapo_openrlhf.report.run_folder import run_called
+from dapo_openrlhf.report.status import FILE, PREFIX, read_status
 
 if TYPE_CHECKING:
     from dapo_openrlhf.backend.run.jobs.client import Jobs, JobState
@@ -29,6 +31,8 @@ LOST_SECONDS = 120.0
 """Seconds without an answer after which a cluster counts as lost."""
 STOPPED = 143
 """Exit code of a job that was asked to stop, for which Ray keeps none: that of SIGTERM."""
+LAST_SECOND = 1e11
+"""Unix time in seconds beyond which there is no year of four digits."""
 STOP_MARGIN_SECONDS = 60.0
 """Seconds more than a job has for its end in which it must have ended."""
 
@@ -52,7 +56,7 @@ def add_options(command: argparse.ArgumentParser, name: str) -> None:
     elif name == "status":
         command.add_argument("job", metavar="JOB", help="a job's id or the beginning of it, or a run's folder")
     else:
-        command.add_argument("job", metavar="JOB", help="a job's id, or the beginning of it")
+        command.add_argument("job", metavar="JOB", help="a job's id or the beginning of it, or the folder of its run")
     if name in ("jobs", "status"):
         command.add_argument("--json", action="store_true", help="print JSON")
     if name == "logs":
@@ -98,6 +102,20 @@ def _asked(jobs: Jobs, ask: Callable[[], Answer]) -> Answer:
         raise ConfigError(f"the cluster at {jobs.address} does not answer: {' '.join(str(error).split())}") from error
 
 
+def _id_of(name: str) -> str:
+    """What a user gave as a job, or the id of the job that has written the run in that folder. Raises ``ConfigError``."""
+    folder = run_called(Path(name))
+    if not name.strip():
+        raise ConfigError(f"{name!r} is no job's id; `{program()} jobs` lists them")
+    if folder.is_dir() and (found := read_status(folder)):
+        if not found.get("job"):
+            raise ConfigError(f"{name}: no job has done this run; `{program()} jobs` lists the jobs")
+        return found["job"]
+    if "/" in name:
+        raise ConfigError(f"{name}: this is no job's id, and no folder of a run with a status.json")
+    return name
+
+
 def _named(jobs: Jobs, name: str) -> JobState:
     """The job of that id, or the only one whose id begins so. Raises ``ConfigError``."""
     known = _asked(jobs, jobs.all)
@@ -132,28 +150,40 @@ def row_of(job: JobState) -> tuple[str, ...]:
     """The cells of a job's line."""
     told = {name.removeprefix(PREFIX): value for name, value in job.metadata.items() if name.startswith(PREFIX)}
     step = f"{told['step']}/{told['max_steps']}" if {"step", "max_steps"} <= told.keys() else ""
-    left = "" if job.ended or "seconds_left" not in told else clock_time(float(told["seconds_left"]))
+    left, accuracy, rate = (number(told, name) for name in ("seconds_left", "accuracy", "tokens_per_second"))
     return (
         job.id,
         job.state.lower() + (f" ({job.exit_code})" if job.exit_code else ""),
         step,
-        f"{float(told['accuracy']):.1%}" if "accuracy" in told else "",
-        f"{float(told['tokens_per_second']):,.0f}" if "tokens_per_second" in told else "",
-        left,
+        "" if accuracy is None else f"{accuracy:.1%}",
+        "" if rate is None else f"{rate:,.0f}",
+        "" if left is None or job.ended else clock_time(max(0.0, left)),
         told.get("run", job.metadata.get("run", "")),
     )
 
 
+def number(told: Mapping[str, str], name: str) -> float | None:
+    """A number of a status, which a damaged file or another program may have left; None where there is none."""
+    try:
+        value = float(told.get(name, "nan"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
 def status(options: argparse.Namespace) -> int:
     """Print what is known of one job, or of a run's folder."""
-    if found := read_status(Path(options.job)):
+    folder = run_called(Path(options.job))
+    if options.job and (found := read_status(folder)):
         print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
         return 0
-    if Path(options.job).is_dir():
-        raise ConfigError(
-            f"{options.job}: there is no status.json in this folder; give a run's folder, such as runs/latest"
+    if options.job and folder.is_dir():
+        what = (
+            "the status.json in this folder cannot be read" if (folder / FILE).exists() else "no status.json is in it"
         )
-    job = _named(_reached(options), options.job)
+        raise ConfigError(f"{folder}: {what}; give the folder of another run, such as runs/latest, or a job's id")
+    name = _id_of(options.job)
+    job = _named(_reached(options), name)
     if options.json:
         print(json.dumps(asdict(job), indent=2))
         return 0
@@ -166,18 +196,20 @@ def status(options: argparse.Namespace) -> int:
 
 def _lines(values: Mapping[str, str]) -> list[str]:
     shown = {name: value for name, value in values.items() if value and name not in ("stop_seconds", "dapo_openrlhf")}
-    if "updated" in shown:
-        shown["updated"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(shown["updated"])))
-    if "seconds_left" in shown:
-        shown["time left"] = clock_time(float(shown.pop("seconds_left")))
-    width = max(map(len, shown))
+    if (updated := number(shown, "updated")) is not None and 0 <= updated < LAST_SECOND:
+        shown["updated"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated))
+    if (left := number(shown, "seconds_left")) is not None:
+        del shown["seconds_left"]
+        shown["time left"] = clock_time(max(0.0, left))
+    width = max(map(len, shown), default=0)
     return [f"{name.replace('_', ' '):<{width}}  {value}" for name, value in shown.items()]
 
 
 def logs(options: argparse.Namespace) -> int:
     """Print a job's log; with ``--follow`` until it ends."""
+    name = _id_of(options.job)
     cluster = _reached(options)
-    job = _named(cluster, options.job)
+    job = _named(cluster, name)
     if options.follow:
         to_see = f"{program()} logs --follow {shlex.quote(job.id)}"
         with stopping.telling(lambda: f"the job {job.id} goes on; to see it: {to_see}"):
@@ -191,12 +223,13 @@ def stop(options: argparse.Namespace) -> int:
     """Ask a job to stop, wait until it has, and say what it has kept."""
     from dapo_openrlhf.backend.run.jobs.client import LOST
 
+    name = _id_of(options.job)
     cluster = _reached(options)
-    job = _named(cluster, options.job)
+    job = _named(cluster, name)
     if job.ended:
         print(f"job {job.id} has ended already: {job.state.lower()}")
         return 0
-    seconds = float(job.metadata.get("stop_seconds", "3"))
+    seconds = number(job.metadata, "stop_seconds") or 3.0
     with stopping.telling(lambda: f"the job {job.id} was asked to stop, and may need {seconds:g} s"):
         try:
             cluster.stop(job.id)

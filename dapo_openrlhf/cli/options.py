@@ -107,6 +107,12 @@ def _add_run(command: argparse.ArgumentParser, name: str) -> None:
             "--responses", type=Path, metavar="FILE.jsonl", help="write every response and its verdict there"
         )
     if name == "train":
+        command.add_argument(
+            "--anew",
+            type=Path,
+            metavar="RUN",
+            help="beside --config: begin in the folder of a run that ended; what it has left moves to RUN/earlier",
+        )
         command.add_argument("--check", action="store_true", help="only see whether it can start, as `check` does")
     if name == "check":
         _in_module("check")(command)

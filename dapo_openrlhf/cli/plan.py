@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dapo_openrlhf.cli.outputs import check_output, write_json
+from dapo_openrlhf.cli.outputs import check_output, check_picture, write_json
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.plan.gpus import GPUS
@@ -117,9 +117,12 @@ def plan(config: Config, options: argparse.Namespace) -> int:
 
     if options.devices is None:
         raise ConfigError("--devices N is needed with --config: the number of GPUs to divide")
+    for option, number in (("--devices", options.devices), ("--per-node", options.per_node)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{option}: {number} is no number of GPUs; use 1 or more")
     _check_outputs(options)
     given = {name: value for name, value in vars(options).items() if value is not None}
-    chosen = {**DEFAULTS, **given}
+    chosen = {**DEFAULTS, "prompt_tokens": min(DEFAULTS["prompt_tokens"], config.data.max_len), **given}
     expected = Expected(
         response_tokens=options.response_tokens,
         response_spread=chosen["response_spread"],
@@ -154,7 +157,7 @@ def _folder(options: argparse.Namespace, rest: Sequence[str]) -> Path:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     check_output("--json", options.json)
-    check_output("--picture", options.picture)
+    check_picture("--picture", options.picture)
 
 
 def _recommend(advice: Advice) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dapo_openrlhf.cli.outputs import check_output
+from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.report.run_folder import run_called
 from dapo_openrlhf.whole_file import write_whole
 
@@ -39,13 +40,24 @@ def report(options: argparse.Namespace) -> int:
     from dapo_openrlhf.report.page.page import page
     from dapo_openrlhf.report.page.past_run import read_runs
 
-    check_output("--output", options.output)
     runs = read_runs([run_called(run) for run in options.runs])
     output = options.output or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
+    check_output("--output", output)
+    for run in runs:
+        _refuse_unreadable(run)
     text = page(runs, _what_ifs(runs) if options.plan else ())
     write_whole(output, text)
     print(f"{output}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
     return 0
+
+
+def _refuse_unreadable(run: PastRun) -> None:
+    """Say what of a run cannot be read. Raises ``ConfigError`` where nothing can."""
+    trouble = "; ".join(run.damage)
+    if run.max_staleness is None and not run.rows and not run.evaluations:
+        raise ConfigError(f"{run.folder}: nothing of this run can be read: {trouble or 'its event log is empty'}")
+    if trouble:
+        print(f"note: {run.folder}: {trouble}", file=sys.stderr, flush=True)
 
 
 def _what_ifs(runs: Sequence[PastRun]) -> list[WhatIf]:

@@ -12,7 +12,16 @@ from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.resume import check_resume
-from dapo_openrlhf.pipeline.resume_point import ResumePoint, newest_point, point_of_name, settings_file
+from dapo_openrlhf.pipeline.resume_point import (
+    SETTINGS,
+    Anew,
+    ResumePoint,
+    newest_point,
+    nothing_kept,
+    point_of_name,
+    settings_file,
+)
+from dapo_openrlhf.report.run_lock import is_being_written
 
 AUTO = "auto"
 """The value of ``--resume`` that resumes the run of the configuration's name if there is one."""
@@ -20,12 +29,14 @@ AUTO = "auto"
 
 def starting_point(
     options: argparse.Namespace, overrides: Mapping[str, Any], *, say: Callable[[str], None]
-) -> tuple[Config, ResumePoint | None]:
-    """The configuration and the checkpoint to resume from, by ``--config`` and ``--resume``.
+) -> tuple[Config, ResumePoint | Anew | None]:
+    """The configuration, and the checkpoint to resume from or the folder to begin anew in; by ``--config``, ``--resume``, ``--anew``.
 
     ``say`` gets messages about what was skipped. Raises ``ConfigError`` for options that do not go together, a run
     without a good checkpoint, and settings that the run cannot be resumed with.
     """
+    if options.command == "train" and options.anew is not None:
+        return _begun_anew(options, overrides)
     match options.config, options.resume:
         case None, None:
             raise ConfigError("--config FILE or --resume RUN is needed")
@@ -45,4 +56,14 @@ def starting_point(
             )
     if point is not None:
         point = replace(point, changes=tuple(check_resume(config, run=point.run, checkpoint=point.checkpoint)))
+    elif options.resume == AUTO and (left := nothing_kept(Path(config.run.dir), config.run.name)):
+        return config, None if is_being_written(left) else Anew(run=left)
     return config, point
+
+
+def _begun_anew(options: argparse.Namespace, overrides: Mapping[str, Any]) -> tuple[Config, Anew]:
+    if options.config is None or options.resume is not None:
+        raise ConfigError(f"--anew {options.anew} needs --config FILE, and goes without --resume")
+    if not (options.anew / SETTINGS).is_file():
+        raise ConfigError(f"--anew {options.anew}: this is no run's folder, as it has no {SETTINGS}; leave --anew out")
+    return load_config(options.config, overrides), Anew(run=options.anew)

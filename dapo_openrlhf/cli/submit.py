@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,9 @@ def options_checked(options: argparse.Namespace) -> None:
         value = vars(options)[name]
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"--{name.replace('_', '-')}: {value:g} cannot be reserved; use 0 or more")
-    if options.submission_id is not None and (not options.submission_id.strip() or "/" in options.submission_id):
+    if options.working_dir == "":
+        raise ConfigError("--working-dir: no folder is given; leave the option out to run in the current folder's path")
+    if options.submission_id is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", options.submission_id):
         raise ConfigError(f"--submission-id: {options.submission_id!r} is no id; use letters, digits, - and _")
 
 
@@ -143,6 +146,9 @@ def runtime_env_of(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--runtime-env: not a mapping as Ray takes it, such as {env_vars: {NAME: VALUE}}")
     if "working_dir" in runtime and options.working_dir is not None:
         raise ConfigError("--working-dir: the runtime environment has a working_dir too; leave one of them out")
+    for name, value in runtime.get("env_vars", {}).items():
+        if not isinstance(value, str | int | float):
+            raise ConfigError(f"--runtime-env: env_vars has {value!r} for {name}; write a text")
     variables = {str(name): str(value) for name, value in runtime.get("env_vars", {}).items()}
     return {**runtime, "env_vars": variables}
 
@@ -155,9 +161,17 @@ def resources_of(options: argparse.Namespace) -> dict[str, Any]:
         "entrypoint_memory": options.entrypoint_memory,
         "entrypoint_resources": None
         if options.entrypoint_resources is None
-        else _json(options.entrypoint_resources, "--entrypoint-resources"),
+        else _resources(_json(options.entrypoint_resources, "--entrypoint-resources")),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _resources(value: Any) -> Any:
+    if not isinstance(value, dict) or not all(
+        type(number) in (int, float) and number >= 0 for number in value.values()
+    ):
+        raise ConfigError('--entrypoint-resources: not numbers by name, such as {"big": 1}')
+    return value
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from dapo_openrlhf.cli.outputs import check_output
+from dapo_openrlhf.cli.outputs import check_output, check_picture
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.pipeline.event_file import is_log
 from dapo_openrlhf.pipeline.event_log import EventLogError
@@ -27,7 +27,7 @@ def trace(options: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from error
     output = options.output or run / "trace.json"
     check_output("--output", output)
-    check_output("--picture", options.picture)
+    check_picture("--picture", options.picture)
     write_whole(output, json.dumps(chrome_trace(log)))
     print(f"{output}: open it in Perfetto or chrome://tracing")
     if options.picture:

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -25,13 +25,12 @@ from dapo_openrlhf.pipeline.conductor import Outcome
 from dapo_openrlhf.pipeline.event_file import LogFile, is_log
 from dapo_openrlhf.pipeline.event_log import EventLog
 from dapo_openrlhf.pipeline.events import RunStarted
-from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.pipeline.resume import Change
-from dapo_openrlhf.pipeline.resume_point import ResumePoint, still_newest
+from dapo_openrlhf.pipeline.resume_point import Anew, ResumePoint, still_newest
 from dapo_openrlhf.program import program
 from dapo_openrlhf.report.curves import Curves
 from dapo_openrlhf.report.gauges import Gauges
-from dapo_openrlhf.report.history import Measured, earlier_evaluations
+from dapo_openrlhf.report.history import Earlier, Measured, earlier_life
 from dapo_openrlhf.report.live import LiveView, Output
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows, read_rows
 from dapo_openrlhf.report.notices import Notices
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def train(config: Config, *, started: float, resume: ResumePoint | None = None, stream: TextIO) -> int:
+def train(config: Config, *, started: float, resume: ResumePoint | Anew | None = None, stream: TextIO) -> int:
     """Run a training; returns the exit status. ``started``: :func:`time.monotonic` at the start of the process."""
     output = Output.on(stream)
     voice = Voice(output.stream)
@@ -63,6 +62,7 @@ def train(config: Config, *, started: float, resume: ResumePoint | None = None, 
     with contextlib.ExitStack() as held, stopping.telling(lambda: "nothing was trained yet"), heart.beating():
         if resume is not None:
             held.enter_context(run_lock(resume.run))
+        if isinstance(resume, ResumePoint):
             resume = still_newest(resume, config, say)
         status = _train(config, started=started, resume=resume, output=output, say=say, held=held)
     return status or (1 if voice.lost else 0)
@@ -72,7 +72,7 @@ def _train(
     config: Config,
     *,
     started: float,
-    resume: ResumePoint | None,
+    resume: ResumePoint | Anew | None,
     output: Output,
     say: Say,
     held: contextlib.ExitStack,
@@ -85,16 +85,20 @@ def _train(
         check_wandb(uploads=config.report.wandb_uploads)
     checkpoint: Path | None = None
     changes: Sequence[Change] = ()
-    if resume is not None:
+    if isinstance(resume, ResumePoint):
         checkpoint, changes = resume.checkpoint, resume.changes
     with waiting_for("the model's files, the prompts and the reward to be read"):
         inputs = check_inputs(config, training=True, checkpoint=checkpoint, say=say)
     with writing(Path(config.run.dir) / config.run.name if resume is None else resume.run / "config.yaml"):
-        if resume is None:
-            folder = RunFolder.create(Path(config.run.dir), config.run.name)
-            held.enter_context(run_lock(folder.path))
-        else:
-            folder = RunFolder.reopen(resume.run)
+        match resume:
+            case None:
+                folder = RunFolder.create(Path(config.run.dir), config.run.name)
+                held.enter_context(run_lock(folder.path))
+            case Anew():
+                folder = RunFolder.begin_anew(resume.run)
+                say(f"{folder.path} begins anew; what it had left is in {folder.set_aside}")
+            case ResumePoint():
+                folder = RunFolder.reopen(resume.run)
     inputs = replace(inputs, bad_batches=folder.bad_batches)
     write_whole(folder.config, dump_config(config))
     if checkpoint is not None:
@@ -164,11 +168,12 @@ def _run(
     """Train and record everything; the sinks are closed in any case."""
     from dapo_openrlhf.backend.run import launch
 
-    history = Measured(earlier_evaluations(folder.events, inputs.first_step), first_step=inputs.first_step)
+    earlier = _earlier(folder, inputs.first_step, say)
+    history = Measured(earlier.evaluations, first_step=inputs.first_step)
     with LogFile(folder.events) as events:
         log = EventLog(events, clock=time.monotonic)
         log.emit(_run_started(config, inputs, unix_time=time.time() - log.now()))
-        sinks = _sinks(config, folder, output, say, first_step=inputs.first_step, history=history)
+        sinks = _sinks(config, folder, output, say, earlier=earlier, history=history)
         recorder = Recorder(log, sinks, devices=config.devices, warn=say)
         head_start = time.monotonic() - started
         try:
@@ -189,43 +194,50 @@ def _run(
         finally:
             recorder.close()
     return outcome, replace(
-        _summary(config, outcome, recorder, head_start),
+        _summary(config, outcome, recorder, head_start, earlier),
         accuracy_before=None if history.start is None else history.start.accuracy,
         held_out=history.held_out(ended=outcome.accuracy_after is not None),
     )
 
 
+def _earlier(folder: RunFolder, first_step: int, say: Say) -> Earlier:
+    """What the run had done before; the rows of steps that are done again are removed from its file."""
+    earlier = earlier_life(folder.events, first_step)
+    try:
+        earlier_rows(folder.metrics, first_step)
+        return replace(earlier, rows=read_rows(folder.metrics))
+    except OSError as error:
+        say(f"warning: the rows of earlier steps cannot be read, and the curves begin without: {error}")
+        return earlier
+
+
 def _sinks(
-    config: Config, folder: RunFolder, output: Output, say: Say, *, first_step: int, history: Measured
+    config: Config, folder: RunFolder, output: Output, say: Say, *, earlier: Earlier, history: Measured
 ) -> list[Sink]:
     """The sinks that the run is reported to; another one takes a file in ``report/`` and a line here."""
     watch = Watch(batch_size=config.rollout.batch_size, max_new_tokens=config.rollout.max_new_tokens, say=say)
-    earlier: Mapping[int, Row] = {}
     before = dict(history.evaluations)
     makers: list[Callable[[], Sink]] = [
+        lambda: status_of(
+            folder.path, config.train.max_steps, first_step=earlier.steps
+        ),  # by which a job knows its run
         lambda: history,
         lambda: MetricsFile(folder.metrics),
         lambda: Phases(waiting_for),
         lambda: Notices(say, watch=watch),
         lambda: ProgressLine(config.train.max_steps, output.stream, width=output.width),
-        lambda: TensorBoardSink(folder.tensorboard, first_step=first_step),
+        lambda: TensorBoardSink(folder.tensorboard, first_step=earlier.steps),
         lambda: Curves(
             folder.picture,
             title=config.run.name,
-            earlier=earlier,
+            earlier=earlier.rows,
             measured={step: one.accuracy for step, one in before.items()},
         ),
         lambda: Responses(folder.responses),
-        lambda: Samples(folder.samples, first_step=first_step),
+        lambda: Samples(folder.samples, first_step=earlier.steps),
         lambda: ModelCards(config, history),
-        lambda: status_of(folder.path, config.train.max_steps, first_step=first_step),
     ]
-    try:
-        earlier_rows(folder.metrics, first_step)
-        earlier = read_rows(folder.metrics)
-    except OSError as error:
-        say(f"warning: the rows of earlier steps cannot be read, and the curves begin without: {error}")
-    return open_sinks([*makers, *_elsewhere(config, folder), *_views(config, output, done=first_step)], warn=say)
+    return open_sinks([*makers, *_elsewhere(config, folder), *_views(config, output, done=earlier.steps)], warn=say)
 
 
 def _views(config: Config, output: Output, *, done: int) -> Iterator[Callable[[], Sink]]:
@@ -271,19 +283,20 @@ def _run_started(config: Config, inputs: Inputs, *, unix_time: float) -> RunStar
     )
 
 
-def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: float) -> Summary:
+def _summary(config: Config, outcome: Outcome, recorder: Recorder, head_start: float, earlier: Earlier) -> Summary:
     first = outcome.first_step_at
     held_back = recorder.verdict(max_staleness=config.async_.max_staleness)
     return Summary(
         accuracy_before=outcome.accuracy_before,
         accuracy_after=outcome.accuracy_after,
         max_staleness=config.async_.max_staleness,
-        max_policy_age=outcome.max_policy_age,
-        steps=outcome.steps,
+        max_policy_age=max(earlier.max_policy_age, outcome.max_policy_age),
+        steps=earlier.steps + outcome.steps,
+        lives=earlier.lives + 1,
         first_step_seconds=None if first is None else first + head_start,
-        train_seconds=outcome.train_seconds,
-        generated_tokens=recorder.tokens("generated"),
-        trained_tokens=recorder.tokens("trained"),
+        train_seconds=earlier.seconds + outcome.train_seconds,
+        generated_tokens=earlier.tokens("generated") + recorder.tokens("generated"),
+        trained_tokens=earlier.tokens("trained") + recorder.tokens("trained"),
         counters=outcome.counters,
         restarts=outcome.restarts,
         steps_undone=outcome.steps_undone,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from dapo_openrlhf.config.loading import load_config
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.checkpoint import SETTINGS_FILE, Checkpoints
 from dapo_openrlhf.pipeline.resume import Change, check_resume
+
+SETTINGS = "config.yaml"
+"""Name of the file in a run's folder that has its settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,14 @@ class ResumePoint:
     """Settings that are other than at the checkpoint, once they were compared."""
     seen: tuple[Path, ...] = field(default=(), compare=False)
     """All checkpoints that the run had when it was looked at; to verify them may take minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anew:
+    """A run that begins anew in its folder, as there is nothing in it to go on from."""
+
+    run: Path
+    """The run's folder."""
 
 
 def newest_point(run: Path, say: Callable[[str], None]) -> ResumePoint:
@@ -65,13 +77,27 @@ def point_of_name(parent: Path, name: str, say: Callable[[str], None]) -> Resume
 
     ``say`` gets a message about damaged ones.
     """
-    runs = [path for path in parent.glob(f"{glob.escape(name)}*") if _number(path.name, name) is not None]
-    for run in sorted(runs, key=lambda path: _number(path.name, name) or 0, reverse=True):
+    for run in _of_name(parent, name):
         checkpoints = Checkpoints(run / "checkpoints", max_num=1)
         seen = tuple(checkpoints.finished())
         if (good := checkpoints.newest_good(say)) is not None:
             return ResumePoint(run=run, checkpoint=good, seen=seen)
     return None
+
+
+def nothing_kept(parent: Path, name: str) -> Path | None:
+    """The last of the runs ``name``, ``name-2``, ... if it kept no checkpoint and no result and may be written to; else None."""
+    run = next(iter(_of_name(parent, name)), None)
+    if run is None or not (run / SETTINGS).is_file() or not os.access(run, os.W_OK):
+        return None
+    kept = [run / "summary.json", run / "checkpoint", *Checkpoints(run / "checkpoints", max_num=1).finished()]
+    return None if any(path.exists() for path in kept) else run
+
+
+def _of_name(parent: Path, name: str) -> list[Path]:
+    """The runs of a name, the last one first."""
+    runs = [path for path in parent.glob(f"{glob.escape(name)}*") if _number(path.name, name) is not None]
+    return sorted(runs, key=lambda path: _number(path.name, name) or 0, reverse=True)
 
 
 def _number(folder: str, name: str) -> int | None:
@@ -88,7 +114,7 @@ def settings_file(point: ResumePoint, say: Callable[[str], None]) -> Path:
     The copy is taken, with a message to ``say``, where config.yaml is missing or broken. A config.yaml with an invalid
     setting is refused with ``ConfigError``, since somebody must have edited it.
     """
-    file, copy = point.run / "config.yaml", point.checkpoint / SETTINGS_FILE
+    file, copy = point.run / SETTINGS, point.checkpoint / SETTINGS_FILE
     try:
         load_config(file)
     except SettingsUnreadable as error:

@@ -13,7 +13,7 @@ from dapo_openrlhf.whole_file import whole_file
 
 
 def draw(candidates: Sequence[Candidate], advice: Advice, path: Path) -> None:
-    """Write a PNG with every candidate, the Pareto set as a line, and the chosen one marked."""
+    """Write a picture with every candidate, the Pareto set as a line, and the chosen one marked."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -35,4 +35,4 @@ def draw(candidates: Sequence[Candidate], advice: Advice, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=120)
+        figure.savefig(unfinished, format=path.suffix[1:].lower() or "png", dpi=120)

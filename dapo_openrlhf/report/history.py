@@ -3,21 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapo_openrlhf.pipeline.event_file import is_log
 from dapo_openrlhf.pipeline.event_log import read_what_is_left
-from dapo_openrlhf.pipeline.events import Evaluated, Event, Rewound
+from dapo_openrlhf.pipeline.events import Evaluated, Event, Rewound, RunStarted
+from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.report.recorder import Sink
 
 
-def earlier_evaluations(events: Path, first_step: int) -> dict[int, Evaluated]:
-    """The evaluations after at most ``first_step`` steps by the steps done, the later of two after the same."""
-    if not first_step or not is_log(events):
-        return {}
-    found = (logged.event for logged in read_what_is_left(events, lambda number: None))
-    measured = {one.step: one for one in found if isinstance(one, Evaluated) and one.step <= first_step}
-    return dict(sorted(measured.items()))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What is known of a run from before it was resumed; nothing of a run that begins."""
+
+    steps: int = 0
+    """Number of rollout steps done."""
+    lives: int = 0
+    """How often it was begun or resumed."""
+    evaluations: Mapping[int, Evaluated] = field(default_factory=dict)
+    """By the steps done, the later of two after the same."""
+    rows: Mapping[int, Row] = field(default_factory=dict)
+    """The numbers of its steps, from 0, without those that are done again."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that its steps took."""
+        return sum(row.get("seconds/step", 0.0) for row in self.rows.values())
+
+    @property
+    def max_policy_age(self) -> int:
+        """The largest policy age that was trained, in versions."""
+        return round(max((row.get("policy_age/max", 0.0) for row in self.rows.values()), default=0.0))
+
+    def tokens(self, kind: str) -> int:
+        """Number of response tokens; ``kind`` is ``generated`` or ``trained``."""
+        rates = [
+            (row.get(f"tokens_per_second/{kind}", 0.0), row.get("seconds/step", 0.0)) for row in self.rows.values()
+        ]
+        return round(sum(rate * seconds for rate, seconds in rates))
+
+
+def earlier_life(events: Path, first_step: int) -> Earlier:
+    """What a run's log says of the first ``first_step`` steps; the rows are not in it."""
+    if not first_step:
+        return Earlier()
+    measured, lives = dict[int, Evaluated](), 0
+    for logged in read_what_is_left(events, lambda number: None) if is_log(events) else ():
+        match logged.event:
+            case RunStarted():
+                lives += 1
+            case Evaluated() as one if one.step <= first_step:
+                measured[one.step] = one
+    return Earlier(steps=first_step, lives=max(1, lives), evaluations=dict(sorted(measured.items())))
 
 
 class Measured(Sink):

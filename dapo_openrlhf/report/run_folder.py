@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from dapo_openrlhf.whole_file import REMEDIES, Unwritable, whole_file, write_whole
+from dapo_openrlhf.report.run_lock import LOCK_FILE
+from dapo_openrlhf.whole_file import REMEDIES, Unwritable, remove_unfinished, whole_file, write_whole
 
 LATEST = "latest"
+EARLIER = "earlier"
 READ_BYTES = 1 << 16
 PROBE_BYTES = 1 << 20
 """A file system without room for this many bytes counts as full."""
@@ -36,6 +38,8 @@ class RunFolder:
     """Path of the folder: ``<parent>/<name>``, or that with ``-2``, ``-3``, ... appended."""
     latest_before: str | None = None
     """What ``latest`` pointed to before a new folder was made; None if to nothing."""
+    set_aside: Path | None = None
+    """Folder with what an earlier start has left, which :meth:`begin_anew` has made."""
     alone: bool = False
     """Whether the parent folder was made for it."""
 
@@ -76,6 +80,21 @@ class RunFolder:
                 _drop_unfinished_line(file)
         _point_latest(folder.path.parent, folder.path.name)
         return folder
+
+    @classmethod
+    def begin_anew(cls, path: Path) -> Self:
+        """Empty the folder of a run that ended: what is in it moves to ``earlier``, ``earlier-2``, ... below it.
+
+        ``latest`` points to the folder again.
+        """
+        path = path.resolve()
+        remove_unfinished(path)
+        left = [entry for entry in path.iterdir() if entry.name != LOCK_FILE and not _is_earlier(entry.name)]
+        place = _make_numbered(path, EARLIER)
+        for entry in left:
+            entry.rename(place / entry.name)
+        _point_latest(path.parent, path.name)
+        return cls(path=path, set_aside=place)
 
     @property
     def config(self) -> Path:
@@ -182,6 +201,10 @@ def _make_numbered(parent: Path, name: str) -> Path:
             continue
         return path
     raise AssertionError("unreachable: the numbers do not end")
+
+
+def _is_earlier(name: str) -> bool:
+    return re.fullmatch(rf"{EARLIER}(-\d+)?", name) is not None
 
 
 def _point_latest(parent: Path, name: str) -> None:

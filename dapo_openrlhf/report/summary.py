@@ -17,7 +17,7 @@ Counters = Mapping[str, int | Mapping[str, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The result of one run."""
+    """The result of one run, counted from its first start; ``counters`` and what follows them since it was last resumed."""
 
     accuracy_before: float | None
     """Held-out accuracy of the initial weights, 0 to 1; None where it was not measured."""
@@ -30,15 +30,17 @@ class Summary:
     steps: int
     """Number of rollout steps done."""
     first_step_seconds: float | None
-    """Seconds from the start of the run to the end of its first step; None where no step was done."""
+    """Seconds from the last start of the run to the end of the first step after it; None where no step was done."""
     train_seconds: float
-    """Seconds from the first dispatch until the last weights are live, without start-up and final evaluation."""
+    """Seconds from the first dispatch until the last weights are live, without start-ups and the final evaluation."""
     generated_tokens: int
     """Number of response tokens generated, those of filtered groups included."""
     trained_tokens: int
     """Number of response tokens of trained groups."""
     counters: Counters
     """Numbers of groups by their outcome, as the ledger counts them."""
+    lives: int = 1
+    """How often the run was started: 1, and 1 for each time that it was resumed."""
     held_out: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Accuracy ``before`` and ``after`` of each set of held-out problems that has a name; null where it was not measured."""
     restarts: int = 0
@@ -69,7 +71,7 @@ def closing_words(summary: Summary, folder: RunFolder) -> str:
     seconds = summary.train_seconds
     lines = {
         "held-out accuracy": _accuracies(summary),
-        "steps": f"{summary.steps:,} in {seconds:,.1f} s ({clock_time(seconds)}){_first_step(summary)}",
+        "steps": f"{summary.steps:,} in {seconds:,.1f} s ({clock_time(seconds)}){_lives(summary)}{_first_step(summary)}",
         "tokens per second": f"{_rate(summary.generated_tokens, seconds)} generated, "
         f"{_rate(summary.trained_tokens, seconds)} trained",
         "groups": _groups(summary.counters),
@@ -120,6 +122,10 @@ def _accuracy(before: float | None, after: float | None) -> str:
 
 def _first_step(summary: Summary) -> str:
     return "" if summary.first_step_seconds is None else f", the first after {summary.first_step_seconds:,.1f} s"
+
+
+def _lives(summary: Summary) -> str:
+    return "" if summary.lives == 1 else f" in {summary.lives} lives"
 
 
 def _restarts(summary: Summary) -> str:

@@ -173,4 +173,4 @@ def draw_timeline(log: Sequence[Logged], path: Path, *, first_step: int, last_st
     figure.legend(handles, kinds, loc="outside upper center", ncols=len(kinds), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=110, format=path.suffix[1:] or "png")
+        figure.savefig(unfinished, dpi=110, format=path.suffix[1:].lower() or "png")

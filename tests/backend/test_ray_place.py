@@ -109,6 +109,62 @@ def test_auto_without_any_cluster_is_refused_at_once(tmp_path: Path, monkeypatch
         resolve("auto")
 
 
+def test_auto_of_an_option_is_not_the_address_of_the_environment(
+    cluster: str, nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last_started(cluster, tmp_path, monkeypatch)
+    monkeypatch.setenv("RAY_ADDRESS", nobody)
+    assert resolve("auto", name="--address") == cluster
+
+
+@pytest.mark.parametrize(("recorded", "found"), [(1, 1), (0, 0), (None, "2 Ray clusters run .* known .*: {}, {}")])
+def test_auto_with_two_clusters_is_the_later_one_or_refused(
+    recorded: int | None, found: int | str, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private import services
+
+    both = sorted([cluster, "192.0.2.7:6379"])
+    last_started("10.0.0.1:1" if recorded is None else both[recorded], tmp_path, monkeypatch)
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: frozenset(both))
+    monkeypatch.setattr(ray_address, "ask", lambda *_: None)
+    if isinstance(found, str):
+        with pytest.raises(ConfigError, match=found.format(*both)):
+            resolve("auto")
+    else:
+        assert resolve("auto") == both[found]
+
+
+ASKS = "from dapo_openrlhf.backend.run.ray_address import asked_address; print(asked_address())"
+
+
+@pytest.mark.parametrize(
+    ("given", "in_job", "found"),
+    [
+        ("10.0.0.1:6379", True, "10.0.0.2:6380"),  # of whichever cluster was started last
+        ("10.0.0.1:6379", False, "10.0.0.1:6379"),
+        ("local", True, ""),
+        (" ", True, ""),
+    ],
+)
+def test_a_job_joins_the_cluster_whose_raylet_has_started_it(
+    given: str, in_job: bool, found: str, tmp_path: Path
+) -> None:
+    """Ray tells it the one that was started last on the machine."""
+    raylet = tmp_path / "raylet"
+    raylet.symlink_to("/bin/sh")  # the process has this name
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_ADDRESS": given} | ({ray_address.OF_JOB: "{}"} if in_job else {})
+    inner = f"{sys.executable} -c '{ASKS}'; true"
+    told = subprocess.run(
+        [raylet, "-c", inner, "raylet", "--gcs-address=10.0.0.2:6380"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == f"{found}\n"
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [

@@ -16,7 +16,7 @@ from dapo_openrlhf.backend.run import reward_servers
 from dapo_openrlhf.backend.run.environment_checks import environment_settings
 from dapo_openrlhf.backend.run.inputs import check_rewards
 from dapo_openrlhf.check import registry
-from dapo_openrlhf.check.finding import Finding, failed, passed
+from dapo_openrlhf.check.finding import Finding, failed, passed, warned
 from dapo_openrlhf.check.limits import check as check_limits
 from dapo_openrlhf.check.machines import Machine, Machines, gpu_memory, named
 from dapo_openrlhf.check.model import check as check_model
@@ -26,7 +26,7 @@ from dapo_openrlhf.check.ports import missing_interfaces
 from dapo_openrlhf.check.registry import Row, run_checks
 from dapo_openrlhf.check.reward import check as check_reward
 from dapo_openrlhf.check.subject import Once, Subject
-from dapo_openrlhf.check.table import as_dict, closing, lines
+from dapo_openrlhf.check.table import as_dict, closing, lines, width_here
 from dapo_openrlhf.check.versions import check as check_versions
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import load_config
@@ -324,3 +324,13 @@ def test_a_chat_template_that_begins_no_answer_is_warned_about(
     assert main(["check", "run.yaml", "--json", "--data.apply_chat_template"]) == 0
     found = json.loads(capsys.readouterr().out)["checks"]["data"]["findings"]
     assert [one for one in found if one["level"] == "warn"] == []
+
+
+@pytest.mark.parametrize(("columns", "width"), [("20", 50), ("80", 80), ("500", 118)])
+def test_the_table_is_as_wide_as_the_terminal_within_reason(
+    monkeypatch: pytest.MonkeyPatch, columns: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert width_here() == width
+    told = [*lines(Row(name="data", findings=(warned("many words " * 40, remedy="none"),)), width_here())]
+    assert max(map(len, told)) <= width and len(told) >= 440 // width

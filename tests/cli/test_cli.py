@@ -278,6 +278,12 @@ OWN = ["--config", "configs/quickstart_cpu.yaml"]
         (["--minutes", "0"], "--minutes: 0.0 is not positive"),
         (["--splits", "1:1"], "--splits is for a configuration of your own"),
         ([*OWN, "--arms", "k0,x1"], "'x1' is no arm"),
+        ([*OWN, "--arms", ""], "'' is no arm"),
+        ([*OWN, "--arms", "k1", "--splits", ""], "'' is no split"),
+        (
+            [*OWN, "--picture", "bench.xyz"],
+            "bench.xyz is no picture that can be drawn; name a file in .png, .svg or .pdf",
+        ),
         ([*OWN, "--arms", "k10"], "k10 never gets as stale as that in the 10 steps of a run"),
         ([*OWN, "--splits", "1:0"], "'1:0' is no split"),
         ([*OWN, "--arms", "k1", "--splits", "1:1,1:3"], "K = 1, 1:3 cannot be run:\n  train.batch_size: 64"),

@@ -96,11 +96,20 @@ def test_retries_go_on_from_this_jobs_newest_checkpoint(tmp_path: Path) -> None:
     assert commands.run[2:] == [["train", "--resume", str(tmp_path / "runs" / "sums-2")]] * 2
 
 
-def test_a_retry_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_retry_without_a_checkpoint_begins_anew_in_the_jobs_folder(tmp_path: Path, resume: str | None) -> None:
     commands = Commands(0, 1, 1)
-    commands.trained = lambda: leave_run(tmp_path, f"sums-{len(commands.run)}", "j1")
+    commands.trained = lambda: leave_run(tmp_path, "sums-2", "j1") if len(commands.run) == 2 else None
+    assert done(tmp_path, commands, retries=1, resume=resume) == 1
+    anew = ["train", "--config", str(tmp_path / "j1.yaml"), "--anew", str(tmp_path / "runs" / "sums-2")]
+    assert commands.run[2] == anew
+
+
+def test_a_retry_of_a_training_that_began_no_run_is_as_the_first(tmp_path: Path) -> None:
+    leave_run(tmp_path, "sums", "j0")
+    commands = Commands(0, 1, 1)
     assert done(tmp_path, commands, retries=1) == 1
-    assert commands.run[2] == commands.run[1]
+    assert commands.run[2] == commands.run[1] == ["train", "--config", str(tmp_path / "j1.yaml")]
 
 
 @pytest.mark.parametrize(("status", "stopped"), [(2, False), (143, True), (1, True)])

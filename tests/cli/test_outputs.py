@@ -12,7 +12,7 @@ import pytest
 from patience import HANG_SECONDS
 
 from dapo_openrlhf.__main__ import main
-from dapo_openrlhf.cli.outputs import check_output
+from dapo_openrlhf.cli.outputs import check_output, check_picture
 from dapo_openrlhf.cli.train import first_words, obituary
 from dapo_openrlhf.cli.voice import Voice
 from dapo_openrlhf.config.errors import ConfigError
@@ -43,6 +43,14 @@ def test_an_output_without_room_is_named(capsys: pytest.CaptureFixture[str]) -> 
 def test_an_output_that_cannot_be_is_refused_before_the_work(path: str, words: str) -> None:
     with pytest.raises(ConfigError, match=f"--json: {path} cannot be written: {words}"):
         check_output("--json", Path(path))
+
+
+def test_a_picture_is_one_that_can_be_drawn() -> None:
+    for path in ("a.png", "a.PNG", "a.svg", "a.pdf", "a"):
+        check_picture("--picture", Path(path))
+    for path, words in {"a.xyz": "is no picture that can be drawn", "no/a.png": "there is no folder no"}.items():
+        with pytest.raises(ConfigError, match=f"--picture: {path} .*{words}"):
+            check_picture("--picture", Path(path))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.pipeline.best import write_evaluation
 from dapo_openrlhf.pipeline.checkpoint import Checkpoints, RunState
 from dapo_openrlhf.pipeline.prompts import PromptState
-from dapo_openrlhf.pipeline.resume_point import ResumePoint, still_newest
+from dapo_openrlhf.pipeline.resume_point import Anew, ResumePoint, still_newest
+from dapo_openrlhf.report.run_lock import run_lock
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,9 @@ def make_run(name: str, *steps: int) -> list[Path]:
     return paths
 
 
-def start(*arguments: str, overrides: dict[str, object] | None = None) -> tuple[Config, ResumePoint | None, list[str]]:
+def start(
+    *arguments: str, overrides: dict[str, object] | None = None
+) -> tuple[Config, ResumePoint | Anew | None, list[str]]:
     said: list[str] = []
     options = make_parser().parse_args(["train", *arguments])
     found, point = starting_point(options, overrides or {}, say=said.append)
@@ -68,7 +72,7 @@ def test_a_configuration_alone_starts_anew() -> None:
 def test_a_run_alone_goes_on_from_its_newest_checkpoint() -> None:
     _, newest = make_run("sums", 3, 5)
     found, point, said = start("--resume", "runs/sums", overrides={"actor.adam.lr": 2e-5})
-    assert point is not None
+    assert isinstance(point, ResumePoint)
     assert [change.name for change in point.changes] == ["actor.adam.lr"]
     point = replace(point, changes=())
     assert (found, point, said) == (config(2e-5), ResumePoint(run=Path("runs/sums"), checkpoint=newest), [])
@@ -76,8 +80,37 @@ def test_a_run_alone_goes_on_from_its_newest_checkpoint() -> None:
 
 def test_auto_starts_anew_where_there_is_nothing_to_go_on_from() -> None:
     assert start("--config", "c.yaml", "--resume", "auto") == (config(), None, [])
-    make_run("sums")  # ended before its first checkpoint
+
+
+def test_auto_begins_anew_in_the_folder_of_a_run_that_kept_nothing() -> None:
+    """Unless it is being written, or is not known to have held its lock, as a folder that is being made."""
+    make_run("sums")
+    make_run("sums-2")
+    make_run("sums-3x")
+    auto = ("--config", "c.yaml", "--resume", "auto")
+    assert start(*auto) == (config(), Anew(run=Path("runs/sums-2")), [])
+    with run_lock(Path("runs/sums-2")):
+        assert start(*auto) == (config(), None, [])
+    Path("runs/sums-3").mkdir()
+    assert start(*auto) == (config(), None, [])
+
+
+def test_auto_leaves_another_users_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run("sums")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert start("--config", "c.yaml", "--resume", "auto") == (config(), None, [])
+
+
+@pytest.mark.parametrize("kept", ["summary.json", "checkpoint"])
+def test_auto_leaves_a_run_with_a_result_alone(kept: str) -> None:
+    make_run("sums")
+    Path("runs/sums", kept).touch()
+    assert start("--config", "c.yaml", "--resume", "auto") == (config(), None, [])
+
+
+def test_a_run_can_begin_anew_in_its_folder() -> None:
+    make_run("sums", 3)
+    assert start("--config", "c.yaml", "--anew", "runs/sums") == (config(), Anew(run=Path("runs/sums")), [])
 
 
 def test_auto_goes_on_with_the_run_of_that_name() -> None:
@@ -87,7 +120,7 @@ def test_auto_goes_on_with_the_run_of_that_name() -> None:
     assert start("--config", "c.yaml", "--resume", "auto")[1] == ResumePoint(run=Path("runs/sums-2"), checkpoint=newest)
     (newest / "model.safetensors").write_text("6")
     found, point, said = start("--config", "c.yaml", "--resume", "auto", overrides={"actor.adam.lr": 2e-5})
-    assert point is not None
+    assert isinstance(point, ResumePoint)
     assert (found, replace(point, changes=())) == (
         config(2e-5),
         ResumePoint(run=Path("runs/sums-2"), checkpoint=older),
@@ -101,9 +134,9 @@ def test_checkpoints_that_were_made_while_the_newest_one_was_verified_are_not_un
     """The run that made them has ended, and the one that goes on has its lock."""
     checkpoints = Checkpoints(Path("runs/sums/checkpoints"), max_num=1, settings=dump_config(config()))
     (first,) = make_run("sums", 3)
-    changed = {"actor.adam.lr": 2e-5}
+    changed: dict[str, object] = {"actor.adam.lr": 2e-5}
     found, point, _ = start("--config", "c.yaml", "--resume", "auto", overrides=changed)
-    assert point is not None and point.checkpoint == first
+    assert isinstance(point, ResumePoint) and point.checkpoint == first
     assert still_newest(point, found, pytest.fail) is point
     Path(checkpoints.begin(4), "model.safetensors").write_text("4")
     newest = Path(checkpoints.finish(RunState(step=4, prompts=PromptState(drawn=4, returned=(), prompt_count=9))))
@@ -118,6 +151,22 @@ def test_auto_refuses_what_the_run_cannot_go_on_with() -> None:
     make_run("sums", 3)
     with pytest.raises(ConfigError, match=r"ds.zero_stage 2 -> 3"):
         start("--config", "c.yaml", "--resume", "auto", overrides={"ds.zero_stage": 3})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("runs/sums",), "--anew runs/sums needs --config FILE"),
+        (("runs/sums", "--config", "c.yaml", "--resume", "auto"), "and goes without --resume"),
+        (("runs", "--config", "c.yaml"), "this is no run's folder, as it has no config.yaml"),
+    ],
+)
+def test_what_cannot_begin_anew_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    make_run("sums", 3)
+    assert main(["train", "--anew", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

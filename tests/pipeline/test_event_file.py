@@ -13,7 +13,7 @@ from dapo_openrlhf.pipeline import event_file
 from dapo_openrlhf.pipeline.event_file import LogFile, is_log, pack, part_of, read_lines, size_of
 from dapo_openrlhf.pipeline.event_log import EventLog, EventLogError, read, read_what_is_left
 from dapo_openrlhf.pipeline.events import Checkpointed, Event
-from dapo_openrlhf.report.history import earlier_evaluations
+from dapo_openrlhf.report.history import earlier_life
 from dapo_openrlhf.report.run_folder import RunFolder
 
 LINES = [f"{number:03} {'x' * 15}\n" for number in range(40)]
@@ -225,4 +225,4 @@ def test_a_run_in_parts_is_resumed_with_all_of_them(tmp_path: Path) -> None:
     with LogFile(folder.events) as file:
         EventLog(file, clock=lambda: 0.0).emit(event(7))
     assert [logged.event for logged in read(folder.events)] == [event(step % 10) for step in [*range(12), 7]]
-    assert earlier_evaluations(folder.events, 5) == {}
+    assert earlier_life(folder.events, 5).evaluations == {}

@@ -157,10 +157,17 @@ def test_the_command_writes_table_json_and_picture(
     assert (model / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
+SHORT = ["--data.max_len", "96", "--rollout.max_new_tokens", "40", "--reward.overlong_buffer_len", "0"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--devices", "1"], "--devices: 1 cannot be divided"),
+        (["--devices", "-8"], "--devices: -8 is no number of GPUs"),
+        (["--devices", "8", "--per-node", "0"], "--per-node: 0 is no number of GPUs"),
+        (["--devices", "8", "--picture", "p.gif"], "--picture: p.gif is no picture that can be drawn"),
+        (["--devices", "1", *SHORT], "--devices: 1 cannot be divided"),  # prompts are taken to fit
         (["--devices", "2", "--gpu", "l40s"], "7.6 billion parameters do not fit into 2 GPUs of 48 GB"),
         (["--devices", "8", "--pass-rate", "1.5"], "--pass-rate: 1.5 is out of range; use 0.02 to 1"),
         (["--devices", "8", "--response-tokens", "1e9"], "--response-tokens: 1e+09 is out of range"),

@@ -280,6 +280,33 @@ def test_the_command_writes_the_page_and_refuses_what_is_no_run(
     assert main(["report", "runs/sums", "--output", "no/such/page.html"]) == 2
 
 
+@pytest.mark.parametrize("log", ["", "<html>\n" * 9, "[]\nnull\n", '{"time": 0.0, "kind": "run_started"}\n'])
+def test_a_run_of_which_nothing_can_be_read_makes_no_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], log: str
+) -> None:
+    """Of another program, or of another version; a part that is damaged is said and left out."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "events.jsonl").write_text(log)
+    assert main(["report", str(run), "--no-plan"]) == 2
+    assert f"{run}: nothing of this run can be read: " in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+    write_events(run / "events.jsonl", [(0.0, run_started(0.0))])
+    assert main(["report", str(run), "--no-plan"]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith(f"note: {run}: ") and ("lines of events.jsonl could not be read" in told) == (log != "")
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "sums")
+    (run / "report.html").mkdir()
+    assert main(["report", str(run)]) == 2
+    told = capsys.readouterr().err
+    assert "report.html cannot be written: it is a folder" in told and "planning" not in told
+
+
 def test_latest_alone_is_the_latest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "runs" / "sums")

@@ -29,7 +29,7 @@ from dapo_openrlhf.pipeline.events import (
 from dapo_openrlhf.pipeline.metrics import Row
 from dapo_openrlhf.plan.virtual_time import run_virtual
 from dapo_openrlhf.report.curves import Curves
-from dapo_openrlhf.report.history import Measured, earlier_evaluations
+from dapo_openrlhf.report.history import Earlier, Measured, earlier_life
 from dapo_openrlhf.report.metrics_file import MetricsFile, earlier_rows
 from dapo_openrlhf.report.notices import DROPPED_SHOWN, FAILURES_SHOWN, Notices
 from dapo_openrlhf.report.recorder import Recorder, Sink
@@ -176,15 +176,25 @@ def test_the_curves_hold_what_was_done_before_a_resume(tmp_path: Path, monkeypat
 
 def test_a_resumed_run_is_counted_from_its_first_start(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
-    assert earlier_evaluations(file, 4) == {}
+    assert earlier_life(file, 4) == Earlier(steps=4, lives=1), "its log is gone"
     times = [(0.0, run_started(0.0)), (1.0, evaluated(0, 0.1)), (2.0, evaluated(4, 0.3)), (3.0, evaluated(6, 0.9))]
     write_events(file, times)
     write_events(file, [(0.0, run_started(9.0)), (1.0, evaluated(4, 0.4))])
     with file.open("a") as log:
         log.write("damaged\n")
-    before = earlier_evaluations(file, 4)
+    earlier = earlier_life(file, 4)
+    assert (earlier.steps, earlier.lives) == (4, 2)
+    before = earlier.evaluations
     assert {step: one.accuracy for step, one in before.items()} == {0: 0.1, 4: 0.4}, "what came after it is undone"
-    assert earlier_evaluations(file, 0) == {}, "a new run"
+    assert earlier_life(file, 0) == Earlier(), "a new run"
+    rows = {0: {"seconds/step": 2.0, "tokens_per_second/trained": 3.0, "policy_age/max": 1.0}, 1: {"seconds/step": 0.5}}
+    earlier = replace(earlier, rows=rows)
+    assert (earlier.seconds, earlier.tokens("trained"), earlier.tokens("generated"), earlier.max_policy_age) == (
+        2.5,
+        6,
+        0,
+        1,
+    )
     history = Measured(before, first_step=4)
     history.event(evaluated(4, 0.4))
     history.event(evaluated(6, 0.5))

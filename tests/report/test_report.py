@@ -433,6 +433,21 @@ def test_runs_that_start_at_once_share_nothing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in made} | {"latest"}
 
 
+def test_a_run_that_begins_anew_sets_aside_what_was_left(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "dapo")
+    RunFolder.create(tmp_path, "other")
+    for start in ("first", "second"):
+        folder.config.write_text(start)
+        (folder.path / ".unfinished-1").touch()
+        (folder.path / ".lock").touch()
+        anew = RunFolder.begin_anew(tmp_path / "dapo")
+        assert anew.path == folder.path and anew.set_aside is not None
+        assert [entry.name for entry in anew.set_aside.iterdir()] == ["config.yaml"]
+        assert anew.set_aside.joinpath("config.yaml").read_text() == start
+    assert sorted(entry.name for entry in folder.path.iterdir()) == [".lock", "earlier", "earlier-2"]
+    assert (tmp_path / "latest").readlink() == Path("dapo")
+
+
 def test_a_refused_run_leaves_nothing_and_latest_where_it_was(tmp_path: Path) -> None:
     parent = tmp_path / "runs"
     RunFolder.create(parent, "dapo").discard()
@@ -519,6 +534,12 @@ def test_closing_words_name_the_engines_that_were_lost(tmp_path: Path) -> None:
     assert "engines" not in closing(SUMMARY, folder)
     summary = replace(SUMMARY, engines_lost=["engine 0 was lost once", "engine 2 was lost twice"])
     assert closing(summary, folder)["engines"] == "engine 0 was lost once; engine 2 was lost twice"
+
+
+def test_closing_words_of_a_resumed_run_say_so(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "dapo")
+    words = "120 in 500.0 s (8:20) in 2 lives, the first after 31.5 s"
+    assert closing(replace(SUMMARY, lives=2), folder)["steps"] == words
 
 
 def test_closing_words_of_a_run_without_steps_and_evaluation(tmp_path: Path) -> None:

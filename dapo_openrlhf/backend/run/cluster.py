@@ -16,7 +16,7 @@ from ray.exceptions import AuthenticationError
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.needs import check_devices, object_store_bytes
 from dapo_openrlhf.backend.run.own_cluster import Size, own_cluster
-from dapo_openrlhf.backend.run.ray_address import resolve
+from dapo_openrlhf.backend.run.ray_address import asked_address, resolve
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.stopping import reinstall
@@ -26,12 +26,12 @@ from dapo_openrlhf.stopping import reinstall
 def ray_cluster(
     config: Config, device: Device, *, say: Callable[[str], None] = print, logs: Path | None = None
 ) -> Iterator[None]:
-    """Join the cluster that ``RAY_ADDRESS`` names (set in a submitted job), or start one of this machine's own.
+    """Join the cluster that ``RAY_ADDRESS`` names, in a submitted job its own, or start one of this machine's own.
 
     ``say`` is told what guards a joined cluster lacks; for a cluster of its own, and ``logs``, see :func:`own_cluster`.
     Raises ``ConfigError`` if nothing answers at the address or the joined cluster is too small.
     """
-    address = resolve(os.environ.get("RAY_ADDRESS", ""))
+    address = resolve(asked_address())
     with joined(address, say) if address is not None else own_cluster(_size(config, device), say=say, logs=logs):
         if address is not None:
             resource = "CPU" if device.kind == "cpu" else "GPU"

@@ -13,6 +13,7 @@ from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
 from dapo_openrlhf.backend.run.needs import check_devices, check_packages
+from dapo_openrlhf.backend.run.ray_address import asked_address
 from dapo_openrlhf.backend.run.reward_servers import check_servers
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
 from dapo_openrlhf.config.errors import ConfigError
@@ -85,7 +86,7 @@ def check_inputs(
         check_environment(environment)
     else:
         check_rewards(reward_settings(config.reward))
-    if not os.environ.get("RAY_ADDRESS"):
+    if not asked_address():
         check_devices(config, device, device.count(), "this machine")
     state = None if checkpoint is None else RunState.read(checkpoint)
     if state is not None and state.step >= config.train.max_steps:

@@ -5,11 +5,42 @@ from __future__ import annotations
 import os
 import socket
 
+import psutil
+
 from dapo_openrlhf.config.errors import ConfigError
 
 JOIN_SECONDS = 30.0
 CLIENT = "ray://"
 REMEDY = "correct it, start the cluster, or unset RAY_ADDRESS to use this machine"
+OF_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable that Ray sets for the command of a submitted job, and for nothing else."""
+OF_RAYLET = "--gcs-address="
+"""The option of a raylet that says its cluster's address."""
+
+
+def asked_address() -> str:
+    """The address of the cluster to join, of ``RAY_ADDRESS``; empty to start one here.
+
+    In a submitted job it is that of the cluster whose raylet has started the job. Ray sets ``RAY_ADDRESS`` there to the
+    cluster that was started last on the machine, which need not be the one that took the job.
+    """
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    if address in ("", "local"):
+        return ""
+    return (_above() if OF_JOB in os.environ else None) or address
+
+
+def _above() -> str | None:
+    """The address of the cluster whose raylet has started this process; None where none has, or in a container of its own."""
+    for process in psutil.Process().parents():
+        try:
+            words: list[str] = process.cmdline() if process.name() == "raylet" else []
+        except psutil.Error:
+            return None
+        for word in words:
+            if word.startswith(OF_RAYLET):
+                return word.removeprefix(OF_RAYLET)
+    return None
 
 
 def resolve(address: str, *, name: str = "RAY_ADDRESS") -> str | None:
@@ -35,14 +66,25 @@ def resolve(address: str, *, name: str = "RAY_ADDRESS") -> str | None:
 
 
 def _latest(name: str) -> str:
-    """Resolve ``auto`` to a cluster that runs on this machine, or else to the one that was started last."""
-    from ray._private.services import canonicalize_bootstrap_address_or_die
+    """Resolve ``auto``: the only cluster that runs on this machine, or else the one of them that was started last.
 
-    try:
-        found: str = canonicalize_bootstrap_address_or_die("auto")
-    except ConnectionError as error:
-        raise ConfigError(f"{name} auto: no Ray cluster runs on this machine; {REMEDY}") from error
-    return found
+    Ray's own function for this prefers ``RAY_ADDRESS`` to what it is asked.
+    """
+    from ray._private.services import find_bootstrap_address, find_gcs_addresses
+
+    running, last = sorted(find_gcs_addresses()), find_bootstrap_address(None)
+    if last in running or (last and not running):
+        return str(last)
+    match running:
+        case []:
+            raise ConfigError(f"{name} auto: no Ray cluster runs on this machine; {REMEDY}")
+        case [only]:
+            return str(only)
+        case several:
+            raise ConfigError(
+                f"{name} auto: {len(several)} Ray clusters run on this machine, and none of them is known as the one that "
+                f"was started last; give the address of one: {', '.join(several)}"
+            )
 
 
 def ask(address: str, complaint: str, remedy: str = REMEDY) -> None:
