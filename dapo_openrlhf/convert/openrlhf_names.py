@@ -153,6 +153,9 @@ HARMLESS = frozenset(
 )  # fmt: skip
 """Options that say how, not what: nothing is trained otherwise for leaving them out."""
 
+MUON = ("lr", "momentum", "nesterov", "no_nesterov", "ns_steps")
+"""Options of the optimizer Muon."""
+
 SINCE_REMOVED: Mapping[str, str] = {
     "ptx_coef": "pretraining data is not mixed in",
     "pretrain_data": "pretraining data is not mixed in",
