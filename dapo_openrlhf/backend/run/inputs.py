@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,8 +105,7 @@ def check_inputs(
     if files.adapters is not None:
         say(str(files.adapters))
     prompts, problems = read_sets(config, say, training=training)
-    for remark in remarks_on(named_sets(config, prompts, problems)):
-        say(remark)
+    _tell(remarks_on(named_sets(config, prompts, problems)), say)
     if first := prompts or next(iter(problems), None):
         say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
     prompt_set = prompts.identity if prompts else ""
@@ -123,6 +122,11 @@ def check_inputs(
         checkpoint=checkpoint,
         state=state,
     )
+
+
+def _tell(remarks: Iterable[str], say: Callable[[str], None]) -> None:
+    for remark in remarks:
+        say(remark)
 
 
 def check_rewards(settings: RewardSettings) -> None:
