@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,9 +105,7 @@ def check_inputs(
     if files.adapters is not None:
         say(str(files.adapters))
     prompts, problems = read_sets(config, say, training=training)
-    _tell(remarks_on(named_sets(config, prompts, problems)), say)
-    if first := prompts or next(iter(problems), None):
-        say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
+    _tell(config, prompts, problems, say)
     prompt_set = prompts.identity if prompts else ""
     if state is not None:
         check_same_prompts(state.prompts, count=len(prompts or ()), prompt_set=prompt_set)
@@ -124,9 +122,14 @@ def check_inputs(
     )
 
 
-def _tell(remarks: Iterable[str], say: Callable[[str], None]) -> None:
-    for remark in remarks:
+def _tell(
+    config: Config, prompts: JoinedSets | None, problems: Sequence[PromptSet], say: Callable[[str], None]
+) -> None:
+    """Say what is remarkable about the prompts, and show the first one."""
+    for remark in remarks_on(named_sets(config, prompts, problems)):
         say(remark)
+    if first := prompts or next(iter(problems), None):
+        say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
 
 
 def check_rewards(settings: RewardSettings) -> None:
