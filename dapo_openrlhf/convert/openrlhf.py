@@ -19,7 +19,7 @@ from dapo_openrlhf.convert.conversion import (
     place,
     whole,
 )
-from dapo_openrlhf.convert.openrlhf_names import DOTTED, HARMLESS, MUON, SINCE_REMOVED
+from dapo_openrlhf.convert.openrlhf_names import DOTTED, HARMLESS, MUON, SEVERAL, SINCE_REMOVED
 from dapo_openrlhf.convert.openrlhf_sets import convert_sets, several
 
 TRAINING = "openrlhf.cli.train_ppo_ray"
@@ -103,7 +103,7 @@ def convert_openrlhf(words: Sequence[str]) -> Conversion:
             continue
         dotted = dotted_name(name)
         written[dotted] = f"--{name}"
-        given[dotted] = _value(f"--{name}", texts)
+        given[dotted] = _value(_without_further(texts, dotted, conversion))
     _translate(given, written, conversion)
     for name, flag in (("actor.model_name_or_path", "--pretrain"), ("data.prompt_dataset", "--prompt_data")):
         if name not in conversion.settings:
@@ -113,7 +113,16 @@ def convert_openrlhf(words: Sequence[str]) -> Conversion:
     return conversion
 
 
-def _value(flag: str, texts: Sequence[str]) -> Any:
+def _without_further(texts: Sequence[str], name: str, conversion: Conversion) -> list[str]:
+    """The values of an option, without variables behind them that may hold further options, each of which is said."""
+    own = [text for place, text in enumerate(texts) if not place or name in SEVERAL or not text.startswith("$")]
+    for text in texts:
+        if text not in own:
+            conversion.lacks(text, "is not set in there; if it holds options, give them behind the command")
+    return own
+
+
+def _value(texts: Sequence[str]) -> Any:
     match texts:
         case []:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +176,24 @@ def test_openrlhfs_adapters_lose_their_dropout_aloud(capsys: Captured) -> None:
 def test_an_agent_gives_the_rewards(capsys: Captured) -> None:
     config, said = openrlhf(capsys, "--agent_func_path agent.py --remote_rm_url http://a/get_reward")
     assert config.reward.remote_url == ("rule",) and "--remote_rm_url: left out" in said
+
+
+@pytest.mark.parametrize("behind", ["$EXTRA", '$([ "$DEBUG" = 1 ] && echo "--seed 3")'])
+def test_a_variable_behind_a_value_is_no_value(capsys: Captured, tmp_path: Path, behind: str) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(f"python3 -m openrlhf.cli.train_ppo_ray {OPENRLHF} --rollout_batch_size 16 {behind} --seed 7\n")
+    config, said = converted(capsys, str(script))
+    assert (config.rollout.batch_size, config.train.seed) == (16, 7)
+    assert f"{behind}: is not set in there; if it holds options" in said
+    _, said = openrlhf(capsys, "--target_modules q_proj --lora_rank 8 --eps_clip_low_high 0.2 0.28")
+    assert "is not set in there" not in said
+
+
+def test_a_variable_among_several_values_is_one(capsys: Captured) -> None:
+    command = f"python3 -m openrlhf.cli.train_ppo_ray {OPENRLHF} --adam_betas 0.9 $B"
+    assert main(["convert", *command.split()]) == 1
+    out, said = capsys.readouterr()
+    assert yaml.safe_load(out)["actor"]["adam"]["betas"] == [0.9, "$B"] and "$B holds a variable" in said
 
 
 def test_an_empty_value_is_none(capsys: Captured) -> None:
