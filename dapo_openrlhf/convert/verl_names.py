@@ -96,7 +96,10 @@ HARMLESS = (
     f"{ROLLOUT}.log_prob_micro_batch_size", f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu", f"{ROLLOUT}.log_prob_use_dynamic_bsz",
     f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{ROLLOUT}.calculate_log_probs",
     f"{ROLLOUT}.do_sample", f"{ROLLOUT}.disable_log_stats", "hydra", "defaults", "ray_init",
-    "ray_kwargs",
+    "ray_kwargs", f"{MODEL}.fused_kernel_options", f"{ACTOR}.policy_loss", f"{ACTOR}.checkpoint", f"{ACTOR}.profiler",
+    f"{ACTOR}.optim.num_cycles", f"{ACTOR}.optim.total_training_steps", f"{ROLLOUT}.prompt_length", f"{ROLLOUT}.response_length",
+    f"{ROLLOUT}.agent", f"{ROLLOUT}.update_weights_bucket_megabytes", "algorithm.kl_ctrl.horizon", "algorithm.kl_ctrl.target_kl",
+    "algorithm.pf_ppo", "reward_model.strategy", "trainer.device", "trainer.ray_wait_register_center_timeout",
 )  # fmt: skip
 """Names, or beginnings of names, that say how and not what."""
 

@@ -150,6 +150,16 @@ def test_verls_names_without_a_setting_say_the_way(capsys: Captured, word: str, 
     assert remark in verl(capsys, word)[1]
 
 
+def test_what_verls_own_defaults_say_of_how_is_no_remark(capsys: Captured) -> None:
+    words = (
+        f"{ACTOR}.policy_loss.clip_cov_ratio=0.0002 {ACTOR}.checkpoint.save_contents=[model] {ACTOR}.optim.num_cycles=0.5 "
+        f"{ACTOR}.optim.min_lr_ratio=0.0 {ROLLOUT}.response_length=512 {ROLLOUT}.multi_turn.format=hermes "
+        f"{ROLLOUT}.agent.num_workers=8 algorithm.kl_ctrl.horizon=10000 algorithm.pf_ppo.weight_pow=2.0 data.image_key=images "
+        "reward_model.model.path=rm reward_model.strategy=fsdp trainer.device=cuda trainer.max_actor_ckpt_to_keep=null"
+    )
+    assert "no counterpart" not in verl(capsys, *words.split())[1]
+
+
 def test_openrlhfs_optimizer_is_named_only_where_it_is_another(capsys: Captured) -> None:
     _, said = openrlhf(capsys, "--actor.optim adam --critic.optim adam --actor.muon.lr 0.02")
     assert "optim" not in said and "muon" not in said
