@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from dapo_openrlhf.backend.run.inputs import named_sets
 from dapo_openrlhf.check.finding import Finding, passed, warned
 from dapo_openrlhf.check.subject import SAMPLE_ROWS, Subject
 from dapo_openrlhf.dataset.reading import show
+from dapo_openrlhf.dataset.remarks import remarks_on
 from dapo_openrlhf.dataset.store import PromptSet
 
 PROGRESS = re.compile(r"rows (rendered and tokenized )?after \d+ s")
@@ -21,7 +23,8 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield passed(f"the first prompt, {show(subject.prompts()[0])}")
     for one, problems in zip(subject.config.eval_sets, subject.problems(), strict=True):
         yield passed(_words(one.path, problems) + (f"; the set {one.key}" if one.key else ""))
-    for note in subject.notes:
+    named = named_sets(subject.config, subject.prompts(), subject.problems())
+    for note in [*subject.notes, *remarks_on(named)]:
         if not PROGRESS.search(note):
             yield warned(note)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dapo_openrlhf.convert.shell import commands
 from dapo_openrlhf.convert.verl import convert_verl, flattened, overrides_of
 from dapo_openrlhf.whole_file import write_whole
 
-VERL = re.compile(r".*\bmain_(?:ppo|dapo)(?:\.py)?$")
+VERL = re.compile(r".*\b(?:main_(?:ppo|dapo)|fully_async_main)(?:\.py)?$")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -112,22 +113,45 @@ def _interpolated(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_commands(found: Sequence[Sequence[str]]) -> Conversion:
-    """The conversion of the first command that trains."""
-    for words in found:
-        for position, word in enumerate(words):
-            module = MODULE.match(word)
-            if module and f"openrlhf.cli.{module[1]}" != TRAINING:
-                raise NotConvertible(f"{module[1]} of OpenRLHF is not reinforcement learning as here; train_ppo_ray is")
-            if module:
-                return _complete(convert_openrlhf(words[position + 1 :]))
-            if VERL.match(word):
-                return _complete(convert_verl(overrides_of(words[position + 1 :])))
-    for words in found:
-        if is_openrlhf_command(words) or any(dotted in words for dotted in _dashed_dotted()):
-            return _complete(convert_openrlhf(words))
-        if any(key.startswith("actor_rollout_ref.") for key in overrides_of(words)):
-            return _complete(convert_verl(overrides_of(words)))
+    """The conversion of the first command that trains by reinforcement, with a remark if others do too."""
+    trained = [conversion for words in found if (conversion := _of_module(words)) is not None]
+    if not trained:
+        trained = [conversion for words in found if (conversion := _of_options(words)) is not None]
+    if trained:
+        first, *others = (converted() for converted in trained)
+        different = [other for other in others if other.settings != first.settings]
+        if different:
+            first.differs("script", f"{len(different) + 1} different commands train in there; the first is written")
+        return _complete(first)
+    for module in _other_modules(found):
+        raise NotConvertible(f"{module} of OpenRLHF is not reinforcement learning as here; train_ppo_ray is")
     raise NotConvertible(f"no command of OpenRLHF ({TRAINING}) or verl (main_ppo, main_dapo) is in there")
+
+
+def _of_module(words: Sequence[str]) -> Callable[[], Conversion] | None:
+    """The conversion of a command that names the module, if it is one of the two that train so."""
+    for position, word in enumerate(words):
+        module = MODULE.match(word)
+        if module and f"openrlhf.cli.{module[1]}" == TRAINING:
+            return partial(convert_openrlhf, words[position + 1 :])
+        if VERL.match(word):
+            return partial(convert_verl, overrides_of(words[position + 1 :]), module=word)
+    return None
+
+
+def _of_options(words: Sequence[str]) -> Callable[[], Conversion] | None:
+    """The conversion of a command that is known by its options."""
+    if any(MODULE.match(word) for word in words):
+        return None
+    if is_openrlhf_command(words) or any(dotted in words for dotted in _dashed_dotted()):
+        return partial(convert_openrlhf, words)
+    if any(key.startswith("actor_rollout_ref.") for key in overrides_of(words)):
+        return partial(convert_verl, overrides_of(words))
+    return None
+
+
+def _other_modules(found: Sequence[Sequence[str]]) -> Iterator[str]:
+    return (module[1] for words in found for word in words if (module := MODULE.match(word)))
 
 
 def _dashed_dotted() -> list[str]:
@@ -137,8 +161,9 @@ def _dashed_dotted() -> list[str]:
 def _complete(conversion: Conversion) -> Conversion:
     """Leave out values in which a variable of a shell is left, with a remark; texts stay."""
     for name, value in list(conversion.settings.items()):
-        if isinstance(value, str) and "$" in value:
-            conversion.differs(name, f"{value} holds a variable that is not set in there; write its value")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and "$" in text:
+                conversion.differs(name, f"{text} holds a variable that is not set in there; write its value")
     return conversion
 
 

@@ -160,13 +160,22 @@ def preset_changes(config: Config) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _assign(settings: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
+    *sections, key = _parts(dotted)
     for name in sections:
         inner = settings[name] = {} if settings.get(name) is None else settings[name]
         if not isinstance(inner, dict):
             raise ConfigError(f"{dotted}: {name} is a setting, not a section")
         settings = inner
     _overlay(settings, {key: value})
+
+
+def _parts(dotted: str) -> list[str]:
+    """The names of the sections and of the setting; that of an evaluation set may have dots in it."""
+    match dotted.split("."):
+        case ["eval", "sets", *name, key] if name:
+            return ["eval", "sets", ".".join(name), key]
+        case parts:
+            return parts
 
 
 def _dotted(key: str, value: object) -> Iterator[str]:
@@ -195,5 +204,9 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: must be set"
     message = problem["msg"]
+    if problem["input"] is None:
+        return f"{key}: an empty value (null) is not accepted: {message[0].lower()}{message[1:]}"
+    if isinstance(problem["input"], str) and "," in problem["input"] and problem["type"].startswith(("float", "int")):
+        return f"{key}: {problem['input']!r} is not accepted; several values are given with blanks between them, not commas"
     hint = f"; for the text write '\"{problem['input']}\"'" if problem["type"] == "string_type" else ""
     return f"{key}: {problem['input']!r} is not accepted: {message[0].lower()}{message[1:]}{hint}"

@@ -69,6 +69,15 @@ class Placement:
         """Number of trainer ranks."""
         return self.nodes * self.per_node
 
+    @property
+    def settings(self) -> dict[str, int]:
+        """It as settings."""
+        return {
+            "actor.num_nodes": self.nodes,
+            "actor.num_gpus_per_node": self.per_node,
+            "vllm.num_engines": self.engines,
+        }
+
 
 def divided(nodes: int, per_node: int, *, tensor_parallel: int) -> Placement:
     """GPUs that took turns divided between trainer and engines, about half each; a single one is shared.
@@ -90,11 +99,7 @@ def divided(nodes: int, per_node: int, *, tensor_parallel: int) -> Placement:
 
 def place(conversion: Conversion, placement: Placement, *, name: str) -> None:
     """Write a placement into the settings, with a remark on what took turns before."""
-    conversion.settings |= {
-        "actor.num_nodes": placement.nodes,
-        "actor.num_gpus_per_node": placement.per_node,
-        "vllm.num_engines": placement.engines,
-    }
+    conversion.settings |= placement.settings
     if placement.shared:
         conversion.settings |= {
             "train.colocate_all": True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dapo_openrlhf.config.foreign import NOT_HERE
@@ -19,14 +18,15 @@ from dapo_openrlhf.convert.conversion import (
     number,
     place,
     whole,
-    with_names,
 )
-from dapo_openrlhf.convert.openrlhf_names import DOTTED, HARMLESS, SINCE_REMOVED
+from dapo_openrlhf.convert.openrlhf_names import DOTTED, HARMLESS, MUON, SEVERAL, SINCE_REMOVED
+from dapo_openrlhf.convert.openrlhf_sets import convert_sets, several
 
 TRAINING = "openrlhf.cli.train_ppo_ray"
 MODULE = re.compile(r"(?:^|.*[/ ])openrlhf[./]cli[./](\w+?)(?:\.py)?$")
 """A module of OpenRLHF's command line, as a name or as a path."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+METRIC = re.compile(r"(?:eval_)?(.+?)_pass(\d+)")
+"""OpenRLHF's name for a share of problems that some of so many responses solve."""
 LEAST = 3
 """Number of OpenRLHF's flat options by which a command is known that does not name its module."""
 
@@ -99,9 +99,11 @@ def convert_openrlhf(words: Sequence[str]) -> Conversion:
     written: dict[str, str] = {}
     given: dict[str, Any] = {}
     for name, texts in options_of(words).items():
+        if texts == [""]:  # a variable that holds nothing, which is OpenRLHF's way to leave out what is a text
+            continue
         dotted = dotted_name(name)
         written[dotted] = f"--{name}"
-        given[dotted] = _value(f"--{name}", texts)
+        given[dotted] = _value(_without_further(texts, dotted, conversion))
     _translate(given, written, conversion)
     for name, flag in (("actor.model_name_or_path", "--pretrain"), ("data.prompt_dataset", "--prompt_data")):
         if name not in conversion.settings:
@@ -111,7 +113,16 @@ def convert_openrlhf(words: Sequence[str]) -> Conversion:
     return conversion
 
 
-def _value(flag: str, texts: Sequence[str]) -> Any:
+def _without_further(texts: Sequence[str], name: str, conversion: Conversion) -> list[str]:
+    """The values of an option, without variables behind them that may hold further options, each of which is said."""
+    own = [text for place, text in enumerate(texts) if not place or name in SEVERAL or not text.startswith("$")]
+    for text in texts:
+        if text not in own:
+            conversion.lacks(text, "is not set in there; if it holds options, give them behind the command")
+    return own
+
+
+def _value(texts: Sequence[str]) -> Any:
     match texts:
         case []:
             return True
@@ -161,75 +172,63 @@ def _special(given: dict[str, Any], written: Mapping[str, str], conversion: Conv
     done |= _asynchrony(given, conversion)
     done |= _placement(given, written, conversion)
     done |= _correction(given, written, conversion)
-    done |= _data(given, written, conversion)
+    done |= convert_sets(given, written, conversion)
+    done |= _optimizers(given, written, conversion)
+    done |= _rewards(given, written, conversion)
+    done |= _best(given, written, conversion)
     if given.get("logger.wandb.key") not in (None, False):
         settings["report.wandb"] = "online"
         conversion.differs(written["logger.wandb.key"], f"report.wandb online; {NOT_HERE['logger.wandb.key']}")
         done.add("logger.wandb.key")
-    if "reward.remote_url" in given:
-        addresses = _several(given["reward.remote_url"])
-        settings["reward.remote_url"] = addresses[0]
-        done.add("reward.remote_url")
+    return done
+
+
+def _optimizers(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conversion) -> set[str]:
+    """Adam is the optimizer here, whose own options are settings; and adapters have no dropout."""
+    done = {name for name in ("actor.optim", "critic.optim") if given.get(name) == "adam"}
+    for role in ("actor", "critic"):
+        if given.get(f"{role}.optim", "adam") == "adam":  # the others' options are not looked at
+            done |= {f"{role}.muon.{option}" for option in MUON}
+    if given.get("ds.lora.dropout"):
+        conversion.settings["ds.lora.dropout"] = 0.0
+        conversion.lacks(written["ds.lora.dropout"], "the trained policy is the one that samples, without dropout")
+        done.add("ds.lora.dropout")
+    return done
+
+
+def _rewards(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conversion) -> set[str]:
+    if "train.agent_func_path" in given:
+        if "reward.remote_url" in given:
+            conversion.differs(
+                written["reward.remote_url"], "left out, because --agent_func_path gives the rewards, there too"
+            )
+    elif "reward.remote_url" in given:
+        addresses = several(given["reward.remote_url"])
+        conversion.settings["reward.remote_url"] = addresses[0]
         if len(addresses) > 1:
             conversion.lacks(
                 written["reward.remote_url"],
                 f"only the first of {len(addresses)} addresses is written; put a load balancer before them",
             )
-    elif "train.agent_func_path" not in given:
+    else:
         conversion.differs(
             "reward", "no --remote_rm_url: answers are compared by the rule, with the column of data.label_key"
         )
-    return done
+    return {"reward.remote_url"}
 
 
-def _several(value: Any) -> list[str]:
-    """The parts of a value that OpenRLHF takes with commas between them."""
-    return [str(part).strip() for part in (value if isinstance(value, list) else str(value).split(","))]
-
-
-def _data(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conversion) -> set[str]:
-    """Sets of prompts with their shares, that of the problems, and their splits."""
-    settings = conversion.settings
-    for name, split in (("data.prompt_dataset", "data.prompt_split"), ("eval.dataset", "eval.split")):
-        if given.get(name) in (None, True):
-            continue
-        paths = _several(given[name])
-        wanted = None if given.get(split) is True else given.get(split)
-        files = any(map(_is_file, paths))  # which have no splits, so that the others' stand in their names
-        in_name = None if wanted is not None and not files else str(wanted or "train")
-        sets = [_set(one, in_name, written[name], conversion) for one in paths]
-        if wanted is not None and not files:
-            settings[split] = str(wanted)
-        elif wanted not in (None, "train") and not any(one.startswith("hf:") for one in sets):
-            conversion.lacks(written[split], "a file has the split train only; leave it out")
-        settings[name] = _plain(sets if name == "data.prompt_dataset" else with_names(sets))
-    shares = given.get("data.prompt_probs")
-    if shares is not None and isinstance(settings.get("data.prompt_dataset"), list):
-        flag = written["data.prompt_probs"]
-        settings["data.prompt_probs"] = [float(number(share, name=flag)) for share in _several(shares)]
-    return {"data.prompt_dataset", "data.prompt_probs", "data.prompt_split", "eval.dataset", "eval.split"}
-
-
-def _plain(sets: list[str]) -> list[str] | str:
-    return sets if len(sets) > 1 else sets[0]
-
-
-def _is_file(name: str) -> bool:
-    return name.removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".parquet"))
-
-
-def _set(name: str, split: str | None, flag: str, conversion: Conversion) -> str:
-    """A set's name here: a file or folder as it is, OWNER/NAME that is none on this machine as a set of the hub."""
-    if _is_file(name):
-        return name
-    if HUB_NAME.fullmatch(name) and not Path(name).exists():
-        on_hub = f"hf:{name}:{split}" if split else f"hf:{name}"
-        conversion.differs(flag, f"{name} is taken as a set of the hub, {on_hub}; name a file if it is one")
-        return on_hub
-    conversion.differs(
-        flag, f"{name} must be a file here, or a folder saved by datasets; `dapo-openrlhf prepare` writes files"
-    )
-    return name
+def _best(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conversion) -> set[str]:
+    """The figure of an evaluation that is kept: ``eval_SET_pass1`` there, ``SET/pass@1`` here."""
+    key = given.get("ckpt.best_metric_key")
+    form = METRIC.fullmatch(str(key))
+    if form is None:
+        return set()
+    name, samples = form[1], form[2]
+    sets = conversion.settings.get("eval.dataset")
+    one = not isinstance(sets, list)
+    conversion.settings["ckpt.best_metric_key"] = f"pass@{samples}" if one else f"{name}/pass@{samples}"
+    conversion.differs(written["ckpt.best_metric_key"], f"{key} is {conversion.settings['ckpt.best_metric_key']} here")
+    return {"ckpt.best_metric_key"}
 
 
 def _schedule(given: Mapping[str, Any], written: Mapping[str, str], conversion: Conversion) -> set[str]:

@@ -153,6 +153,17 @@ HARMLESS = frozenset(
 )  # fmt: skip
 """Options that say how, not what: nothing is trained otherwise for leaving them out."""
 
+SEVERAL = frozenset(
+    {
+        "actor.adam.betas", "actor.eps_clip_low_high", "algo.advantage.is_correction_threshold", "algo.dynamic_filtering_range",
+        "critic.adam.betas", "ds.lora.target_modules", "reward.clip_range", "vllm_is_truncated_threshold",
+    }
+)  # fmt: skip
+"""Options that take several values; behind the one value of another a variable holds further options."""
+
+MUON = ("lr", "momentum", "nesterov", "no_nesterov", "ns_steps")
+"""Options of the optimizer Muon."""
+
 SINCE_REMOVED: Mapping[str, str] = {
     "ptx_coef": "pretraining data is not mixed in",
     "pretrain_data": "pretraining data is not mixed in",

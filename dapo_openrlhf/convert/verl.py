@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dapo_openrlhf.config.yaml_text import value_of
 from dapo_openrlhf.convert.conversion import (
     Conversion,
     NotConvertible,
+    Placement,
     divided,
     is_true,
     number,
     place,
     whole,
-    with_names,
 )
+from dapo_openrlhf.convert.verl_correction import convert_correction
+from dapo_openrlhf.convert.verl_data import convert_data
+from dapo_openrlhf.convert.verl_model import convert_model
 from dapo_openrlhf.convert.verl_names import (
     ACTOR,
     AGGREGATIONS,
@@ -25,10 +28,12 @@ from dapo_openrlhf.convert.verl_names import (
     ESTIMATORS,
     HARMLESS,
     KL_TYPES,
+    LACKING,
     LOSSES,
     ONE_TO_ONE,
     ROLLOUT,
 )
+from dapo_openrlhf.convert.verl_taken import Taken
 
 
 def overrides_of(words: Sequence[str]) -> dict[str, Any]:
@@ -51,8 +56,8 @@ def flattened(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
-def convert_verl(given: Mapping[str, Any]) -> Conversion:
-    """Translate verl's settings by dotted name.
+def convert_verl(given: Mapping[str, Any], *, module: str = "") -> Conversion:
+    """Translate verl's settings by dotted name; ``module`` is the one that was to read them, which may run ahead.
 
     Raises ``NotConvertible`` if the model or the prompts are missing, or a number is not written out.
     """
@@ -62,13 +67,11 @@ def convert_verl(given: Mapping[str, Any]) -> Conversion:
     for name, ours in ONE_TO_ONE.items():
         if (value := taken.get(name)) is not None:
             conversion.settings[ours] = value
-    for part in (_data, _algorithm, _loss, _batches, _overlong, _schedule, _placement, _correction):
+    parts = (convert_data, convert_model, _algorithm, _loss, _batches, _overlong, _schedule, _logging, _placement)
+    for part in (*parts, convert_correction):
         part(taken, conversion)
-    for name in taken.left():
-        if given[name] not in (None, False, "") and not any(
-            name == known or name.startswith(f"{known}.") for known in HARMLESS
-        ):
-            conversion.lacks(name, f"{given[name]!r} has no counterpart here")
+    _asynchrony(taken, conversion, module)
+    _say_what_is_left(taken, given, conversion)
     for name, theirs in (
         ("actor.model_name_or_path", "actor_rollout_ref.model.path"),
         ("data.prompt_dataset", "data.train_files"),
@@ -78,59 +81,17 @@ def convert_verl(given: Mapping[str, Any]) -> Conversion:
     return conversion
 
 
-class Taken:
-    """Settings of verl, of which it is known which have been looked at."""
-
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        self._given = given
-        self._taken: set[str] = set()
-
-    def get(self, *names: str) -> Any:
-        """The first of these that is set and not null; all of them count as looked at."""
-        self._taken.update(names)
-        return next((self._given[name] for name in names if self._given.get(name) is not None), None)
-
-    def number(self, *names: str, default: float) -> float:
-        """The same as a number."""
-        value = self.get(*names)
-        return default if value is None else number(value, name=names[0])
-
-    def left(self) -> list[str]:
-        """The names that nobody has looked at."""
-        return [name for name in self._given if name not in self._taken]
+def _say_what_is_left(taken: Taken, given: Mapping[str, Any], conversion: Conversion) -> None:
+    for name in taken.left():
+        if given[name] in (None, False, "") or _among(name, HARMLESS) is not None:
+            continue
+        known = _among(name, LACKING)
+        conversion.lacks(name, LACKING[known] if known else f"{given[name]!r} has no counterpart here")
 
 
-def _data(taken: Taken, conversion: Conversion) -> None:
-    for theirs, ours in (("data.train_files", "data.prompt_dataset"), ("data.val_files", "eval.dataset")):
-        files = taken.get(theirs)
-        if isinstance(files, str) and files.startswith("["):
-            files = value_of(files)
-        several = [str(file) for file in (files if isinstance(files, list) else [files]) if file]
-        several = with_names(several) if ours == "eval.dataset" else several
-        if several:
-            conversion.settings[ours] = several if len(several) > 1 else several[0]
-    for theirs, ours in (("data.train_max_samples", "data.max_samples"), ("data.val_max_samples", "eval.max_samples")):
-        if (most := whole(taken.number(theirs, default=-1), name=theirs)) > 0:
-            conversion.settings[ours] = most
-    do_sample = taken.get(f"{ROLLOUT}.val_kwargs.do_sample")
-    if do_sample is not None and not is_true(do_sample):
-        conversion.settings["eval.temperature"] = 0.0
-    prompt = whole(taken.number("data.max_prompt_length", default=512), name="data.max_prompt_length")
-    conversion.settings["data.max_len"] = prompt + whole(
-        conversion.settings["rollout.max_new_tokens"], name="data.max_response_length"
-    )
-    if taken.get("custom_reward_function.path", "reward.custom_reward_function.path") is not None:
-        taken.get("custom_reward_function.name", "reward.custom_reward_function.name")
-        conversion.lacks(
-            "custom_reward_function.path",
-            "verl calls compute_score(data_source, solution_str, ground_truth); write reward_func(queries, prompts, labels) in "
-            "a file for reward.remote_url. Until then the rule judges",
-        )
-    else:
-        conversion.differs(
-            "reward",
-            "answers are compared by this project's rule; `dapo-openrlhf verify` shows its verdicts on your data",
-        )
+def _among(name: str, known: Iterable[str]) -> str | None:
+    """The name, or the beginning of it, that is known."""
+    return next((one for one in known if name == one or name.startswith(f"{one}.")), None)
 
 
 def _algorithm(taken: Taken, conversion: Conversion) -> None:
@@ -145,9 +106,15 @@ def _algorithm(taken: Taken, conversion: Conversion) -> None:
         estimator = "dr_grpo"
     settings["algo.advantage.estimator"] = estimator
     gamma, lam = taken.get("algorithm.gamma"), taken.get("algorithm.lam")
+    if estimator in ("gae", "reinforce"):
+        settings["algo.advantage.gamma"] = gamma or 1.0
     if estimator == "gae":
-        settings |= {"algo.advantage.gamma": gamma or 1.0, "algo.advantage.lambd": lam or 1.0}
+        settings["algo.advantage.lambd"] = lam or 1.0
         settings |= {name: value for name, value in CRITIC_DEFAULTS.items() if name not in settings}
+    else:  # there is no critic, which verl's own defaults describe all the same
+        taken.below("critic")
+        for name in [name for name in settings if name.startswith("critic.")]:
+            del settings[name]
     _kl(taken, conversion)
     metric = taken.get("algorithm.filter_groups.metric")
     if metric not in (None, "acc"):
@@ -270,6 +237,14 @@ def _schedule(taken: Taken, conversion: Conversion) -> None:
     steps = taken.get("trainer.total_training_steps")
     if steps is not None:
         settings["train.max_steps"] = whole(steps, name="trainer.total_training_steps")
+    elif (samples := settings.get("data.max_samples")) is not None and epochs is not None:
+        batch = whole(settings["rollout.batch_size"], name="data.train_batch_size")
+        rounds = whole(epochs, name="trainer.total_epochs")
+        settings["train.max_steps"] = max(1, rounds * samples // batch)
+        conversion.differs(
+            "trainer.total_epochs",
+            f"train.max_steps {settings['train.max_steps']} is {rounds} x {samples} prompts / {batch}, if the files have as many",
+        )
     else:
         settings["train.max_steps"] = 400
         conversion.differs(
@@ -286,6 +261,20 @@ def _schedule(taken: Taken, conversion: Conversion) -> None:
         settings[ours] = frequency if frequency > 0 else -1
 
 
+def _logging(taken: Taken, conversion: Conversion) -> None:
+    loggers, project = taken.get("trainer.logger"), taken.get("trainer.project_name")
+    if isinstance(loggers, str) and loggers.startswith("["):
+        loggers = value_of(loggers)
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if logger == "wandb":
+            conversion.settings["report.wandb"] = "online"
+            conversion.settings |= {"logger.wandb.project": project} if project else {}
+        elif logger not in (None, "console", "tensorboard"):
+            conversion.lacks(
+                "trainer.logger", f"{logger} is not here; report.wandb is, and each run's folder has the figures"
+            )
+
+
 def _placement(taken: Taken, conversion: Conversion) -> None:
     nodes = whole(taken.number("trainer.nnodes", default=1), name="trainer.nnodes")
     per_node = whole(taken.number("trainer.n_gpus_per_node", default=8), name="trainer.n_gpus_per_node")
@@ -298,31 +287,28 @@ def _placement(taken: Taken, conversion: Conversion) -> None:
         "vllm.tensor_parallel_size": parallel,
         "vllm.gpu_memory_utilization": max(memory, 0.8),
     }
-    place(conversion, divided(nodes, per_node, tensor_parallel=parallel), name="trainer.n_gpus_per_node")
+    theirs = taken.number("rollout.n_gpus_per_node", default=0) * taken.number("rollout.nnodes", default=1)
+    if theirs:  # engines on GPUs of their own, as here
+        engines = max(1, int(theirs) // parallel)
+        placement = Placement(nodes=nodes, per_node=per_node, engines=engines, shared=False)
+        conversion.settings |= placement.settings
+    else:
+        place(conversion, divided(nodes, per_node, tensor_parallel=parallel), name="trainer.n_gpus_per_node")
+    conversion.differs("FSDP or Megatron", "DeepSpeed's ZeRO stage 3 shards the trainer")
+
+
+def _asynchrony(taken: Taken, conversion: Conversion, module: str) -> None:
+    """How old samples may be: one step where the module or its settings let generation run ahead."""
+    ahead = taken.below("async_training")
+    if ahead or "one_step_off" in module or "fully_async" in module:
+        conversion.settings["async.max_staleness"] = 1
+        conversion.differs(
+            "asynchronous training",
+            "async.max_staleness 1 bounds the age of every sample, where verl bounds how many are old; see `dapo-openrlhf plan`",
+        )
+        return
     conversion.settings["async.max_staleness"] = 0
     conversion.differs(
         "synchronous training",
         "async.max_staleness 0; 1 lets generation and training overlap, and is corrected with --algo.advantage.is_correction tis",
     )
-    conversion.differs("FSDP or Megatron", "DeepSpeed's ZeRO stage 3 shards the trainer")
-
-
-def _correction(taken: Taken, conversion: Conversion) -> None:
-    """Weights are applied where they are named, or their truncation alone is given, as before there were names."""
-    kind = taken.get("algorithm.rollout_correction.rollout_is", "algorithm.rollout_is")
-    level = taken.get("algorithm.rollout_is_level")
-    bounds = ("algorithm.rollout_correction.rollout_is_threshold", "algorithm.rollout_is_threshold")
-    threshold = taken.number(*bounds, default=2.0)
-    cap = taken.number(f"{ACTOR}.tis_imp_ratio_cap", default=-1)
-    if str(kind).lower() in ("none", "null", "false"):
-        if cap <= 0:
-            return
-        kind, threshold = "token", cap
-    kind = (level or "token") if is_true(kind) else kind
-    if str(kind) != "token":
-        conversion.differs("algorithm.rollout_is", f"{kind} weights are not here; each token's is truncated")
-    conversion.settings |= {
-        "algo.advantage.is_correction_level": "token",
-        "algo.advantage.is_correction_mode": "clip",
-        "algo.advantage.is_correction_threshold": (0.0, threshold),
-    }

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 """Sections of verl's settings."""
 
 ONE_TO_ONE: Mapping[str, str] = {
-    "actor_rollout_ref.model.path": "actor.model_name_or_path",
-    "actor_rollout_ref.model.trust_remote_code": "actor.trust_remote_code",
-    "actor_rollout_ref.model.enable_gradient_checkpointing": "actor.gradient_checkpointing_enable",
+    f"{MODEL}.path": "actor.model_name_or_path",
+    f"{MODEL}.trust_remote_code": "actor.trust_remote_code",
+    f"{MODEL}.enable_gradient_checkpointing": "actor.gradient_checkpointing_enable",
+    f"{MODEL}.use_liger": "ds.use_liger_kernel",
     f"{ACTOR}.optim.lr": "actor.adam.lr",
+    f"{ACTOR}.optim.betas": "actor.adam.betas",
+    f"{ACTOR}.optim.clip_grad": "actor.max_norm",
     f"{ACTOR}.optim.weight_decay": "actor.adam.weight_decay",
     f"{ACTOR}.grad_clip": "actor.max_norm",
     f"{ACTOR}.ppo_epochs": "train.max_epochs",
@@ -24,16 +27,22 @@ ONE_TO_ONE: Mapping[str, str] = {
     f"{ROLLOUT}.top_k": "rollout.top_k",
     f"{ROLLOUT}.enforce_eager": "vllm.enforce_eager",
     f"{ROLLOUT}.enable_prefix_caching": "vllm.enable_prefix_caching",
+    f"{ROLLOUT}.max_num_seqs": "vllm.max_num_seqs",
+    f"{ROLLOUT}.max_num_batched_tokens": "vllm.max_num_batched_tokens",
     f"{ROLLOUT}.val_kwargs.n": "eval.n_samples_per_prompt",
     f"{ROLLOUT}.val_kwargs.temperature": "eval.temperature",
     f"{ROLLOUT}.val_kwargs.top_p": "eval.top_p",
     "data.train_batch_size": "rollout.batch_size",
     "data.max_response_length": "rollout.max_new_tokens",
     "data.prompt_key": "data.input_key",
+    "data.seed": "train.seed",
     "algorithm.filter_groups.enable": "algo.dynamic_filtering_enable",
     "trainer.experiment_name": "run.name",
+    "trainer.max_actor_ckpt_to_keep": "ckpt.max_num",
     "critic.model.path": "critic.model_name_or_path",
+    "critic.cliprange_value": "critic.value_clip",
     "critic.optim.lr": "critic.adam.lr",
+    "critic.optim.betas": "critic.adam.betas",
     "critic.optim.weight_decay": "critic.adam.weight_decay",
 }
 """Names of the same thing in both."""
@@ -74,18 +83,34 @@ AGGREGATIONS = {
 KL_TYPES = {"kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2", "low_var_kl": "k3", "k3": "k3"}
 
 HARMLESS = (
-    "trainer.logger", "trainer.project_name", "trainer.val_before_train", "trainer.default_local_dir", "trainer.resume_mode",
-    "trainer.balance_batch", "trainer.critic_warmup", "trainer.log_val_generations", "data.gen_batch_size", "data.truncation",
-    "data.filter_overlong_prompts", "data.return_raw_chat", "data.shuffle", "data.seed", "reward_model.reward_manager",
-    "reward_model.enable", "reward_model.overlong_buffer.log", "actor_rollout_ref.hybrid_engine",
-    "actor_rollout_ref.model.use_remove_padding", "actor_rollout_ref.model.use_liger", "actor_rollout_ref.nccl_timeout",
+    "trainer.val_before_train", "trainer.default_local_dir", "trainer.resume_mode",
+    "trainer.balance_batch", "trainer.critic_warmup", "trainer.log_val_generations", "data.gen_batch_size", 
+    "data.filter_overlong_prompts_workers", "data.return_raw_chat", "data.return_raw_input_ids", "data.return_full_prompt",
+    "data.shuffle", "data.validation_shuffle", "data.val_batch_size", "data.dataloader_num_workers", "data.image_key",
+    "data.video_key", "data.reward_fn_key", "reward_model.reward_manager", "reward_model.overlong_buffer.log", "actor_rollout_ref.hybrid_engine",
+    f"{MODEL}.use_remove_padding", "actor_rollout_ref.nccl_timeout",
     "actor_rollout_ref.ref", f"{ACTOR}.use_dynamic_bsz", f"{ACTOR}.ppo_micro_batch_size", f"{ACTOR}.ppo_micro_batch_size_per_gpu",
     f"{ACTOR}.ulysses_sequence_parallel_size", f"{ACTOR}.fsdp_config", f"{ACTOR}.strategy", f"{ACTOR}.shuffle",
     f"{ACTOR}.use_torch_compile", f"{ROLLOUT}.name", f"{ROLLOUT}.mode", f"{ROLLOUT}.dtype", f"{ROLLOUT}.free_cache_engine",
-    f"{ROLLOUT}.enable_chunked_prefill", f"{ROLLOUT}.max_num_batched_tokens", f"{ROLLOUT}.max_num_seqs", f"{ROLLOUT}.load_format",
+    f"{ROLLOUT}.enable_chunked_prefill", f"{ROLLOUT}.load_format",
     f"{ROLLOUT}.log_prob_micro_batch_size", f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu", f"{ROLLOUT}.log_prob_use_dynamic_bsz",
     f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{ROLLOUT}.calculate_log_probs",
-    f"{ROLLOUT}.val_kwargs.top_k", f"{ROLLOUT}.do_sample", f"{ROLLOUT}.disable_log_stats", "hydra", "defaults", "ray_init",
-    "ray_kwargs",
+    f"{ROLLOUT}.do_sample", f"{ROLLOUT}.disable_log_stats", "hydra", "defaults", "ray_init",
+    "ray_kwargs", f"{MODEL}.fused_kernel_options", f"{ACTOR}.policy_loss", f"{ACTOR}.checkpoint", f"{ACTOR}.profiler",
+    f"{ACTOR}.optim.num_cycles", f"{ACTOR}.optim.total_training_steps", f"{ROLLOUT}.prompt_length", f"{ROLLOUT}.response_length",
+    f"{ROLLOUT}.agent", f"{ROLLOUT}.update_weights_bucket_megabytes", "algorithm.kl_ctrl.horizon", "algorithm.kl_ctrl.target_kl",
+    "algorithm.pf_ppo", "reward_model.strategy", "trainer.device", "trainer.ray_wait_register_center_timeout",
 )  # fmt: skip
 """Names, or beginnings of names, that say how and not what."""
+
+LACKING: Mapping[str, str] = {
+    f"{MODEL}.lora_adapter_path": "training begins with a whole model; add the adapter to its weights with merge_and_unload of peft",
+    f"{ACTOR}.optim.min_lr_ratio": "cosine falls to 0",
+    "data.custom_cls": "prompts are rows of files; write them as one",
+    "data.sampler": "prompts come in turn; data.curriculum draws them by their difficulty",
+    "trainer.resume_from_path": "going on is a command, `train --resume RUN`",
+    "trainer.rollout_data_dir": "each run's folder holds texts of a few responses a step, see report.samples",
+    "trainer.validation_data_dir": "each run's folder holds the responses of its evaluations",
+    "trainer.val_only": "`dapo-openrlhf eval` measures a model without training it",
+}
+"""Names, or beginnings of names, that have no counterpart, with the way to get there."""

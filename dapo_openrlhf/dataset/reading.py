@@ -18,7 +18,6 @@ from dapo_openrlhf.dataset.readers import Readers
 from dapo_openrlhf.dataset.rows import blocks, unit
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import NotAStore, PromptSet, StoreWriter
-from dapo_openrlhf.dataset.template import WARNINGS
 from dapo_openrlhf.types import Prompt
 from dapo_openrlhf.whole_file import Unwritable
 
@@ -147,7 +146,3 @@ def _judge(path: Path, prompts: PromptSet, setting: str, on_bad_row: OnBadRow, s
         raise ConfigError(f"{report}\nnone is left")
     if bad.total:
         say(f"{report}\nthey are left out (data.on_bad_row)")
-    for remark, (count, first) in found["remarks"].items():
-        warning = "warning: " if remark.startswith(WARNINGS) else ""
-        words = f"{count:,} of {len(prompts):,} prompts {remark} (the first: {unit(path)} {first})"
-        say(f"{warning}{path} ({setting}): {words}")

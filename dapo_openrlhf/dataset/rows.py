@@ -9,8 +9,10 @@ import gzip
 import io
 import itertools
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -91,13 +93,18 @@ def _whole_or_refused(path: Path, rows: Iterable[Block]) -> Iterator[Block]:
 
 
 def column(row: Mapping[str, object], key: str) -> object:
-    """The value of a column, or of a dotted path into nested ones; None if there is none."""
+    """The value of a column, or of a dotted path into nested ones; None if there is none.
+
+    A name that really has dots in it wins over a path, on every level.
+    """
     if key in row:
         return row[key]
-    value: object = row
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    parts = key.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        inner = row.get(".".join(parts[:end]))
+        if isinstance(inner, dict) and (value := column(inner, ".".join(parts[end:]))) is not None:
+            return value
+    return None
 
 
 def column_names(row: Mapping[str, object]) -> list[str]:
@@ -129,7 +136,7 @@ def _parsed_lines(path: Path, lines: list[tuple[int, bytes]]) -> list[Row]:
 
 def _parsed(path: Path, number: int, line: bytes) -> object:
     try:
-        return json.loads(line, object_pairs_hook=_mapping)
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_mapping)
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long, nested too deeply
         return ConfigError(f"{path}, line {number}: not valid JSON: {error}")
 
@@ -151,9 +158,10 @@ def _listed(path: Path) -> Iterator[Block]:
 def _blocks_of_list(path: Path) -> Iterator[Block]:
     try:
         with _open(path) as file:
-            rows = json.loads(file.read(), object_pairs_hook=_mapping)
+            rows = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_mapping)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+        hint = "; a file with a row in each line is a .jsonl file" if error.msg == "Extra data" else ""
+        raise ConfigError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}{hint}") from error
     except (ValueError, RecursionError) as error:  # as in a line
         raise ConfigError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(rows, list):
@@ -167,8 +175,8 @@ def _table(path: Path) -> Iterator[Block]:
 
 
 def _blocks_of_table(path: Path) -> Iterator[Block]:
-    """Every value is text. A byte-order mark, as spreadsheets write it, is no part of the first name."""
-    with _open(path) as file:
+    """Every value is text, of any length. A byte-order mark, as spreadsheets write it, is no part of the first name."""
+    with _open(path) as file, _fields_of_any_length():
         try:
             lines = csv.reader(io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True)
             names = next(lines, [])
@@ -181,6 +189,16 @@ def _blocks_of_table(path: Path) -> Iterator[Block]:
             raise ConfigError(f"{path}, line {lines.line_num}: not valid CSV: {error}") from error
     for first in range(0, len(rows), BLOCK):
         yield Block(first, functools.partial(_numbered, first, rows[first : first + BLOCK].copy))
+
+
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """Lift the package's bound on a value, 128 KiB, which holds for the whole process."""
+    bound = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(bound)
 
 
 def _row_of_table(path: Path, names: list[str], number: int, values: list[str]) -> object:

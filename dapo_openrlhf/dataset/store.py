@@ -124,6 +124,10 @@ class PromptSet(Prompts):
         words: str = self.description["identity"]
         return words
 
+    def source_of(self, number: int) -> str:
+        """Where a line or row of the file stands, in words."""
+        return f"{self._source}{number}"
+
     def numbers(self) -> list[int]:
         """The line or row of each prompt in its file."""
         return list(self._table[4::5])
@@ -139,5 +143,5 @@ class PromptSet(Prompts):
             token_ids=tuple(array(TOKEN_ID, self._bytes[place.start : text])),
             label=rest["label"],
             columns=rest["columns"],
-            source=f"{self._source}{place.number}",
+            source=self.source_of(place.number),
         )

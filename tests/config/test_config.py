@@ -152,10 +152,16 @@ def test_a_setting_is_not_a_section(file: Path) -> None:
         ("critic.value_clip", "0", "0 is not accepted: input should be greater than 0"),
         ("device", "tpu", "'tpu' is not accepted: input should be 'cpu' or 'cuda'"),
         ("rollout", "3", "3 is not accepted"),
+        ("data.input_key", "", "an empty value (null) is not accepted: input should be a valid string"),
     ],
 )
 def test_wrong_value_is_refused_with_key_value_and_reason(file: Path, key: str, value: str, reason: str) -> None:
     assert f"{key}: {reason}" in refusal(file, f"--{key}", value)
+
+
+def test_commas_between_values_are_pointed_at(file: Path) -> None:
+    told = refusal(file, "--data.prompt_probs", "0.5,0.5")
+    assert "data.prompt_probs.0: '0.5,0.5' is not accepted; several values are given with blanks between them" in told
 
 
 @pytest.mark.parametrize("values", [["0.2"], ["0.2", "0.28", "0.3"], ["0.2", "high"], ["0.2", "-0.1"]])

@@ -78,6 +78,18 @@ def test_a_set_has_what_it_is_given_and_shares_the_rest(tmp_path: Path) -> None:
     assert load_config(file) == built
 
 
+def test_a_name_with_dots_in_it_has_settings_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "actor: {model_name_or_path: m}\ndata: {prompt_dataset: p.jsonl}\neval: {dataset: [a.v2.jsonl, b.jsonl]}\n"
+    )
+    words = "--eval.sets.a.v2.temperature 0.5 --eval.sets.a.v2.top_p 0.7 --eval.sets.b.temperature 0"
+    dotted, plain = load_config(file, parse_overrides(words.split())).eval_sets
+    assert (dotted.name, dotted.temperature, dotted.top_p, plain.temperature) == ("a.v2", 0.5, 0.7, 0)
+    with pytest.raises(ConfigError, match=r"eval\.sets: there is no set a\.v3; eval\.dataset has a\.v2, b"):
+        load_config(file, parse_overrides(["--eval.sets.a.v3.temperature", "0.5"]))
+
+
 def test_a_single_set_is_as_it_always_was() -> None:
     (one,) = config("--eval.dataset held.jsonl --eval.max_new_tokens 64").eval_sets
     assert (one.key, one.room, one.column("label_key")) == ("", "eval.max_new_tokens", "data.label_key")

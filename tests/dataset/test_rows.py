@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -74,6 +75,27 @@ def test_json_that_is_not_json_is_named_by_the_line_of_the_defect(tmp_path: Path
         list(read_rows(path))
 
 
+def test_lines_in_a_json_file_point_to_the_other_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text('{"question": "a"}\n{"question": "b"}\n')
+    with pytest.raises(
+        ConfigError, match=r"prompts\.json, line 2: not valid JSON.*a row in each line is a \.jsonl file"
+    ):
+        list(read_rows(path))
+
+
+def test_marks_and_ends_of_lines_of_other_systems(tmp_path: Path) -> None:
+    """A byte-order mark before any line, as of files put together, and CRLF; UTF-16 is refused line by line, none is read."""
+    row = b'{"a": 1}'
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n\xef\xbb\xbf" + row + b"\r\n")
+    assert list(read_rows(path)) == [(1, {"a": 1}), (3, {"a": 1})]
+    (tmp_path / "prompts.json").write_bytes(b"\xef\xbb\xbf[" + row + b"]")
+    assert list(read_rows(tmp_path / "prompts.json")) == [(1, {"a": 1})]
+    path.write_bytes("\n".join([row.decode()] * 4).encode("utf-16"))
+    assert {type(value) for _, value in read_rows(path)} == {ConfigError}
+
+
 @pytest.mark.parametrize("content", ["7", "null", '"text"', '{"question": "a", "answer": "b"}'])
 def test_json_that_is_no_list_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "prompts.json"
@@ -139,6 +161,14 @@ def test_a_table_of_text(tmp_path: Path) -> None:
     assert list(read_rows(many))[-1] == (2 * BLOCK + 3, {"n": str(2 * BLOCK + 2)})
 
 
+def test_a_value_of_a_table_may_be_as_long_as_it_likes(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(f'a\n"{"x" * 200_000}"\n')
+    bound = csv.field_size_limit()
+    assert list(read_rows(path)) == [(1, {"a": "x" * 200_000})]
+    assert csv.field_size_limit() == bound, "which holds for the whole process"
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -189,4 +219,6 @@ def test_a_dotted_path_reaches_into_nested_columns_and_the_real_column_wins() ->
     assert column(row, "task.more.deep") == 0
     assert column(row, "a.b") == "5"
     assert column(row, "task.none") is None and column(row, "empty.x") is None and column(row, "a.b.c") is None
+    literal = {"a.b": {"c": 1, "d.e": 2}, "a": {"b": {"c": 3, "f": 4}}}
+    assert [column(literal, key) for key in ("a.b.c", "a.b.d.e", "a.b.f", "a.b.none")] == [1, 2, 4, None]
     assert column_names(row) == ["a.b", "a.b", "empty", "task.more", "task.text"]

@@ -12,6 +12,7 @@ from tiny_model import CHARACTERS, make_tiny_tokenizer
 
 from dapo_openrlhf.dataset.bad_rows import BadRow
 from dapo_openrlhf.dataset.reading import read_prompt_set
+from dapo_openrlhf.dataset.remarks import NamedSet, remarks_on
 from dapo_openrlhf.dataset.renderer import Renderer
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.template import NO_ANSWER_BEGUN, SECOND_BEGINNING
@@ -186,9 +187,28 @@ def test_warnings_name_file_number_and_first_row(model: Path, tmp_path: Path, mo
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     keys = {"input_key": "input", "label_key": "label", "needs_answer": False, "max_tokens": 10**4, "why_max": ""}
     for kept in (False, True):
-        said: list[str] = []
         rules = RowRules(**{"model": str(folder), "apply_chat_template": True, **keys})
-        read_prompt_set(file, rules, setting="data.prompt_dataset", on_bad_row="refuse", say=said.append)
-        (told,) = [words for words in said if SECOND_BEGINNING in words]
+        prompts = read_prompt_set(file, rules, setting="data.prompt_dataset", on_bad_row="refuse", say=print)
+        (told,) = remarks_on([NamedSet(name=str(file), setting="data.prompt_dataset", prompts=prompts)])
         assert told.startswith(f"warning: {file} (data.prompt_dataset): 2 of 3 prompts {SECOND_BEGINNING}"), kept
-        assert told.endswith("(the first: line 2)")
+        assert told.endswith(f"(the first: {file}, line 2)")
+
+
+def test_a_kind_of_warning_is_said_once_for_all_sets(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = with_template(model, tmp_path / "model", LLAMA)
+    keys = {"input_key": "input", "label_key": "label", "needs_answer": False, "max_tokens": 10**4, "why_max": ""}
+    rules = RowRules(**{"model": str(folder), "apply_chat_template": True, **keys})
+    sets = []
+    for place, texts in enumerate([["1"], ["2", "<bos>2"], ["<bos>3"], ["<bos>4"], ["<bos>5", "5"], ["<bos>6"]]):
+        file = tmp_path / f"{place}.jsonl"
+        file.write_text("".join(json.dumps({"input": text, "label": "2"}) + "\n" for text in texts))
+        prompts = read_prompt_set(file, rules, setting="eval.dataset", on_bad_row="refuse", say=print)
+        sets.append(NamedSet(name=file.name, setting="eval.dataset", prompts=prompts))
+    (told,) = remarks_on(sets)
+    assert told.startswith(
+        "warning: 1.jsonl (eval.dataset), 2.jsonl (eval.dataset), 3.jsonl (eval.dataset) and 2 more: 5 of 7 prompts have"
+    )
+    assert told.endswith(f"(the first: {tmp_path / '1.jsonl'}, line 2)")

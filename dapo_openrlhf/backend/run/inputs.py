@@ -23,6 +23,7 @@ from dapo_openrlhf.dataset.hub_sets import local_path
 from dapo_openrlhf.dataset.joined import JoinedSets
 from dapo_openrlhf.dataset.own_code import own_code, refuse_own_code
 from dapo_openrlhf.dataset.reading import read_prompt_set, show
+from dapo_openrlhf.dataset.remarks import NamedSet, remarks_on
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
 from dapo_openrlhf.pipeline.checkpoint import RunState
@@ -105,8 +106,7 @@ def check_inputs(
     if files.adapters is not None:
         say(str(files.adapters))
     prompts, problems = read_sets(config, say, training=training)
-    if first := prompts or next(iter(problems), None):
-        say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
+    _tell(config, prompts, problems, say)
     prompt_set = prompts.identity if prompts else ""
     if state is not None:
         check_same_prompts(state.prompts, count=len(prompts or ()), prompt_set=prompt_set)
@@ -121,6 +121,16 @@ def check_inputs(
         checkpoint=checkpoint,
         state=state,
     )
+
+
+def _tell(
+    config: Config, prompts: JoinedSets | None, problems: Sequence[PromptSet], say: Callable[[str], None]
+) -> None:
+    """Say what is remarkable about the prompts, and show the first one."""
+    for remark in remarks_on(named_sets(config, prompts, problems)):
+        say(remark)
+    if first := prompts or next(iter(problems), None):
+        say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
 
 
 def check_rewards(settings: RewardSettings) -> None:
@@ -234,6 +244,16 @@ def read_problems(
         )
         sets.append(_read_set(config, one.path, "eval.dataset", rules, say))
     return sets
+
+
+def named_sets(config: Config, prompts: JoinedSets | None, problems: Sequence[PromptSet]) -> list[NamedSet]:
+    """All sets that were read, by the names that the configuration has for them."""
+    trained = zip(config.data.prompt_dataset, prompts.sets if prompts else (), strict=bool(prompts))
+    held_out = zip(config.eval_sets, problems, strict=True)
+    return [
+        *(NamedSet(name=name, setting="data.prompt_dataset", prompts=one) for name, one in trained),
+        *(NamedSet(name=of.path, setting="eval.dataset", prompts=one) for of, one in held_out),
+    ]
 
 
 def _read_set(config: Config, name: str, setting: str, rules: RowRules, say: Callable[[str], None]) -> PromptSet:
