@@ -103,6 +103,10 @@ class Renderer:
         if rules.label_key is None:
             return
         draft.label = column(row, rules.label_key)
+        if isinstance(draft.label, bytes):
+            raise BadRow(
+                "label", f"column {rules.label_key!r} ({rules.label_setting}) holds bytes; give text or a number"
+            )
         if not rules.needs_answer:
             if draft.label is None and rules.label_key not in row:
                 self._lacks_label(draft, row, rules.label_key)

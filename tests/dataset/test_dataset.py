@@ -514,6 +514,12 @@ def test_what_tables_hold_and_json_does_not_comes_as_text(model: Path, tmp_path:
     assert prompt.source == f"{tmp_path / 'prompts.parquet'}, row 1"
 
 
+def test_a_label_of_bytes_is_no_label(model: Path) -> None:
+    """A reward would get the words "2 bytes"."""
+    made = one(model, {"input": "1+1=", "label": b"2"}, needs_answer=False)
+    assert isinstance(made, BadRow) and "column 'label' (data.label_key) holds bytes" in str(made)
+
+
 def test_a_file_or_a_tokenizer_that_cannot_be_used_is_named_by_the_processes_too(model: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.json").write_text("{")
     with pytest.raises(ConfigError, match=r"prompts\.json, line 1: not valid JSON"):
