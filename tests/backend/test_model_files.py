@@ -65,6 +65,11 @@ def test_a_tokenizer_whose_code_needs_torch_gets_it(model: Path) -> None:
         ("config.json", "{", "actor.model_name_or_path: the configuration of .* cannot be read"),
         ("tokenizer.json", "{", "actor.model_name_or_path: the tokenizer of .* cannot be read"),
         ("generation_config.json", "{", "generation_config.json: not valid JSON"),
+        (
+            "generation_config.json",
+            '{"max_new_tokens": 0}',
+            "generation_config.json: transformers refuses it: .*max_new_tok",
+        ),
     ],
 )
 def test_a_broken_file_is_refused(model: Path, file: str, text: str, words: str) -> None:
