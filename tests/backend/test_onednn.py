@@ -42,7 +42,8 @@ def test_a_model_may_change_an_output_in_place() -> None:
         outputs *= 3
         outputs.sum().backward()
         gradients.append([outputs.detach(), inputs.grad, *(parameter.grad for parameter in model.parameters())])
-    assert gradients[0][1].count_nonzero() not in (0, 40), "a part is cut off"
+    cut = gradients[0][0].abs() == 1.5
+    assert cut.any() and not cut.all()
     for torchs, ours in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
 

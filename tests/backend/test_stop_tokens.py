@@ -176,8 +176,14 @@ LONG = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
     [
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, r"quantized \(awq; quantization_config"),
         ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, r"quantized \(fp8; .*only weights in bf16"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"scales its positions dynamically .*vLLM always"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}, "dynamically"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 128},
+            "use at most 128 instead of 129",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 64},
+            "scaled by dynamic",
+        ),
         ({"rope_scaling": {"rope_type": "longrope", "original_max_position_embeddings": 128, **LONG}}, "at most 128"),
         (
             {"rope_scaling": {"type": "su", **LONG}, "original_max_position_embeddings": 128},
@@ -205,8 +211,8 @@ def test_a_model_whose_trained_policy_is_not_the_one_that_samples_is_refused(
     "stated",
     [
         {"rope_scaling": None, "quantization_config": None},
-        {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
-        {"rope_scaling": {"type": "dynamic", "factor": 1.0}},
+        {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}, "max_position_embeddings": 64},
+        {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 129},
         {"rope_scaling": {"rope_type": "longrope", "original_max_position_embeddings": 129, **LONG}},
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
         {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}},

@@ -9,15 +9,13 @@ from dapo_openrlhf.backend.run.stop_tokens import text_parts
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 
-LONG_ROPE = ("longrope", "su")
-"""Names of the scaling with other factors for long sequences than for short ones; the second is its older one."""
-
 
 def check_trainable(config: Config, values: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` for a model whose trained policy could not be the one that samples.
 
-    ``values`` are those of the model's config.json. Refused are quantized weights, and positions whose scaling depends on
-    the longest sequence of a batch: transformers takes it anew in each forward pass, vLLM once for all sequences.
+    ``values`` are those of the model's config.json. Refused are quantized weights, and sequences so long that the scaling
+    of positions depends on the longest of a batch: transformers finds it anew in each forward pass. vLLM has one for all
+    sequences of an engine (``longrope``), or none at all (``dynamic``).
     """
     model = config.actor.model_name_or_path
     for part in text_parts(values):
@@ -45,17 +43,18 @@ def _ropes(part: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_rope(config: Config, rope: Mapping[str, Any], part: Mapping[str, Any]) -> None:
-    kind, model = rope.get("rope_type", rope.get("type")), config.actor.model_name_or_path
-    if kind == "dynamic" and "alpha" not in rope and rope.get("factor") != 1:
+    kind = rope.get("rope_type", rope.get("type"))
+    match kind:
+        case "longrope" | "su":  # the second is its older name
+            key = "original_max_position_embeddings"
+        case "dynamic" if "alpha" not in rope:  # with one it is the same for all sequences
+            key = "max_position_embeddings"
+        case _:
+            return
+    most = rope.get(key) or part.get(key)
+    if isinstance(most, int) and config.data.max_len > most:
         raise ConfigError(
-            f"actor.model_name_or_path: {model} scales its positions dynamically (rope_type of its config.json): "
-            "transformers by the longest sequence of each batch, vLLM always, so that the policy which samples is not the "
-            'one that is trained; take "default", "linear" or "yarn" there'
-        )
-    original = rope.get("original_max_position_embeddings") or part.get("original_max_position_embeddings")
-    if kind in LONG_ROPE and isinstance(original, int) and config.data.max_len > original:
-        raise ConfigError(
-            f"data.max_len: with {config.data.max_len} tokens of prompt and response {model} has other positions for long "
-            f"sequences than for short ones ({kind} in its config.json, from {original} tokens on): transformers chooses by the "
-            f"longest sequence of each batch, vLLM takes the long ones always; use at most {original}"
+            f"data.max_len: beyond {most} tokens ({key}) the positions of {config.actor.model_name_or_path} are scaled by "
+            f"{kind} (config.json): in transformers by the longest sequence of each batch, in vLLM otherwise, so that the policy "
+            f"which samples would not be the one that is trained; use at most {most} instead of {config.data.max_len}"
         )
