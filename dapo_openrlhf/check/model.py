@@ -24,7 +24,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     if folder.is_dir() and (trouble := missing_weights(folder)):
         yield failed(f"actor.model_name_or_path: {folder}: {trouble}", "copy or download the model again, whole")
     files = subject.files()
-    check_context(config, files.config)
+    check_context(config, files.config, training=True)
     names = list(files.config.get("architectures") or [])
     architecture = str(names[0] if names else files.config.get("model_type", "unnamed"))
     if files.known is False:

@@ -20,7 +20,7 @@ from dapo_openrlhf.dataset.rows import files_of
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.whole_file import UNFINISHED, whole_file
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cache; increase it with every change of how rows are processed."""
 
 MOST_BYTES = 4 << 30

@@ -18,7 +18,7 @@ from dapo_openrlhf.dataset.bad_rows import BadRow, Kind
 from dapo_openrlhf.dataset.chat import Turn, chat_list, to_be_answered
 from dapo_openrlhf.dataset.rows import column, column_names
 from dapo_openrlhf.dataset.rules import RowRules
-from dapo_openrlhf.dataset.template import Template, second_beginning
+from dapo_openrlhf.dataset.template import CHANGED, Template, second_beginning
 from dapo_openrlhf.rewards.gold import gold_answer
 
 CUT_ANSWER = "end in the assistant's answer, which was cut off"
@@ -103,6 +103,10 @@ class Renderer:
         if rules.label_key is None:
             return
         draft.label = column(row, rules.label_key)
+        if isinstance(draft.label, bytes):
+            raise BadRow(
+                "label", f"column {rules.label_key!r} ({rules.label_setting}) holds bytes; give text or a number"
+            )
         if not rules.needs_answer:
             if draft.label is None and rules.label_key not in row:
                 self._lacks_label(draft, row, rules.label_key)
@@ -206,11 +210,18 @@ class Renderer:
             )
         if self._unknown is not None and self._unknown in ids:
             draft.remarks.append(UNKNOWN_TOKEN)
+        elif self._comes_back_changed(draft, ids):
+            draft.remarks.append(CHANGED)
         if self._begins_twice(draft, ids):
             draft.remarks.append(second_beginning(self._tokenizer.bos_token))
         return Rendered(
             text=draft.text, token_ids=ids, label=draft.label, columns=draft.columns, remarks=tuple(draft.remarks)
         )
+
+    def _comes_back_changed(self, draft: _Draft, ids: Sequence[int]) -> bool:
+        """Whether the tokens are those of another text, which matters to rewards that get texts of prompts with responses."""
+        own_reward = not (self._rules.needs_answer or self._rules.may_lack_label)
+        return own_reward and bool(self._tokenizer.decode(ids, skip_special_tokens=False) != draft.text)
 
     def _begins_twice(self, draft: _Draft, ids: Sequence[int]) -> bool:
         """Whether a prompt has the token of the beginning of a text twice, though not one for each of several texts."""

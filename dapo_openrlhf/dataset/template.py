@@ -1,4 +1,4 @@
-"""Looks at what a chat template makes of a chat for faults that no error tells (standard library)."""
+"""Faults of prompts that no error tells; looks for them in what a chat template makes of a chat (standard library)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dapo_openrlhf.dataset.chat import Turn
 
 SECOND_BEGINNING = "have the token of the beginning of a text a second time"
 NO_ANSWER_BEGUN = "end without the beginning of an answer"
-WARNINGS = (SECOND_BEGINNING, NO_ANSWER_BEGUN)
+CHANGED = (
+    "come back from the tokenizer as another text, so that queries do not begin with their prompts: a reward that cuts prompts off "
+    "would cut in a wrong place; let it take `responses`"
+)
+WARNINGS = (SECOND_BEGINNING, NO_ANSWER_BEGUN, CHANGED)
 """How the remarks about a prompt begin that are warnings."""
 
 QUESTION, ANSWER = "qzfwkh", "xvbtjm"

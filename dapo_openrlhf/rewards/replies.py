@@ -11,6 +11,8 @@ from dapo_openrlhf.types import Score
 LARGEST_REWARD = 1e6
 """Largest absolute reward; beyond it squares, and sums of them over a batch, might not be finite in float32."""
 
+TEXTS = (str, bytes, bytearray, memoryview)
+"""Sequences that are no lists of numbers."""
 MOST_LOGS = 64
 LONGEST_EXCERPT = 80
 
@@ -66,13 +68,13 @@ def _numbers(value: Any, count: int, name: str) -> list[float]:
 
 
 def _flatten(value: Any, numbers: list[float], name: str) -> None:
-    if hasattr(value, "tolist"):  # numpy's and torch's arrays and scalars
+    if hasattr(value, "tolist") and not isinstance(value, memoryview):  # numpy's and torch's arrays and scalars
         value = value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence) and not isinstance(value, TEXTS):
         for item in value:
             _flatten(item, numbers, name)
         return
-    if value is None or isinstance(value, str | bytes | Mapping):
+    if value is None or isinstance(value, (*TEXTS, Mapping)):
         raise BadReply(f"{name}: {excerpt(value)} is no number")
     try:
         numbers.append(float(value))

@@ -100,6 +100,21 @@ def test_dropout_is_refused() -> None:
     assert "GPT2LMHeadModel" in _refused(comparison)
 
 
+def test_a_model_whose_code_looks_into_a_mask_is_refused_by_name() -> None:
+    """Packed sequences have a function of positions in its place."""
+    comparison = _comparison("Llama")
+
+    def look(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if given["attention_mask"] is not None:
+            assert given["attention_mask"].dtype
+
+    comparison._model.model.layers[0].self_attn.register_forward_pre_hook(look, with_kwargs=True)
+    with pytest.raises(
+        families.UnfitModel, match=r"LlamaForCausalLM: the trainer's packed forward pass fails.*'dtype'"
+    ):
+        comparison.agreement([random_groups()])
+
+
 def test_an_engine_that_differs_is_named() -> None:
     comparison = _comparison("Llama")
     groups = _as_sampled(comparison, random_groups())

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dapo_openrlhf.backend.trainer import attention, logprobs, rows
@@ -73,6 +78,36 @@ def test_packed_sequences_have_the_log_probs_and_gradients_of_single_ones(
     for (name, one), (_, other) in zip(single.named_parameters(), together.named_parameters(), strict=True):
         assert one.grad is not None and other.grad is not None, name
         torch.testing.assert_close(other.grad, one.grad, atol=1e-4, rtol=1e-5)
+
+
+class Reads(TorchDispatchMode):
+    """Notes what would make a GPU wait: a result whose size or value the host has to know, as of an index of booleans."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        booleans = name.startswith("index") and any(
+            isinstance(one, torch.Tensor) and one.dtype == torch.bool for one in tree_leaves(args[1:])
+        )
+        if booleans or name in ("nonzero", "masked_select", "_local_scalar_dense"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_layer_s_attention_never_waits_for_the_device() -> None:
+    buckets = rows.make_buckets(LENGTHS, device=torch.device("cpu"))
+    query, key, value = (torch.randn(1, heads, sum(LENGTHS), 8, requires_grad=True) for heads in (4, 2, 2))
+    with Reads() as reads:
+        query[query > 0]
+    assert reads.found, "what is looked for would be found"
+    with Reads() as reads:
+        output, _ = attention.packed_sdpa(nn.Module(), query, key, value, attention.Visible(buckets, None, None))
+        output.sum().backward()
+    assert reads.found == []
+    assert all(tensor.grad is not None for tensor in (query, key, value))
 
 
 def test_entropy_is_the_distributions_own() -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ class WordTokenizer:
     """One word a token; 0 is the special ``<eos>``, 9 the special ``Answer: ``."""
 
     bos_token_id, eos_token_id, pad_token_id = None, 0, 2
+    bos_token, eos_token, pad_token = None, "<eos>", "<pad>"
 
     def batch_decode(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
         def word(token: int) -> str:
@@ -128,6 +130,26 @@ def test_a_special_token_that_is_part_of_an_answer_is_judged() -> None:
     assert unheard == [0, 2, 3]
     vars(actor).update(_tokenizer=WordTokenizer(), _decode_queries=False, _unheard=unheard)
     assert actor._decode(tokens).responses == ("w7Answer: w8",)
+
+
+@pytest.mark.parametrize(
+    ("pad", "heard"),
+    [
+        ("!", True),
+        ("1", True),
+        ("pad", True),
+        ("..", True),
+        ("<pad>", False),
+        ("[PAD]", False),
+        ("<｜end▁of▁text｜>", False),
+    ],
+)
+def test_a_word_that_a_tokenizer_pads_with_is_heard(pad: str, heard: bool) -> None:
+    """Without it ``5!`` would be judged as 5; a token that ends responses is never heard."""
+    tokenizer: Any = SimpleNamespace(
+        bos_token=None, bos_token_id=None, eos_token="0", eos_token_id=0, pad_token=pad, pad_token_id=2
+    )
+    assert unheard_ids(tokenizer, stop_ids=(0,)) == [0] + [2] * (not heard)
 
 
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])

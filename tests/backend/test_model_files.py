@@ -69,6 +69,11 @@ def test_a_tokenizer_whose_code_needs_torch_gets_it(model: Path) -> None:
         ("config.json", "[1]", "actor.model_name_or_path: the configuration of .* cannot be read"),
         ("config.json", "null", "actor.model_name_or_path: the configuration of .* cannot be read"),
         ("config.json", "\0" * 300, "actor.model_name_or_path: the configuration of .* cannot be read"),
+        (
+            "generation_config.json",
+            '{"max_new_tokens": 0}',
+            "generation_config.json: transformers refuses it: .*max_new_tok",
+        ),
     ],
 )
 def test_a_broken_file_is_refused(model: Path, file: str, text: str, words: str) -> None:

@@ -27,6 +27,27 @@ def test_outputs_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: 
         torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
 
 
+def test_a_model_may_change_an_output_in_place() -> None:
+    """Gemma 3n scales one, OLMo cuts queries and keys off."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 3))
+    fast = nn.Sequential(nn.Linear(4, 3))
+    fast.load_state_dict(plain.state_dict())
+    onednn.install(fast)
+    gradients = []
+    for model in (plain, fast):
+        inputs = torch.linspace(-2, 2, 40).view(1, 10, 4).requires_grad_()
+        outputs = model(inputs)
+        outputs.clamp_(-0.5, 0.5)
+        outputs *= 3
+        outputs.sum().backward()
+        gradients.append([outputs.detach(), inputs.grad, *(parameter.grad for parameter in model.parameters())])
+    cut = gradients[0][0].abs() == 1.5
+    assert cut.any() and not cut.all()
+    for torchs, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
+
+
 def test_what_needs_no_gradient_gets_none() -> None:
     layer = nn.Sequential(nn.Linear(4, 3)).requires_grad_(False)
     onednn.install(layer)

@@ -7,9 +7,11 @@ show what parameters do not.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,6 +221,30 @@ def test_what_is_published_is_what_is_saved(family: str, tmp_path: Path) -> None
     assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
     assert publication.layout.shapes == tuple(tuple(tensor.shape) for tensor in found.values())
     assert (set(found) != {name for name, _ in model.named_parameters()}) == (family in RENAMED)
+
+
+def test_defaults_for_generation_are_saved_as_they_came(tmp_path: Path) -> None:
+    """Those of many published models name a temperature without ``do_sample``, which transformers refuses to save."""
+    from transformers import AutoModelForCausalLM
+
+    from dapo_openrlhf.backend.openrlhf_bases import import_openrlhf_lightly
+
+    import_openrlhf_lightly()
+    from dapo_openrlhf.backend.trainer.deepspeed_model import DeepSpeedModel
+
+    distinct_model("Llama", seed=0).save_pretrained(tmp_path / "model")
+    defaults = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 5], "suppress_tokens": [4]}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="temperature"):
+        model.save_pretrained(tmp_path / "refused")
+    held: Any = SimpleNamespace(inner=model)
+    tokenizer: Any = SimpleNamespace(save_pretrained=lambda folder: None)
+    DeepSpeedModel.write_whole(held, model.state_dict(), str(tmp_path / "saved"), tokenizer)
+    assert defaults.items() <= json.loads((tmp_path / "saved" / "generation_config.json").read_text()).items()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert again.generation_config.temperature == model.generation_config.temperature == 0.6
 
 
 @pytest.mark.parametrize("family", FAMILIES)

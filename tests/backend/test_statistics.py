@@ -6,12 +6,15 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+import torch
 from fake_actors import FakeActor
 from fakes import some_group
 
 from dapo_openrlhf.backend.run.remote_trainer import RemoteTrainer
 from dapo_openrlhf.backend.run.step_statistics import UnknownSum, step_statistics
+from dapo_openrlhf.backend.trainer.peers import Peers
 from dapo_openrlhf.backend.trainer.reports import StepReport
+from dapo_openrlhf.backend.trainer.tally import Tally
 from dapo_openrlhf.pipeline.bad_updates import UpdateOutcome
 from dapo_openrlhf.pipeline.batch import PlanSettings
 from dapo_openrlhf.pipeline.metrics import METRICS
@@ -121,3 +124,28 @@ def test_updates_that_train_no_token_are_counted() -> None:
     assert empty({0}) == 0
     assert empty({0, 1, 2, 3}) == 2
     assert sorted(empty({first, second}) for first in range(4) for second in range(first)) == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 50])
+def test_a_rank_reads_the_numbers_of_an_update_from_its_device_once(
+    micro_batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def counted(name: str) -> None:
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *rest: (reads.append(name), read(tensor, *rest))[1])
+
+    tally = Tally(torch.device("cpu"), Peers())
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__", "numpy"):
+        counted(name)
+    for _ in range(micro_batches):
+        tally.add({"tokens": torch.tensor(3.0), "loss": torch.tensor(0.5)})
+        tally.look("log-probs", torch.tensor([1.0, -2.0]))
+        tally.look("loss", torch.tensor([1.0, float("nan")]), torch.tensor([1, 0]))
+    tally.norm("gradient norm", torch.tensor(2.0))
+    assert reads == []
+    verdict = tally.close()
+    assert reads == ["tolist"]
+    assert verdict.sums == {"tokens": 3.0 * micro_batches, "loss": 0.5 * micro_batches}
+    assert verdict.norms == {"gradient norm": 2.0} and verdict.sound

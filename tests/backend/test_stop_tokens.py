@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from dapo_openrlhf.backend.run.inputs import check_context
 from dapo_openrlhf.backend.run.stop_tokens import end_of_turn, stop_tokens
+from dapo_openrlhf.backend.run.unfit_models import check_trainable
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.loading import build_config
 from dapo_openrlhf.config.settings import Config
@@ -158,10 +159,64 @@ def test_more_tokens_than_the_model_has_positions_are_refused(tmp_path: Path) ->
     plain = model(
         tmp_path / "plain", max_position_embeddings=128, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
     )
-    check_context(config(plain, 128), values(plain))
+    check_context(config(plain, 128), values(plain), training=True)
     with pytest.raises(ConfigError, match=r"data.max_len: 129 .*more than the 128 positions.*use at most 128"):
-        check_context(config(plain, 129), values(plain))
+        check_context(config(plain, 129), values(plain), training=True)
     scaled = model(tmp_path / "scaled", max_position_embeddings=128, rope_scaling={"rope_type": "yarn", "factor": 4.0})
-    check_context(config(scaled, 500), values(scaled))
+    check_context(config(scaled, 500), values(scaled), training=True)
     silent = model(tmp_path / "silent")
-    check_context(config(silent, 500), values(silent))
+    check_context(config(silent, 500), values(silent), training=True)
+
+
+LONG = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, r"quantized \(awq; quantization_config"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, r"quantized \(fp8; .*only weights in bf16"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 128},
+            "use at most 128 instead of 129",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 64},
+            "scaled by dynamic",
+        ),
+        ({"rope_scaling": {"rope_type": "longrope", "original_max_position_embeddings": 128, **LONG}}, "at most 128"),
+        (
+            {"rope_scaling": {"type": "su", **LONG}, "original_max_position_embeddings": 128},
+            "data.max_len.* at most 128",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default"},
+                    "full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 64, **LONG},
+                }
+            },
+            "at most 64",
+        ),
+    ],
+)
+def test_a_model_whose_trained_policy_is_not_the_one_that_samples_is_refused(
+    stated: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_trainable(config("some/model", 129), stated)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"rope_scaling": None, "quantization_config": None},
+        {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}, "max_position_embeddings": 64},
+        {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 129},
+        {"rope_scaling": {"rope_type": "longrope", "original_max_position_embeddings": 129, **LONG}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}},
+    ],
+)
+def test_scalings_that_are_the_same_for_all_sequences_are_trained(stated: dict[str, object]) -> None:
+    check_trainable(config("some/model", 129), stated)

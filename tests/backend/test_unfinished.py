@@ -74,6 +74,25 @@ def test_each_token_keeps_the_version_that_sampled_it(
         assert part.ends[-1] == len(text)
 
 
+def test_the_end_of_a_group_joins_as_many_arrays_however_long_its_responses_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It happens on the engine's thread, where a group of 16 x 20,480 tokens would hold up everybody's next step."""
+    joined: list[int] = []
+    concatenate = np.concatenate
+
+    def counting(arrays: Sequence[Any], *rest: Any, **options: Any) -> Any:
+        joined.append(len(arrays))
+        return concatenate(arrays, *rest, **options)
+
+    monkeypatch.setattr(np, "concatenate", counting)
+    generate("0" * 5, "0" * 3)
+    short, joined = joined, []
+    _, tokens = generate("0" * 5000, "0" * 3000)
+    assert joined == short and max(short) == 2
+    assert len(tokens.response_ids) == 8000 and tokens.response_ids[-1] == 7999
+
+
 def test_weights_that_come_before_a_response_s_first_token_leave_no_run() -> None:
     done: Future[Made] = Future()
     group = UnfinishedGroup(name="g", prompt_ids=[5], done=done, unfinished=1)

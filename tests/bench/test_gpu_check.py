@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from event_files import batch_taken, group_judged, run_started, write_events
 from patience import HANG_SECONDS
 
 from dapo_openrlhf.backend.device import Device
+from dapo_openrlhf.backend.run.own_cluster import Size
+from dapo_openrlhf.bench.arm import WARM_UP_STEPS, ArmError
 from dapo_openrlhf.bench.gpu_check import __main__ as gpu_check
-from dapo_openrlhf.bench.gpu_check import process
+from dapo_openrlhf.bench.gpu_check import process, stock
 from dapo_openrlhf.bench.gpu_check.__main__ import main
 from dapo_openrlhf.bench.gpu_check.check import Check, table
 from dapo_openrlhf.bench.gpu_check.installation import assess_versions
@@ -22,8 +26,11 @@ from dapo_openrlhf.bench.gpu_check.learning import assess_learning
 from dapo_openrlhf.bench.gpu_check.marks import Card, Range
 from dapo_openrlhf.bench.gpu_check.parts import assess_agreement, parts
 from dapo_openrlhf.bench.gpu_check.settings import settings_at
-from dapo_openrlhf.bench.gpu_check.stock import arguments, assess_stock
+from dapo_openrlhf.bench.gpu_check.stock import arguments, assess_stock, run_stock
 from dapo_openrlhf.bench.gpu_check.training import assess_run, figures
+from dapo_openrlhf.bench.stock import driver
+from dapo_openrlhf.bench.stock.on_cpu import SIMULATED_GPUS
+from dapo_openrlhf.bench.stock.steps import NEEDED
 from dapo_openrlhf.bench.workload.random_model import PROMPT_TOKENS, random_workload
 from dapo_openrlhf.config.loading import build_config, load_config
 from dapo_openrlhf.pipeline.events import Event, PublicationLive, StepDone, WorkerSpans
@@ -210,6 +217,62 @@ def test_stock_gets_the_same_work_and_the_card_s_own_kernels(tmp_path: Path, gpu
     assert (options["--ds.param_dtype"], options["--ds.attn_implementation"]) == ("bf16", "flash_attention_2")
     assert "--vllm.enforce_eager" not in words, "CUDA graphs are used"
     assert ("--train.colocate_all" in words, "--train.async_enable" in words) == ((gpus == 1), (gpus == 2))
+
+
+def test_stock_runs_in_a_closed_ray_of_its_own_that_has_real_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts run in processes that may have inherited what an arm on a CPU is told."""
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv(SIMULATED_GPUS, "2")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
+    started: list[tuple[list[str], dict[str, str], Path]] = []
+    ends = [10.0 * step for step in range(1, WARM_UP_STEPS + 3)]
+
+    def run_driver(words: list[str], environment: dict[str, str], log: Path, timeout: float) -> None:
+        assert timeout < PARTS[-1].limit
+        started.append((words, environment, log))
+
+    def read_scalars(folder: Path) -> dict[str, dict[int, tuple[float, float]]]:
+        values = dict.fromkeys(NEEDED, 1.0) | {"rollout/num_samples": 256.0}
+        return {name: {i + 1: (end, value) for i, end in enumerate(ends)} for name, value in values.items()}
+
+    monkeypatch.setattr(stock, "run_driver", run_driver)
+    monkeypatch.setattr(stock, "read_scalars", read_scalars)
+    assert run_stock(2)(tmp_path)["step_seconds"] == [10.0, 10.0]
+    ((words, environment, log),) = started
+    assert not {"RAY_ADDRESS", SIMULATED_GPUS} & environment.keys()
+    assert environment["NCCL_SOCKET_IFNAME"] == "eth7", "the user's own settings are kept"
+    assert environment["PYTHONPATH"].split(":")[0] == str(ROOT)
+    assert str(tmp_path / "stock" / "tensorboard") in words and log.parent == tmp_path
+
+    sizes: list[tuple[Size, dict[str, Any]]] = []
+
+    @contextmanager
+    def own_cluster(size: Size, *, say: object, options: dict[str, Any]) -> Iterator[None]:
+        sizes.append((size, options["runtime_env"]))
+        yield
+
+    monkeypatch.delenv(SIMULATED_GPUS)
+    monkeypatch.setattr(Device, "count", lambda self: 2)
+    monkeypatch.setattr(driver, "own_cluster", own_cluster)
+    monkeypatch.setattr(driver.runpy, "run_module", lambda name, **how: started.append(([name], {}, Path())))
+    monkeypatch.setattr(driver.flushing, "install", lambda: None)
+    driver.main()
+    ((size, processes),) = sizes
+    assert size.gpus == 2 and size.object_store_bytes is None
+    assert processes["worker_process_setup_hook"] == "dapo_openrlhf.bench.stock.flushing.install", "nothing of a CPU's"
+    assert started[-1][0] == ["openrlhf.cli.train_ppo_ray"]
+
+
+def test_stock_that_does_too_few_steps_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_driver(words: list[str], environment: dict[str, str], log: Path, timeout: float) -> None:
+        log.write_text("out of prompts\n")
+
+    monkeypatch.setattr(stock, "run_driver", run_driver)
+    monkeypatch.setattr(stock, "read_scalars", lambda folder: {})
+    with pytest.raises(ArmError, match=r"did 0 complete steps.*\n.*out of prompts"):
+        run_stock(1)(tmp_path)
 
 
 def _span(worker: str, kind: str, start: float, end: float) -> Span:

@@ -23,6 +23,7 @@ from dapo_openrlhf.dataset.reading import read_prompt_set, show
 from dapo_openrlhf.dataset.renderer import CUT_ANSWER, OWN_SYSTEM_TURN, UNKNOWN_TOKEN, Rendered, Renderer
 from dapo_openrlhf.dataset.rules import RowRules
 from dapo_openrlhf.dataset.store import PromptSet
+from dapo_openrlhf.dataset.template import CHANGED
 from dapo_openrlhf.types import Prompt
 
 pytestmark = pytest.mark.long
@@ -257,6 +258,16 @@ def test_blanks_that_become_no_token_are_a_bad_row_and_unknown_characters_a_rema
     assert (made.kind, str(made)) == ("tokens", "the tokenizer makes no token of 'x x'")
     knows = changed(model, tmp_path / "knows", "tokenizer_config.json", unk_token="<pad>")
     assert good(knows, {"input": "½+1", "label": "2"}).remarks == (UNKNOWN_TOKEN,)
+
+
+def test_a_prompt_that_comes_back_as_another_text_is_a_remark_for_a_users_reward(model: Path, tmp_path: Path) -> None:
+    """A query is decoded as a whole, so such a prompt is not its beginning."""
+    strip = {"type": "Strip", "strip_left": True, "strip_right": False}
+    strips = changed(model, tmp_path / "strips", "tokenizer.json", normalizer=strip)
+    blank, plain = ({"input": text, "label": "2"} for text in (" 1+1=", "1+1="))
+    assert good(strips, blank, needs_answer=False).remarks == (CHANGED,)
+    assert good(strips, plain, needs_answer=False).remarks == ()
+    assert good(strips, blank).remarks == (), "the rule takes responses alone"
 
 
 def test_a_row_that_breaks_the_tokenizer_costs_itself_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,6 +523,12 @@ def test_what_tables_hold_and_json_does_not_comes_as_text(model: Path, tmp_path:
     assert prompt.label == "2.50"
     assert prompt.columns == {"day": "2024-02-29", "raw": "2 bytes", "nothing": None}
     assert prompt.source == f"{tmp_path / 'prompts.parquet'}, row 1"
+
+
+def test_a_label_of_bytes_is_no_label(model: Path) -> None:
+    """A reward would get the words "2 bytes"."""
+    made = one(model, {"input": "1+1=", "label": b"2"}, needs_answer=False)
+    assert isinstance(made, BadRow) and "column 'label' (data.label_key) holds bytes" in str(made)
 
 
 def test_a_file_or_a_tokenizer_that_cannot_be_used_is_named_by_the_processes_too(model: Path, tmp_path: Path) -> None:

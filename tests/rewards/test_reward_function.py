@@ -193,6 +193,8 @@ def test_what_cannot_be_logged_is_left_out() -> None:
         ({"rewards": ["1.0", "2.0"]}, "rewards: '1.0' is no number"),
         ({"rewards": [1.0, 1j]}, "1j is no number"),
         ({"rewards": {"a": 1.0}}, "is no number"),
+        ({"rewards": bytearray(b"12")}, "is no number"),
+        ({"rewards": memoryview(b"12")}, "is no number"),
         ({"rewards": [1.0, float("nan")]}, "rewards: nan is no finite number"),
         ({"rewards": [1.0, float("inf")]}, "the reward inf is no finite number"),
         ({"rewards": [1e39, 1.0]}, "the reward 1e+39 is beyond what a reward may be, 1e+06 either way"),

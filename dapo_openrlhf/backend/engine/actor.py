@@ -257,6 +257,18 @@ def _check_finite(group_id: str, report: GenerationReport, tokens: GroupTokens) 
 
 
 def unheard_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> list[int]:
-    """Response tokens that rewards do not see: those that end it, and those that the tokenizer puts around a text."""
-    around = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return sorted({*stop_ids, *(token for token in around if token is not None)})
+    """Response tokens that rewards do not see: those that end it, and those that the tokenizer puts around a text.
+
+    Some tokenizers pad or begin with a word of ordinary text, such as ``!``, which is part of what a response says.
+    """
+    around = {
+        tokenizer.bos_token_id: tokenizer.bos_token,
+        tokenizer.eos_token_id: tokenizer.eos_token,
+        tokenizer.pad_token_id: tokenizer.pad_token,
+    }
+    return sorted({*stop_ids, *(token for token, text in around.items() if token is not None and _marked(text))})
+
+
+def _marked(text: str) -> bool:
+    """Whether a token is no word, but between signs as ``<pad>``, ``[PAD]`` and ``</s>`` are."""
+    return len(text) > 2 and not text[0].isalnum() and not text[-1].isalnum()

@@ -16,6 +16,7 @@ from dapo_openrlhf.backend.run.needs import check_devices, check_packages
 from dapo_openrlhf.backend.run.ray_address import asked_address
 from dapo_openrlhf.backend.run.reward_servers import check_servers
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
+from dapo_openrlhf.backend.run.unfit_models import check_trainable
 from dapo_openrlhf.config.errors import ConfigError
 from dapo_openrlhf.config.settings import Config
 from dapo_openrlhf.dataset.hub import check_name
@@ -102,7 +103,7 @@ def check_inputs(
         lora=config.ds.lora if training else None,
         balanced=training and config.actor.aux_loss_coef > 0,
     )
-    check_context(config, files.config)
+    check_context(config, files.config, training=training)
     if files.adapters is not None:
         say(str(files.adapters))
     prompts, problems = read_sets(config, say, training=training)
@@ -190,11 +191,13 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
         raise ConfigError(f"{setting}: there is no model in {name_or_path} (no config.json)")
 
 
-def check_context(config: Config, values: Mapping[str, Any]) -> None:
-    """Refuse more tokens than the model has positions. If positions are scaled, vLLM checks this itself.
+def check_context(config: Config, values: Mapping[str, Any], *, training: bool) -> None:
+    """Refuse more tokens than the model has positions, and with ``training`` a model that cannot be trained.
 
-    ``values`` are those of the model's config.json.
+    ``values`` are those of the model's config.json. If positions are scaled, vLLM checks their number itself.
     """
+    if training:
+        check_trainable(config, values)
     parts = [*text_parts(values)]
     ropes = [part[name] for part in parts for name in ("rope_parameters", "rope_scaling") if part.get(name)]
     scaled = any(set(rope) - {"rope_type", "type", "rope_theta"} for rope in ropes)

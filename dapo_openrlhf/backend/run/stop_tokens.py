@@ -149,7 +149,11 @@ def _ids(value: object, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
 
 
 def _generation_config(model: str) -> Mapping[str, Any]:
-    """The values of generation_config.json; empty if there is no such file. Raises :class:`ConfigError`."""
+    """The values of generation_config.json; empty if there is no such file.
+
+    Raises :class:`ConfigError`, also for values with which transformers would not load the model.
+    """
+    from transformers import GenerationConfig
     from transformers.utils.hub import cached_file
 
     path = cached_file(
@@ -166,4 +170,8 @@ def _generation_config(model: str) -> Mapping[str, Any]:
         raise ConfigError(f"{path}: not valid JSON: {error}; mend it or remove it") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: holds no JSON object; mend it or remove it")
+    try:
+        GenerationConfig.from_dict(dict(values))
+    except (ValueError, TypeError, AttributeError) as error:  # of values of any kind
+        raise ConfigError(f"{path}: transformers refuses it: {error}; mend it or remove it") from error
     return values

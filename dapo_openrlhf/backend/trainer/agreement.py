@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dapo_openrlhf.backend.messages import Agreement, Difference, GroupTokens, one_version
 from dapo_openrlhf.backend.trainer.collate import Tensors, collate
+from dapo_openrlhf.backend.trainer.families import UnfitModel
 from dapo_openrlhf.backend.trainer.own_forward import instead
 from dapo_openrlhf.backend.trainer.packing import Inputs
 from dapo_openrlhf.backend.trainer.sharded_model import ShardedModel
@@ -48,12 +49,21 @@ class Comparison:
     def agreement(self, engines: Sequence[Sequence[GroupTokens]]) -> Agreement:
         """Compare this trainer with its model's own forward pass, and with each engine.
 
-        ``engines`` holds, for each engine, the groups that it sampled.
+        ``engines`` holds, for each engine, the groups that it sampled. Raises :class:`UnfitModel` for a model whose code asks
+        something of packed sequences that they do not have.
         """
         responses = [list(_responses(groups)) for groups in engines]
         flat = [response for of_engine in responses for response in of_engine]
         sequences = [ids for ids, _ in flat]
-        packed, own = self.packed(sequences), self.own(sequences)
+        own = self.own(sequences)
+        try:
+            packed = self.packed(sequences)
+        except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+            raise UnfitModel(
+                f"{type(self._model).__name__}: the trainer's packed forward pass fails, which the model's own does not: "
+                f"{type(error).__name__}: {error}. This family cannot be trained here; with another "
+                "ds.attn_implementation it may"
+            ) from error
         with self._rounding():
             rounded = self.own(sequences)
         scored = iter(packed)

@@ -16,8 +16,11 @@ from deepspeed.checkpoint.constants import GROUP_PADDINGS, LOSS_SCALER, PARAM_SL
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from dapo_openrlhf.backend.trainer.adapters import write_adapter
+from dapo_openrlhf.backend.trainer.own_forward import instead
 from dapo_openrlhf.backend.trainer.parameters import BUCKET_BYTES, Published, buckets
 from dapo_openrlhf.backend.trainer.state_tree import HostCopies, Tree
 from dapo_openrlhf.backend.trainer.stored import PEFT_PREFIX, adapter_tensors, stored_tensors, whole_numel
@@ -195,13 +198,26 @@ class DeepSpeedModel:
     def write_whole(self, tensors: Mapping[str, Tensor], folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a Hugging Face folder as transformers does: under the checkpoint's names, with remote code.
 
+        Its defaults for generation are as the model came with them, also those that transformers refuses to save.
         Adapters are in the model's weights there, and besides in the subfolder :data:`ADAPTER_FOLDER` as peft writes them.
         """
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(PEFT_PREFIX)}
-        self.inner.save_pretrained(folder, state_dict={n: t for n, t in tensors.items() if n not in own})
+        _save(self.inner, folder, {name: tensor for name, tensor in tensors.items() if name not in own})
         tokenizer.save_pretrained(folder)
         if own:
             write_adapter(self.inner, own, Path(folder, ADAPTER_FOLDER))
+
+
+def _save(model: Any, folder: str, tensors: Mapping[str, Tensor]) -> None:
+    """``save_pretrained`` without a check of ``generation_config``.
+
+    Loading accepts what saving calls invalid, such as a temperature without ``do_sample``, which many published models have.
+    """
+    generation = model.generation_config if model.can_generate() else None
+    with instead(model, "generation_config", GenerationConfig()):
+        model.save_pretrained(folder, state_dict=tensors)
+    if generation is not None:
+        generation.to_json_file(Path(folder, GENERATION_CONFIG_NAME), keys_to_pop=["compile_config"])
 
 
 def _load(optimizer: Any, state: Tree) -> None:

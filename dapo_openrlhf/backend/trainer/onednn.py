@@ -34,7 +34,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        return _product(inputs, weight, bias)
+        product = _product(inputs, weight, bias)
+        # It is a view of rows, and torch lets nobody change a view in place that comes from here; some families do that.
+        output: Tensor = torch.ops.aten._unsafe_view(product, product.shape)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -6,9 +6,7 @@ trainer can run there, which puts engine and trainer to sleep in turn.
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +15,8 @@ from typing import Any
 from dapo_openrlhf.bench.arm import WARM_UP_STEPS, ArmSettings
 from dapo_openrlhf.bench.gpu_check.check import Check, Found
 from dapo_openrlhf.bench.gpu_check.settings import GROUPS, MEMORY_UTILIZATION, PACK_TOKENS, SAMPLES
-from dapo_openrlhf.bench.process_tree import run_tree
-from dapo_openrlhf.bench.stock.arm import STOCK_NAMES, measure
-from dapo_openrlhf.bench.stock.command import StockMode, stock_arguments
+from dapo_openrlhf.bench.stock.arm import LOG, STOCK_NAMES, TENSORBOARD, failure, measure, run_driver
+from dapo_openrlhf.bench.stock.command import StockMode, environment_on_gpus, stock_arguments
 from dapo_openrlhf.bench.stock.steps import complete_steps, read_scalars
 from dapo_openrlhf.bench.workload.random_model import random_workload
 from dapo_openrlhf.bench.workload.workload import Workload
@@ -50,15 +47,14 @@ def run_stock(gpus: int) -> Callable[[Path], dict[str, Any]]:
     """The function that runs stock OpenRLHF on as many GPUs."""
 
     def run(folder: Path) -> dict[str, Any]:
-        command = [sys.executable, "-m", "openrlhf.cli.train_ppo_ray"]
-        command += arguments(random_workload(folder), folder / "stock", gpus=gpus)
+        output = folder / "stock"
+        output.mkdir()
+        words = arguments(random_workload(folder), output, gpus=gpus)
         started = time.time()  # TensorBoard's clock
-        status = run_tree(command, os.environ, folder / "stock.log", SETTINGS.timeout)
-        if status:
-            raise RuntimeError(
-                f"stock OpenRLHF ended with status {status}:\n{(folder / 'stock.log').read_text()[-2000:]}"
-            )
-        steps = list(complete_steps(read_scalars(folder / "stock" / "tensorboard"), SETTINGS, started))
+        run_driver(words, environment_on_gpus(output), folder / LOG, SETTINGS.timeout)
+        steps = list(complete_steps(read_scalars(output / TENSORBOARD), SETTINGS, started))
+        if len(steps) <= WARM_UP_STEPS:
+            raise failure(f"did {len(steps)} complete steps, of which {WARM_UP_STEPS} do not count", folder / LOG)
         return {"name": STOCK_NAMES[MODES[gpus]], **_figures(measure(steps, SETTINGS).step_seconds)}
 
     return run

@@ -128,14 +128,20 @@ def environment_on_cpu(engine: CpuEngine, folder: Path, *, devices: int, threads
     return environment | {
         SIMULATED_GPUS: str(devices),
         VLLM_SETTINGS: json.dumps(engine.arguments),
-        "PYTHONPATH": python_path(),
+        "PYTHONPATH": _python_path(),
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_DATASETS_CACHE": str(folder / "datasets"),
     }
 
 
-def python_path() -> str:
+def environment_on_gpus(folder: Path) -> dict[str, str]:
+    """The environment of its processes on GPUs: the user's, and a Ray of its own. ``folder`` is for the files that it writes."""
+    own = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", SIMULATED_GPUS}}
+    return own | {"PYTHONPATH": _python_path(), "HF_DATASETS_CACHE": str(folder / "datasets")}
+
+
+def _python_path() -> str:
     """This package's folder before those of the environment."""
     packages = str(Path(__file__).resolve().parents[3])
     return os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.bench.arm import Arm, ArmError, ArmSettings, Measurement
 from dapo_openrlhf.bench.stock.arm import LOG, STOCK_NAMES, TENSORBOARD, failure, measure, run_driver
-from dapo_openrlhf.bench.stock.command import CpuEngine, StockMode, environment_on_cpu, python_path
+from dapo_openrlhf.bench.stock.command import CpuEngine, StockMode, environment_on_cpu, environment_on_gpus
 from dapo_openrlhf.bench.stock.said import arguments, unsayable
 from dapo_openrlhf.bench.stock.steps import StockStep, complete_steps, read_scalars
 from dapo_openrlhf.bench.stock.terms import JUDGE
@@ -96,8 +95,7 @@ class _Run:
         judge = {JUDGE: work.terms.to_json()}
         config = self.config
         if config.device == "cuda":
-            own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-            return own | judge | {"PYTHONPATH": python_path(), "HF_DATASETS_CACHE": str(self.folder / "datasets")}
+            return environment_on_gpus(self.folder) | judge
         vllm = config.vllm
         sizes = {
             "kv_cache_memory_bytes": vllm.kv_cache_memory_bytes,
