@@ -12,6 +12,7 @@ from typing import Any
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
+from dapo_openrlhf.backend.run.model_weights import WEIGHTS_REMEDY, weights_trouble
 from dapo_openrlhf.backend.run.needs import check_devices, check_packages
 from dapo_openrlhf.backend.run.reward_servers import check_servers
 from dapo_openrlhf.backend.run.stop_tokens import StopTokens, text_parts
@@ -73,14 +74,12 @@ def check_inputs(
     """
     check_packages(config, training=training)
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
-    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
-    if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:
-        raise ConfigError(
-            "PYTORCH_CUDA_ALLOC_CONF: with expandable_segments:True processes share memory slowly or, in most containers, "
-            "not at all, which vllm.sync_backend ipc needs; unset it, or use vllm.sync_backend object_store"
-        )
+    if config.weight_transfer == "ipc":
+        _check_allocator()
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
     check_models(config, checkpoint, say, training=training)
+    if trouble := weights_trouble(config.actor.model_name_or_path):
+        raise ConfigError(f"actor.model_name_or_path: {trouble}; {WEIGHTS_REMEDY}")
     if (environment := environment_settings(config)) is not None:
         check_environment(environment)
     else:
@@ -120,6 +119,15 @@ def check_inputs(
         checkpoint=checkpoint,
         state=state,
     )
+
+
+def _check_allocator() -> None:
+    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
+    if "expandable_segments:True" in allocator:
+        raise ConfigError(
+            "PYTORCH_CUDA_ALLOC_CONF: with expandable_segments:True processes share memory slowly or, in most containers, "
+            "not at all, which vllm.sync_backend ipc needs; unset it, or use vllm.sync_backend object_store"
+        )
 
 
 def check_rewards(settings: RewardSettings) -> None:
