@@ -21,6 +21,15 @@ def make_tiny_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def make_looks(folder: Path, values: dict[str, Any]) -> None:
+    """Give a tokenizer's folder what tells a model's, before one loads it: a configuration, and weights that fit none."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (folder / "config.json").write_text(json.dumps(values))
+    save_file({"weight": np.ones(3, np.float32)}, folder / "model.safetensors")
+
+
 def add_first_token(folder: Path, token: str, token_id: int) -> None:
     """Make a tokenizer begin everything it tokenizes, special tokens wanted, with one."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())

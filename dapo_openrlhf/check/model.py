@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from dapo_openrlhf.backend.run.inputs import check_context
+from dapo_openrlhf.backend.run.model_weights import WEIGHTS_REMEDY, weights_trouble
 from dapo_openrlhf.check.finding import Finding, failed, passed, warned
 from dapo_openrlhf.check.subject import Subject
-
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Names of a model's weights in one file, or with ``.index.json`` of the list of several."""
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -21,8 +18,8 @@ def check(subject: Subject) -> Iterator[Finding]:
     for note in subject.models():
         yield warned(note)
     folder = Path(config.actor.model_name_or_path)
-    if folder.is_dir() and (trouble := missing_weights(folder)):
-        yield failed(f"actor.model_name_or_path: {folder}: {trouble}", "copy or download the model again, whole")
+    if trouble := weights_trouble(config.actor.model_name_or_path):
+        yield failed(f"actor.model_name_or_path: {trouble}", WEIGHTS_REMEDY)
     files = subject.files()
     check_context(config, files.config, training=True)
     names = list(files.config.get("architectures") or [])
@@ -44,22 +41,6 @@ def check(subject: Subject) -> Iterator[Finding]:
     shape = subject.shape()
     size = f", {shape.parameters / 1e6:,.1f} million parameters" if shape else ", not a dense decoder"
     yield passed(f"{config.actor.model_name_or_path}: {architecture}{size}")
-
-
-def missing_weights(folder: Path) -> str:
-    """What is missing of a folder's weights; empty if nothing is."""
-    for name in WEIGHTS:
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            try:
-                parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (OSError, ValueError, KeyError, AttributeError) as error:
-                return f"{index.name} cannot be read ({error!r})"
-            missing = sorted(part for part in parts if not (folder / str(part)).is_file())
-            return f"{len(missing)} of {len(parts)} files of weights are missing, {missing[0]} first" if missing else ""
-        if (folder / name).is_file():
-            return "" if (folder / name).stat().st_size else f"{name} is empty"
-    return f"it has no weights ({' or '.join(WEIGHTS)}, in one file or several)"
 
 
 def vllm_knows(architecture: str) -> bool | None:

@@ -57,7 +57,7 @@ def page(results: Sequence[Result], *, machine: str) -> str:
     words = [
         f"Tried {' to '.join(dict.fromkeys((days[0], days[-1])))} on {machine}: {found}",
         f"; not {', '.join(failed)}" if failed else "",
-        f". {len(ROWS) - len(ordered)} others were not tried" if len(ordered) < len(ROWS) else "",
+        f". {len(ROWS) - len(ordered)} others were not tried then" if len(ordered) < len(ROWS) else "",
     ]
     return f"{HEAD}\n{''.join(words)}.\n\n{table(ordered)}"
 

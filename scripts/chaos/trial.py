@@ -156,5 +156,5 @@ def _seconds_to_go_on(events: Sequence[Json], struck: float) -> float | None:
         if event["event"] == "run_started":
             began = event["unix_time"]
         elif event["event"] == "step_trained" and began + event["time"] > struck:
-            return began + event["time"] - struck
+            return float(began + event["time"] - struck)
     return None

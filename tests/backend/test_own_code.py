@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_model import CHARACTERS, make_tiny_tokenizer
+from tiny_model import CHARACTERS, make_looks, make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run.actor_settings import engine_args
@@ -50,7 +50,7 @@ SETTINGS = {
 
 def make_model(folder: Path) -> None:
     make_tiny_tokenizer(folder)
-    (folder / "config.json").write_text(json.dumps(VALUES))
+    make_looks(folder, VALUES)
 
 
 def plant(folder: Path, file: str, what: str) -> None:

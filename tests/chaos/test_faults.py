@@ -129,6 +129,6 @@ def test_the_page_says_when_and_on_what_and_which_rows_failed() -> None:
     later = replace(RESULT, row="damaged/saving/object_store", day="2026-11-30", passed=False)
     text = page([RESULT, later], machine="two busy cores")
     words = "Tried 2026-11-28 to 2026-11-30 on two busy cores: 1 of 2 rows passed; not `damaged/saving/object_store`. "
-    assert f"{words}46 others were not tried.\n\n{table([later, RESULT])}" in text
+    assert f"{words}46 others were not tried then.\n\n{table([later, RESULT])}" in text
     whole = [replace(RESULT, row=row.name) for row in ROWS]
     assert "Tried 2026-11-28 on two busy cores: 48 of 48 rows passed.\n" in page(whole, machine="two busy cores")

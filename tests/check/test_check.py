@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_model import CHARACTERS, make_tiny_tokenizer
+from tiny_model import CHARACTERS, make_looks, make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run import reward_servers
@@ -20,7 +20,7 @@ from dapo_openrlhf.check.finding import Finding, failed, passed, warned
 from dapo_openrlhf.check.limits import check as check_limits
 from dapo_openrlhf.check.machines import Machine, Machines, gpu_memory, named
 from dapo_openrlhf.check.model import check as check_model
-from dapo_openrlhf.check.model import missing_weights, vllm_knows
+from dapo_openrlhf.check.model import vllm_knows
 from dapo_openrlhf.check.placement import check as check_placement
 from dapo_openrlhf.check.ports import missing_interfaces
 from dapo_openrlhf.check.registry import Row, run_checks
@@ -61,8 +61,7 @@ def folder(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("run.yaml").write_text(CONFIG)
     shutil.copytree(tokenizer, "model")
-    Path("model", "config.json").write_text(json.dumps(MODEL))
-    Path("model", "model.safetensors").write_bytes(b"weights")
+    make_looks(Path("model"), MODEL)
     Path("prompts.jsonl").write_text('{"input": "1+1=", "label": "2"}\n{"input": "11+11=", "label": "22"}\n')
     return tmp_path
 
@@ -249,18 +248,6 @@ def test_the_table_names_check_level_and_remedy() -> None:
         "                     lines -> free some",
     ]
     assert as_dict([row])["passed"] is False
-
-
-def test_weights_are_counted(tmp_path: Path) -> None:
-    assert "has no weights" in missing_weights(tmp_path)
-    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "1.safetensors").write_bytes(b"1")
-    assert missing_weights(tmp_path) == "1 of 2 files of weights are missing, 2.safetensors first"
-    (tmp_path / "2.safetensors").write_bytes(b"2")
-    assert missing_weights(tmp_path) == ""
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert "cannot be read" in missing_weights(tmp_path)
 
 
 def test_vllm_lists_what_it_knows() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from patience import HANG_SECONDS
-from tiny_model import CHARACTERS, make_tiny_tokenizer
+from tiny_model import CHARACTERS, make_looks, make_tiny_tokenizer
 
 import dapo_openrlhf
 from dapo_openrlhf.__main__ import main
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, tokenizer: Path) -> Path:
     """A folder with a configuration, a model's looks and one prompt."""
     (tmp_path / "run.yaml").write_text(CONFIG)
     shutil.copytree(tokenizer, tmp_path / "model")
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"vocab_size": len(CHARACTERS)}))
+    make_looks(tmp_path / "model", {"vocab_size": len(CHARACTERS)})
     (tmp_path / "broken.py").write_text("import nowhere\n")
     (tmp_path / "prompts.jsonl").write_text('{"input": "1+1=", "label": "2"}\n')
     return tmp_path

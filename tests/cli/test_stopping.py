@@ -16,7 +16,7 @@ import psutil
 import pytest
 from event_files import write_events
 from patience import HANG_SECONDS
-from tiny_model import CHARACTERS, make_tiny_tokenizer
+from tiny_model import CHARACTERS, make_looks, make_tiny_tokenizer
 
 from dapo_openrlhf import stopping
 from dapo_openrlhf.__main__ import COMMANDS, main
@@ -343,9 +343,7 @@ def test_submit_before_the_dashboard_has_answered(tmp_path: Path, number: signal
 def hanging_run(folder: Path) -> list[str]:
     """The options of a run whose reward hangs when it is loaded, before Ray is started."""
     make_tiny_tokenizer(folder / "model")
-    (folder / "model" / "config.json").write_text(
-        json.dumps({"model_type": "qwen2", "vocab_size": len(CHARACTERS), "eos_token_id": 1})
-    )
+    make_looks(folder / "model", {"model_type": "qwen2", "vocab_size": len(CHARACTERS), "eos_token_id": 1})
     (folder / "reward.py").write_text(HANGING)
     (folder / "p.jsonl").write_text('{"input": "1+1=", "label": "2"}\n')
     settings = ["--device", "cpu", "--ds.attn_implementation", "sdpa", "--ds.param_dtype", "fp32"]

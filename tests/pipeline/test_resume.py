@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import make_tiny_tokenizer
+from tiny_model import make_looks, make_tiny_tokenizer
 
 from dapo_openrlhf.__main__ import main
 from dapo_openrlhf.backend.run.inputs import read_prompts
@@ -307,7 +307,7 @@ def test_other_prompts_are_refused_before_anything_is_started_or_written(tmp_pat
 
     rows = [(f"{index}+1=", str(index + 1)) for index in range(9)]
     make_tiny_tokenizer(tmp_path / "model")
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": 99}))
+    make_looks(tmp_path / "model", {"model_type": "qwen2", "vocab_size": 99})
     model = {"actor.model_name_or_path": str(tmp_path / "model"), "data.prompt_dataset": write("p.jsonl", rows)}
     run = make_run(tmp_path, config(**model))
     prompts = read_prompts(config(**model))

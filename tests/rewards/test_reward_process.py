@@ -264,7 +264,7 @@ def test_a_response_gets_the_answer_to_it_and_no_other(poisoned: RewardProcess, 
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it is opened, or before it is read
         return False
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from dapo_openrlhf.backend.device import Device
 from dapo_openrlhf.backend.run.environment_checks import check_environment, environment_settings
 from dapo_openrlhf.backend.run.model_files import read_model_files
+from dapo_openrlhf.backend.run.model_weights import WEIGHTS_REMEDY, weights_trouble
 from dapo_openrlhf.backend.run.needs import check_devices, check_packages
 from dapo_openrlhf.backend.run.ray_address import asked_address
 from dapo_openrlhf.backend.run.reward_servers import check_servers
@@ -76,14 +77,12 @@ def check_inputs(
     """
     check_packages(config, training=training)
     engines = config.vllm.num_engines * config.vllm.tensor_parallel_size
-    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
-    if config.weight_transfer == "ipc" and "expandable_segments:True" in allocator:
-        raise ConfigError(
-            "PYTORCH_CUDA_ALLOC_CONF: with expandable_segments:True processes share memory slowly or, in most containers, "
-            "not at all, which vllm.sync_backend ipc needs; unset it, or use vllm.sync_backend object_store"
-        )
+    if config.weight_transfer == "ipc":
+        _check_allocator()
     device = Device.of(config.device, processes=engines + (config.trainer_ranks if training else 0))
     check_models(config, checkpoint, say, training=training)
+    if trouble := weights_trouble(config.actor.model_name_or_path):
+        raise ConfigError(f"actor.model_name_or_path: {trouble}; {WEIGHTS_REMEDY}")
     if (environment := environment_settings(config)) is not None:
         check_environment(environment)
     else:
@@ -132,6 +131,15 @@ def _tell(
         say(remark)
     if first := prompts or next(iter(problems), None):
         say(f"first {'prompt' if prompts else 'problem'}, {show(first[0])}")
+
+
+def _check_allocator() -> None:
+    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
+    if "expandable_segments:True" in allocator:
+        raise ConfigError(
+            "PYTORCH_CUDA_ALLOC_CONF: with expandable_segments:True processes share memory slowly or, in most containers, "
+            "not at all, which vllm.sync_backend ipc needs; unset it, or use vllm.sync_backend object_store"
+        )
 
 
 def check_rewards(settings: RewardSettings) -> None:
