@@ -56,9 +56,17 @@ def starting_point(
             )
     if point is not None:
         point = replace(point, changes=tuple(check_resume(config, run=point.run, checkpoint=point.checkpoint)))
-    elif options.resume == AUTO and (left := nothing_kept(Path(config.run.dir), config.run.name)):
-        return config, None if is_being_written(left) else Anew(run=left)
+    elif options.resume == AUTO:
+        return config, _left(Path(config.run.dir), config.run.name)
     return config, point
+
+
+def _left(parent: Path, name: str) -> Anew | None:
+    """The folder to begin anew in, if there is one that is not being written."""
+    left = nothing_kept(parent, name)
+    if left is None or is_being_written(left) or nothing_kept(parent, name) != left:  # until just now it may have been
+        return None
+    return Anew(run=left)
 
 
 def _begun_anew(options: argparse.Namespace, overrides: Mapping[str, Any]) -> tuple[Config, Anew]:

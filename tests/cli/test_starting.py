@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dapo_openrlhf.__main__ import main
+from dapo_openrlhf.cli import starting
 from dapo_openrlhf.cli.options import make_parser
 from dapo_openrlhf.cli.starting import starting_point
 from dapo_openrlhf.config.errors import ConfigError
@@ -98,6 +99,18 @@ def test_auto_begins_anew_in_the_folder_of_a_run_that_kept_nothing() -> None:
 def test_auto_leaves_another_users_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     make_run("sums")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert start("--config", "c.yaml", "--resume", "auto") == (config(), None, [])
+
+
+def test_a_checkpoint_that_a_run_made_at_its_end_is_not_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked for before the run ended, and the lock was found free after that."""
+    make_run("sums")
+
+    def ended(run: Path) -> bool:
+        (run / "summary.json").touch()
+        return False
+
+    monkeypatch.setattr(starting, "is_being_written", ended)
     assert start("--config", "c.yaml", "--resume", "auto") == (config(), None, [])
 
 
