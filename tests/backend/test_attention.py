@@ -84,7 +84,7 @@ class Reads(TorchDispatchMode):
     """Notes what would make a GPU wait: a result whose size or value the host has to know, as of an index of booleans."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

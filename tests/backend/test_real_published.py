@@ -223,28 +223,42 @@ def test_what_is_published_is_what_is_saved(family: str, tmp_path: Path) -> None
     assert (set(found) != {name for name, _ in model.named_parameters()}) == (family in RENAMED)
 
 
-def test_defaults_for_generation_are_saved_as_they_came(tmp_path: Path) -> None:
-    """Those of many published models name a temperature without ``do_sample``, which transformers refuses to save."""
+def test_a_model_is_saved_with_the_files_that_it_came_with(tmp_path: Path) -> None:
+    """Those of published models name a temperature without ``do_sample``, which transformers refuses to save, as it does
+    with a ``config.json`` that asks for attentions, which nobody here reads."""
     from transformers import AutoModelForCausalLM
 
     from dapo_openrlhf.backend.openrlhf_bases import import_openrlhf_lightly
 
     import_openrlhf_lightly()
     from dapo_openrlhf.backend.trainer.deepspeed_model import DeepSpeedModel
+    from dapo_openrlhf.backend.trainer.models import Models
 
-    distinct_model("Llama", seed=0).save_pretrained(tmp_path / "model")
+    came, saved = tmp_path / "model", tmp_path / "saved"
+    distinct_model("Llama", seed=0).save_pretrained(came)
     defaults = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 5], "suppress_tokens": [4]}
-    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(defaults))
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    (came / "generation_config.json").write_text(json.dumps(defaults))
+    config = json.loads((came / "config.json").read_text())
+    asked = {"output_attentions": True, "output_hidden_states": True, "return_dict": False}
+    (came / "config.json").write_text(json.dumps(config | asked))
+    model = Models(strategy_of_one_process(), device=torch.device("cpu")).language_model(str(came))
     with pytest.raises(ValueError, match="temperature"):
         model.save_pretrained(tmp_path / "refused")
     held: Any = SimpleNamespace(inner=model)
     tokenizer: Any = SimpleNamespace(save_pretrained=lambda folder: None)
-    DeepSpeedModel.write_whole(held, model.state_dict(), str(tmp_path / "saved"), tokenizer)
-    assert defaults.items() <= json.loads((tmp_path / "saved" / "generation_config.json").read_text()).items()
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    DeepSpeedModel.write_whole(held, model.state_dict(), str(saved), tokenizer)
+    assert defaults.items() <= json.loads((saved / "generation_config.json").read_text()).items()
+    assert json.loads((saved / "config.json").read_text()) == config | {"use_cache": False}
+    again = AutoModelForCausalLM.from_pretrained(saved)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert again.generation_config.temperature == model.generation_config.temperature == 0.6
+
+
+def strategy_of_one_process() -> Any:
+    lora = SimpleNamespace(rank=0, alpha=16, target_modules=("all-linear",))
+    ds = SimpleNamespace(attn_implementation="sdpa", param_dtype="fp32", use_liger_kernel=False, lora=lora)
+    args = SimpleNamespace(ds=ds, actor=SimpleNamespace(gradient_checkpointing_enable=False))
+    return SimpleNamespace(args=args, stage=2, seed=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

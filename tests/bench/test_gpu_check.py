@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -28,7 +29,7 @@ from dapo_openrlhf.bench.gpu_check.parts import assess_agreement, parts
 from dapo_openrlhf.bench.gpu_check.settings import settings_at
 from dapo_openrlhf.bench.gpu_check.stock import arguments, assess_stock, run_stock
 from dapo_openrlhf.bench.gpu_check.training import assess_run, figures
-from dapo_openrlhf.bench.stock import driver
+from dapo_openrlhf.bench.stock import driver, flushing
 from dapo_openrlhf.bench.stock.on_cpu import SIMULATED_GPUS
 from dapo_openrlhf.bench.stock.steps import NEEDED
 from dapo_openrlhf.bench.workload.random_model import PROMPT_TOKENS, random_workload
@@ -256,8 +257,8 @@ def test_stock_runs_in_a_closed_ray_of_its_own_that_has_real_gpus(
     monkeypatch.delenv(SIMULATED_GPUS)
     monkeypatch.setattr(Device, "count", lambda self: 2)
     monkeypatch.setattr(driver, "own_cluster", own_cluster)
-    monkeypatch.setattr(driver.runpy, "run_module", lambda name, **how: started.append(([name], {}, Path())))
-    monkeypatch.setattr(driver.flushing, "install", lambda: None)
+    monkeypatch.setattr(runpy, "run_module", lambda name, **how: started.append(([name], {}, Path())))
+    monkeypatch.setattr(flushing, "install", lambda: None)
     driver.main()
     ((size, processes),) = sizes
     assert size.gpus == 2 and size.object_store_bytes is None

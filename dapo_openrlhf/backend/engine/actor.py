@@ -261,7 +261,7 @@ def unheard_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> 
 
     Some tokenizers pad or begin with a word of ordinary text, such as ``!``, which is part of what a response says.
     """
-    around = {
+    around: dict[Any, Any] = {
         tokenizer.bos_token_id: tokenizer.bos_token,
         tokenizer.eos_token_id: tokenizer.eos_token,
         tokenizer.pad_token_id: tokenizer.pad_token,

@@ -16,6 +16,9 @@ from dapo_openrlhf.backend.trainer.checkpoint_names import keep_used_conversions
 from dapo_openrlhf.backend.trainer.packing import Packing
 from dapo_openrlhf.backend.trainer.strategy import PARAM_DTYPES, Strategy
 
+PLAIN_OUTPUT = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+"""What a config.json may say to the contrary makes forward passes larger or unreadable, and some of it cannot be saved."""
+
 
 class Models:
     """Loads models as the strategy's settings say. All of them read packed sequences."""
@@ -34,7 +37,7 @@ class Models:
 
     def language_model(self, path: str) -> Any:
         """A causal language model that computes :func:`logprobs.token_logprobs`, with adapters if there are to be any."""
-        config = AutoConfig.from_pretrained(path, trust_remote_code=self._trusted)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=self._trusted, **PLAIN_OUTPUT)
         by_rows = self._by_rows(config)
         if self._strategy.args.ds.use_liger_kernel:
             liger.install(config)
@@ -52,7 +55,7 @@ class Models:
 
         Only the class is OpenRLHF's; its loader is not used, because it does not support float32.
         """
-        config = AutoConfig.from_pretrained(path, trust_remote_code=self._trusted)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=self._trusted, **PLAIN_OUTPUT)
         config.normalize_reward = False
         head = getattr(config, "value_head_prefix", self._strategy.args.ds.value_head_prefix)
         base: Any = AutoModel._model_mapping[type(config)]
