@@ -58,6 +58,7 @@ def folder(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The current folder, with a configuration, a model's files and two prompts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("COLUMNS", "118")  # the table fits the terminal
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("run.yaml").write_text(CONFIG)
     shutil.copytree(tokenizer, "model")
