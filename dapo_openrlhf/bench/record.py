@@ -82,8 +82,8 @@ class Record:
             raise RecordUnreadable(f"{file} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise RecordUnreadable(f"{file} holds no runs of a bench: {place}: {first['msg']}") from error
+            words = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))  # no place is the whole
+            raise RecordUnreadable(f"{file} holds no runs of a bench: {words}") from error
         work = found.work
         mine = json.loads(json.dumps(self.work))
         if other := sorted(key for key in {*mine, *work} if mine.get(key) != work.get(key)):

@@ -106,7 +106,7 @@ def test_the_rounds_fit_into_the_time(tmp_path: Path, seconds: float, rounds: in
     ("text", "words"),
     [
         (None, "cannot be read: No such file"),
-        ("[]", "holds no runs of a bench"),
+        ("[]", "holds no runs of a bench: Input should be an object"),
         ("{", "holds no runs of a bench"),
         (
             '{"work": {"steps": 5}, "arms": [{"key": "k0", "name": "a", "devices": 1, "measured": [{}]}]}',
