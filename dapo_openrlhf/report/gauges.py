@@ -41,6 +41,11 @@ GAUGES: Mapping[str, str] = {
 """Every gauge with its description. All have the tag ``run``, and :data:`OTHER` also ``name``."""
 
 
+def tag(text: str) -> str:
+    """A value of a tag as Ray takes it, in ASCII: ``ü`` is written ``\\xfc``."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
 class Gauges(Sink):
     """Sets a gauge per metric at every step; numbers that are no metric share one, each under its name."""
 
@@ -48,7 +53,7 @@ class Gauges(Sink):
 
     def __init__(self, run: str, open_gauge: OpenGauge) -> None:
         """``run``: the value of the tag by which runs are told apart. Gauges are made when they are first set."""
-        self._run = run
+        self._run = tag(run)
         self._open = open_gauge
         self._gauges: dict[str, Gauge] = {}
 
@@ -71,7 +76,7 @@ class Gauges(Sink):
         if metric in METRICS:
             self._gauge(gauge_name(metric)).set(float(value), {RUN: self._run})
         else:
-            self._gauge(OTHER).set(float(value), {RUN: self._run, NAME: metric})
+            self._gauge(OTHER).set(float(value), {RUN: self._run, NAME: tag(metric)})
 
     def _gauge(self, name: str) -> Gauge:
         if name not in self._gauges:

@@ -200,6 +200,14 @@ def test_every_number_reaches_a_gauge_and_each_has_its_description() -> None:
     assert others["first", "reward/a b\n"] == 2.0 and others["first", "policy_age/0"] == 4.0
 
 
+def test_tags_are_ascii_as_ray_asks() -> None:
+    gauges: dict[str, FakeGauge] = {}
+    sink = Gauges("zwei ü", lambda name, description, tags: gauges.setdefault(name, FakeGauge(tags)))
+    sink.step(0, {"accuracy": 1.0, "reward/länge": 2.0}, 1.0)
+    assert gauges["dapo_accuracy"].values == {(r"zwei \xfc",): 1.0}
+    assert gauges[OTHER].values == {(r"zwei \xfc", r"reward/l\xe4nge"): 2.0}
+
+
 def test_gauges_have_names_of_their_own_that_prometheus_takes() -> None:
     assert len(GAUGES) == len(METRICS) + 2
     assert not [name for name in GAUGES if not re.fullmatch("[a-z_][a-z0-9_]*", name)]
