@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dapo_openrlhf.backend.run.inputs import check_context
 from dapo_openrlhf.backend.run.model_weights import WEIGHTS_REMEDY, weights_trouble
+from dapo_openrlhf.backend.run.unfit_models import check_trainable
 from dapo_openrlhf.check.finding import Finding, failed, passed, warned
 from dapo_openrlhf.check.subject import Subject
 
@@ -21,7 +22,8 @@ def check(subject: Subject) -> Iterator[Finding]:
     if trouble := weights_trouble(config.actor.model_name_or_path):
         yield failed(f"actor.model_name_or_path: {trouble}", WEIGHTS_REMEDY)
     files = subject.files()
-    check_context(config, files.config, training=True)
+    check_trainable(config, files.config)
+    check_context(config, files.config)
     names = list(files.config.get("architectures") or [])
     architecture = str(names[0] if names else files.config.get("model_type", "unnamed"))
     if files.known is False:

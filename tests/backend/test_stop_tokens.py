@@ -159,13 +159,13 @@ def test_more_tokens_than_the_model_has_positions_are_refused(tmp_path: Path) ->
     plain = model(
         tmp_path / "plain", max_position_embeddings=128, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
     )
-    check_context(config(plain, 128), values(plain), training=True)
+    check_context(config(plain, 128), values(plain))
     with pytest.raises(ConfigError, match=r"data.max_len: 129 .*more than the 128 positions.*use at most 128"):
-        check_context(config(plain, 129), values(plain), training=True)
+        check_context(config(plain, 129), values(plain))
     scaled = model(tmp_path / "scaled", max_position_embeddings=128, rope_scaling={"rope_type": "yarn", "factor": 4.0})
-    check_context(config(scaled, 500), values(scaled), training=True)
+    check_context(config(scaled, 500), values(scaled))
     silent = model(tmp_path / "silent")
-    check_context(config(silent, 500), values(silent), training=True)
+    check_context(config(silent, 500), values(silent))
 
 
 LONG = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}

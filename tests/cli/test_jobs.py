@@ -86,8 +86,8 @@ def test_a_status_that_cannot_be_read_is_told_from_one_that_is_not_there(
     assert words in capsys.readouterr().err
 
 
-def test_a_line_of_a_job_whose_metadata_another_program_wrote() -> None:
-    job = JobState(
+def running(metadata: dict[str, str]) -> JobState:
+    return JobState(
         id="j",
         state="RUNNING",
         ended=False,
@@ -95,13 +95,19 @@ def test_a_line_of_a_job_whose_metadata_another_program_wrote() -> None:
         message="",
         exit_code=None,
         started=None,
-        metadata={
-            "dapo.accuracy": "high",
-            "dapo.tokens_per_second": "inf",
-            "dapo.seconds_left": "-3",
-            "dapo.step": "4",
-        },
+        metadata=metadata,
     )
+
+
+def test_a_line_tells_how_far_a_job_is() -> None:
+    told = {"step": "12", "max_steps": "40", "accuracy": "0.5", "tokens_per_second": "2653.4", "seconds_left": "95.2"}
+    job = running({"run": "name", **{f"dapo.{name}": value for name, value in told.items()}, "dapo.run": "/runs/a"})
+    assert row_of(job) == ("j", "running", "12/40", "50.0%", "2,653", "1:35", "/runs/a")
+
+
+def test_a_line_of_a_job_whose_metadata_another_program_wrote() -> None:
+    told = {"accuracy": "high", "tokens_per_second": "inf", "seconds_left": "-3", "step": "4"}
+    job = running({f"dapo.{name}": value for name, value in told.items()})
     assert row_of(job) == ("j", "running", "", "", "", "0:00", "")
 
 

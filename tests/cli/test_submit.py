@@ -18,7 +18,6 @@ from dapo_openrlhf.backend.run.jobs import client, dashboard
 from dapo_openrlhf.backend.run.jobs.dashboard import Given, dashboard_of, given_address
 from dapo_openrlhf.backend.run.jobs.sight import refuse_unseen
 from dapo_openrlhf.backend.run.jobs.upload import MOST_BYTES, upload_of
-from dapo_openrlhf.cli.jobs import row_of
 from dapo_openrlhf.cli.options import make_parser
 from dapo_openrlhf.cli.submit import options_checked, pairs, runtime_env_of
 from dapo_openrlhf.config.errors import ConfigError
@@ -246,20 +245,3 @@ def test_variables_and_metadata_are_pairs(folder: Path) -> None:
     options_checked(options)
     assert runtime_env_of(options) == {"env_vars": {"N": "1"}, "pip": ["x"]}
     assert os.environ.get("N") is None
-
-
-def test_a_line_tells_how_far_a_job_is() -> None:
-    from dapo_openrlhf.backend.run.jobs.client import JobState
-
-    told = {"step": "12", "max_steps": "40", "accuracy": "0.5", "tokens_per_second": "2653.4", "seconds_left": "95.2"}
-    state = JobState(
-        id="j",
-        state="RUNNING",
-        ended=False,
-        ours=True,
-        message="",
-        exit_code=None,
-        started=None,
-        metadata={"run": "name", **{f"dapo.{name}": value for name, value in told.items()}, "dapo.run": "/runs/a"},
-    )
-    assert row_of(state) == ("j", "running", "12/40", "50.0%", "2,653", "1:35", "/runs/a")

@@ -102,7 +102,9 @@ def check_inputs(
         lora=config.ds.lora if training else None,
         balanced=training and config.actor.aux_loss_coef > 0,
     )
-    check_context(config, files.config, training=training)
+    if training:
+        check_trainable(config, files.config)
+    check_context(config, files.config)
     if files.adapters is not None:
         say(str(files.adapters))
     prompts, problems = read_sets(config, say, training=training)
@@ -199,13 +201,11 @@ def check_model(name_or_path: str, setting: str = "actor.model_name_or_path") ->
         raise ConfigError(f"{setting}: there is no model in {name_or_path} (no config.json)")
 
 
-def check_context(config: Config, values: Mapping[str, Any], *, training: bool) -> None:
-    """Refuse more tokens than the model has positions, and with ``training`` a model that cannot be trained.
+def check_context(config: Config, values: Mapping[str, Any]) -> None:
+    """Refuse more tokens than the model has positions. If positions are scaled, vLLM checks this itself.
 
-    ``values`` are those of the model's config.json. If positions are scaled, vLLM checks their number itself.
+    ``values`` are those of the model's config.json.
     """
-    if training:
-        check_trainable(config, values)
     parts = [*text_parts(values)]
     ropes = [part[name] for part in parts for name in ("rope_parameters", "rope_scaling") if part.get(name)]
     scaled = any(set(rope) - {"rope_type", "type", "rope_theta"} for rope in ropes)
